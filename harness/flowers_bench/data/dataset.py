@@ -1,0 +1,146 @@
+"""What a dataset is: three splits of decoded images with labels, and the facts that stand on every result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Wraps an iterable to show progress, as `rich.progress.track` does."""
+
+    def __call__(self, items: Iterable[T], description: str, total: int) -> Iterable[T]: ...
+
+
+def silent(items: Iterable[T], description: str, total: int) -> Iterable[T]:
+    """The `Progress` that shows nothing."""
+    return items
+
+
+class Images(Protocol):
+    """Decoded images: `len(images)` and `images[i]`, a uint8 tensor (3, H, W); H and W may differ per image."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split.
+
+    Attributes:
+        images: N decoded images, uint8 (3, H, W) each.
+        labels: int64 array (N,), class indices from 0.
+        keys: N stable image names, unique within the dataset: what pairs predictions of two techniques.
+        factors: known nuisance factors of each image (N,) by name; empty for photographs.
+    """
+
+    images: Images
+    labels: np.ndarray
+    keys: Sequence[str]
+    factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Train, validation and test split with the facts that identify them.
+
+    Attributes:
+        name: what the user asked for (`petals`, `flowers102`, or a folder's name).
+        class_names: C names, index = label.
+        fingerprint: SHA-256 over everything that decides the pixels and the split (source bytes, split,
+            stored size). Two results with one fingerprint saw the same images.
+        split_checksum: SHA-256 over (split, key, label) of all images: the split alone, whatever the pixels.
+        resolution: the images' size in words, such as "64x64" or "shortest side 256".
+        notes: what must be said wherever a number from this dataset is printed.
+    """
+
+    name: str
+    class_names: Sequence[str]
+    train: Split
+    val: Split
+    test: Split
+    fingerprint: str
+    split_checksum: str
+    resolution: str
+    notes: Sequence[str] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def facts(self) -> dict[str, Any]:
+        """The dataset as it stands in a result: plain JSON values."""
+        return {
+            "name": self.name,
+            "classes": self.num_classes,
+            "n_train": len(self.train),
+            "n_val": len(self.val),
+            "n_test": len(self.test),
+            "fingerprint": self.fingerprint,
+            "split_checksum": self.split_checksum,
+            "resolution": self.resolution,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What a dataset source is asked for.
+
+    Attributes:
+        cache_dir: where downloads and decoded-image caches may be written (`--data-dir`).
+        path: the folder given as `--data PATH`, or None. Never written to.
+        stored_side: decoded images are stored with their shortest side at most this many pixels.
+        options: `--set data.KEY=VALUE`, as parsed.
+        progress: wraps long loops.
+    """
+
+    cache_dir: Path
+    path: Path | None
+    stored_side: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A dataset that a plugin registers.
+
+    Attributes:
+        name: what `--data` takes.
+        summary: one line for `flowers-bench list`.
+        load: builds the dataset; raises `flowers_bench.UsageError` for anything the user can mend.
+        options: what `--set data.KEY=` takes, with the default of each.
+        recognises: whether a folder given as `--data PATH` is in this source's layout. The sources are asked in
+            order of name, except that `folder`, which takes any, is asked last.
+    """
+
+    name: str
+    summary: str
+    load: Callable[[DataRequest], Dataset]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    recognises: Callable[[Path], bool] | None = None
+
+
+def split_checksum(splits: Mapping[str, tuple[Sequence[str], Sequence[int]]]) -> str:
+    """SHA-256 over (split, key, label), in the order of the split's name and then of the key."""
+    digest = hashlib.sha256()
+    for split in sorted(splits):
+        keys, labels = splits[split]
+        for key, label in sorted(zip(keys, labels, strict=True)):
+            digest.update(json.dumps([split, key, int(label)]).encode() + b"\n")
+    return digest.hexdigest()
