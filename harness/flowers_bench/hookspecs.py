@@ -1,0 +1,84 @@
+"""The plugin contract. A plugin is a module (or a single .py file) with functions named as below, marked `@hookimpl`.
+
+```python
+from flowers_bench import Loss, hookimpl
+
+@hookimpl
+def register_losses() -> list[Loss]:
+    return [Loss("my-loss", "one line for `flowers-bench list`", build=build_my_loss)]
+```
+
+A package makes itself known by an entry point in the group `flowers_bench` that names the module. Implementations
+may take fewer arguments than a hook offers, and must not give them defaults (pluggy would never pass those).
+The `register_*` hooks are called at discovery and must not import torch at the top of their module, so that
+`flowers-bench list` stays fast: import it inside the `build` functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from flowers_bench.data.dataset import DatasetSource
+    from flowers_bench.figures import FigureContext
+    from flowers_bench.technique import Augmentation, Loss, Model, Technique
+
+PROJECT = "flowers_bench"
+#: The version of this contract. A plugin may state the one it was written for as `FLOWERS_BENCH_API = 1`.
+PLUGIN_API = 1
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def register_models() -> list[Model]:  # type: ignore[empty-body]
+    """Models this plugin offers, as `flowers_bench.Model` values."""
+
+
+@hookspec
+def register_losses() -> list[Loss]:  # type: ignore[empty-body]
+    """Losses this plugin offers, as `flowers_bench.Loss` values."""
+
+
+@hookspec
+def register_augmentations() -> list[Augmentation]:  # type: ignore[empty-body]
+    """Augmentations this plugin offers, as `flowers_bench.Augmentation` values."""
+
+
+@hookspec
+def register_techniques() -> list[Technique]:  # type: ignore[empty-body]
+    """Techniques this plugin offers, as `flowers_bench.Technique` values; their parts may be any plugin's."""
+
+
+@hookspec
+def register_datasets() -> list[DatasetSource]:  # type: ignore[empty-body]
+    """Datasets this plugin offers, as `flowers_bench.DatasetSource` values."""
+
+
+@hookspec
+def trial_started(trial: Mapping[str, Any]) -> None:
+    """A trial begins or resumes. `trial` is its `config.json`. Called in the trial's process, as all observers are."""
+
+
+@hookspec
+def epoch_finished(trial: Mapping[str, Any], epoch: Mapping[str, Any]) -> None:
+    """An epoch ended. `epoch` is its line of `history.jsonl`: epoch, train_loss, val_top1, val_nll, seconds, lr."""
+
+
+@hookspec
+def trial_finished(trial: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """The trial's result is about to be stored. `result` is its `result.json`."""
+
+
+@hookspec
+def trial_figures(trial: Mapping[str, Any], context: FigureContext, directory: Path) -> None:
+    """Draw a technique's own pictures of a finished trial into `directory`, as .png or .svg files.
+
+    Called for every trial of every technique: return at once unless `trial` uses this plugin's part.
+    `context` has the trained model, some test images and the class names.
+    """

@@ -1,0 +1,101 @@
+"""A trial's identity: exactly what determines its outcome, and an id that is a hash of that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowers_bench.technique import Recipe
+
+#: Bumped when the same configuration would give other numbers (a changed loop, sampler or preprocessing).
+HARNESS_REVISION = 1
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which split trains, which selects the checkpoint, which reports. The same for all techniques compared."""
+
+    train: str = "train"
+    select: str = "val"
+    report: str = "test"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """technique/variant x dataset x backbone + weights x recipe x seed, with every name resolved.
+
+    Attributes:
+        technique, variant: what the user asked for.
+        model, loss, augmentation, sampler, predictor: names of the parts in use.
+        options: every option of the parts, with its value.
+        dataset: `Dataset.facts()`.
+        data_options: the dataset's options.
+        backbone: timm model name.
+        weights: `{"name": ..., "sha256": ... or None}`: where the initial values come from.
+        recipe: how it is trained.
+        seed: from which every random number of the trial is derived.
+        code: identity of each plugin whose parts are in use.
+        protocol: which split does what.
+    """
+
+    technique: str
+    variant: str
+    model: str
+    loss: str
+    augmentation: str
+    sampler: str
+    predictor: str
+    options: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    data_options: Mapping[str, Any]
+    backbone: str
+    weights: Mapping[str, Any]
+    recipe: Recipe
+    seed: int
+    code: Mapping[str, str]
+    protocol: Protocol = field(default_factory=Protocol)
+
+    @property
+    def label(self) -> str:
+        """`technique/variant`, as the user writes it."""
+        return f"{self.technique}/{self.variant}"
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits of the SHA-256 over `facts()`."""
+        canonical = json.dumps(self.facts(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON values: what is hashed, and what `config.json` holds."""
+        return {
+            "harness_revision": HARNESS_REVISION,
+            "technique": self.technique,
+            "variant": self.variant,
+            "model": self.model,
+            "loss": self.loss,
+            "augmentation": self.augmentation,
+            "sampler": self.sampler,
+            "predictor": self.predictor,
+            "options": dict(self.options),
+            "dataset": dict(self.dataset),
+            "data_options": dict(self.data_options),
+            "backbone": self.backbone,
+            "weights": dict(self.weights),
+            "recipe": self.recipe.facts(),
+            "seed": self.seed,
+            "code": dict(self.code),
+            "protocol": {"train": self.protocol.train, "select": self.protocol.select, "report": self.protocol.report},
+        }
+
+
+def derive_seed(seed: int, *axes: str | int) -> int:
+    """A 63-bit seed for one purpose, hashed from the trial's seed and named axes.
+
+    The technique is not an axis: trials that are compared share data order and, epoch by epoch, augmentation draws.
+    """
+    text = json.dumps([seed, *axes])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
