@@ -259,6 +259,8 @@ class Variant:
         options: values for options of the technique's parts.
         recipe: recipe fields that differ from the technique's.
         model, loss, augmentation, predictor, backbone, weights: replacements, or None to keep the technique's.
+        baseline: the variant it is to be compared with (its twin without the idea), or None. Where the variant is a
+            technique's default one, a bare `--plugin NAME` runs both.
     """
 
     summary: str
@@ -270,6 +272,7 @@ class Variant:
     predictor: str | None = None
     backbone: str | None = None
     weights: str | None = None
+    baseline: str | None = None
 
 
 @dataclass(frozen=True)
@@ -286,7 +289,6 @@ class Technique:
         weights: default initial weights: `none`, or `pretrained` for timm's default tag of the backbone.
         variants: by name.
         default: the variant that a bare `--plugin NAME` means.
-        baseline: the variant that is run beside the default one, so that a difference can be shown; None: none.
     """
 
     name: str
@@ -298,7 +300,6 @@ class Technique:
     recipe: Recipe
     variants: Mapping[str, Variant]
     default: str
-    baseline: str | None = None
     backbone: str = "resnet18"
     weights: str = "none"
 

@@ -1,0 +1,1 @@
+"""The built-in techniques: one file each, registered by entry points exactly as a third party's."""

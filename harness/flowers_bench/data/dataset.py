@@ -127,6 +127,9 @@ class DatasetSource:
         options: what `--set data.KEY=` takes, with the default of each.
         recognises: whether a folder given as `--data PATH` is in this source's layout. The sources are asked in
             order of name, except that `folder`, which takes any, is asked last.
+        backbone: used where the user names none, instead of the technique's; None: the technique's.
+        recipe: recipe fields that suit this data, such as its image size; `--set` overrides them.
+            Both are printed before a run, and stand in every result.
     """
 
     name: str
@@ -134,6 +137,8 @@ class DatasetSource:
     load: Callable[[DataRequest], Dataset]
     options: Mapping[str, Any] = field(default_factory=dict)
     recognises: Callable[[Path], bool] | None = None
+    backbone: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 def split_checksum(splits: Mapping[str, tuple[Sequence[str], Sequence[int]]]) -> str:

@@ -1,0 +1,104 @@
+"""The commands' names, arguments and help texts; each one's work is in the module of its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowers_bench import __version__
+
+app = typer.Typer(
+    help="Which fine-grained few-example image technique should I use, what does it cost, and is the difference real?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Plugin = Annotated[
+    str,
+    typer.Option("--plugin", "-p", help="Technique NAME[/VARIANT], or several with commas; or a plugin file ./mine.py"),
+]
+Out = Annotated[Path, typer.Option("--out", help="The run store: a folder with one folder per trial")]
+Files = Annotated[list[Path] | None, typer.Option("--plugin-file", help="A .py file that is a plugin; may be repeated")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"flowers-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    plugin: Plugin,
+    data: Annotated[str, typer.Option(help="petals, flowers102, or a folder of images")] = "petals",
+    data_dir: Annotated[Path | None, typer.Option(help="Where downloads and caches lie (default: the user's cache)")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Any timm model name")] = None,
+    weights: Annotated[str | None, typer.Option(help="none, pretrained, a timm tag, or a .safetensors/.pth file")] = None,
+    loss: Annotated[str | None, typer.Option(help="Another loss than the technique's")] = None,
+    augmentation: Annotated[str | None, typer.Option(help="Another augmentation than the technique's")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many seeds, from 0")] = 3,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE: a recipe field, an option, or data.KEY")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one trial may take")] = 86400,
+    out: Out = Path("runs"),
+) -> None:
+    """Train, evaluate and store trials, then print the leaderboard. Finished trials are not run again."""
+    from flowers_bench.cli import run as command
+
+    raise typer.Exit(
+        command.run(plugin, data, data_dir, backbone, weights, loss, augmentation, seeds, set_ or [], timeout, out)
+    )
+
+
+@app.command("list")
+def list_(plugin_file: Files = None) -> None:
+    """Techniques, variants, models, losses, augmentations and datasets; what each needs and where it comes from."""
+    from flowers_bench.cli import catalogue
+
+    catalogue.print_all(plugin_file or [])
+
+
+@app.command()
+def describe(name: Annotated[str, typer.Argument(help="A technique")], plugin_file: Files = None) -> None:
+    """A technique's papers, parts, recipe, variants and options."""
+    from flowers_bench.cli import catalogue
+
+    catalogue.describe(name, plugin_file or [])
+
+
+@app.command()
+def plugins(plugin_file: Files = None) -> None:
+    """Every plugin found: name, version, origin, hooks, and why a broken one is skipped."""
+    from flowers_bench.cli import catalogue
+
+    catalogue.print_plugins(plugin_file or [])
+
+
+@app.command()
+def leaderboard(
+    out: Out = Path("runs"),
+    format: Annotated[str, typer.Option(help="text, md, csv or json")] = "text",
+    trials: Annotated[bool, typer.Option("--trials", help="One row per trial, with its id")] = False,
+) -> None:
+    """Accuracy with intervals, cost and hardware of all finished trials, one table per comparable protocol."""
+    from flowers_bench.cli import leaderboard as command
+
+    command.print_leaderboard(out, format, trials)
+
+
+@app.command()
+def show(trial: Annotated[str, typer.Argument(help="A trial id, or its beginning")], out: Out = Path("runs")) -> None:
+    """Everything about one trial: configuration, weights, history, figures, cost, environment."""
+    from flowers_bench.cli import show as command
+
+    command.show(trial, out)

@@ -1,0 +1,96 @@
+"""`flowers-bench list`, `describe` and `plugins`: what there is. Plain text, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowers_bench.host import Host, Registered, discover
+from flowers_bench.technique import Option, Technique
+
+
+def print_all(files: Sequence[Path]) -> None:
+    """Everything registered, by kind."""
+    host = discover(files)
+    print("techniques (flowers-bench --plugin NAME[/VARIANT])")
+    for name, registered in sorted(host.techniques.items()):
+        technique = registered.value
+        _line(name, technique.summary, registered.plugin)
+        print(f"      variants: {', '.join(_variant_names(technique))}")
+    for title, table in (("models", host.models), ("losses", host.losses), ("augmentations", host.augmentations)):
+        _parts(title, table)
+    print("\ndatasets (--data NAME)")
+    for name, source in sorted(host.datasets.items()):
+        _line(name, source.value.summary, source.plugin)
+        if source.value.options:
+            print(f"      options: {', '.join(f'data.{k}={v}' for k, v in source.value.options.items())}")
+    _print_broken(host)
+
+
+def _variant_names(technique: Technique) -> Iterable[str]:
+    return (f"{name} (default)" if name == technique.default else name for name in technique.variants)
+
+
+def _line(name: str, summary: str, plugin: str) -> None:
+    print(f"  {name:<18} {summary}  [{plugin}]")
+
+
+def _parts(title: str, table: Mapping[str, Registered[Any]]) -> None:
+    print(f"\n{title}")
+    for name, registered in sorted(table.items()):
+        part = registered.value
+        _line(name, part.summary, registered.plugin)
+        if part.needs:
+            print(f"      needs: {', '.join(sorted(part.needs))}")
+        if getattr(part, "provides", None):
+            print(f"      provides: {', '.join(sorted(part.provides))}")
+
+
+def _print_broken(host: Host) -> None:
+    for status in host.broken():
+        print(f"\nbroken plugin {status.name} ({status.origin}), skipped: {status.error}")
+
+
+def describe(name: str, files: Sequence[Path]) -> None:
+    """One technique in full."""
+    host = discover(files)
+    registered = host.find("technique", host.techniques, name.partition("/")[0])
+    technique = registered.value
+    print(f"{technique.name}: {technique.summary}  [{registered.plugin}, {host.plugins[registered.plugin].origin}]")
+    for paper in technique.papers:
+        print(f"  {paper}")
+    print(f"\nbackbone {technique.backbone}, weights {technique.weights}")
+    tables = (("model", host.models), ("loss", host.losses), ("augmentation", host.augmentations))
+    for kind, table in tables:
+        part = host.find(kind, table, getattr(technique, kind)).value
+        print(f"{kind} {part.name}: {part.summary}")
+        _options(part.options)
+    print("\nrecipe (--set KEY=VALUE)")
+    for key, value in technique.recipe.facts().items():
+        print(f"  {key} = {value}")
+    print("\nvariants")
+    for key, variant in technique.variants.items():
+        marks = ["default"] if key == technique.default else []
+        marks += [f"compared with {variant.baseline}"] if variant.baseline else []
+        print(f"  {technique.name}/{key}: {variant.summary}{' (' + ', '.join(marks) + ')' if marks else ''}")
+        changes = {**variant.options, **variant.recipe, **_replaced(variant)}
+        if changes:
+            print(f"      {', '.join(f'{k}={v}' for k, v in changes.items())}")
+
+
+def _replaced(variant: Any) -> dict[str, str]:
+    names = ("model", "loss", "augmentation", "predictor", "backbone", "weights")
+    return {name: getattr(variant, name) for name in names if getattr(variant, name) is not None}
+
+
+def _options(options: Mapping[str, Option]) -> None:
+    for name, option in options.items():
+        choices = f" ({', '.join(map(str, option.choices))})" if option.choices else ""
+        print(f"  --set {name}={option.default}: {option.help}{choices}")
+
+
+def print_plugins(files: Sequence[Path]) -> None:
+    """One line per plugin, broken ones with the reason."""
+    for status in discover(files).plugins.values():
+        print(f"{status.name:<16} {status.origin:<28} {status.error and 'BROKEN: ' + status.error or ', '.join(status.hooks)}")

@@ -1,0 +1,188 @@
+"""`flowers-bench run`: plan, execute, print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from platformdirs import user_cache_path
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flowers_bench.cli import FAILED, INTERRUPTED
+from flowers_bench.errors import UsageError
+from flowers_bench.host import Host, discover
+
+T = TypeVar("T")
+messages = Console(stderr=True, highlight=False)
+
+
+def run(
+    plugin: str,
+    data: str,
+    data_dir: Path | None,
+    backbone: str | None,
+    weights: str | None,
+    loss: str | None,
+    augmentation: str | None,
+    seeds: int,
+    settings: Sequence[str],
+    timeout: float,
+    out: Path,
+) -> int:
+    """Returns the exit code: 0 done, 1 a trial failed, 130 interrupted. Raises `UsageError` before anything trains."""
+    from flowers_bench.suite import Request, plan
+
+    files, names = split_plugins(plugin)
+    host = discover(files)
+    names += [name for file in files for name in _techniques_of(host, file)]
+    cache = data_dir or user_cache_path("flowers-bench")
+    request = Request(names, data, cache, seeds, backbone, weights, loss, augmentation, parse_settings(settings))
+    planned = plan(host, request, files, progress=_track)
+    return execute(planned, out, timeout)
+
+
+def split_plugins(text: str) -> tuple[list[Path], list[str]]:
+    """`a,b/c,./mine.py` to plugin files and technique names."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items:
+        raise UsageError("--plugin is empty: name a technique; `flowers-bench list` shows them.")
+    files = [Path(item) for item in items if item.endswith(".py")]
+    return files, [item for item in items if not item.endswith(".py")]
+
+
+def _techniques_of(host: Host, file: Path) -> list[str]:
+    status = host.plugins[file.stem]
+    if status.error:
+        raise UsageError(f"plugin {file} is broken: {status.error}")
+    found = [name for name, registered in host.techniques.items() if registered.plugin == file.stem]
+    if not found:
+        raise UsageError(f"plugin {file} registers no technique. Name one to use its parts with: --plugin {file},NAME")
+    return found
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, str]:
+    """`["lr=3e-4"]` to `{"lr": "3e-4"}`; refuses what has no `=` and what is given twice."""
+    found: dict[str, str] = {}
+    for item in settings:
+        key, equals, value = item.partition("=")
+        if not equals or not key or not value:
+            raise UsageError(f"--set {item}: expected KEY=VALUE, such as --set lr=3e-4.")
+        if key in found:
+            raise UsageError(f"--set {key} is given twice.")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def _track(items: Iterable[T], description: str, total: int) -> Iterable[T]:
+    from rich.progress import track
+
+    return track(items, description=description, total=total, console=messages)
+
+
+def execute(planned: Sequence[Any], out: Path, timeout: float) -> int:
+    """Run what is not finished yet, with progress, then print the leaderboard of this plan's trials."""
+    from flowers_bench.executors.local import run_all
+    from flowers_bench.report.leaderboard import Leaderboard
+    from flowers_bench.report.text import print_text
+    from flowers_bench.store import Store
+
+    store = Store(out)
+    _announce(planned, out)
+    folders = [store.folder(item.trial.id) for item in planned]
+    todo = [
+        store.prepare(item.trial, {**item.run, "command": sys.argv[1:]}) for item in planned if not store.folder(item.trial.id).finished()
+    ]
+    if len(todo) < len(planned):
+        messages.print(f"{len(planned) - len(todo)} of {len(planned)} trials are finished already")
+    labels = {item.trial.id: f"{item.trial.label} seed {item.trial.seed}" for item in planned}
+    with TrialProgress(labels) as progress:
+        outcomes = run_all(todo, progress.on_event, timeout)
+    finished = [folder for folder in folders if folder.finished()]
+    if finished:
+        print_text(Leaderboard.of(finished))
+    if any(outcome.state == "interrupted" for outcome in outcomes):
+        messages.print("interrupted; run the same command again to continue")
+        return INTERRUPTED
+    return FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0
+
+
+def _announce(planned: Sequence[Any], out: Path) -> None:
+    first = planned[0].trial
+    data = first.dataset
+    messages.print(
+        f"[bold]{data['name']}[/bold]: {data['classes']} classes, {data['n_train']} train / {data['n_val']} val / {data['n_test']} test, "
+        f"{data['resolution']}, split {data['split_checksum'][:8]}"
+    )
+    for note in data["notes"]:
+        messages.print(f"  note: {note}", markup=False)
+    seen = set()
+    for item in planned:
+        trial = item.trial
+        if trial.label not in seen:
+            seen.add(trial.label)
+            recipe = trial.recipe
+            messages.print(
+                f"{trial.label}: {trial.backbone}, weights {trial.weights['name']}, {recipe.image_size} px, at most {recipe.epochs} epochs, "
+                f"{recipe.optimizer} lr {recipe.lr:g}, batch {recipe.batch_size}",
+                markup=False,
+            )
+    messages.print(f"{len(planned)} trials, store {out}", markup=False)
+
+
+class TrialProgress:
+    """Bars on stderr: trials in all, and the steps of the running epoch with images/s and time left."""
+
+    def __init__(self, labels: dict[str, str]) -> None:
+        self._labels = labels
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=messages,
+        )
+
+    def __enter__(self) -> TrialProgress:
+        self._progress.start()
+        self._trials = self._progress.add_task("trials", total=len(self._labels), note="")
+        self._epoch = self._progress.add_task("", total=None, note="", visible=False)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.update(self._epoch, visible=False)
+        self._progress.stop()
+
+    def on_event(self, folder: Any, event: dict[str, Any]) -> None:
+        """Show one event of a trial."""
+        label = self._labels[folder.id]
+        kind = event["event"]
+        if kind == "step":
+            self._progress.update(
+                self._epoch,
+                description=f"{label} epoch {event['epoch']}",
+                total=event["steps"],
+                completed=event["step"],
+                note=f"{event['rate']:.0f} images/s",
+                visible=True,
+            )
+        elif kind == "epoch":
+            messages.print(
+                f"{label} epoch {event['epoch']}: loss {event['train_loss']:.3f}, val top-1 {100 * event['val_top1']:.1f} %, "
+                f"{event['seconds']:.1f} s",
+                markup=False,
+            )
+        elif kind in ("starting", "testing"):
+            self._progress.update(self._epoch, description=f"{label} {kind}", total=None, note="", visible=True)
+        elif kind == "warning":
+            messages.print(f"warning: {event['text']}", markup=False)
+        elif kind == "resumed":
+            messages.print(f"{label}: continues after epoch {event['epoch']}", markup=False)
+        elif kind == "failed":
+            messages.print(f"{label} FAILED: {event['reason']}", markup=False, style="red")
+        if kind in ("done", "failed"):
+            self._progress.advance(self._trials)

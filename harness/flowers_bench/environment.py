@@ -1,0 +1,51 @@
+"""The machine, the versions and the kernel that a result was measured with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Plain JSON values: processor, accelerator, threads, load, versions, and which deformable-convolution kernel."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "load_average": list(os.getloadavg()),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("flowers-bench", "torch", "torchvision", "timm", "numpy", "pluggy")},
+        "kernel": kernel_in_use(),
+    }
+
+
+def kernel_in_use() -> str | None:
+    """Which deformable-convolution kernel this process used, or None if it has not touched the op."""
+    ops = sys.modules.get("flowers_bench.ops")
+    return str(ops.kernel()) if ops is not None else None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def describe_hardware(facts: dict[str, Any]) -> str:
+    """One line for people, from `environment()`."""
+    return f"{facts['processor']}, {facts['threads']} threads ({facts['cpu_capability']})" + (
+        "" if facts["device"] == "cpu" else f", {facts['device']}"
+    )

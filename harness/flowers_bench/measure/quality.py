@@ -1,0 +1,43 @@
+"""Quality of predictions, as pure functions of logits and labels."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import log_softmax
+
+
+def top_k(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
+    """Share of images whose label is among the k largest logits. logits (N, C), labels (N,)."""
+    return float(correct_in_top_k(logits, labels, k).mean())
+
+
+def correct_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
+    """bool (N,): whether fewer than k classes score above the label, ties counted against it (a constant
+    classifier must not score)."""
+    own = logits[np.arange(len(labels)), labels][:, None]
+    better = (logits > own).sum(1)
+    tied = (logits == own).sum(1) - 1
+    return np.asarray(better + tied < k)
+
+
+def mean_per_class(correct: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over classes of the share of correct images: what Flowers102 papers often report. correct bool (N,)."""
+    totals = np.bincount(labels)
+    hits = np.bincount(labels, weights=correct)
+    return float((hits[totals > 0] / totals[totals > 0]).mean())
+
+
+def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -log softmax(logits)[label], in nats."""
+    return float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Every figure of one split. logits (N, C) float, labels (N,) int."""
+    correct = correct_in_top_k(logits, labels)
+    return {
+        "top1": float(correct.mean()),
+        "top5": top_k(logits, labels, 5),
+        "mean_per_class": mean_per_class(correct, labels),
+        "nll": negative_log_likelihood(logits, labels),
+    }

@@ -1,0 +1,174 @@
+"""The run store: one folder per trial, plain JSON and Parquet, written atomically, merged by copying.
+
+```
+runs/<trial id>/config.json         the trial: what the id is a hash of
+                run.json            where it ran from: paths, command (not part of the id)
+                environment.json    machine, versions, kernel
+                history.jsonl       a line per epoch
+                checkpoint.pt       last finished epoch, until the trial is finished
+                model.safetensors   the checkpoint chosen on validation
+                predictions.parquet split, key, label, logits per image, validation and test
+                result.json         the figures; written last: its presence means the trial is finished
+                failure.json        why the last attempt failed; replaced by the next attempt
+                log.txt             what the trial's process printed
+                figures/            pictures
+```
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowers_bench.errors import UsageError
+from flowers_bench.trial import Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Of `result.json` and `config.json`. Readers refuse a newer one.
+SCHEMA_VERSION = 1
+
+
+def write_atomically(path: Path, write: Callable[[Path], None], *, durable: bool = True) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one.
+
+    Args:
+        path: where the file shall stand.
+        write: receives the temporary path.
+        durable: also survive a power cut (fsync), not only the death of the process.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        if durable:
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, atomically. NaN and infinity are refused (they are not JSON)."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8") and None)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `UsageError` names the file when it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read: {error}. Remove its folder to run that trial again.") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} is not a JSON object. Remove its folder to run that trial again.")
+    return value
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """The folder of one trial, and what is in it."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The trial's id: the folder's name."""
+        return self.path.name
+
+    def finished(self) -> bool:
+        """Whether there is a result."""
+        return (self.path / "result.json").is_file()
+
+    def config(self) -> dict[str, Any]:
+        """The trial's `facts()`."""
+        return read_json(self.path / "config.json")
+
+    def run(self) -> dict[str, Any]:
+        """Where the trial ran from: paths, command, the variant it is to be compared with."""
+        return read_json(self.path / "run.json")
+
+    def result(self) -> dict[str, Any]:
+        """The figures, of a finished trial."""
+        return _supported(self.path / "result.json")
+
+    def environment(self) -> dict[str, Any]:
+        """The machine, versions and kernel of a finished trial."""
+        return read_json(self.path / "environment.json")
+
+    def failure(self) -> dict[str, Any] | None:
+        """Why the last attempt failed, or None."""
+        path = self.path / "failure.json"
+        return read_json(path) if path.is_file() else None
+
+    def history(self) -> list[dict[str, Any]]:
+        """A dictionary per finished epoch, in order."""
+        path = self.path / "history.jsonl"
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def predictions(self) -> pd.DataFrame:
+        """Columns split, key, label, logits (a list of C floats): validation and test images of a finished trial."""
+        import pandas as pd
+
+        return pd.read_parquet(self.path / "predictions.parquet")
+
+
+def _supported(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    version = value.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise UsageError(f"{path} has schema version {version}; this flowers-bench reads {SCHEMA_VERSION}. Upgrade flowers-bench.")
+    return value
+
+
+class Store:
+    """A folder of trials."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, trial_id: str) -> TrialFolder:
+        """The folder of that id, whether or not it exists."""
+        return TrialFolder(self.root / trial_id)
+
+    def prepare(self, trial: Trial, run: Mapping[str, Any]) -> TrialFolder:
+        """Create the trial's folder, and note what the trial is and how it is run."""
+        folder = self.folder(trial.id)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_json(folder.path / "config.json", {"schema_version": SCHEMA_VERSION, "id": trial.id, **trial.facts()})
+            write_json(folder.path / "run.json", dict(run))
+        except OSError as error:
+            raise UsageError(f"the run store {self.root} cannot be written: {error}. Choose another with --out.") from error
+        return folder
+
+    def trials(self) -> Iterator[TrialFolder]:
+        """Every trial folder, finished or not, by id."""
+        if self.root.is_dir():
+            for path in sorted(self.root.iterdir()):
+                if (path / "config.json").is_file():
+                    yield TrialFolder(path)
+
+    def finished(self) -> list[TrialFolder]:
+        """Every finished trial."""
+        return [folder for folder in self.trials() if folder.finished()]
+
+    def find(self, text: str) -> TrialFolder:
+        """The one trial whose id begins with `text`. Raises `UsageError` for none or several."""
+        found = [folder for folder in self.trials() if folder.id.startswith(text)]
+        if len(found) == 1:
+            return found[0]
+        what = "no trial" if not found else f"{len(found)} trials"
+        raise UsageError(f"{what} in {self.root} with an id that begins with {text!r}. List them: flowers-bench leaderboard --trials")

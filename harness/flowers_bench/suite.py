@@ -1,0 +1,239 @@
+"""From what the user asks for to trials: every name resolved, every misfit refused before anything trains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flowers_bench.backbone import Backbone, Weights, check_backbone, resolve_weights
+from flowers_bench.data.dataset import Dataset, DataRequest, DatasetSource, Progress, silent
+from flowers_bench.data.pixels import stored_side
+from flowers_bench.errors import UsageError, unknown_name
+from flowers_bench.host import Host, Registered
+from flowers_bench.technique import Augmentation, Loss, Model, ModelContext, Recipe, Technique, Variant
+from flowers_bench.training.prediction import PREDICTORS
+from flowers_bench.trial import Trial
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for; None means the technique's or dataset's default.
+
+    Attributes:
+        techniques: `NAME` or `NAME/VARIANT`; a bare name brings the technique's baseline along.
+        data: dataset name or path.
+        seeds: how many, from 0.
+        settings: `--set` values: recipe fields, part options, and `data.KEY` for the dataset.
+    """
+
+    techniques: Sequence[str]
+    data: str
+    cache_dir: Path
+    seeds: int
+    backbone: str | None = None
+    weights: str | None = None
+    loss: str | None = None
+    augmentation: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial and where it finds what it needs on this machine (the content of `run.json`)."""
+
+    trial: Trial
+    run: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    technique: Technique
+    variant_name: str
+    variant: Variant
+    model: Registered[Model]
+    loss: Registered[Loss]
+    augmentation: Registered[Augmentation]
+    predictor: str
+
+
+def plan(host: Host, request: Request, plugin_files: Sequence[Path], progress: Progress = silent) -> list[Planned]:
+    """The trials of a request, in the order in which they run: all techniques of seed 0, then of seed 1, ...
+
+    Raises:
+        UsageError: anything unknown, contradictory or unfit, before anything is trained.
+    """
+    source, path = find_source(host, request.data)
+    data_options, settings = _split_settings(source, request.settings)
+    chosen = [_parts(host, request, name) for name in _with_baselines(host, request.techniques)]
+    _refuse_unknown_settings(chosen, settings)
+    datasets: dict[int, Dataset] = {}
+    planned: list[Planned] = []
+    for parts in chosen:
+        recipe = _recipe(source, parts, settings)
+        if recipe.image_size not in datasets:
+            data = DataRequest(request.cache_dir, path, stored_side(recipe.image_size), data_options, progress)
+            datasets[recipe.image_size] = source.load(data)
+        run = {
+            "data_source": source.name,
+            "data_path": str(path.resolve()) if path else None,
+            "cache_dir": str(request.cache_dir.resolve()),
+            "plugin_files": [str(file.resolve()) for file in plugin_files],
+            "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or None,
+        }
+        planned += _trials(host, request, parts, source, recipe, datasets[recipe.image_size], data_options, run)
+    unique = {item.trial.id: item for item in planned}
+    return sorted(unique.values(), key=lambda item: item.trial.seed)
+
+
+def find_source(host: Host, data: str) -> tuple[DatasetSource, Path | None]:
+    """The dataset source for `--data`: by name, or by the layout of a folder."""
+    if data in host.datasets:
+        return host.datasets[data].value, None
+    path = Path(data).expanduser()
+    if not path.is_dir():
+        if "/" in data or path.exists():
+            raise UsageError(f"--data {data}: {'not a folder' if path.exists() else 'no such folder'}.")
+        raise unknown_name("dataset", data, [*host.datasets, "a folder's path"])
+    for name in sorted(host.datasets, key=lambda name: (name == "folder", name)):
+        source = host.datasets[name].value
+        if source.recognises is not None and source.recognises(path):
+            return source, path
+    raise UsageError(f"--data {data}: no dataset plugin recognises this folder. Expected train/ val/ test/ class folders.")
+
+
+def _split_settings(source: DatasetSource, settings: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    data = {key.removeprefix("data."): value for key, value in settings.items() if key.startswith("data.")}
+    for key in data:
+        if key not in source.options:
+            raise unknown_name(f"option of dataset {source.name}", key, source.options)
+    return data, {key: value for key, value in settings.items() if not key.startswith("data.")}
+
+
+def _with_baselines(host: Host, names: Sequence[str]) -> list[str]:
+    """`deformable` means its default variant and, to compare with, its baseline; `deformable/stage4` only itself."""
+    found: list[str] = []
+    for name in names:
+        base, _, variant = name.partition("/")
+        technique = host.find("technique", host.techniques, base).value
+        chosen, value = technique.variant(variant or None)
+        found.append(f"{base}/{chosen}")
+        if not variant and value.baseline and len(names) == 1:
+            found.append(f"{base}/{value.baseline}")
+    return list(dict.fromkeys(found))
+
+
+def _parts(host: Host, request: Request, name: str) -> _Parts:
+    base, _, variant_name = name.partition("/")
+    technique = host.find("technique", host.techniques, base).value
+    variant_name, variant = technique.variant(variant_name)
+    model = host.find("model", host.models, variant.model or technique.model)
+    loss = host.find("loss", host.losses, request.loss or variant.loss or technique.loss)
+    augmentation = host.find("augmentation", host.augmentations, request.augmentation or variant.augmentation or technique.augmentation)
+    predictor = (variant.predictor if not request.loss else None) or loss.value.predictor
+    parts = _Parts(technique, variant_name, variant, model, loss, augmentation, predictor)
+    _refuse_misfits(parts)
+    return parts
+
+
+def _refuse_misfits(parts: _Parts) -> None:
+    """Needs of the loss and the predictor against what the model and the augmentation provide."""
+    model, loss, augmentation = parts.model.value, parts.loss.value, parts.augmentation.value
+    if parts.predictor not in PREDICTORS:
+        raise unknown_name("predictor", parts.predictor, PREDICTORS)
+    provided = model.provides | augmentation.provides
+    for need in sorted(loss.needs - provided):
+        giver = augmentation if need.endswith("_targets") else model
+        raise UsageError(
+            f"{parts.technique.name}/{parts.variant_name}: loss {loss.name!r} needs {need}, which "
+            f"{type(giver).__name__.lower()} {giver.name!r} does not provide (it provides {', '.join(sorted(giver.provides))}). "
+            "Choose another --loss or --augmentation; `flowers-bench list` shows what each needs."
+        )
+    if "soft_targets" in augmentation.provides and loss.sampler != "shuffled":
+        raise UsageError(f"loss {loss.name!r} draws {loss.sampler} batches by class, which mixing augmentation {augmentation.name!r} would blur.")
+    for need in sorted(augmentation.needs - model.provides):
+        raise UsageError(f"augmentation {augmentation.name!r} needs {need}, which model {model.name!r} does not provide.")
+
+
+def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, str]) -> None:
+    recipe_fields = set(Recipe().facts())
+    for key in settings:
+        known = recipe_fields | {name for parts in chosen for name in _options(parts)}
+        if key not in known:
+            raise unknown_name("setting", key, known)
+        lacking = [f"{p.technique.name}/{p.variant_name}" for p in chosen if key not in recipe_fields | set(_options(p))]
+        if lacking:
+            raise UsageError(f"--set {key}: {', '.join(lacking)} has no such option.")
+
+
+def _options(parts: _Parts) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for part in (parts.model.value, parts.loss.value, parts.augmentation.value):
+        for name, option in part.options.items():
+            given[name] = option
+    return given
+
+
+def _recipe(source: DatasetSource, parts: _Parts, settings: Mapping[str, str]) -> Recipe:
+    fields = {**parts.variant.recipe, **source.recipe, **{k: v for k, v in settings.items() if k in Recipe().facts()}}
+    return parts.technique.recipe.changed(**fields)
+
+
+def _trials(
+    host: Host,
+    request: Request,
+    parts: _Parts,
+    source: DatasetSource,
+    recipe: Recipe,
+    dataset: Dataset,
+    data_options: Mapping[str, Any],
+    run: Mapping[str, Any],
+) -> list[Planned]:
+    name = request.backbone or parts.variant.backbone or source.backbone or parts.technique.backbone
+    check_backbone(name)
+    weights = resolve_weights(request.weights or parts.variant.weights or parts.technique.weights, name)
+    given = {**parts.variant.options, **request.settings}
+    options = {key: option.parse(key, given.get(key, option.default)) for key, option in _options(parts).items()}
+    _try_building(parts, name, dataset.num_classes, recipe, options)
+    origins = {registered.plugin for registered in (parts.model, parts.loss, parts.augmentation)}
+    origins.add(host.techniques[parts.technique.name].plugin)
+    code = {plugin: host.plugins[plugin].code for plugin in sorted(origins)}
+    return [
+        Planned(
+            Trial(
+                technique=parts.technique.name,
+                variant=parts.variant_name,
+                model=parts.model.value.name,
+                loss=parts.loss.value.name,
+                augmentation=parts.augmentation.value.name,
+                sampler=parts.loss.value.sampler,
+                predictor=parts.predictor,
+                options=options,
+                dataset=dataset.facts(),
+                data_options=data_options,
+                backbone=name,
+                weights=weights.facts(),
+                recipe=recipe,
+                seed=seed,
+                code=code,
+            ),
+            {**run, "weights_path": str(weights.path) if weights.path else None, "baseline": parts.variant.baseline},
+        )
+        for seed in range(request.seeds)
+    ]
+
+
+def _try_building(parts: _Parts, backbone: str, num_classes: int, recipe: Recipe, options: Mapping[str, Any]) -> None:
+    """Build the model without memory: a technique that does not fit the backbone says so now, not in the trial."""
+    import torch
+
+    model = parts.model.value
+    values = {key: options[key] for key in model.options}
+    with torch.device("meta"):
+        try:
+            model.build(ModelContext(Backbone(backbone, Weights(), num_classes, recipe.image_size), num_classes, recipe.image_size, values))
+        except UsageError as error:
+            label = f"{parts.technique.name}/{parts.variant_name}"
+            raise UsageError(f"{label} does not fit backbone {backbone}: {error}") from error

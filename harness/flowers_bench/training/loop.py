@@ -1,0 +1,277 @@
+"""The one training loop. Everything random in a step is seeded from (trial seed, purpose, epoch, step), so a run
+that was interrupted and continued takes the same steps as one that was not."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from flowers_bench.data.dataset import Split
+from flowers_bench.data.pixels import Normalizer
+from flowers_bench.data.samplers import SAMPLERS
+from flowers_bench.errors import TrialFailed
+from flowers_bench.measure.quality import correct_in_top_k, negative_log_likelihood
+from flowers_bench.nn import Output, train_mode
+from flowers_bench.store import write_atomically
+from flowers_bench.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
+from flowers_bench.training.prediction import Evaluator
+from flowers_bench.trial import Trial, derive_seed
+
+#: Clean training accuracy is measured on a fixed sample of this many training images each epoch.
+TRAIN_SAMPLE = 200
+Emit = Callable[[dict[str, Any]], None]
+
+
+class Interrupted(Exception):
+    """The user asked to stop; the last finished epoch is on disk."""
+
+
+@dataclass
+class Parts:
+    """What is trained, built.
+
+    Attributes:
+        model: images to `Output`.
+        criterion: `Output` and target to a scalar.
+        image_transform: uint8 (3, H, W) to uint8 (3, S, S).
+        batch_transform: (float images, labels) to (images, targets), or None.
+        normalize: uint8 batch to what the model takes.
+        evaluator: predicts whole splits.
+    """
+
+    model: nn.Module
+    criterion: Callable[[Output, Tensor], Tensor]
+    image_transform: Callable[[Tensor], Tensor]
+    batch_transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+    normalize: Normalizer
+    evaluator: Evaluator
+
+
+@dataclass
+class Training:
+    """Trains until the recipe's epochs or its patience run out; `run` leaves the best weights in the model.
+
+    Attributes:
+        history: a dictionary per finished epoch.
+        best_epoch: the epoch chosen on validation, from 1; 0 before any.
+    """
+
+    trial: Trial
+    parts: Parts
+    train: Split
+    val: Split
+    folder: Path
+    emit: Emit = lambda event: None
+    stop_requested: Callable[[], bool] = lambda: False
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+
+    def __post_init__(self) -> None:
+        recipe = self.trial.recipe
+        self._model = self.parts.model
+        self._optimizer = build_optimizer(recipe, self._model, self.parts.criterion) if self._trainable() else None
+        self._average = copy.deepcopy(self._model).requires_grad_(False) if recipe.ema_decay else None
+        self._best = (-1.0, -math.inf)
+        sample = np.random.default_rng(derive_seed(self.trial.seed, "train sample"))
+        chosen = np.sort(sample.permutation(len(self.train))[:TRAIN_SAMPLE])
+        self._sample = Split(_Subset(self.train.images, chosen), self.train.labels[chosen], chosen.tolist())
+
+    def _trainable(self) -> bool:
+        return any(p.requires_grad for p in self._model.parameters())
+
+    @property
+    def _best_path(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    @property
+    def _checkpoint_path(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def run(self, on_epoch: Callable[[dict[str, Any]], None]) -> nn.Module:
+        """Train (or continue), then load the best weights.
+
+        Raises:
+            TrialFailed: the loss is not finite.
+            Interrupted: `stop_requested` came true; the epoch was finished and is on disk.
+        """
+        recipe = self.trial.recipe
+        if self._optimizer is None:
+            save_weights(self._model, self._best_path)
+            return self._model
+        self._resume()
+        while len(self.history) < recipe.epochs and not self._out_of_patience():
+            epoch = len(self.history) + 1
+            record = self._epoch(epoch)
+            self._keep_if_best(record)
+            self.history.append(record)
+            self._save()
+            on_epoch(record)
+            if self.stop_requested() and len(self.history) < recipe.epochs:
+                raise Interrupted
+        if self.best_epoch == 0:
+            save_weights(self._model, self._best_path)
+        self._model.load_state_dict(load_file(self._best_path))
+        return self._model
+
+    def _out_of_patience(self) -> bool:
+        patience = self.trial.recipe.patience
+        return patience is not None and len(self.history) - self.best_epoch >= patience
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        train_mode(self._model)
+        total, images = torch.zeros((), dtype=torch.float64), 0
+        batches = self._batches(epoch)
+        for step, indices in enumerate(batches):
+            loss = self._step(epoch, step, len(batches), indices)
+            total += loss * len(indices)
+            images += len(indices)
+            seconds = time.perf_counter() - started
+            self.emit({"event": "step", "epoch": epoch, "step": step + 1, "steps": len(batches), "rate": images / seconds})
+        train_seconds = time.perf_counter() - started
+        evaluated = self._average or self._model
+        logits = self.parts.evaluator.logits(evaluated, self.train, self.val.images)
+        clean = self.parts.evaluator.logits(evaluated, self.train, self._sample.images)
+        return {
+            "epoch": epoch,
+            "train_loss": float(total) / images,
+            "train_top1_clean": float(correct_in_top_k(clean, self._sample.labels).mean()),
+            "val_top1": float(correct_in_top_k(logits, self.val.labels).mean()),
+            "val_nll": negative_log_likelihood(logits, self.val.labels),
+            "train_seconds": train_seconds,
+            "seconds": time.perf_counter() - started,
+            "images": images,
+        }
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        rng = np.random.default_rng(derive_seed(self.trial.seed, "order", epoch))
+        sampler = SAMPLERS[self.trial.sampler]
+        return list(sampler(np.asarray(self.train.labels), self.trial.recipe.batch_size, self.trial.options, rng))
+
+    def _step(self, epoch: int, step: int, steps: int, indices: np.ndarray) -> float:
+        recipe = self.trial.recipe
+        assert self._optimizer is not None
+        set_learning_rate(self._optimizer, recipe.lr * schedule_factor(recipe, epoch - 1 + (step + 1) / steps))
+        torch.manual_seed(derive_seed(self.trial.seed, "augment", epoch, step))
+        images = torch.stack([self.parts.image_transform(self.train.images[i]) for i in indices])
+        targets = torch.from_numpy(np.asarray(self.train.labels)[indices]).to(self.parts.normalize.device)
+        images = self.parts.normalize(images)
+        if self.parts.batch_transform is not None:
+            images, targets = self.parts.batch_transform(images, targets)
+        with self._autocast():
+            loss = self.parts.criterion(self._model(images), targets)
+        value = float(loss)
+        if not math.isfinite(value):
+            raise TrialFailed(
+                f"the loss is {value} at epoch {epoch}, step {step + 1} of {steps}. The last good checkpoint is kept; "
+                "a lower learning rate usually helps:  --set lr=..."
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_norm)
+        self._optimizer.step()
+        self._update_average()
+        return value
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.trial.recipe.precision == "bfloat16":
+            return torch.autocast(self.parts.normalize.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self._average is None:
+            return
+        decay = self.trial.recipe.ema_decay
+        for mean, now in zip(self._average.state_dict().values(), self._model.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, 1 - decay)
+            else:
+                mean.copy_(now)
+
+    def _keep_if_best(self, record: dict[str, Any]) -> None:
+        score = (record["val_top1"], -record["val_nll"])
+        if score > self._best:
+            self._best, self.best_epoch = score, record["epoch"]
+            # Before the checkpoint: killed in between, the epoch is run again and writes the same weights.
+            save_weights(self._average or self._model, self._best_path)
+
+    def _save(self) -> None:
+        assert self._optimizer is not None
+        criterion = self.parts.criterion
+        state = {
+            "trial": self.trial.id,
+            "model": self._model.state_dict(),
+            "criterion": criterion.state_dict() if isinstance(criterion, nn.Module) else {},
+            "average": self._average.state_dict() if self._average else {},
+            "optimizer": self._optimizer.state_dict(),
+            "history": self.history,
+            "best": self._best,
+            "best_epoch": self.best_epoch,
+        }
+        write_atomically(self._checkpoint_path, lambda path: torch.save(state, path), durable=False)
+
+    def _resume(self) -> None:
+        if not self._checkpoint_path.is_file() or not self._best_path.is_file():
+            return
+        try:
+            state = torch.load(self._checkpoint_path, "cpu", weights_only=True)
+            if state["trial"] != self.trial.id:
+                raise ValueError("it belongs to another trial")
+            self._restore(state)
+        except Exception as error:  # damaged, truncated or hostile: anything may come out of the reader
+            raise TrialFailed(
+                f"{self._checkpoint_path} cannot be used ({type(error).__name__}: {str(error)[:200]}). "
+                "Remove it to start this trial afresh."
+            ) from error
+        self.emit({"event": "resumed", "epoch": len(self.history)})
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        assert self._optimizer is not None
+        self._model.load_state_dict(state["model"])
+        if isinstance(self.parts.criterion, nn.Module):
+            self.parts.criterion.load_state_dict(state["criterion"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.history = list(state["history"])
+        self._best = tuple(state["best"])
+        self.best_epoch = int(state["best_epoch"])
+
+    def discard_checkpoint(self) -> None:
+        """Remove what only a continuation needs."""
+        self._checkpoint_path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Subset:
+    images: Any
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image: Tensor = self.images[int(self.indices[index])]
+        return image
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """The state_dict as safetensors, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary), durable=False)

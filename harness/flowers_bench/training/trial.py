@@ -1,0 +1,224 @@
+"""A trial's life inside its own process: data, parts, training, the test split once, and the result."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from flowers_bench.backbone import Backbone, Weights, file_sha256
+from flowers_bench.data.dataset import Dataset, DataRequest, Split
+from flowers_bench.data.pixels import Normalizer, evaluation_transform, stored_side
+from flowers_bench.environment import environment
+from flowers_bench.errors import TrialFailed, UsageError
+from flowers_bench.figures import FigureContext
+from flowers_bench.host import Host, discover
+from flowers_bench.measure.cost import parameter_counts, peak_memory, training_cost
+from flowers_bench.measure.quality import quality
+from flowers_bench.store import SCHEMA_VERSION, TrialFolder, read_json, write_atomically, write_json
+from flowers_bench.technique import AugmentationContext, LossContext, ModelContext, Recipe
+from flowers_bench.training.loop import Emit, Parts, Training
+from flowers_bench.training.prediction import Evaluator
+from flowers_bench.trial import Protocol, Trial, derive_seed
+
+
+def trial_from_config(config: Mapping[str, Any]) -> Trial:
+    """The trial that a `config.json` describes. Raises `UsageError` if its id does not match its content."""
+    facts = {k: v for k, v in config.items() if k not in ("schema_version", "id", "harness_revision")}
+    try:
+        trial = Trial(**{**facts, "recipe": Recipe().changed(**facts["recipe"]), "protocol": Protocol(**facts["protocol"])})
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"config.json of trial {config.get('id')} is damaged: {error}. Remove its folder.") from error
+    if trial.id != config.get("id"):
+        raise UsageError(
+            f"config.json of trial {config.get('id')} does not match its id (it hashes to {trial.id}): it was edited, or "
+            "written by another version. Remove its folder."
+        )
+    return trial
+
+
+def run_trial(folder: TrialFolder, emit: Emit) -> None:
+    """Run, or continue, the trial in `folder`; writes `result.json` last.
+
+    Raises:
+        TrialFailed: no result can be had.
+        Interrupted: stopped after an epoch by SIGINT.
+        UsageError: data, weights or plugins are not what the plan saw.
+    """
+    started = time.perf_counter()
+    config, run = folder.config(), read_json(folder.path / "run.json")
+    trial = trial_from_config(config)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if run.get("threads"):
+        torch.set_num_threads(int(run["threads"]))
+    host = discover([Path(path) for path in run["plugin_files"]])
+    dataset = load_dataset(host, trial, run)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parts, backbone = build_parts(host, trial, run, device)
+    training = Training(trial, parts, dataset.train, dataset.val, folder.path, emit, _interrupt_flag())
+    _warn(emit, host.notify("trial_started", trial=config))
+    setup_seconds = time.perf_counter() - started
+
+    def on_epoch(record: dict[str, Any]) -> None:
+        write_history(folder.path, training.history)
+        emit({"event": "epoch", **record})
+        _warn(emit, host.notify("epoch_finished", trial=config, epoch=record))
+
+    model = training.run(on_epoch)
+    emit({"event": "testing"})
+    test_started = time.perf_counter()
+    figures = _measure(trial, parts, model, dataset, folder)
+    figures["cost"] = {
+        **parameter_counts(model),
+        **training_cost(training.history, training.best_epoch),
+        **peak_memory(device),
+        "setup_seconds": setup_seconds,
+        "test_seconds": time.perf_counter() - test_started,
+    }
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "id": trial.id,
+        "label": trial.label,
+        "seed": trial.seed,
+        "best_epoch": training.best_epoch,
+        "stopped_early": len(training.history) < trial.recipe.epochs,
+        **figures,
+        "weights_report": backbone.report,
+        "class_names": list(dataset.class_names),
+        "hardware": environment(device),
+    }
+    _draw(host, config, parts, model, dataset, folder, emit)
+    _warn(emit, host.notify("trial_finished", trial=config, result=result))
+    write_json(folder.path / "environment.json", result["hardware"])
+    (folder.path / "failure.json").unlink(missing_ok=True)
+    write_json(folder.path / "result.json", result)
+    training.discard_checkpoint()
+
+
+def load_dataset(host: Host, trial: Trial, run: Mapping[str, Any]) -> Dataset:
+    """The trial's dataset, from the place noted in `run.json`. Raises `UsageError` if its content has changed."""
+    source = host.find("dataset", host.datasets, run["data_source"]).value
+    request = DataRequest(
+        cache_dir=Path(run["cache_dir"]),
+        path=Path(run["data_path"]) if run["data_path"] else None,
+        stored_side=stored_side(trial.recipe.image_size),
+        options=trial.data_options,
+    )
+    dataset = source.load(request)
+    if dataset.fingerprint != trial.dataset["fingerprint"]:
+        raise UsageError(f"the images of dataset {dataset.name} changed since this trial was planned. Run the command again.")
+    return dataset
+
+
+def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.device) -> tuple[Parts, Backbone]:
+    """Model, loss, augmentation and evaluator of a trial, initialised from its seed."""
+    weights = Weights(trial.weights["name"], trial.weights["sha256"], Path(run["weights_path"]) if run["weights_path"] else None)
+    if weights.path is not None and weights.path.is_file() and file_sha256(weights.path) != weights.sha256:
+        raise UsageError(f"weights file {weights.path} changed since this trial was planned. Run the command again.")
+    num_classes, size = int(trial.dataset["classes"]), trial.recipe.image_size
+    backbone = Backbone(trial.backbone, weights, num_classes, size)
+    torch.manual_seed(derive_seed(trial.seed, "initialisation"))
+    model_part = host.find("model", host.models, trial.model).value
+    model = model_part.build(ModelContext(backbone, num_classes, size, model_part.option_values(trial.options)))
+    model = model.to(device, memory_format=torch.channels_last)
+    normalize = Normalizer(*_mean_and_std(model), device)
+    loss_part = host.find("loss", host.losses, trial.loss).value
+    context = LossContext(num_classes, embedding_dim(model, normalize, size), loss_part.option_values(trial.options))
+    criterion = loss_part.build(context)
+    if isinstance(criterion, nn.Module):
+        criterion = criterion.to(device)
+    augmentation = host.find("augmentation", host.augmentations, trial.augmentation).value
+    augmenting = AugmentationContext(size, num_classes, augmentation.option_values(trial.options))
+    evaluator = Evaluator(trial.predictor, trial.options, num_classes, size, normalize)
+    batch = augmentation.batch(augmenting) if augmentation.batch else None
+    return Parts(model, criterion, augmentation.image(augmenting), batch, normalize, evaluator), backbone
+
+
+def _mean_and_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What the backbone's weights were trained with; ImageNet's where the model does not say."""
+    config = next((m.pretrained_cfg for m in model.modules() if hasattr(m, "pretrained_cfg")), {})
+    return tuple(config.get("mean") or (0.485, 0.456, 0.406)), tuple(config.get("std") or (0.229, 0.224, 0.225))
+
+
+def embedding_dim(model: nn.Module, normalize: Normalizer, image_size: int) -> int:
+    """D, by running one blank image."""
+    with torch.inference_mode():
+        output = model.eval()(normalize(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)))
+    return int(output.embedding.shape[1])
+
+
+def _measure(trial: Trial, parts: Parts, model: nn.Module, dataset: Dataset, folder: TrialFolder) -> dict[str, Any]:
+    """Validation once more with the chosen weights, then the test split, once; predictions are stored."""
+    tables, figures = [], {}
+    for name, split in (("val", dataset.val), ("test", dataset.test)):
+        logits = parts.evaluator.logits(model, dataset.train, split.images)
+        if not np.isfinite(logits).all():
+            raise TrialFailed(f"the trained model gives non-finite scores on the {name} split.")
+        figures[name] = {"n": len(split), **quality(logits, np.asarray(split.labels))}
+        tables.append(_prediction_table(name, split, logits))
+    table = pd.concat(tables, ignore_index=True)
+    write_atomically(folder.path / "predictions.parquet", lambda path: table.to_parquet(path, index=False))
+    return figures
+
+
+def _prediction_table(name: str, split: Split, logits: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "split": name,
+            "key": list(split.keys),
+            "label": np.asarray(split.labels, dtype=np.int32),
+            "prediction": logits.argmax(1).astype(np.int32),
+            "logits": list(logits.astype(np.float32)),
+        }
+    )
+
+
+def _draw(
+    host: Host, config: dict[str, Any], parts: Parts, model: nn.Module, dataset: Dataset, folder: TrialFolder, emit: Emit
+) -> None:
+    """Let plugins draw their figures; a failing figure is said and does not cost the result."""
+    labels = np.asarray(dataset.test.labels)
+    chosen = [int(np.flatnonzero(labels == c)[0]) for c in np.unique(labels)[:8]]
+    transform = evaluation_transform(config["recipe"]["image_size"])
+    images = torch.stack([transform(dataset.test.images[i]) for i in chosen])
+    directory = folder.path / "figures"
+    directory.mkdir(exist_ok=True)
+    context = FigureContext(model.eval(), images, [int(labels[i]) for i in chosen], dataset.class_names, parts.normalize)
+    _warn(emit, host.notify("trial_figures", trial=config, context=context, directory=directory))
+    with contextlib.suppress(OSError):
+        directory.rmdir()  # nothing was drawn
+
+
+def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
+    """`history.jsonl`, atomically."""
+    import json
+
+    text = "".join(json.dumps(record) + "\n" for record in history)
+    write_atomically(folder / "history.jsonl", lambda path: path.write_text(text) and None, durable=False)
+
+
+def _interrupt_flag() -> Any:
+    """A function that says whether SIGINT has come: the first lets the epoch finish, the second ends at once."""
+    asked = []
+
+    def on_interrupt(signum: int, frame: object) -> None:
+        if asked:
+            os._exit(130)
+        asked.append(signum)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    return lambda: bool(asked)
+
+
+def _warn(emit: Emit, failures: list[str]) -> None:
+    for failure in failures:
+        emit({"event": "warning", "text": failure})

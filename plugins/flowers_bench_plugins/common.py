@@ -1,0 +1,94 @@
+"""Parts that many techniques share: a plain classifier, cross-entropy, and the usual augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from flowers_bench import Augmentation, AugmentationContext, Loss, LossContext, Model, ModelContext, Option, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from flowers_bench.nn import Output
+
+
+def build_classifier(context: ModelContext) -> nn.Module:
+    """The backbone with a fresh linear classifier, its first `freeze` stages frozen (-1: all but the classifier)."""
+    from flowers_bench.backbone import freeze_stages, stages
+    from flowers_bench.nn import Classifier
+
+    backbone = context.backbone.create()
+    count = context.options["freeze"]
+    freeze_stages(backbone, len(stages(backbone)) if count == -1 else count)
+    return Classifier(backbone)
+
+
+def build_cross_entropy(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
+    """Cross-entropy with hard (N,) or soft (N, C) targets, optionally smoothed (Szegedy 2016, arXiv:1512.00567, 7)."""
+    import torch.nn.functional as F
+
+    smoothing = context.options["label_smoothing"]
+
+    def cross_entropy(output: Output, target: Tensor) -> Tensor:
+        return F.cross_entropy(output.logits, target, label_smoothing=smoothing)
+
+    return cross_entropy
+
+
+def no_augmentation(context: AugmentationContext) -> Callable[[Tensor], Tensor]:
+    """The evaluation crop: what a deterministic, cacheable training needs."""
+    from flowers_bench.data.pixels import evaluation_transform
+
+    return evaluation_transform(context.image_size)
+
+
+def standard_augmentation(context: AugmentationContext) -> Callable[[Tensor], Tensor]:
+    """Random resized crop, horizontal flip, colour jitter: the usual recipe since AlexNet and Inception."""
+    from torchvision.transforms import v2
+
+    jitter = context.options["jitter"]
+    steps: list[Callable[[Tensor], Tensor]] = [
+        v2.RandomResizedCrop(context.image_size, scale=(context.options["min_scale"], 1.0), antialias=True),
+        v2.RandomHorizontalFlip(),
+    ]
+    if jitter:
+        steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
+    compose: Callable[[Tensor], Tensor] = v2.Compose(steps)
+    return compose
+
+
+@hookimpl
+def register_models() -> list[Model]:
+    freeze = Option(0, "how many of the backbone's first stages are frozen; -1: all", minimum=-1, maximum=100)
+    return [Model("classifier", "any timm backbone with a linear classifier", options={"freeze": freeze}, build=build_classifier)]
+
+
+@hookimpl
+def register_losses() -> list[Loss]:
+    smoothing = Option(0.0, "share of the target given to all classes alike", minimum=0, maximum=0.99)
+    return [
+        Loss(
+            "cross-entropy",
+            "cross-entropy of the logits, hard or soft targets",
+            needs=frozenset({"logits"}),
+            options={"label_smoothing": smoothing},
+            build=build_cross_entropy,
+        )
+    ]
+
+
+@hookimpl
+def register_augmentations() -> list[Augmentation]:
+    return [
+        Augmentation("none", "the evaluation crop, nothing random", image=no_augmentation),
+        Augmentation(
+            "standard",
+            "random resized crop, flip, colour jitter",
+            options={
+                "min_scale": Option(0.35, "smallest share of the image's area in a crop", minimum=0.01, maximum=1),
+                "jitter": Option(0.3, "strength of brightness, contrast and saturation jitter; 0: none", minimum=0, maximum=1),
+            },
+            image=standard_augmentation,
+        ),
+    ]

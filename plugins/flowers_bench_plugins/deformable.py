@@ -1,0 +1,183 @@
+"""Deformable convolutions: every 3x3 convolution of one stage samples where it learns to look.
+
+Papers: Dai et al. 2017, "Deformable Convolutional Networks" (arXiv:1703.06211), equation 2; Zhu et al. 2019,
+"Deformable ConvNets v2" (arXiv:1811.11168), equation 1, which adds a mask per sample:
+
+    y(p) = sum over taps k of  w_k * x(p + p_k + offset_k(p)) * mask_k(p)
+
+Offsets and masks come from a convolution on the same input. It starts at zero, so that every offset is 0 and every
+mask 1, and the new layer inherits the replaced one's weight: at the first step the network computes exactly what it
+computed before, pretrained or not. Offsets are learned at a smaller rate (the papers' 0.1): they move pixels by
+whole units where weights move by hundredths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowers_bench import Model, ModelContext, Option, Recipe, Technique, UsageError, Variant, hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from flowers_bench.figures import FigureContext
+
+
+def build_deformable(context: ModelContext) -> nn.Module:
+    """The backbone with every 3x3 convolution of stage `stage` (from 1) made deformable; earlier stages frozen if
+    `freeze_earlier`. Raises `UsageError` if the backbone has no such stage or no 3x3 convolution there."""
+    from flowers_bench.backbone import freeze_stages
+    from flowers_bench.nn import Classifier
+
+    backbone = context.backbone.create()
+    replace_convolutions(backbone, context.options["stage"], context.options["modulated"])
+    if context.options["freeze_earlier"]:
+        freeze_stages(backbone, context.options["stage"] - 1)
+    return Classifier(backbone)
+
+
+def replace_convolutions(backbone: nn.Module, stage: int, modulated: bool) -> list[str]:
+    """Replace in place; returns the names of the replaced modules."""
+    from torch import nn
+
+    from flowers_bench.backbone import stages
+    from flowers_bench.ops import OffsetDeformConv2d
+
+    found = stages(backbone)
+    if stage > len(found):
+        raise UsageError(f"there is no stage {stage}: this backbone has {len(found)} ({', '.join(s.name for s in found)}).")
+    replaced = []
+    for name in found[stage - 1].modules:
+        module = backbone.get_submodule(name)
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and not isinstance(module.padding, str):
+            parent, _, child = name.rpartition(".")
+            setattr(backbone.get_submodule(parent), child, OffsetDeformConv2d.from_conv(module, modulated=modulated))
+            replaced.append(name)
+    if not replaced:
+        raise UsageError(f"stage {stage} ({found[stage - 1].name}) has no 3x3 convolution to replace.")
+    return replaced
+
+
+@hookimpl
+def register_models() -> list[Model]:
+    return [
+        Model(
+            "deformable",
+            "any CNN with the 3x3 convolutions of one stage made deformable",
+            options={
+                "stage": Option(3, "which of the backbone's stages, from 1", minimum=1, maximum=100),
+                "modulated": Option(True, "a learned mask per sample (v2), or offsets only (v1)"),
+                "freeze_earlier": Option(False, "freeze the stages before it"),
+            },
+            build=build_deformable,
+        )
+    ]
+
+
+def _stage(stage: int, pretrained: bool) -> Variant:
+    if pretrained:
+        return Variant(
+            f"stage {stage} deformable, pretrained, earlier stages frozen",
+            options={"stage": stage, "freeze_earlier": True},
+            weights="pretrained",
+            recipe={"epochs": 20, "warmup_epochs": 1},
+            baseline=f"plain{stage}-pretrained",
+        )
+    return Variant(f"stage {stage} deformable, from scratch", options={"stage": stage}, baseline="plain")
+
+
+def _plain_pretrained(stage: int) -> Variant:
+    return Variant(
+        f"the plain twin of stage{stage}-pretrained: stages before {stage} frozen, nothing deformable",
+        model="classifier",
+        options={"freeze": stage - 1},
+        weights="pretrained",
+        recipe={"epochs": 20, "warmup_epochs": 1},
+    )
+
+
+@hookimpl
+def register_techniques() -> list[Technique]:
+    stages = (1, 3, 4)
+    return [
+        Technique(
+            name="deformable",
+            summary="3x3 convolutions of one stage sample at learned offsets",
+            papers=(
+                "Dai et al. 2017, Deformable Convolutional Networks, arXiv:1703.06211",
+                "Zhu et al. 2019, Deformable ConvNets v2: More Deformable, Better Results, arXiv:1811.11168",
+            ),
+            model="deformable",
+            loss="cross-entropy",
+            augmentation="standard",
+            recipe=Recipe(optimizer="adamw", lr=1e-3, lr_scale={"*offset_conv*": 0.1}, epochs=60, warmup_epochs=3),
+            variants={
+                **{f"stage{s}": _stage(s, pretrained=False) for s in stages},
+                "stage3-v1": Variant(
+                    "stage 3 deformable without masks (v1), from scratch", options={"modulated": False}, baseline="plain"
+                ),
+                "plain": Variant("the plain twin: the same network, nothing deformable, from scratch", model="classifier"),
+                **{f"stage{s}-pretrained": _stage(s, pretrained=True) for s in stages},
+                **{f"plain{s}-pretrained": _plain_pretrained(s) for s in stages},
+            },
+            default="stage3",
+        )
+    ]
+
+
+@hookimpl
+def trial_figures(trial: Mapping[str, Any], context: FigureContext, directory: Path) -> None:
+    """Where the last deformable layer samples: the taps of three output positions, drawn on test images."""
+    from flowers_bench.ops import OffsetDeformConv2d
+
+    layers = [module for module in context.model.modules() if isinstance(module, OffsetDeformConv2d)]
+    if layers:
+        draw_sampling(context, layers[-1], directory / "sampling.png")
+
+
+def draw_sampling(context: FigureContext, layer: nn.Module, path: Path) -> None:
+    """One panel per image: the regular 3x3 grid of the central output position as circles, the learned one as dots
+    whose area is the mask. `layer` is an `OffsetDeformConv2d` of the model."""
+    import matplotlib
+    import torch
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    inputs: list[torch.Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
+    with torch.inference_mode():
+        context.model(context.normalize(context.images))
+        handle.remove()
+        grid, points, mask = sampling_points(layer, inputs[0])
+    scale = context.images.shape[-1] / inputs[0].shape[-1]
+    figure, axes = plt.subplots(1, len(context.images), figsize=(2.2 * len(context.images), 2.6), squeeze=False)
+    for axis, image, name, found, weight in zip(
+        axes[0], context.images, (context.class_names[i] for i in context.labels), points, mask, strict=True
+    ):
+        axis.imshow(image.permute(1, 2, 0).numpy())
+        axis.scatter(*((grid + 0.5) * scale - 0.5).T, s=18, facecolors="none", edgecolors="white", linewidths=0.8)
+        axis.scatter(*((found + 0.5) * scale - 0.5).T, s=12 * weight, color="crimson")
+        axis.set_title(str(name)[:24], fontsize=7, parse_math=False)
+        axis.set_axis_off()
+    figure.suptitle("sampling of the centre: regular grid (circles), learned (dots, area = mask)", fontsize=8)
+    figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+
+
+def sampling_points(layer: Any, features: Any) -> tuple[Any, Any, Any]:
+    """Where the central output position samples, in input pixels: regular (9, 2), learned (N, 9, 2) as (x, y), and
+    mask (N, 9). `features` (N, C, H, W) is the layer's input; offset channels are (dy, dx) per tap."""
+    import numpy as np
+
+    offset, mask = layer.offsets(features)
+    count, _, height, width = offset.shape
+    row, column = height // 2, width // 2
+    taps = np.stack(np.meshgrid(np.arange(3), np.arange(3), indexing="ij"), -1).reshape(9, 2)
+    origin = np.array([row * layer.stride[0] - layer.padding[0], column * layer.stride[1] - layer.padding[1]])
+    regular = origin + taps * np.array(layer.dilation)
+    moved = offset[:, :18, row, column].float().cpu().numpy().reshape(count, 9, 2)
+    weight = np.ones((count, 9)) if mask is None else mask[:, :9, row, column].float().cpu().numpy()
+    return regular[:, ::-1], (regular + moved)[:, :, ::-1], weight

@@ -1,0 +1,62 @@
+"""Transfer learning: an ImageNet backbone, its first k stages frozen, or the same network from scratch.
+
+Papers: Yosinski et al. 2014, "How transferable are features in deep neural networks?" (arXiv:1411.1792) for freezing
+the first layers; Kornblith et al. 2019, "Do better ImageNet models transfer better?" (arXiv:1805.08974) for the
+recipe; Zhuang et al. 2020 (arXiv:1911.02685) for the field.
+
+The idea: early layers learn edges and textures that serve any task, late ones learn the source classes. With few
+images per class, training fewer layers overfits less, and training more adapts better; k sets the balance.
+A frozen stage is frozen whole: its weights get no gradient, and its batch norms keep the source's statistics.
+"""
+
+from __future__ import annotations
+
+from flowers_bench import Recipe, Technique, Variant, hookimpl
+
+# The study's recipe, for comparison with its numbers.
+STUDY = {
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "warmup_epochs": 0,
+    "batch_size": 32,
+    "epochs": 100,
+    "patience": 5,
+}
+
+
+def _frozen(k: int) -> Variant:
+    what = "nothing frozen" if k == 0 else "only the classifier trained" if k == -1 else f"first {k} stages frozen"
+    return Variant(f"pretrained, {what}", options={"freeze": k}, weights="pretrained", baseline="k0" if k else None)
+
+
+@hookimpl
+def register_techniques() -> list[Technique]:
+    return [
+        Technique(
+            name="transfer",
+            summary="a pretrained backbone with its first k stages frozen, or from scratch",
+            papers=(
+                "Yosinski et al. 2014, How transferable are features in deep neural networks?, arXiv:1411.1792",
+                "Kornblith et al. 2019, Do better ImageNet models transfer better?, arXiv:1805.08974",
+                "He et al. 2015, Deep residual learning for image recognition, arXiv:1512.03385",
+            ),
+            model="classifier",
+            loss="cross-entropy",
+            augmentation="standard",
+            recipe=Recipe(optimizer="adamw", lr=1e-3, lr_scale={"backbone.fc.*": 1.0}, epochs=20, warmup_epochs=1),
+            variants={
+                "scratch": Variant(
+                    "random initial weights, everything trained",
+                    weights="none",
+                    recipe={"epochs": 60, "warmup_epochs": 3},
+                ),
+                **{f"k{k}": _frozen(k) for k in range(6)},
+                "all": _frozen(-1),
+                "study": Variant("the study's best row: k = 3 with its recipe", options={"freeze": 3}, weights="pretrained", recipe=STUDY),
+                "study-scratch": Variant("the study's baseline from scratch with its recipe", weights="none", recipe=STUDY),
+            },
+            default="k3",
+        )
+    ]
