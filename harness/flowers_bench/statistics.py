@@ -7,7 +7,7 @@ Tibshirani 1993; as used for machine-learning comparisons by Bouthillier et al. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import binomtest, norm, t
@@ -44,7 +44,8 @@ def accuracy_interval(correct: np.ndarray) -> Interval:
         hits = int(correct.sum())
         wilson = binomtest(hits, images).proportion_ci(method="wilson")
         return Interval(hits / images, wilson.low, wilson.high, "test images, one seed (Wilson)", seeds, images)
-    return _bootstrap(correct.astype(float), "seeds and test images (bootstrap)")
+    found = _bootstrap(correct.astype(float), "seeds and test images (bootstrap)")
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> Interval:

@@ -130,11 +130,12 @@ def register_techniques() -> list[Technique]:
 @hookimpl
 def trial_figures(trial: Mapping[str, Any], context: FigureContext, directory: Path) -> None:
     """Where the last deformable layer samples: the taps of three output positions, drawn on test images."""
+    if trial["model"] != "deformable":
+        return
     from flowers_bench.ops import OffsetDeformConv2d
 
     layers = [module for module in context.model.modules() if isinstance(module, OffsetDeformConv2d)]
-    if layers:
-        draw_sampling(context, layers[-1], directory / "sampling.png")
+    draw_sampling(context, layers[-1], directory / "sampling.png")
 
 
 def draw_sampling(context: FigureContext, layer: nn.Module, path: Path) -> None:

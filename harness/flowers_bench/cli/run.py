@@ -16,7 +16,7 @@ from flowers_bench.errors import UsageError
 from flowers_bench.host import Host, discover
 
 T = TypeVar("T")
-messages = Console(stderr=True, highlight=False)
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def run(
@@ -98,7 +98,7 @@ def execute(planned: Sequence[Any], out: Path, timeout: float) -> int:
     if len(todo) < len(planned):
         messages.print(f"{len(planned) - len(todo)} of {len(planned)} trials are finished already")
     labels = {item.trial.id: f"{item.trial.label} seed {item.trial.seed}" for item in planned}
-    with TrialProgress(labels) as progress:
+    with TrialProgress(labels, len(todo)) as progress:
         outcomes = run_all(todo, progress.on_event, timeout)
     finished = [folder for folder in folders if folder.finished()]
     if finished:
@@ -135,8 +135,9 @@ def _announce(planned: Sequence[Any], out: Path) -> None:
 class TrialProgress:
     """Bars on stderr: trials in all, and the steps of the running epoch with images/s and time left."""
 
-    def __init__(self, labels: dict[str, str]) -> None:
+    def __init__(self, labels: dict[str, str], total: int) -> None:
         self._labels = labels
+        self._total = total
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -149,7 +150,7 @@ class TrialProgress:
 
     def __enter__(self) -> TrialProgress:
         self._progress.start()
-        self._trials = self._progress.add_task("trials", total=len(self._labels), note="")
+        self._trials = self._progress.add_task("trials", total=self._total, note="")
         self._epoch = self._progress.add_task("", total=None, note="", visible=False)
         return self
 

@@ -1,21 +1,26 @@
-"""Runs trials on this machine, one fresh process each."""
+"""Runs trials on this machine, one fresh process each.
+
+The processes are forked from a server that has imported torch, timm and the rest but computed nothing (the standard
+library's forkserver): a trial starts in milliseconds instead of seconds, and is as isolated as if it had been spawned.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowers_bench.executors.worker import DONE, INTERRUPTED
+from flowers_bench.executors import worker
 from flowers_bench.store import TrialFolder, write_json
 
 OnEvent = Callable[[TrialFolder, dict[str, Any]], None]
+_PRELOAD = ["flowers_bench.executors.preload"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,14 @@ class Outcome:
 
 
 def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float) -> list[Outcome]:
-    """Run prepared trials in order, skipping none; stops early only when interrupted.
+    """Run prepared trials in order; stops early only when interrupted.
 
     Args:
         folders: as `Store.prepare` made them.
         on_event: told every event of every trial.
         timeout: seconds that one trial may take.
     """
-    outcomes = []
+    outcomes: list[Outcome] = []
     for folder in folders:
         outcome = _run_one(folder, on_event, timeout)
         outcomes.append(outcome)
@@ -46,69 +51,65 @@ def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float) -
 
 
 def _run_one(folder: TrialFolder, on_event: OnEvent, timeout: float) -> Outcome:
-    reader, writer = os.pipe()
-    command = [sys.executable, "-m", "flowers_bench.executors.worker", str(folder.path), str(writer)]
-    with (folder.path / "log.txt").open("ab") as log:
-        # Its own session: a Ctrl-C in the terminal reaches only this process, which passes it on in its own way.
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True
-        )
-    os.close(writer)
-    timer = threading.Timer(timeout, _kill, (process,))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=worker.main, args=(folder, writer))
+    process.start()
+    writer.close()
+    timed_out = threading.Event()
+    timer = threading.Timer(timeout, lambda: (timed_out.set(), _kill(process.pid)))
     timer.start()
     try:
-        with _forward_interrupts(process), os.fdopen(reader, encoding="utf-8") as events:
-            for line in events:
-                on_event(folder, json.loads(line))
-        code = process.wait()
+        with _interrupts_forwarded(process.pid):
+            while True:
+                on_event(folder, reader.recv())
+    except EOFError:
+        process.join()
     finally:
-        timed_out = not timer.is_alive()
         timer.cancel()
-        if process.poll() is None:
-            _kill(process)
-    return _outcome(folder, code, timeout if timed_out else None)
+        if process.is_alive():
+            _kill(process.pid)
+        process.join()
+    return _outcome(folder, process.exitcode or 0, timeout if timed_out.is_set() else None)
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(pid: int | None) -> None:
     # The whole session: a plugin may have started processes of its own.
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        process.kill()
-    process.wait()
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid or 0, signal.SIGKILL)
+            return
 
 
-class _forward_interrupts:  # noqa: N801 - used as a function
-    """While active, SIGINT goes to the trial: the first asks it to finish its epoch, the second kills it."""
+@contextlib.contextmanager
+def _interrupts_forwarded(pid: int | None) -> Iterator[None]:
+    """While active, the first SIGINT asks the trial to finish its epoch, the second kills it and the run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    count = 0
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._count = 0
-        self._previous: Any = None
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_interrupt)
-
-    def _on_interrupt(self, signum: int, frame: object) -> None:
-        self._count += 1
-        if self._count == 1:
-            sys.stderr.write("\nstopping after this epoch; press Ctrl-C again to stop at once\n")
-            self._process.send_signal(signal.SIGINT)
-        else:
-            _kill(self._process)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-        if self._count > 1:
+    def on_interrupt(signum: int, frame: object) -> None:
+        nonlocal count
+        count += 1
+        if count > 1:
+            _kill(pid)
             raise KeyboardInterrupt
+        sys.stderr.write("\nstopping after this epoch; press Ctrl-C again to stop at once\n")
+        os.kill(pid or 0, signal.SIGINT)
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _outcome(folder: TrialFolder, code: int, timed_out_after: float | None) -> Outcome:
-    if code == DONE and folder.finished():
+    if folder.finished():
         return Outcome(folder, "done")
-    if code == INTERRUPTED:
+    if code == worker.INTERRUPTED:
         return Outcome(folder, "interrupted")
     if timed_out_after is not None:
         reason = f"took longer than --timeout {timed_out_after:g} s and was stopped; run again to continue from its last epoch"

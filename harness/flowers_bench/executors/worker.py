@@ -1,16 +1,14 @@
-"""The trial's own process: `python -m flowers_bench.executors.worker FOLDER EVENT_FD`.
+"""The trial's own process: a crash, an out-of-memory kill or a timeout ends it and its trial, not the run.
 
-A crash, an out-of-memory kill or a timeout ends this process and this trial, not the run. Events (JSON lines) go
-to the given file descriptor; what the trial prints goes to its log.
+Events (dictionaries) go through a pipe to the executor; what the trial prints goes to its log.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
-from pathlib import Path
+from multiprocessing.connection import Connection
 from typing import Any
 
 from filelock import FileLock
@@ -21,41 +19,43 @@ from flowers_bench.store import TrialFolder, write_json
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
-def main(folder: TrialFolder, descriptor: int) -> int:
-    """Run the trial unless another process finishes it first; returns the exit code."""
+def main(folder: TrialFolder, events: Connection) -> None:
+    """Run the trial, unless another process finishes it first; ends the process with the exit code."""
+    # Its own session: a Ctrl-C in the terminal reaches only the executor, which passes it on in its own way, and
+    # whatever the trial starts can be killed with it.
+    os.setsid()
+    with (folder.path / "log.txt").open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
 
     def emit(event: dict[str, Any]) -> None:
         try:
-            os.write(descriptor, (json.dumps(event) + "\n").encode())
+            events.send(event)
         except BrokenPipeError:  # the executor is gone: nobody would know that this trial still runs
             os._exit(FAILED)
 
-    lock = FileLock(folder.path / ".lock")
-    with lock:
-        if folder.finished():
-            return DONE
-        return _run(folder, emit)
+    with FileLock(folder.path / ".lock"):
+        code = DONE if folder.finished() else _run(folder, emit)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a plugin's threads or exit handlers must not hold up the run
 
 
 def _run(folder: TrialFolder, emit: Any) -> int:
-    emit({"event": "starting"})
     from flowers_bench.training.loop import Interrupted
     from flowers_bench.training.trial import run_trial
 
+    emit({"event": "starting"})
     try:
         run_trial(folder, emit)
     except Interrupted:
         return INTERRUPTED
     except (TrialFailed, UsageError) as error:
         write_json(folder.path / "failure.json", {"kind": type(error).__name__, "error": str(error)})
-        return FAILED if isinstance(error, TrialFailed) else USAGE
-    except Exception as error:
+        return FAILED
+    except BaseException as error:  # a plugin may raise anything, SystemExit included
         traceback.print_exc()
         text = f"{type(error).__name__}: {error} (traceback in {folder.path / 'log.txt'})"
         write_json(folder.path / "failure.json", {"kind": "crash", "error": text})
         return FAILED
     return DONE
-
-
-if __name__ == "__main__":
-    sys.exit(main(TrialFolder(Path(sys.argv[1])), int(sys.argv[2])))

@@ -181,5 +181,5 @@ def _differences(rows: Sequence[Row]) -> tuple[Difference, ...]:
 
 
 def _is_baseline(other: Row, row: Row) -> bool:
-    same = ("technique", "backbone", "weights", "recipe")
+    same = ("technique", "backbone", "weights")
     return all(other.config[k] == row.config[k] for k in same) and other.config["variant"] == row.baseline

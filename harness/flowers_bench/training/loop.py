@@ -171,7 +171,7 @@ class Training:
             images, targets = self.parts.batch_transform(images, targets)
         with self._autocast():
             loss = self.parts.criterion(self._model(images), targets)
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise TrialFailed(
                 f"the loss is {value} at epoch {epoch}, step {step + 1} of {steps}. The last good checkpoint is kept; "
