@@ -22,7 +22,12 @@ def flowers_bench(tmp_path: Path) -> Run:
 
     def run(*arguments: str, timeout: float = 240, **more_env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(script), *map(str, arguments)], cwd=tmp_path, env={**env, **more_env}, capture_output=True, text=True, timeout=timeout
+            [str(script), *map(str, arguments)],
+            cwd=tmp_path,
+            env={**env, **more_env},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
 
     return run

@@ -93,7 +93,9 @@ def test_false_positives_stay_at_their_rate() -> None:
     claims = 0
     for _ in range(runs):
         difficulty = rng.normal(0.5, 1.0, 300)
-        first, second = (rng.random((3, 300)) < 1 / (1 + np.exp(-(difficulty + rng.normal(0, 0.2, (3, 1))))) for _ in range(2))
+        first, second = (
+            rng.random((3, 300)) < 1 / (1 + np.exp(-(difficulty + rng.normal(0, 0.2, (3, 1))))) for _ in range(2)
+        )
         interval = paired_difference(first, second)
         claims += interval.low > 0 or interval.high < 0
     assert claims / runs <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)

@@ -53,6 +53,8 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
 
 
 def test_seeds_differ_by_axis_and_repeat() -> None:
-    seeds = {derive_seed(seed, purpose, epoch) for seed in range(5) for purpose in ("order", "augment") for epoch in range(5)}
+    seeds = {
+        derive_seed(seed, purpose, epoch) for seed in range(5) for purpose in ("order", "augment") for epoch in range(5)
+    }
     assert len(seeds) == 50
     assert derive_seed(0, "order", 1) == 8677279991123922410  # stored results depend on it

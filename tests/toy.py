@@ -7,7 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from flowers_bench import DataRequest, Dataset, DatasetSource, Model, ModelContext, Option, Recipe, Split, Technique, Variant, hookimpl
+from flowers_bench import (
+    DataRequest,
+    Dataset,
+    DatasetSource,
+    Model,
+    ModelContext,
+    Option,
+    Recipe,
+    Split,
+    Technique,
+    Variant,
+    hookimpl,
+)
 from flowers_bench.data.dataset import split_checksum
 
 
@@ -38,7 +50,14 @@ def load(request: DataRequest) -> Dataset:
         splits[name] = Split(_Images(pixels), labels.astype(np.int64), keys)
         listing[name] = (keys, labels.tolist())
     checksum = split_checksum(listing)
-    return Dataset("toy", [f"class {i}" for i in range(classes)], **splits, fingerprint=checksum, split_checksum=checksum, resolution="16x16")
+    return Dataset(
+        "toy",
+        [f"class {i}" for i in range(classes)],
+        **splits,
+        fingerprint=checksum,
+        split_checksum=checksum,
+        resolution="16x16",
+    )
 
 
 def build(context: ModelContext) -> Any:
@@ -52,7 +71,12 @@ def build(context: ModelContext) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.body = nn.Sequential(
-                nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.Dropout(0.1)
+                nn.Conv2d(3, 8, 3, 2, 1),
+                nn.BatchNorm2d(8),
+                nn.ReLU(),
+                nn.Conv2d(8, 16, 3, 2, 1),
+                nn.ReLU(),
+                nn.Dropout(0.1),
             )
             self.fc = nn.Linear(16, context.num_classes)
 
@@ -84,7 +108,14 @@ def register_techniques() -> list[Technique]:
     }
     return [
         Technique(
-            "toy", "for tests", (), model="toy-net", loss="cross-entropy", augmentation="standard", recipe=recipe,
-            variants=variants, default="plain",
+            "toy",
+            "for tests",
+            (),
+            model="toy-net",
+            loss="cross-entropy",
+            augmentation="standard",
+            recipe=recipe,
+            variants=variants,
+            default="plain",
         )
     ]

@@ -82,7 +82,9 @@ def check_backbone(name: str) -> None:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UsageError(f"timm has no model {name!r}.{hint} List them: python -c 'import timm; print(timm.list_models())'")
+        raise UsageError(
+            f"timm has no model {name!r}.{hint} List them: python -c 'import timm; print(timm.list_models())'"
+        )
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -100,7 +102,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UsageError(f"weights file {path} cannot be read ({type(error).__name__}): {_first_line(error)}") from error
+        raise UsageError(
+            f"weights file {path} cannot be read ({type(error).__name__}): {_first_line(error)}"
+        ) from error
     except Exception as error:  # pickle.UnpicklingError and whatever a crafted file provokes
         raise UsageError(
             f"weights file {path} was refused: it holds more than tensors, or is damaged. {_first_line(error)} "
@@ -145,7 +149,11 @@ def _load(model: Any, path: Path) -> dict[str, Any]:
             f"weights file {path} does not fit the backbone: {len(missing)} of {len(own)} keys are missing, such as "
             f"{missing[0]!r}; the file has keys such as {next(iter(state))!r}. Choose the matching --backbone."
         )
-    return {"loaded": len(body) - len(result.unexpected_keys), "missing": missing, "unexpected": list(result.unexpected_keys)}
+    return {
+        "loaded": len(body) - len(result.unexpected_keys),
+        "missing": missing,
+        "unexpected": list(result.unexpected_keys),
+    }
 
 
 def _classifier_names(model: Any) -> tuple[str, ...]:
@@ -186,7 +194,9 @@ def _download(tag: str, backbone: str) -> Weights:
     tags = timm.list_pretrained(f"{backbone}.*")
     config = get_pretrained_cfg(name) if tag == "pretrained" or name in tags else None
     if config is None or not config.has_weights or not config.hf_hub_id:
-        raise UsageError(f"--weights {tag}: timm has no such weights for {backbone}. Valid: none, {', '.join(tags) or 'a file'}.")
+        raise UsageError(
+            f"--weights {tag}: timm has no such weights for {backbone}. Valid: none, {', '.join(tags) or 'a file'}."
+        )
     full = f"{config.architecture}.{config.tag}" if config.tag else backbone
     path = _fetch_from_hub(config.hf_hub_id, full)
     return Weights(full, file_sha256(path), path)
@@ -210,7 +220,9 @@ def _fetch_from_hub(repository: str, name: str) -> Path:
     if len(expected) == 64 and expected != file_sha256(path):
         path.resolve().unlink()
         path.unlink(missing_ok=True)
-        raise UsageError(f"weights {name}: the downloaded file has a wrong checksum and was removed. Run the command again.")
+        raise UsageError(
+            f"weights {name}: the downloaded file has a wrong checksum and was removed. Run the command again."
+        )
     return path
 
 
@@ -276,7 +288,9 @@ def freeze_stages(model: nn.Module, count: int) -> None:
     """No gradient for the first `count` stages. Raises `UsageError` if there are fewer."""
     found = stages(model)
     if not 0 <= count <= len(found):
-        raise UsageError(f"cannot freeze {count} stages: this backbone has {len(found)} ({', '.join(s.name for s in found)}).")
+        raise UsageError(
+            f"cannot freeze {count} stages: this backbone has {len(found)} ({', '.join(s.name for s in found)})."
+        )
     for stage in found[:count]:
         for name in stage.modules:
             # The owner's own parameters only: for a ViT the root module holds cls_token and pos_embed.

@@ -23,7 +23,9 @@ def environment(device: torch.device) -> dict[str, Any]:
         "load_average": list(os.getloadavg()),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("flowers-bench", "torch", "torchvision", "timm", "numpy", "pluggy")},
+        "versions": {
+            name: version(name) for name in ("flowers-bench", "torch", "torchvision", "timm", "numpy", "pluggy")
+        },
         "kernel": kernel_in_use(),
     }
 

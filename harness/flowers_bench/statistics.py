@@ -52,7 +52,9 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Interval:
     """Accuracy of `first` minus `second`, both (S, N) on the same seeds and images. Raises `ValueError` otherwise."""
     if first.shape != second.shape:
         raise ValueError(f"not paired: {first.shape} against {second.shape}")
-    over = "seeds and test images, paired (bootstrap)" if len(first) > 1 else "test images, paired, one seed (bootstrap)"
+    over = (
+        "seeds and test images, paired (bootstrap)" if len(first) > 1 else "test images, paired, one seed (bootstrap)"
+    )
     return _bootstrap(first.astype(float) - second.astype(float), over)
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
-def write_atomically(path: Path, write: Callable[[Path], None], *, durable: bool = True) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one.
 
     Args:
@@ -61,7 +61,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, durable: bool
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, atomically. NaN and infinity are refused (they are not JSON)."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8") and None)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -129,7 +129,9 @@ def _supported(path: Path) -> dict[str, Any]:
     value = read_json(path)
     version = value.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise UsageError(f"{path} has schema version {version}; this flowers-bench reads {SCHEMA_VERSION}. Upgrade flowers-bench.")
+        raise UsageError(
+            f"{path} has schema version {version}; this flowers-bench reads {SCHEMA_VERSION}. Upgrade flowers-bench."
+        )
     return value
 
 
@@ -148,10 +150,15 @@ class Store:
         folder = self.folder(trial.id)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            write_json(folder.path / "config.json", {"schema_version": SCHEMA_VERSION, "id": trial.id, **trial.facts()})
+            write_json(
+                folder.path / "config.json",
+                {"schema_version": SCHEMA_VERSION, "id": trial.id, **trial.facts()},
+            )
             write_json(folder.path / "run.json", dict(run))
         except OSError as error:
-            raise UsageError(f"the run store {self.root} cannot be written: {error}. Choose another with --out.") from error
+            raise UsageError(
+                f"the run store {self.root} cannot be written: {error}. Choose another with --out."
+            ) from error
         return folder
 
     def trials(self) -> Iterator[TrialFolder]:
@@ -171,4 +178,6 @@ class Store:
         if len(found) == 1:
             return found[0]
         what = "no trial" if not found else f"{len(found)} trials"
-        raise UsageError(f"{what} in {self.root} with an id that begins with {text!r}. List them: flowers-bench leaderboard --trials")
+        raise UsageError(
+            f"{what} in {self.root} with an id that begins with {text!r}. List them: flowers-bench leaderboard --trials"
+        )

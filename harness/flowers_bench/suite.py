@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowers_bench.backbone import Backbone, Weights, check_backbone, resolve_weights
-from flowers_bench.data.dataset import Dataset, DataRequest, DatasetSource, Progress, silent
+from flowers_bench.data.dataset import DataRequest, Dataset, DatasetSource, Progress, silent
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.errors import UsageError, unknown_name
 from flowers_bench.host import Host, Registered
@@ -101,7 +101,9 @@ def find_source(host: Host, data: str) -> tuple[DatasetSource, Path | None]:
         source = host.datasets[name].value
         if source.recognises is not None and source.recognises(path):
             return source, path
-    raise UsageError(f"--data {data}: no dataset plugin recognises this folder. Expected train/ val/ test/ class folders.")
+    raise UsageError(
+        f"--data {data}: no dataset plugin recognises this folder. Expected train/ val/ test/ class folders."
+    )
 
 
 def _split_settings(source: DatasetSource, settings: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -131,7 +133,11 @@ def _parts(host: Host, request: Request, name: str) -> _Parts:
     variant_name, variant = technique.variant(variant_name)
     model = host.find("model", host.models, variant.model or technique.model)
     loss = host.find("loss", host.losses, request.loss or variant.loss or technique.loss)
-    augmentation = host.find("augmentation", host.augmentations, request.augmentation or variant.augmentation or technique.augmentation)
+    augmentation = host.find(
+        "augmentation",
+        host.augmentations,
+        request.augmentation or variant.augmentation or technique.augmentation,
+    )
     predictor = (variant.predictor if not request.loss else None) or loss.value.predictor
     parts = _Parts(technique, variant_name, variant, model, loss, augmentation, predictor)
     _refuse_misfits(parts)
@@ -152,9 +158,13 @@ def _refuse_misfits(parts: _Parts) -> None:
             "Choose another --loss or --augmentation; `flowers-bench list` shows what each needs."
         )
     if "soft_targets" in augmentation.provides and loss.sampler != "shuffled":
-        raise UsageError(f"loss {loss.name!r} draws {loss.sampler} batches by class, which mixing augmentation {augmentation.name!r} would blur.")
+        raise UsageError(
+            f"loss {loss.name!r} draws {loss.sampler} batches by class, which mixing augmentation {augmentation.name!r} would blur."
+        )
     for need in sorted(augmentation.needs - model.provides):
-        raise UsageError(f"augmentation {augmentation.name!r} needs {need}, which model {model.name!r} does not provide.")
+        raise UsageError(
+            f"augmentation {augmentation.name!r} needs {need}, which model {model.name!r} does not provide."
+        )
 
 
 def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, str]) -> None:
@@ -163,7 +173,9 @@ def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, st
         known = recipe_fields | {name for parts in chosen for name in _options(parts)}
         if key not in known:
             raise unknown_name("setting", key, known)
-        lacking = [f"{p.technique.name}/{p.variant_name}" for p in chosen if key not in recipe_fields | set(_options(p))]
+        lacking = [
+            f"{p.technique.name}/{p.variant_name}" for p in chosen if key not in recipe_fields | set(_options(p))
+        ]
         if lacking:
             raise UsageError(f"--set {key}: {', '.join(lacking)} has no such option.")
 
@@ -177,7 +189,11 @@ def _options(parts: _Parts) -> dict[str, Any]:
 
 
 def _recipe(source: DatasetSource, parts: _Parts, settings: Mapping[str, str]) -> Recipe:
-    fields = {**parts.variant.recipe, **source.recipe, **{k: v for k, v in settings.items() if k in Recipe().facts()}}
+    fields = {
+        **parts.variant.recipe,
+        **source.recipe,
+        **{k: v for k, v in settings.items() if k in Recipe().facts()},
+    }
     return parts.technique.recipe.changed(**fields)
 
 
@@ -219,7 +235,11 @@ def _trials(
                 seed=seed,
                 code=code,
             ),
-            {**run, "weights_path": str(weights.path) if weights.path else None, "baseline": parts.variant.baseline},
+            {
+                **run,
+                "weights_path": str(weights.path) if weights.path else None,
+                "baseline": parts.variant.baseline,
+            },
         )
         for seed in range(request.seeds)
     ]
@@ -233,7 +253,14 @@ def _try_building(parts: _Parts, backbone: str, num_classes: int, recipe: Recipe
     values = {key: options[key] for key in model.options}
     with torch.device("meta"):
         try:
-            model.build(ModelContext(Backbone(backbone, Weights(), num_classes, recipe.image_size), num_classes, recipe.image_size, values))
+            model.build(
+                ModelContext(
+                    Backbone(backbone, Weights(), num_classes, recipe.image_size),
+                    num_classes,
+                    recipe.image_size,
+                    values,
+                )
+            )
         except UsageError as error:
             label = f"{parts.technique.name}/{parts.variant_name}"
             raise UsageError(f"{label} does not fit backbone {backbone}: {error}") from error

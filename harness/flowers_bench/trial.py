@@ -88,7 +88,11 @@ class Trial:
             "recipe": self.recipe.facts(),
             "seed": self.seed,
             "code": dict(self.code),
-            "protocol": {"train": self.protocol.train, "select": self.protocol.select, "report": self.protocol.report},
+            "protocol": {
+                "train": self.protocol.train,
+                "select": self.protocol.select,
+                "report": self.protocol.report,
+            },
         }
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from flowers_bench import Augmentation, AugmentationContext, Loss, LossContext, Model, ModelContext, Option, hookimpl
+from flowers_bench import (
+    Augmentation,
+    AugmentationContext,
+    Loss,
+    LossContext,
+    Model,
+    ModelContext,
+    Option,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,7 +70,14 @@ def standard_augmentation(context: AugmentationContext) -> Callable[[Tensor], Te
 @hookimpl
 def register_models() -> list[Model]:
     freeze = Option(0, "how many of the backbone's first stages are frozen; -1: all", minimum=-1, maximum=100)
-    return [Model("classifier", "any timm backbone with a linear classifier", options={"freeze": freeze}, build=build_classifier)]
+    return [
+        Model(
+            "classifier",
+            "any timm backbone with a linear classifier",
+            options={"freeze": freeze},
+            build=build_classifier,
+        )
+    ]
 
 
 @hookimpl
@@ -87,7 +103,12 @@ def register_augmentations() -> list[Augmentation]:
             "random resized crop, flip, colour jitter",
             options={
                 "min_scale": Option(0.35, "smallest share of the image's area in a crop", minimum=0.01, maximum=1),
-                "jitter": Option(0.3, "strength of brightness, contrast and saturation jitter; 0: none", minimum=0, maximum=1),
+                "jitter": Option(
+                    0.3,
+                    "strength of brightness, contrast and saturation jitter; 0: none",
+                    minimum=0,
+                    maximum=1,
+                ),
             },
             image=standard_augmentation,
         ),

@@ -47,13 +47,19 @@ def replace_convolutions(backbone: nn.Module, stage: int, modulated: bool) -> li
 
     found = stages(backbone)
     if stage > len(found):
-        raise UsageError(f"there is no stage {stage}: this backbone has {len(found)} ({', '.join(s.name for s in found)}).")
+        raise UsageError(
+            f"there is no stage {stage}: this backbone has {len(found)} ({', '.join(s.name for s in found)})."
+        )
     replaced = []
     for name in found[stage - 1].modules:
         module = backbone.get_submodule(name)
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and not isinstance(module.padding, str):
             parent, _, child = name.rpartition(".")
-            setattr(backbone.get_submodule(parent), child, OffsetDeformConv2d.from_conv(module, modulated=modulated))
+            setattr(
+                backbone.get_submodule(parent),
+                child,
+                OffsetDeformConv2d.from_conv(module, modulated=modulated),
+            )
             replaced.append(name)
     if not replaced:
         raise UsageError(f"stage {stage} ({found[stage - 1].name}) has no 3x3 convolution to replace.")
@@ -116,9 +122,13 @@ def register_techniques() -> list[Technique]:
             variants={
                 **{f"stage{s}": _stage(s, pretrained=False) for s in stages},
                 "stage3-v1": Variant(
-                    "stage 3 deformable without masks (v1), from scratch", options={"modulated": False}, baseline="plain"
+                    "stage 3 deformable without masks (v1), from scratch",
+                    options={"modulated": False},
+                    baseline="plain",
                 ),
-                "plain": Variant("the plain twin: the same network, nothing deformable, from scratch", model="classifier"),
+                "plain": Variant(
+                    "the plain twin: the same network, nothing deformable, from scratch", model="classifier"
+                ),
                 **{f"stage{s}-pretrained": _stage(s, pretrained=True) for s in stages},
                 **{f"plain{s}-pretrained": _plain_pretrained(s) for s in stages},
             },

@@ -54,8 +54,15 @@ def register_techniques() -> list[Technique]:
                 ),
                 **{f"k{k}": _frozen(k) for k in range(6)},
                 "all": _frozen(-1),
-                "study": Variant("the study's best row: k = 3 with its recipe", options={"freeze": 3}, weights="pretrained", recipe=STUDY),
-                "study-scratch": Variant("the study's baseline from scratch with its recipe", weights="none", recipe=STUDY),
+                "study": Variant(
+                    "the study's best row: k = 3 with its recipe",
+                    options={"freeze": 3},
+                    weights="pretrained",
+                    recipe=STUDY,
+                ),
+                "study-scratch": Variant(
+                    "the study's baseline from scratch with its recipe", weights="none", recipe=STUDY
+                ),
             },
             default="k3",
         )

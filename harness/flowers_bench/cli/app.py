@@ -33,7 +33,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
+    ] = False,
 ) -> None:
     pass
 
@@ -42,13 +44,19 @@ def _root(
 def run(
     plugin: Plugin,
     data: Annotated[str, typer.Option(help="petals, flowers102, or a folder of images")] = "petals",
-    data_dir: Annotated[Path | None, typer.Option(help="Where downloads and caches lie (default: the user's cache)")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where downloads and caches lie (default: the user's cache)")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="Any timm model name")] = None,
-    weights: Annotated[str | None, typer.Option(help="none, pretrained, a timm tag, or a .safetensors/.pth file")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="none, pretrained, a timm tag, or a .safetensors/.pth file")
+    ] = None,
     loss: Annotated[str | None, typer.Option(help="Another loss than the technique's")] = None,
     augmentation: Annotated[str | None, typer.Option(help="Another augmentation than the technique's")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many seeds, from 0")] = 3,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE: a recipe field, an option, or data.KEY")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE: a recipe field, an option, or data.KEY")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that one trial may take")] = 86400,
     out: Out = Path("runs"),
 ) -> None:

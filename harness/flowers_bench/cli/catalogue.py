@@ -18,7 +18,11 @@ def print_all(files: Sequence[Path]) -> None:
         technique = registered.value
         _line(name, technique.summary, registered.plugin)
         print(f"      variants: {', '.join(_variant_names(technique))}")
-    for title, table in (("models", host.models), ("losses", host.losses), ("augmentations", host.augmentations)):
+    for title, table in (
+        ("models", host.models),
+        ("losses", host.losses),
+        ("augmentations", host.augmentations),
+    ):
         _parts(title, table)
     print("\ndatasets (--data NAME)")
     for name, source in sorted(host.datasets.items()):
@@ -61,7 +65,11 @@ def describe(name: str, files: Sequence[Path]) -> None:
     for paper in technique.papers:
         print(f"  {paper}")
     print(f"\nbackbone {technique.backbone}, weights {technique.weights}")
-    tables = (("model", host.models), ("loss", host.losses), ("augmentation", host.augmentations))
+    tables: tuple[tuple[str, Mapping[str, Registered[Any]]], ...] = (
+        ("model", host.models),
+        ("loss", host.losses),
+        ("augmentation", host.augmentations),
+    )
     for kind, table in tables:
         part = host.find(kind, table, getattr(technique, kind)).value
         print(f"{kind} {part.name}: {part.summary}")
@@ -93,4 +101,6 @@ def _options(options: Mapping[str, Option]) -> None:
 def print_plugins(files: Sequence[Path]) -> None:
     """One line per plugin, broken ones with the reason."""
     for status in discover(files).plugins.values():
-        print(f"{status.name:<16} {status.origin:<28} {status.error and 'BROKEN: ' + status.error or ', '.join(status.hooks)}")
+        print(
+            f"{status.name:<16} {status.origin:<28} {(status.error and 'BROKEN: ' + status.error) or ', '.join(status.hooks)}"
+        )

@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 
 from platformdirs import user_cache_path
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from flowers_bench.cli import FAILED, INTERRUPTED
 from flowers_bench.errors import UsageError
@@ -93,7 +100,9 @@ def execute(planned: Sequence[Any], out: Path, timeout: float) -> int:
     _announce(planned, out)
     folders = [store.folder(item.trial.id) for item in planned]
     todo = [
-        store.prepare(item.trial, {**item.run, "command": sys.argv[1:]}) for item in planned if not store.folder(item.trial.id).finished()
+        store.prepare(item.trial, {**item.run, "command": sys.argv[1:]})
+        for item in planned
+        if not store.folder(item.trial.id).finished()
     ]
     if len(todo) < len(planned):
         messages.print(f"{len(planned) - len(todo)} of {len(planned)} trials are finished already")

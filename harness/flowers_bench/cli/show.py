@@ -13,7 +13,9 @@ def show(trial: str, out: Path) -> None:
 
     folder = Store(out).find(trial)
     config = folder.config()
-    print(f"trial {folder.id}: {config['technique']}/{config['variant']} on {config['dataset']['name']}, seed {config['seed']}")
+    print(
+        f"trial {folder.id}: {config['technique']}/{config['variant']} on {config['dataset']['name']}, seed {config['seed']}"
+    )
     _section("configuration", config)
     print("\nhistory")
     for record in folder.history():
@@ -23,7 +25,9 @@ def show(trial: str, out: Path) -> None:
     failure = folder.failure()
     if failure:
         print(f"\nlast attempt failed: {failure['error']}")
-    print(f"\nfiles in {folder.path}: {', '.join(sorted(p.name for p in folder.path.iterdir() if not p.name.startswith('.')))}")
+    print(
+        f"\nfiles in {folder.path}: {', '.join(sorted(p.name for p in folder.path.iterdir() if not p.name.startswith('.')))}"
+    )
 
 
 def _short(value: Any) -> str:

@@ -58,7 +58,12 @@ def _run_one(folder: TrialFolder, on_event: OnEvent, timeout: float) -> Outcome:
     process.start()
     writer.close()
     timed_out = threading.Event()
-    timer = threading.Timer(timeout, lambda: (timed_out.set(), _kill(process.pid)))
+
+    def on_timeout() -> None:
+        timed_out.set()
+        _kill(process.pid)
+
+    timer = threading.Timer(timeout, on_timeout)
     timer.start()
     try:
         with _interrupts_forwarded(process.pid):

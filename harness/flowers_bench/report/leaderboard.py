@@ -91,7 +91,10 @@ class Leaderboard:
 def _protocol_key(config: dict[str, Any]) -> str:
     data = config["dataset"]
     # The split and not the pixels' stored size: 64 px and 128 px input of the same photographs are comparable.
-    return json.dumps([data["name"], data["split_checksum"], data["n_test"], config["protocol"], config["data_options"]], sort_keys=True)
+    return json.dumps(
+        [data["name"], data["split_checksum"], data["n_test"], config["protocol"], config["data_options"]],
+        sort_keys=True,
+    )
 
 
 def _row_key(config: dict[str, Any]) -> str:
@@ -103,13 +106,19 @@ def _group(items: Sequence[tuple[TrialFolder, dict[str, Any], dict[str, Any]]]) 
     for item in items:
         by_row.setdefault(_row_key(item[1]), []).append(item)
     names = _distinct_names([rows[0][1] for rows in by_row.values()])
-    rows = sorted((_row(name, trials) for name, trials in zip(names, by_row.values(), strict=True)), key=lambda r: -r.top1.value)
+    rows = sorted(
+        (_row(name, trials) for name, trials in zip(names, by_row.values(), strict=True)),
+        key=lambda r: -r.top1.value,
+    )
     data = items[0][1]["dataset"]
     title = (
         f"{data['name']}: {data['classes']} classes, {data['n_train']} train / {data['n_val']} val / {data['n_test']} test, "
         f"{data['resolution']}, split {data['split_checksum'][:8]}"
     )
-    hardware = {f"{describe_hardware(result['hardware'])}, kernel {result['hardware']['kernel'] or 'not used'}" for _, _, result in items}
+    hardware = {
+        f"{describe_hardware(result['hardware'])}, kernel {result['hardware']['kernel'] or 'not used'}"
+        for _, _, result in items
+    }
     return Group(title, tuple(data["notes"]), tuple(sorted(hardware)), tuple(rows), _differences(rows))
 
 

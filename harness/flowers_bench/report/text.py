@@ -93,7 +93,9 @@ def footnotes(group: Group) -> list[str]:
     """What must stand under every table: differences, how intervals were made, notes, hardware."""
     overs = sorted({f"{row.top1.over}" for row in group.rows})
     lines = [sentence(difference) for difference in group.differences]
-    lines.append(f"intervals: 95 %, over {'; '.join(overs)}; the test split was read once, by the checkpoint chosen on validation")
+    lines.append(
+        f"intervals: 95 %, over {'; '.join(overs)}; the test split was read once, by the checkpoint chosen on validation"
+    )
     lines += [f"note: {note}" for note in group.notes]
     lines += [f"measured on: {hardware}" for hardware in group.hardware]
     return lines

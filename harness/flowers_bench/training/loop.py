@@ -138,7 +138,15 @@ class Training:
             total += loss * len(indices)
             images += len(indices)
             seconds = time.perf_counter() - started
-            self.emit({"event": "step", "epoch": epoch, "step": step + 1, "steps": len(batches), "rate": images / seconds})
+            self.emit(
+                {
+                    "event": "step",
+                    "epoch": epoch,
+                    "step": step + 1,
+                    "steps": len(batches),
+                    "rate": images / seconds,
+                }
+            )
         train_seconds = time.perf_counter() - started
         evaluated = self._average or self._model
         logits = self.parts.evaluator.logits(evaluated, self.train, self.val.images)

@@ -72,7 +72,9 @@ def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Mean embedding of each class: (N, D), (N,) to (C, D). Raises `UsageError` for a class without images."""
     counts = torch.bincount(labels, minlength=num_classes)
     if (counts == 0).any():
-        raise UsageError(f"nearest-mean prediction needs a training image of every class; class {int(counts.argmin())} has none.")
+        raise UsageError(
+            f"nearest-mean prediction needs a training image of every class; class {int(counts.argmin())} has none."
+        )
     sums = torch.zeros(num_classes, embeddings.shape[1]).index_add_(0, labels, embeddings)
     return sums / counts[:, None]
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from flowers_bench.backbone import Backbone, Weights, file_sha256
-from flowers_bench.data.dataset import Dataset, DataRequest, Split
+from flowers_bench.data.dataset import DataRequest, Dataset, Split
 from flowers_bench.data.pixels import Normalizer, evaluation_transform, stored_side
 from flowers_bench.environment import environment
 from flowers_bench.errors import TrialFailed, UsageError
@@ -35,7 +35,13 @@ def trial_from_config(config: Mapping[str, Any]) -> Trial:
     """The trial that a `config.json` describes. Raises `UsageError` if its id does not match its content."""
     facts = {k: v for k, v in config.items() if k not in ("schema_version", "id", "harness_revision")}
     try:
-        trial = Trial(**{**facts, "recipe": Recipe().changed(**facts["recipe"]), "protocol": Protocol(**facts["protocol"])})
+        trial = Trial(
+            **{
+                **facts,
+                "recipe": Recipe().changed(**facts["recipe"]),
+                "protocol": Protocol(**facts["protocol"]),
+            }
+        )
     except (KeyError, TypeError) as error:
         raise UsageError(f"config.json of trial {config.get('id')} is damaged: {error}. Remove its folder.") from error
     if trial.id != config.get("id"):
@@ -115,13 +121,19 @@ def load_dataset(host: Host, trial: Trial, run: Mapping[str, Any]) -> Dataset:
     )
     dataset = source.load(request)
     if dataset.fingerprint != trial.dataset["fingerprint"]:
-        raise UsageError(f"the images of dataset {dataset.name} changed since this trial was planned. Run the command again.")
+        raise UsageError(
+            f"the images of dataset {dataset.name} changed since this trial was planned. Run the command again."
+        )
     return dataset
 
 
 def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.device) -> tuple[Parts, Backbone]:
     """Model, loss, augmentation and evaluator of a trial, initialised from its seed."""
-    weights = Weights(trial.weights["name"], trial.weights["sha256"], Path(run["weights_path"]) if run["weights_path"] else None)
+    weights = Weights(
+        trial.weights["name"],
+        trial.weights["sha256"],
+        Path(run["weights_path"]) if run["weights_path"] else None,
+    )
     if weights.path is not None and weights.path.is_file() and file_sha256(weights.path) != weights.sha256:
         raise UsageError(f"weights file {weights.path} changed since this trial was planned. Run the command again.")
     num_classes, size = int(trial.dataset["classes"]), trial.recipe.image_size
@@ -129,7 +141,7 @@ def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.
     torch.manual_seed(derive_seed(trial.seed, "initialisation"))
     model_part = host.find("model", host.models, trial.model).value
     model = model_part.build(ModelContext(backbone, num_classes, size, model_part.option_values(trial.options)))
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     normalize = Normalizer(*_mean_and_std(model), device)
     loss_part = host.find("loss", host.losses, trial.loss).value
     context = LossContext(num_classes, embedding_dim(model, normalize, size), loss_part.option_values(trial.options))
@@ -145,7 +157,7 @@ def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.
 
 def _mean_and_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """What the backbone's weights were trained with; ImageNet's where the model does not say."""
-    config = next((m.pretrained_cfg for m in model.modules() if hasattr(m, "pretrained_cfg")), {})
+    config: Any = next((m.pretrained_cfg for m in model.modules() if hasattr(m, "pretrained_cfg")), {})
     return tuple(config.get("mean") or (0.485, 0.456, 0.406)), tuple(config.get("std") or (0.229, 0.224, 0.225))
 
 
@@ -183,7 +195,13 @@ def _prediction_table(name: str, split: Split, logits: np.ndarray) -> pd.DataFra
 
 
 def _draw(
-    host: Host, config: dict[str, Any], parts: Parts, model: nn.Module, dataset: Dataset, folder: TrialFolder, emit: Emit
+    host: Host,
+    config: dict[str, Any],
+    parts: Parts,
+    model: nn.Module,
+    dataset: Dataset,
+    folder: TrialFolder,
+    emit: Emit,
 ) -> None:
     """Let plugins draw their figures; a failing figure is said and does not cost the result."""
     labels = np.asarray(dataset.test.labels)
@@ -192,7 +210,9 @@ def _draw(
     images = torch.stack([transform(dataset.test.images[i]) for i in chosen])
     directory = folder.path / "figures"
     directory.mkdir(exist_ok=True)
-    context = FigureContext(model.eval(), images, [int(labels[i]) for i in chosen], dataset.class_names, parts.normalize)
+    context = FigureContext(
+        model.eval(), images, [int(labels[i]) for i in chosen], dataset.class_names, parts.normalize
+    )
     _warn(emit, host.notify("trial_figures", trial=config, context=context, directory=directory))
     with contextlib.suppress(OSError):
         directory.rmdir()  # nothing was drawn
@@ -203,12 +223,12 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     import json
 
     text = "".join(json.dumps(record) + "\n" for record in history)
-    write_atomically(folder / "history.jsonl", lambda path: path.write_text(text) and None, durable=False)
+    write_atomically(folder / "history.jsonl", lambda path: path.write_text(text), durable=False)
 
 
 def _interrupt_flag() -> Any:
     """A function that says whether SIGINT has come: the first lets the epoch finish, the second ends at once."""
-    asked = []
+    asked: list[int] = []
 
     def on_interrupt(signum: int, frame: object) -> None:
         if asked:
