@@ -1,0 +1,351 @@
+"""The operator `flowers_bench::deform_conv2d`: schema, shapes, gradients, vmap, autocast and FLOPs, side by side.
+
+The kernels are `flowers_bench_kernel::forward` and `::backward` (csrc/deform_conv/binding.cpp), built and loaded
+by the first call. Where they cannot be built, or for a device or dtype that they do not cover, the plain PyTorch
+reference computes the same function.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from flowers_bench.ops import _build
+from flowers_bench.ops._reference import Pair, deform_conv2d_reference
+
+_SCHEMA = (
+    "(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, "
+    "int[2] stride, int[2] padding, int[2] dilation) -> Tensor"
+)
+# An output whose flag in `needs` (input, offset, weight, bias, mask) is false is an empty tensor, never computed.
+_BACKWARD_SCHEMA = (
+    "(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? mask, "
+    "int[2] stride, int[2] padding, int[2] dilation, bool[5] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+torch.library.define("flowers_bench::deform_conv2d", _SCHEMA, tags=torch.Tag.pt2_compliant_tag)
+torch.library.define("flowers_bench::deform_conv2d_backward", _BACKWARD_SCHEMA, tags=torch.Tag.pt2_compliant_tag)
+_forward_op = torch.ops.flowers_bench.deform_conv2d.default
+_backward_op = torch.ops.flowers_bench.deform_conv2d_backward.default
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Deformable convolution, v1 (Dai et al. 2017, arXiv:1703.06211) or with `mask` v2 (arXiv:1811.11168).
+
+    Arguments, shapes and semantics are those of `torchvision.ops.deform_conv2d`. Groups are read off the shapes:
+    weight groups = C / weight.shape[1], offset groups G = offset.shape[1] / (2 * KH * KW).
+
+    Args:
+        input: (N, C, H, W), float32, float64, bfloat16 or float16; any strides, channels-last is fastest.
+        offset: (N, 2 * G * KH * KW, OH, OW) in pixels, for each offset group and tap first y, then x.
+        weight: (OC, C / groups, KH, KW).
+        bias: (OC,) or None.
+        stride, padding, dilation: an integer, or one for the height and one for the width.
+        mask: (N, G * KH * KW, OH, OW), multiplied into each sample, or None for v1.
+
+    Returns:
+        (N, OC, OH, OW) in the input's dtype, channels-last if the input is. A sample outside the image is 0;
+        a NaN or infinite offset gives NaN in the outputs that it reaches, and nowhere else.
+
+    Raises:
+        RuntimeError: a shape, dtype, device, stride, padding or dilation that does not fit; the message names it.
+    """
+    return _forward_op(
+        input, offset, weight, bias, mask, _pair("stride", stride), _pair("padding", padding),
+        _pair("dilation", dilation),
+    )  # fmt: skip
+
+
+def _pair(name: str, value: int | Sequence[int]) -> Pair:
+    if isinstance(value, int):
+        return value, value
+    values = tuple(value)
+    if len(values) == 1:
+        return values[0], values[0]
+    if len(values) != 2:
+        raise RuntimeError(f"Expected argument `{name}` to be one or two integers, but got {value!r}")
+    return values
+
+
+def _check(condition: bool, message: Callable[[], str]) -> None:
+    torch._check(condition, message)  # a RuntimeError; understands symbolic sizes under torch.compile
+
+
+def _check_arguments(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int, int, int]:
+    """Raises unless the arguments fit together; returns the shape of the output."""
+    _check_kinds(input, {"offset": offset, "weight": weight, "bias": bias, "mask": mask})
+    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        _check(
+            len(pair) == 2 and min(pair) >= least and max(pair) < 2**31,
+            lambda name=name, pair=pair, least=least: (  # type: ignore[misc]
+                f"Expected argument `{name}` to be at least {least}, but got {tuple(pair)}"
+            ),
+        )
+    batch, channels, height, width = input.shape
+    out_channels, group_channels, kernel_h, kernel_w = weight.shape
+    taps = kernel_h * kernel_w
+    _check(
+        out_channels > 0 and group_channels > 0 and taps > 0 and channels > 0 and height > 0 and width > 0,
+        lambda: f"Expected non-empty channels, image and kernel, but got {_sizes(input=input, weight=weight)}",
+    )
+    groups = channels // group_channels
+    _check(
+        channels % group_channels == 0 and out_channels % groups == 0,
+        lambda: (
+            "Expected weight.shape[1] to divide the input's channels, and the number of groups the output's, "
+            f"but got {_sizes(input=input, weight=weight)}"
+        ),
+    )
+    out_height = _out_size(height, kernel_h, stride[0], padding[0], dilation[0])
+    out_width = _out_size(width, kernel_w, stride[1], padding[1], dilation[1])
+    _check(
+        out_height > 0 and out_width > 0,
+        lambda: f"Expected a kernel that fits the padded image, but the output would be {out_height}x{out_width}",
+    )
+    offset_groups = offset.shape[1] // (2 * taps)
+    _check(
+        offset_groups > 0 and offset.shape[1] == offset_groups * 2 * taps and channels % offset_groups == 0,
+        lambda: (
+            "the shape of the offset tensor at dimension 1 is not valid. It should be a multiple of 2 * "
+            f"weight.shape[2] * weight.shape[3] = {2 * taps} whose quotient divides the input's {channels} "
+            f"channels, but got {offset.shape[1]}"
+        ),
+    )
+    _check_shape("offset", offset, (batch, offset_groups * 2 * taps, out_height, out_width))
+    if mask is not None:
+        _check_shape("mask", mask, (batch, offset_groups * taps, out_height, out_width))
+    if bias is not None:
+        _check_shape("bias", bias, (out_channels,))
+    return batch, out_channels, out_height, out_width
+
+
+def _check_kinds(input: Tensor, others: dict[str, Tensor | None]) -> None:
+    _check(input.ndim == 4, lambda: f"Expected input to be (N, C, H, W), but got shape {tuple(input.shape)}")
+    _check(input.dtype in _DTYPES, lambda: f"Expected a floating-point input, but got {input.dtype}")
+    for name, tensor in others.items():
+        if tensor is None:
+            continue
+        rank = 1 if name == "bias" else 4
+        _check(
+            tensor.ndim == rank and tensor.dtype == input.dtype and tensor.device == input.device,
+            lambda name=name, tensor=tensor, rank=rank: (  # type: ignore[misc]
+                f"Expected {name} to have {rank} dimensions and be {input.dtype} on {input.device} like the input, "
+                f"but got shape {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
+            ),
+        )
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    for actual, expected in zip(tensor.shape, shape, strict=True):
+        _check(
+            actual == expected,
+            lambda: f"Expected {name} to have shape {tuple(shape)}, but got {tuple(tensor.shape)}",
+        )
+
+
+def _sizes(**tensors: Tensor) -> str:
+    return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+
+
+def _out_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _is_channels_last(input: Tensor) -> bool:
+    return input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
+
+
+def _compute(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Tensor:
+    _check_arguments(input, offset, weight, bias, mask, stride, padding, dilation)
+    if _build.has_kernel(input.device.type):
+        return torch.ops.flowers_bench_kernel.forward(input, offset, weight, bias, mask, stride, padding, dilation)
+    out = deform_conv2d_reference(input, offset, weight, bias, mask, stride, padding, dilation)
+    return out.contiguous(memory_format=_memory_format(input))
+
+
+def _compute_backward(
+    grad: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    shape = _check_arguments(input, offset, weight, None, mask, stride, padding, dilation)
+    _check_kinds(input, {"grad": grad})
+    _check_shape("grad", grad, shape)
+    _check(mask is not None or not needs[4], lambda: "Expected a mask where its gradient is asked for")
+    if _build.has_kernel(input.device.type):
+        return torch.ops.flowers_bench_kernel.backward(
+            grad, input, offset, weight, mask, stride, padding, dilation, *needs
+        )
+    with _autograd_inside_a_kernel():
+        computed = _reference_gradients(grad, input, offset, weight, mask, stride, padding, dilation, needs)
+    blank = _gradient_layout(grad, input, offset, weight, mask, needs)
+    return tuple(e if g is None else e.copy_(g) for e, g in zip(blank, computed, strict=True))
+
+
+def _autograd_inside_a_kernel() -> AbstractContextManager[None]:
+    """The dispatcher hides autograd from an operator's kernel; the reference's gradient needs it back."""
+    hidden = torch._C._dispatch_tls_local_exclude_set()
+    hidden = hidden.remove(torch._C.DispatchKey.AutogradFunctionality)
+    hidden = hidden.remove(torch._C.DispatchKey.ADInplaceOrView)
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), hidden)
+
+
+def _memory_format(input: Tensor) -> torch.memory_format:
+    return torch.channels_last if _is_channels_last(input) else torch.contiguous_format
+
+
+def _gradient_layout(
+    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, needs: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    """Uninitialised gradients with the shapes and strides that the backward op returns."""
+    likes = (input, offset, weight, weight.new_empty(weight.shape[0]), mask)
+    return tuple(
+        torch.empty_like(like, memory_format=_memory_format(input) if like is input else torch.contiguous_format)
+        if need and like is not None
+        else input.new_empty(0)
+        for like, need in zip(likes, needs, strict=True)
+    )
+
+
+def _reference_gradients(
+    grad: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients through the composite; differentiable again where the arguments require gradients."""
+    differentiable = torch.is_grad_enabled()
+    bias = weight.new_zeros(weight.shape[0])
+    with torch.enable_grad():
+        given = (input, offset, weight, bias, mask)
+        leaves = [
+            t if t is None or (differentiable and t.requires_grad) else t.detach().requires_grad_() for t in given
+        ]
+        out = deform_conv2d_reference(*leaves, stride, padding, dilation)  # type: ignore[arg-type]
+        wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if need and leaf is not None]
+        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=differentiable) if wanted else ())
+    return tuple(next(found) if need and leaf is not None else None for leaf, need in zip(leaves, needs, strict=True))
+
+
+for _device in ("cpu", "cuda"):
+    torch.library.impl("flowers_bench::deform_conv2d", _device, _compute)
+    torch.library.impl("flowers_bench::deform_conv2d_backward", _device, _compute_backward)
+
+
+@torch.library.register_fake("flowers_bench::deform_conv2d")
+def _fake(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Tensor:
+    shape = _check_arguments(input, offset, weight, bias, mask, stride, padding, dilation)
+    return input.new_empty(shape).contiguous(memory_format=_memory_format(input))
+
+
+@torch.library.register_fake("flowers_bench::deform_conv2d_backward")
+def _fake_backward(
+    grad: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    _check_arguments(input, offset, weight, None, mask, stride, padding, dilation)
+    return _gradient_layout(grad, input, offset, weight, mask, needs)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, offset, weight, bias, mask, ctx.stride, ctx.padding, ctx.dilation = inputs
+    ctx.save_for_backward(input, offset, weight, mask)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:5])
+    gradients = _backward_op(grad, *ctx.saved_tensors, ctx.stride, ctx.padding, ctx.dilation, needs)
+    return *(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None, None
+
+
+def _setup_context_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad, input, offset, weight, mask, ctx.stride, ctx.padding, ctx.dilation, ctx.needs = inputs
+    ctx.save_for_backward(grad, input, offset, weight, mask)
+
+
+def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Differentiates the composite's own gradients: rare enough that a kernel would not pay for itself."""
+    saved = ctx.saved_tensors
+    with torch.enable_grad():
+        given = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in saved]
+        grad, input, offset, weight, mask = given
+        first = _reference_gradients(
+            grad, input, offset, weight, mask, ctx.stride, ctx.padding, ctx.dilation, ctx.needs
+        )
+        pairs = [(f, g) for f, g in zip(first, grads, strict=True) if f is not None and g is not None]
+        wanted = [t for t, need in zip(given, ctx.needs_input_grad, strict=False) if t is not None and need]
+        second = iter(
+            torch.autograd.grad(
+                [f for f, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True, create_graph=True
+            )
+            if pairs and wanted
+            else [None] * len(wanted)
+        )
+    found = [
+        next(second) if t is not None and need else None for t, need in zip(given, ctx.needs_input_grad, strict=False)
+    ]
+    return *found, None, None, None, None
+
+
+torch.library.register_autograd("flowers_bench::deform_conv2d", _backward, setup_context=_setup_context)
+torch.library.register_autograd(
+    "flowers_bench::deform_conv2d_backward", _double_backward, setup_context=_setup_context_backward
+)
