@@ -111,7 +111,7 @@ def _split_settings(source: DatasetSource, settings: Mapping[str, str]) -> tuple
     for key in data:
         if key not in source.options:
             raise unknown_name(f"option of dataset {source.name}", key, source.options)
-    return data, {key: value for key, value in settings.items() if not key.startswith("data.")}
+    return {**source.options, **data}, {key: value for key, value in settings.items() if not key.startswith("data.")}
 
 
 def _with_baselines(host: Host, names: Sequence[str]) -> list[str]:
@@ -189,12 +189,10 @@ def _options(parts: _Parts) -> dict[str, Any]:
 
 
 def _recipe(source: DatasetSource, parts: _Parts, settings: Mapping[str, str]) -> Recipe:
-    fields = {
-        **parts.variant.recipe,
-        **source.recipe,
-        **{k: v for k, v in settings.items() if k in Recipe().facts()},
-    }
-    return parts.technique.recipe.changed(**fields)
+    recipe = parts.technique.recipe.changed(**{**parts.variant.recipe, **source.recipe})
+    if source.max_epochs is not None and recipe.epochs > source.max_epochs and "epochs" not in settings:
+        recipe = recipe.changed(epochs=source.max_epochs, warmup_epochs=min(1, recipe.warmup_epochs))
+    return recipe.changed(**{key: value for key, value in settings.items() if key in recipe.facts()})
 
 
 def _trials(
@@ -207,7 +205,8 @@ def _trials(
     data_options: Mapping[str, Any],
     run: Mapping[str, Any],
 ) -> list[Planned]:
-    name = request.backbone or parts.variant.backbone or source.backbone or parts.technique.backbone
+    default = parts.variant.backbone or parts.technique.backbone
+    name = request.backbone or source.backbones.get(default, default)
     check_backbone(name)
     weights = resolve_weights(request.weights or parts.variant.weights or parts.technique.weights, name)
     given = {**parts.variant.options, **request.settings}

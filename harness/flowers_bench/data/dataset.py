@@ -105,7 +105,7 @@ class DataRequest:
         cache_dir: where downloads and decoded-image caches may be written (`--data-dir`).
         path: the folder given as `--data PATH`, or None. Never written to.
         stored_side: decoded images are stored with their shortest side at most this many pixels.
-        options: `--set data.KEY=VALUE`, as parsed.
+        options: every option of the source, with the default or what `--set data.KEY=VALUE` gave (then text).
         progress: wraps long loops.
     """
 
@@ -127,9 +127,10 @@ class DatasetSource:
         options: what `--set data.KEY=` takes, with the default of each.
         recognises: whether a folder given as `--data PATH` is in this source's layout. The sources are asked in
             order of name, except that `folder`, which takes any, is asked last.
-        backbone: used where the user names none, instead of the technique's; None: the technique's.
+        backbones: small stand-ins for the techniques' default backbones, by name, where the user names none.
         recipe: recipe fields that suit this data, such as its image size; `--set` overrides them.
-            Both are printed before a run, and stand in every result.
+        max_epochs: at most this many, unless `--set epochs=`; None: as many as the recipe says.
+            All three are printed before a run, and stand in every result.
     """
 
     name: str
@@ -137,7 +138,8 @@ class DatasetSource:
     load: Callable[[DataRequest], Dataset]
     options: Mapping[str, Any] = field(default_factory=dict)
     recognises: Callable[[Path], bool] | None = None
-    backbone: str | None = None
+    backbones: Mapping[str, str] = field(default_factory=dict)
+    max_epochs: int | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
 

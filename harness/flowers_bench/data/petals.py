@@ -24,13 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowers_bench.data.cache import Slice, cached_images
-from flowers_bench.data.dataset import DataRequest, Dataset, DatasetSource, Split, split_checksum
+from flowers_bench.data.dataset import DataRequest, Dataset, Split, split_checksum
 from flowers_bench.errors import UsageError
 
 #: Part of the fingerprint: bump it when any pixel would change.
 RENDERER = "petals-1"
 FAMILY = 3
-OPTIONS: Mapping[str, int] = {"size": 64, "species": 102, "train": 10, "val": 10, "test": 20, "grammar_seed": 0}
 _BOUNDS = {
     "size": (16, 1024),
     "species": (2, 10000),
@@ -39,7 +38,7 @@ _BOUNDS = {
     "test": (1, 10000),
     "grammar_seed": (0, 2**31),
 }
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 #: Nuisance factors: what each means and its range. `occlusion` is a share of the flower's radius.
 FACTORS: Mapping[str, tuple[float, float]] = {
@@ -352,7 +351,7 @@ def _blurred(image: Array, sigmas: Array) -> Array:
 
 
 def _parse(options: Mapping[str, Any]) -> dict[str, int]:
-    values = dict(OPTIONS)
+    values: dict[str, int] = {}
     for name, given in options.items():
         low, high = _BOUNDS[name]
         try:
@@ -413,12 +412,3 @@ def _rendered(plan: Sequence[tuple[str, int, int]], size: int, grammar_seed: int
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter lock
         for images in pool.map(draw, range(0, len(plan), step)):
             yield from images
-
-
-SOURCE = DatasetSource(
-    name="petals",
-    summary="102 species of flowers drawn by rule, families of near twins; no download",
-    load=load,
-    options=OPTIONS,
-    recipe={"image_size": 64},
-)
