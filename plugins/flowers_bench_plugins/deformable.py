@@ -88,7 +88,7 @@ def _stage(stage: int, pretrained: bool) -> Variant:
             f"stage {stage} deformable, pretrained, earlier stages frozen",
             options={"stage": stage, "freeze_earlier": True},
             weights="pretrained",
-            recipe={"epochs": 20, "warmup_epochs": 1},
+            recipe={"lr": 1e-3, "epochs": 20, "warmup_epochs": 1},
             baseline=f"plain{stage}-pretrained",
         )
     return Variant(f"stage {stage} deformable, from scratch", options={"stage": stage}, baseline="plain")
@@ -100,7 +100,7 @@ def _plain_pretrained(stage: int) -> Variant:
         model="classifier",
         options={"freeze": stage - 1},
         weights="pretrained",
-        recipe={"epochs": 20, "warmup_epochs": 1},
+        recipe={"lr": 1e-3, "epochs": 20, "warmup_epochs": 1},
     )
 
 
@@ -118,7 +118,7 @@ def register_techniques() -> list[Technique]:
             model="deformable",
             loss="cross-entropy",
             augmentation="standard",
-            recipe=Recipe(optimizer="adamw", lr=1e-3, lr_scale={"*offset_conv*": 0.1}, epochs=60, warmup_epochs=3),
+            recipe=Recipe(optimizer="adamw", lr=3e-3, lr_scale={"*offset_conv*": 0.1}, epochs=60, warmup_epochs=3),
             variants={
                 **{f"stage{s}": _stage(s, pretrained=False) for s in stages},
                 "stage3-v1": Variant(

@@ -45,12 +45,12 @@ def register_techniques() -> list[Technique]:
             model="classifier",
             loss="cross-entropy",
             augmentation="standard",
-            recipe=Recipe(optimizer="adamw", lr=1e-3, lr_scale={"backbone.fc.*": 1.0}, epochs=20, warmup_epochs=1),
+            recipe=Recipe(optimizer="adamw", lr=1e-3, epochs=20, warmup_epochs=1),
             variants={
                 "scratch": Variant(
                     "random initial weights, everything trained",
                     weights="none",
-                    recipe={"epochs": 60, "warmup_epochs": 3},
+                    recipe={"lr": 3e-3, "epochs": 60, "warmup_epochs": 3},
                 ),
                 **{f"k{k}": _frozen(k) for k in range(6)},
                 "all": _frozen(-1),
