@@ -39,7 +39,7 @@ def register_datasets() -> list[DatasetSource]:
             load=load_petals,
             options={"size": 64, "species": 102, "train": 10, "val": 10, "test": 20, "grammar_seed": 0},
             # Sized so that the first command of a newcomer ends in minutes on two cores.
-            backbones={"resnet18": "test_resnet", "vit_base_patch16_224": "test_vit", "vgg16": "test_efficientnet"},
+            backbones={"resnet18": "test_resnet", "vit_base_patch16_224": "test_vit"},
             recipe={"image_size": 64},
             max_epochs=6,
         ),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torchvision.datasets import Flowers102
 
 COUNTS = {"train": 1020, "val": 1020, "test": 6149}
+#: A download that stands still for this long has failed.
+STALL_SECONDS = 60.0
 #: Below this median, in pixels, a copy of the photographs is called small in every result.
 SMALL = 200
 
@@ -200,6 +202,7 @@ def _check_lists(root: Path) -> None:
 def _download(root: Path) -> None:
     """torchvision's download, into a folder beside the final one: it appears only when everything is there."""
     import shutil
+    import socket
     import tempfile
 
     from filelock import FileLock
@@ -210,7 +213,9 @@ def _download(root: Path) -> None:
         if _present(root):
             return
         temporary = Path(tempfile.mkdtemp(dir=root, prefix=".flowers102."))
+        previous = socket.getdefaulttimeout()
         try:
+            socket.setdefaulttimeout(STALL_SECONDS)  # torchvision's download would wait for ever
             Flowers102(temporary, split="train", download=True)
             (temporary / "flowers-102").replace(root / "flowers-102")
         except Exception as error:  # urllib, sockets, tarfile and torchvision each raise their own kinds
@@ -218,6 +223,7 @@ def _download(root: Path) -> None:
                 f"Flowers102 could not be downloaded ({type(error).__name__}: {str(error)[:200]}). {_by_hand(root)}"
             ) from error
         finally:
+            socket.setdefaulttimeout(previous)
             shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -51,6 +51,8 @@ def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float) -
 
 
 def _run_one(folder: TrialFolder, on_event: OnEvent, timeout: float) -> Outcome:
+    # Threads that wait by spinning bring a machine to a crawl as soon as anything else runs on it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     reader, writer = context.Pipe(duplex=False)

@@ -1,0 +1,149 @@
+"""The real command: exit codes, messages, the whole path on the toy data."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flowers_bench.store import Store
+
+TOY = str(Path(__file__).parents[1] / "toy.py")
+
+
+def test_run_then_rerun_then_read(flowers_bench, tmp_path: Path) -> None:
+    first = flowers_bench("--plugin", TOY, "--data", "toy", "--seeds", "2")
+    assert first.returncode == 0, first.stderr
+    assert "toy/plain" in first.stdout
+    assert "toy/short" in first.stdout
+    assert "no difference can be claimed" in first.stdout or "better than" in first.stdout
+    assert len(Store(tmp_path / "runs").finished()) == 4
+
+    again = flowers_bench("run", "--plugin", TOY, "--data", "toy", "--seeds", "2")
+    assert "4 of 4 trials are finished already" in again.stderr
+    assert again.stdout == first.stdout
+
+    rows = list(csv.DictReader(io.StringIO(flowers_bench("leaderboard", "--format", "csv").stdout)))
+    assert {row["name"] for row in rows} == {"toy/plain", "toy/short"}
+    assert json.loads(flowers_bench("leaderboard", "--format", "json").stdout)[0]["seeds"] == 2
+    assert "| toy/plain |" in flowers_bench("leaderboard", "--format", "md").stdout
+    listing = flowers_bench("leaderboard", "--trials").stdout.splitlines()
+    assert len(listing) == 4
+    shown = flowers_bench("show", listing[0].split()[0][:8])
+    assert shown.returncode == 0
+    assert "val_top1" in shown.stdout
+
+
+def test_a_failed_trial_is_stored_as_a_failure_and_the_rest_runs(flowers_bench, tmp_path: Path) -> None:
+    done = flowers_bench("--plugin", f"{TOY},toy/explode,toy/short", "--data", "toy", "--seeds", "1")
+    assert done.returncode == 1
+    assert "loss is" in done.stderr
+    assert "toy/short" in done.stdout
+    assert "toy/explode" not in done.stdout
+    failures = [folder.failure() for folder in Store(tmp_path / "runs").trials() if not folder.finished()]
+    assert [f["kind"] for f in failures if f] == ["TrialFailed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--plugin", "deformible"], "Did you mean 'deformable'"),
+        (["--plugin", "deformable/stage9"], "unknown variant"),
+        (["--plugin", ","], "--plugin is empty"),
+        (["--plugin", "deformable", "--data", "petal"], "Did you mean 'petals'"),
+        (["--plugin", "deformable", "--data", "/no/such/folder"], "no such folder"),
+        (["--plugin", "deformable", "--set", "lr"], "expected KEY=VALUE"),
+        (["--plugin", "deformable", "--set", "lr=1", "--set", "lr=2"], "given twice"),
+        (["--plugin", "deformable", "--seeds", "0"], "seeds"),
+        (["--plugin", "nothere.py"], "not a plugin file"),
+        (["leaderboard", "--out", "empty"], "no finished trials"),
+        (["leaderboard", "--format", "pdf"], "unknown format"),
+        (["show", "abc"], "no trial"),
+        (["describe", "deformible"], "Did you mean"),
+        (["nonsense"], "No such command"),
+    ],
+)  # fmt: skip
+def test_mistakes_exit_with_2_and_no_traceback(flowers_bench, tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = flowers_bench(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_pretrained_weights_without_network_say_what_to_do(flowers_bench) -> None:
+    done = flowers_bench("--plugin", "transfer/k3", "--set", "data.species=3")
+    assert done.returncode == 2
+    for words in ("hf download timm/", "--weights /path/to", "--weights none"):
+        assert words in done.stderr
+
+
+def test_misfit_is_refused_before_training(flowers_bench) -> None:
+    done = flowers_bench("--plugin", "deformable", "--backbone", "test_vit", "--set", "data.species=3")
+    assert done.returncode == 2
+    assert "no 3x3 convolution" in done.stderr
+
+
+def test_list_is_quick_and_complete(flowers_bench) -> None:
+    done = flowers_bench("list")
+    for name in ("deformable", "transfer", "cross-entropy", "standard", "petals", "flowers102", "folder"):
+        assert name in done.stdout
+    code = "import sys; sys.argv = ['flowers-bench', 'list']\nfrom flowers_bench.cli import main\ntry:\n    main()\nfinally:\n    sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_describe_names_paper_recipe_variants(flowers_bench) -> None:
+    done = flowers_bench("describe", "deformable")
+    for words in ("1703.06211", "offset_conv", "stage3-pretrained", "--set stage=3", "lr = "):
+        assert words in done.stdout
+
+
+def test_broken_plugin_is_named_by_list_and_does_not_stop_a_run(flowers_bench, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("raise RuntimeError('boom')")
+    done = flowers_bench("list", "--plugin-file", "bad.py")
+    assert "broken plugin bad" in done.stdout
+    assert "boom" in done.stdout
+    assert "deformable" in done.stdout
+
+
+def test_ctrl_c_finishes_the_epoch_and_the_next_run_continues(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("flowers-bench")
+    command = [str(script), "--plugin", f"{TOY},toy/plain", "--data", "toy", "--seeds", "1", "--set", "epochs=60"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/checkpoint.pt")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again to continue" in errors
+    (folder,) = Store(tmp_path / "runs").trials()
+    reached = len(folder.history())
+    assert 0 < reached < 60
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0
+    assert f"continues after epoch {reached}" in done.stderr
+
+
+def test_killed_executor_takes_its_trial_along(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("flowers-bench")
+    command = [str(script), "--plugin", f"{TOY},toy/plain", "--data", "toy", "--seeds", "1", "--set", "epochs=2000"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/checkpoint.pt")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (folder,) = Store(tmp_path / "runs").trials()
+    time.sleep(3)
+    before = len(folder.history())
+    time.sleep(2)
+    assert len(folder.history()) == before
