@@ -91,6 +91,7 @@ def _track(items: Iterable[T], description: str, total: int) -> Iterable[T]:
 
 def execute(planned: Sequence[Any], out: Path, timeout: float) -> int:
     """Run what is not finished yet, with progress, then print the leaderboard of this plan's trials."""
+    from flowers_bench.environment import kernel_in_use
     from flowers_bench.executors.local import run_all
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.text import print_text
@@ -98,6 +99,7 @@ def execute(planned: Sequence[Any], out: Path, timeout: float) -> int:
 
     store = Store(out)
     _announce(planned, out)
+    kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
     folders = [store.folder(item.trial.id) for item in planned]
     todo = [
         store.prepare(item.trial, {**item.run, "command": sys.argv[1:]})
