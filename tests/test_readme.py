@@ -1,0 +1,56 @@
+"""What the README tells people to type works. What needs a download or minutes is run where that is allowed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.S) for line in block.splitlines()]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+RUNS = [line for line in COMMANDS if line.startswith("flowers-bench --plugin")]
+
+
+def test_readme_has_the_two_commands() -> None:
+    assert "pip install . && flowers-bench --plugin deformable" in COMMANDS
+    assert 'pip install ".[test]" && pytest' in COMMANDS
+
+
+@pytest.mark.parametrize("line", [c for c in COMMANDS if re.match(r"flowers-bench (list|describe|plugins)", c)])
+def test_commands_that_look_around(flowers_bench, line: str) -> None:
+    assert flowers_bench(*shlex.split(line)[1:]).returncode == 0
+
+
+@pytest.mark.parametrize("line", RUNS)
+def test_run_lines_are_valid_usage(flowers_bench, line: str, tmp_path: Path) -> None:
+    """Real data and weights are not here: the command must get as far as asking for them by name."""
+    done = flowers_bench(*shlex.split(line)[1:], "--data-dir", str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert re.search("could not be downloaded|no such folder|no such file", done.stderr), done.stderr
+
+
+def test_the_plugin_in_the_readme_runs(flowers_bench, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(next(block for block in PYTHON if "mine.py" in block))
+    quick = ("--seeds", "1", "--set", "epochs=1", "--set", "data.species=3", "--set", "data.size=32")
+    done = flowers_bench("--plugin", "./mine.py", *quick)
+    assert done.returncode == 0, done.stderr
+    assert "mine/smooth" in done.stdout
+    assert "mine/plain" in done.stdout
+
+
+def test_imports_in_the_readme_work() -> None:
+    line = next(block for block in PYTHON if "flowers_bench.ops" in block)
+    subprocess.run([sys.executable, "-c", line], check=True)
+
+
+@pytest.mark.slow
+def test_the_main_job(flowers_bench) -> None:
+    done = flowers_bench("--plugin", "deformable", timeout=1500)
+    assert done.returncode == 0, done.stderr
+    assert "deformable/stage3" in done.stdout
+    assert "deformable/plain" in done.stdout
