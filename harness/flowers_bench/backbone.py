@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flowers_bench.errors import UsageError
 
 if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
     from torch import Tensor, nn
 
 
@@ -59,15 +60,31 @@ class Backbone:
         self.report = {"loaded": 0, "missing": [], "unexpected": [], "classifier": "initialised afresh"}
         if self.weights.path is not None:
             self.report.update(_load(model, self.weights.path))
+        _check_patches(model, self.image_size)
         return model
 
     def _arguments(self) -> dict[str, Any]:
         import timm
 
         arguments: dict[str, Any] = {"num_classes": self.num_classes}
-        if timm.models.model_entrypoint(self.name).__module__.endswith("vision_transformer"):
+        if timm.models.model_entrypoint(self.name).__module__.endswith(("vision_transformer", "deit")):
             arguments["img_size"] = self.image_size
         return arguments
+
+
+def _check_patches(model: Any, image_size: int) -> None:
+    """Raise `UsageError` if a vision transformer's patches do not tile the image (timm says so only when it runs)."""
+    from timm.layers import PatchEmbed
+
+    patches = getattr(model, "patch_embed", None)
+    if not isinstance(patches, PatchEmbed) or patches.dynamic_img_pad:
+        return
+    side = patches.patch_size[0]
+    if image_size % side:
+        near = max(side, round(image_size / side) * side)
+        raise UsageError(
+            f"image_size={image_size} is not a multiple of the backbone's patch size {side}: try --set image_size={near}."
+        )
 
 
 def check_backbone(name: str) -> None:
@@ -296,3 +313,41 @@ def freeze_stages(model: nn.Module, count: int) -> None:
             # The owner's own parameters only: for a ViT the root module holds cls_token and pos_embed.
             for parameter in model.get_submodule(name).parameters(recurse=False):
                 parameter.requires_grad_(False)
+
+
+def vision_transformer(model: nn.Module) -> VisionTransformer:
+    """`model` itself, known to be a plain timm VisionTransformer: patch tokens through `blocks`, one classifier.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not isinstance(model, VisionTransformer) or isinstance(model.get_classifier(), tuple):
+        raise UsageError(
+            f"{type(model).__name__} is not a vision transformer with one classifier. Choose a timm VisionTransformer such "
+            "as --backbone vit_base_patch16_224, vit_small_patch14_dinov2 or deit3_small_patch16_224."
+        )
+    return model
+
+
+def train_only_classifier(model: nn.Module) -> None:
+    """No gradient for anything but the classifier."""
+    model.requires_grad_(False)
+    for name in _classifier_names(model):
+        model.get_submodule(name).requires_grad_(True)
+
+
+def replace_classifier(model: nn.Module, build: Callable[[int, int], nn.Module]) -> None:
+    """Put `build(embedding_dim, num_classes)` in place of the backbone's linear classifier.
+
+    Raises:
+        UsageError: the backbone's classifier is not one linear layer.
+    """
+    from torch import nn
+
+    names = _classifier_names(model)
+    linear = model.get_submodule(names[0])
+    if len(names) != 1 or not isinstance(linear, nn.Linear):
+        raise UsageError(f"the classifier of {type(model).__name__} is not one linear layer, so it cannot be replaced.")
+    model.set_submodule(names[0], build(linear.in_features, linear.out_features))

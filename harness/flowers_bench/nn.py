@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +72,106 @@ class Parallel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, sum of the branches' channels, H, W)."""
         return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
+class CosineLinear(nn.Module):
+    """A classifier without biases or norms: scale * cos(x, w_c) (Wang et al. 2018, arXiv:1801.09414, equation 3).
+
+    Args:
+        embedding_dim: D.
+        num_classes: C.
+        scale: s; the logits lie in [-s, s].
+    """
+
+    def __init__(self, embedding_dim: int, num_classes: int, scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_classes, embedding_dim))
+        self.scale = scale
+        nn.init.normal_(self.weight)  # only the directions count: uniform on the sphere
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(N, D) to (N, C)."""
+        return self.scale * F.linear(F.normalize(embedding, dim=-1), F.normalize(self.weight, dim=-1))
+
+    def extra_repr(self) -> str:
+        """Shape and scale, for `print`."""
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, scale={self.scale:g}"
+
+
+class PromptedBlocks(nn.Sequential):
+    """A transformer's blocks with learned tokens among their input (Jia et al. 2022, arXiv:2203.12119).
+
+    Takes the place of a timm VisionTransformer's `blocks`. The prompts stand between the prefix tokens (class,
+    registers) and the patches, and are gone from the output: whatever follows, such as norm and pooling, sees the
+    tokens that it saw before. With no prompts it computes exactly what the blocks computed.
+
+    Args:
+        blocks: the transformer's blocks; they keep their names (`0`, `1`, ...).
+        length: p, the number of prompts.
+        dim: D, the token width.
+        prefix: how many tokens stand before the patches.
+        deep: every block gets prompts of its own, in place of what the previous one made of its; otherwise only
+            the first block gets prompts, and theirs are passed on.
+        bound: prompts start uniform in [-bound, bound].
+    """
+
+    def __init__(self, blocks: nn.Sequential, length: int, dim: int, prefix: int, deep: bool, bound: float) -> None:
+        super().__init__(*blocks)
+        self.prompts = nn.Parameter(torch.empty(len(blocks) if deep else 1, length, dim))
+        self.prefix = prefix
+        nn.init.uniform_(self.prompts, -bound, bound)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, prefix + patches, D) to the same."""
+        before, after = tokens[:, : self.prefix], tokens[:, self.prefix :]
+        length = self.prompts.shape[1]
+        for index, block in enumerate(self):
+            if index < len(self.prompts):
+                prompts = self.prompts[index].expand(len(tokens), -1, -1)
+            mixed = block(torch.cat([before, prompts, after], dim=1))
+            before, prompts, after = mixed.split([self.prefix, length, after.shape[1]], dim=1)
+        return torch.cat([before, after], dim=1)
+
+
+class LowRank(nn.Module):
+    """A linear layer plus a learned low-rank update: W x + (alpha / r) B A x (Hu et al. 2021, arXiv:2106.09685).
+
+    B starts at zero, so that the layer begins as the plain one. A layer that computes several projections at once
+    (timm's fused query, key and value) is updated by chunks of its output, each with an A and a B of its own.
+
+    Args:
+        linear: W, frozen here.
+        rank: r.
+        alpha: the update's scale, before it is divided by the rank.
+        chunks: into how many equal parts the output is divided.
+        adapted: which of them get an update.
+    """
+
+    chosen: Tensor
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float, chunks: int, adapted: Sequence[int]) -> None:
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.scale = alpha / rank
+        self.chunks = chunks
+        self.a = nn.Parameter(torch.empty(len(adapted), rank, linear.in_features))
+        self.b = nn.Parameter(torch.zeros(len(adapted), linear.out_features // chunks, rank))
+        self.register_buffer("chosen", torch.tensor(list(adapted)), persistent=False)
+        nn.init.normal_(self.a, std=linear.in_features**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        low = torch.einsum("...i,kri->...kr", x, self.a)
+        update = self.scale * torch.einsum("...kr,kor->...ko", low, self.b)
+        plain = self.linear(x).unflatten(-1, (self.chunks, -1))
+        return plain.index_add(-2, self.chosen, update.to(plain.dtype)).flatten(-2)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """One plain linear layer that computes the same: the technique costs nothing once it is trained."""
+        merged = copy.deepcopy(self.linear)
+        merged.weight.unflatten(0, (self.chunks, -1)).index_add_(0, self.chosen, self.scale * self.b @ self.a)
+        return merged
 
 
 def freeze(module: nn.Module) -> None:

@@ -27,6 +27,7 @@ Need = Literal[
     "soft_targets",  # class probabilities (N, C)
     "embedding",  # the model's output has an embedding that is meant to be trained
     "logits",  # the model's output has logits
+    "cosines",  # its logits are scaled cosines between embedding and class vectors
     "tokens",  # the backbone is a transformer of patch tokens (timm's VisionTransformer)
     "conv3x3",  # the backbone has 3x3 convolutions in the chosen stage
     "stages",  # the backbone has timm's feature stages
@@ -66,7 +67,7 @@ def parse_like(example: Any, name: str, value: Any) -> Any:
     try:
         if isinstance(example, bool):
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        if example is None or (isinstance(example, int) and text.lower() == "none"):
+        if example is None:
             return None if text.lower() == "none" else int(text)
         if isinstance(example, int):
             return int(text)

@@ -1,0 +1,124 @@
+"""Techniques built for tests as a trial builds them, on timm's tiny networks, and trained for a few steps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowers_bench import LossContext, ModelContext, Recipe
+from flowers_bench.backbone import Backbone, Weights
+from flowers_bench.host import Host, discover
+from flowers_bench.nn import Output, train_mode
+from flowers_bench.training.optimizer import build_optimizer
+
+CLASSES = 4
+torch.set_num_threads(1)  # tiny networks: waking other threads costs more than they save
+
+
+@functools.cache
+def host() -> Host:
+    """The installed plugins."""
+    return discover()
+
+
+@dataclass
+class Built:
+    """A technique's parts, ready to train on random images."""
+
+    model: nn.Module
+    criterion: Callable[[Output, Tensor], Tensor]
+    recipe: Recipe
+    images: Tensor
+    labels: Tensor
+
+    def train(self, steps: int, optimizer: str = "adamw", lr: float = 3e-3) -> list[float]:
+        """The loss of each step."""
+        recipe = Recipe(optimizer=optimizer, lr=lr, weight_decay=0.0)
+        stepper = build_optimizer(recipe, self.model, self.criterion)
+        losses = []
+        for _ in range(steps):
+            train_mode(self.model)
+            loss = self.criterion(self.model(self.images), self.labels)
+            stepper.zero_grad()
+            loss.backward()
+            stepper.step()
+            losses.append(loss.item())
+        return losses
+
+    def accuracy(self) -> float:
+        """On the batch that it trained on, in evaluation mode."""
+        with torch.inference_mode():
+            found = self.model.eval()(self.images).logits.argmax(1)
+        return float((found == self.labels).float().mean())
+
+    def trainable(self) -> set[str]:
+        """Names of the parameters that get a gradient."""
+        return {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+
+def build(
+    technique: str,
+    variant: str | None = None,
+    backbone: str = "test_vit",
+    image_size: int = 32,
+    seed: int = 0,
+    options: Mapping[str, Any] = {},
+) -> Built:
+    """A technique's variant with its own parts and options, randomly initialised from `seed`."""
+    found = host().techniques[technique].value
+    _, chosen = found.variant(variant)
+    model_part = host().models[chosen.model or found.model].value
+    loss_part = host().losses[chosen.loss or found.loss].value
+    given = {**chosen.options, **options}
+    torch.manual_seed(seed)
+    source = Backbone(backbone, Weights(), CLASSES, image_size)
+    model = model_part.build(ModelContext(source, CLASSES, image_size, model_part.option_values(given)))
+    images = torch.randn(2 * CLASSES, 3, image_size, image_size)
+    labels = torch.arange(2 * CLASSES) % CLASSES
+    with torch.inference_mode():
+        dim = model.eval()(images[:2]).embedding.shape[1]
+    criterion = loss_part.build(LossContext(CLASSES, dim, loss_part.option_values(given)))
+    return Built(model, criterion, found.recipe.changed(**chosen.recipe), images, labels)
+
+
+def check_repeats(make: Callable[[], Built]) -> None:
+    """Two trainings from the same seed agree bit for bit."""
+    first, second = make(), make()
+    assert first.train(2) == second.train(2)
+    for (name, a), b in zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def check_frozen(built: Built) -> None:
+    """After some steps what is frozen is bit-equal, statistics included, and what is trainable has moved."""
+    before = {name: value.clone() for name, value in built.model.state_dict().items()}
+    built.train(3, optimizer="sgd", lr=0.1)
+    trainable = built.trainable()
+    for name, value in built.model.state_dict().items():
+        if name in dict(built.model.named_parameters()):
+            assert torch.equal(before[name], value) == (name not in trainable), name
+        elif not any(name.rpartition(".")[0] == t.rpartition(".")[0] for t in trainable):
+            assert torch.equal(before[name], value), name
+
+
+def check_round_trip(make: Callable[[], Built]) -> None:
+    """A state_dict loaded into a freshly built model gives the same outputs."""
+    trained, fresh = make(), make()
+    trained.train(2)
+    fresh.model.load_state_dict(trained.model.state_dict())
+    with torch.inference_mode():
+        a, b = trained.model.eval()(trained.images), fresh.model.eval()(trained.images)
+    assert torch.equal(a.logits, b.logits)
+    assert torch.equal(a.embedding, b.embedding)
+
+
+def check_overfits(built: Built, steps: int = 25, lr: float = 3e-3) -> None:
+    """It learns one batch of noise by heart."""
+    losses = built.train(steps, lr=lr)
+    assert built.accuracy() == 1.0
+    assert losses[-1] < losses[0]

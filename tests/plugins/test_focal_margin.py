@@ -1,0 +1,179 @@
+"""focal-margin: each loss against its sums written out, the cosine head, and what is trained."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from built import build, check_frozen, check_overfits, check_repeats, check_round_trip, host
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flowers_bench import LossContext, UsageError
+from flowers_bench.nn import CosineLinear, Output
+from flowers_bench.training.optimizer import build_optimizer
+from flowers_bench_plugins.focal_margin import (
+    build_focal,
+    build_focal_margin,
+    build_hybrid_focal_margin,
+    focal,
+    large_margin,
+)
+
+GAMMAS = st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0])
+
+
+def _case(seed: int, classes: int, spread: float = 3.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(6, classes, dtype=torch.float64, generator=generator)
+    return logits, torch.randint(classes, (6,), generator=generator)
+
+
+def _focal_by_hand(logits: Tensor, target: Tensor, gamma: float) -> float:
+    total = 0.0
+    for row, label in zip(logits.tolist(), target.tolist(), strict=True):
+        p = math.exp(row[label]) / sum(math.exp(z) for z in row)
+        total -= (1 - p) ** gamma * math.log(p)
+    return total / len(logits)
+
+
+def _margin_by_hand(logits: Tensor, target: Tensor) -> float:
+    total = 0.0
+    for row, label in zip(logits.tolist(), target.tolist(), strict=True):
+        wrong = [z for c, z in enumerate(row) if c != label]
+        normalizer = sum(math.exp(z) for z in wrong)
+        for z in wrong:
+            q = math.exp(z) / normalizer
+            total += 0.5 * (q - 1 / len(wrong)) * math.log(q)
+    return total / len(logits)
+
+
+def _context(**options: float) -> LossContext:
+    return LossContext(5, 8, options)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), classes=st.integers(2, 7), gamma=GAMMAS)
+def test_focal_is_its_sum(seed: int, classes: int, gamma: float) -> None:
+    logits, target = _case(seed, classes)
+    found = build_focal(_context(gamma=gamma))(Output(logits, logits), target)
+    assert found.item() == pytest.approx(_focal_by_hand(logits, target, gamma))
+    soft = F.one_hot(target, classes).double()
+    assert focal(logits, soft, gamma).item() == pytest.approx(found.item())
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), gamma=GAMMAS, margin=st.floats(0, 1), scale=st.floats(0.5, 5))
+def test_focal_margin_is_focal_of_cosines_with_the_true_one_shifted(
+    seed: int, gamma: float, margin: float, scale: float
+) -> None:
+    vectors, target = _case(seed, 5)
+    head = CosineLinear(5, 5, scale).double()
+    shifted = torch.empty(6, 5, dtype=torch.float64)
+    for i, x in enumerate(vectors):
+        for c, w in enumerate(head.weight.detach()):
+            cosine = float(x @ w / (x.norm() * w.norm()))
+            shifted[i, c] = scale * (cosine - margin if c == target[i] else cosine)
+    loss = build_focal_margin(_context(gamma=gamma, margin=margin, scale=scale))
+    found = loss(Output(head(vectors), vectors), target)
+    assert found.item() == pytest.approx(_focal_by_hand(shifted, target, gamma))
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), classes=st.integers(2, 7), gamma=GAMMAS, weight=st.floats(0, 3))
+def test_hybrid_is_focal_plus_the_regulariser(seed: int, classes: int, gamma: float, weight: float) -> None:
+    logits, target = _case(seed, classes)
+    found = build_hybrid_focal_margin(_context(gamma=gamma, margin_weight=weight))(Output(logits, logits), target)
+    expected = _focal_by_hand(logits, target, gamma) + weight * _margin_by_hand(logits, target)
+    assert found.item() == pytest.approx(expected)
+
+
+def test_the_regulariser_is_zero_where_wrong_classes_are_alike_and_positive_elsewhere() -> None:
+    logits = torch.tensor([[5.0, -2.0, -2.0, -2.0]], dtype=torch.float64)
+    assert large_margin(logits, torch.tensor([0])).item() == pytest.approx(0, abs=1e-12)
+    logits[0, 1] = 1.0
+    assert large_margin(logits, torch.tensor([0])).item() > 0.1
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_gradients_are_right_and_stay_finite_for_a_certain_prediction(gamma: float) -> None:
+    logits, target = _case(0, 4)
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: focal(z, target, gamma), logits)
+    assert torch.autograd.gradcheck(lambda z: large_margin(z, target), logits)
+    certain = torch.tensor([[200.0, 0.0, -200.0]], requires_grad=True)
+    focal(certain, torch.tensor([0]), gamma).backward()
+    assert certain.grad is not None
+    assert torch.isfinite(certain.grad).all()
+
+
+def test_logits_are_scaled_cosines() -> None:
+    built = build("focal-margin", options={"scale": 7.0})
+    output = built.model.eval()(built.images)
+    weight = built.model.backbone.get_classifier().weight
+    expected = 7 * F.cosine_similarity(output.embedding[:, None], weight[None], dim=2)
+    torch.testing.assert_close(output.logits, expected)
+
+
+def test_the_margin_makes_training_harder_and_leaves_prediction_alone() -> None:
+    easy, hard = (build("focal-margin", "margin", options={"margin": m}) for m in (0.0, 0.5))
+    output = easy.model.eval()(easy.images)
+    assert torch.equal(output.logits, hard.model.eval()(easy.images).logits)
+    assert hard.criterion(output, hard.labels) > easy.criterion(output, easy.labels)
+
+
+@pytest.mark.parametrize("variant", ["additive", "hybrid", "focal-linear", "full"])
+def test_overfits_one_batch(variant: str) -> None:
+    check_overfits(build("focal-margin", variant, backbone="test_vit"), lr=1e-3)
+
+
+@pytest.mark.parametrize("backbone", ["test_vit3", "test_resnet", "test_convnext"])
+def test_runs_on_other_backbones(backbone: str) -> None:
+    losses = build("focal-margin", backbone=backbone).train(2)
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_repeats_and_round_trips() -> None:
+    check_repeats(lambda: build("focal-margin"))
+    check_round_trip(lambda: build("focal-margin"))
+
+
+@pytest.mark.parametrize("variant", ["frozen", "study-frozen"])
+def test_frozen_trains_only_the_classifier(variant: str) -> None:
+    built = build("focal-margin", variant)
+    assert built.trainable() == {"backbone.head.weight", "backbone.head.bias"}
+    check_frozen(built)
+
+
+def test_everything_is_trained_otherwise_at_rates_that_fall_with_depth() -> None:
+    built = build("focal-margin")
+    named = dict(built.model.named_parameters())
+    assert built.trainable() == set(named)
+    groups = build_optimizer(built.recipe, built.model, built.criterion).param_groups
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    depth, decay = 6, built.recipe.layer_decay
+    assert decay < 1
+    assert scale[id(named["backbone.head.weight"])] == 1
+    for block in range(depth):
+        assert scale[id(named[f"backbone.blocks.{block}.mlp.fc1.weight"])] == pytest.approx(decay ** (depth - block))
+    for name in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
+        assert scale[id(named[f"backbone.{name}"])] == pytest.approx(decay**depth), name
+
+
+def test_the_cosine_margin_needs_cosines_and_whole_labels() -> None:
+    loss = host().losses["focal-margin"].value
+    assert loss.needs - host().models["classifier"].value.provides == {"cosines", "hard_targets"}
+    assert "cosines" in host().models["cosine-classifier"].value.provides
+
+
+def test_a_classifier_that_is_no_linear_layer_is_refused() -> None:
+    with pytest.raises(UsageError, match="not one linear layer"):
+        build("focal-margin", backbone="deit_tiny_distilled_patch16_224")
+
+
+def test_an_image_that_patches_do_not_tile_is_refused() -> None:
+    with pytest.raises(UsageError, match="image_size=32"):
+        build("focal-margin", image_size=40)
