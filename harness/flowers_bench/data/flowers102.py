@@ -1,29 +1,32 @@
 """Oxford Flowers102 (Nilsback & Zisserman 2008): 8,189 photographs, the official split of 1,020 / 1,020 / 6,149.
 
-torchvision knows the files, their MD5 sums and how to download them; this module adds the cache, the checks, and
-errors that say what to do where there is no network.
+torchvision knows the files, their addresses and MD5 sums, and reads the split; this module adds a download that can
+be interrupted, the cache, the checks, and errors that say what to do where there is no network.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock
 
-from flowers_bench.data.cache import Slice, cached_images
-from flowers_bench.data.dataset import DataRequest, Dataset, Split, split_checksum
-from flowers_bench.data.decode import decode_image
+from flowers_bench.data.cache import CachedImages, Slice, cached_images
+from flowers_bench.data.dataset import DataRequest, Dataset, Progress, Split, silent, split_checksum
+from flowers_bench.data.decode import DECODER, decode_images
+from flowers_bench.data.download import fetch, has_md5, unpack
+from flowers_bench.data.hashes import content_hashes, copies_note
 from flowers_bench.errors import UsageError
 
 if TYPE_CHECKING:
     from torchvision.datasets import Flowers102
 
 COUNTS = {"train": 1020, "val": 1020, "test": 6149}
-#: A download that stands still for this long has failed.
-STALL_SECONDS = 60.0
 #: Below this median, in pixels, a copy of the photographs is called small in every result.
 SMALL = 200
 
@@ -105,7 +108,7 @@ rose
 thorn apple
 morning glory
 passion flower
-lotus lotus
+lotus
 toad lily
 anthurium
 frangipani
@@ -133,138 +136,188 @@ blackberry lily"""
 CLASS_NAMES = tuple(_NAMES.splitlines())
 
 
+#: torchvision's layout below the root.
+_FOLDER = "flowers-102"
+_LISTS = ("imagelabels.mat", "setid.mat")
+_ARCHIVE = "102flowers.tgz"
+#: Seconds without a single byte after which a download is given up.
+STALL_SECONDS = 60.0
+#: Bytes. What is left of a failed download waits for the next attempt, unless it is hardly anything.
+_WORTH_KEEPING = 1 << 20
+
+
+def recognises(path: Path) -> bool:
+    """Whether the folder is in torchvision's layout: it holds `flowers-102/setid.mat`, or is that `flowers-102`."""
+    return (_root(path) / _FOLDER / "setid.mat").is_file()
+
+
 def load(request: DataRequest) -> Dataset:
     """From `request.path` (never written to), or downloaded into `request.cache_dir`.
 
     Raises:
-        UsageError: a file is missing or has a wrong checksum, or the download failed; says what to do.
+        UsageError: a file is missing, unreadable or has a wrong checksum, or the download failed; says what to do.
     """
-    root = request.path or request.cache_dir
-    if request.path is None and not _present(root):
-        _download(root)
+    root = _root(request.path) if request.path else request.cache_dir
+    if request.path is None:
+        install(root, _urls(), request.progress)
     _check_lists(root)
-    found = {name: _torchvision(root, name) for name in COUNTS}
-    files = [file for name in COUNTS for file in found[name]._image_files]
-    key = _content_key(files, request.stored_side)
-    images = cached_images(
-        request.cache_dir, "flowers102", key, lambda: _decoded(files, request.stored_side), len(files), request.progress
-    )
-    splits: dict[str, Split] = {}
-    listing: dict[str, Any] = {}
-    start = 0
-    for name, count in COUNTS.items():
-        keys = [file.name for file in found[name]._image_files]
-        labels = np.asarray(found[name]._labels, np.int64)
-        if len(keys) != count:
-            raise UsageError(f"{root}/flowers-102/setid.mat lists {len(keys)} {name} images instead of {count}.")
-        splits[name] = Split(Slice(images, start, start + count), labels, keys)
-        listing[name] = (keys, labels.tolist())
-        start += count
-    side = int(np.median([min(images[i].shape[1:]) for i in range(0, len(images), 41)]))
+    splits = {name: _read_split(root, name) for name in COUNTS}
+    names = [key for keys, _ in splits.values() for key in keys]
+    jpg = root / _FOLDER / "jpg"
+    hashes = content_hashes(jpg, names, request.cache_dir, request.progress, "Flowers102")
+    images = _cached(request, jpg, names, hashes)
     return Dataset(
         name="flowers102",
         class_names=CLASS_NAMES,
-        fingerprint=key,
-        split_checksum=split_checksum(listing),
-        resolution=f"shortest side {side}",
-        notes=_notes(files),
-        **splits,
+        fingerprint=_digest(f"flowers102 {request.stored_side}", names, hashes),
+        split_checksum=split_checksum(splits),
+        resolution=f"shortest side {int(np.median(images.sizes.min(axis=1)))}",
+        notes=tuple(_size_note(jpg, names) + copies_note({s: [hashes[k] for k in splits[s][0]] for s in splits})),
+        **_slices(images, splits),
     )
 
 
-def _present(root: Path) -> bool:
-    base = root / "flowers-102"
-    return all((base / name).exists() for name in ("setid.mat", "imagelabels.mat", "jpg"))
+def install(
+    root: Path, files: Mapping[str, tuple[str, str]], progress: Progress = silent, stall_seconds: float | None = None
+) -> None:
+    """Make `root` whole: fetch what is missing, unpack the images. Nothing is done where all is there.
+
+    Everything arrives in a hidden folder first, and the images are moved last and at once: an interrupted
+    installation is never taken for a finished one, and the next call continues it. Files that somebody put in place
+    by hand are used if their checksums are right.
+
+    Args:
+        root: created if need be; gets a folder `flowers-102` in torchvision's layout.
+        files: address and MD5 by file name, for the archive and both lists.
+        progress: shown while loading and unpacking.
+        stall_seconds: silence after which a server counts as lost; None: `STALL_SECONDS`.
+
+    Raises:
+        UsageError: what went wrong, the addresses, the checksums, and where to put the files by hand.
+    """
+    base, staging = root / _FOLDER, root / f".{_FOLDER}.partial"
+    if _present(base):
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".flowers102.lock"):
+            if not _present(base):
+                _install(base, staging, files, progress, stall_seconds or STALL_SECONDS)
+    except UsageError as error:
+        raise UsageError(f"Flowers102 could not be installed: {error}\n{_by_hand(root, files)}") from error
+    except OSError as error:
+        raise UsageError(f"cannot write to {root}: {error}. Choose another place with --data-dir.") from error
 
 
-def _torchvision(root: Path, split: str) -> Flowers102:
+def _install(
+    base: Path, staging: Path, files: Mapping[str, tuple[str, str]], progress: Progress, stall_seconds: float
+) -> None:
+    """See `install`; the lock is held."""
+    needs_images = not (base / "jpg").exists()
+    staging.mkdir(exist_ok=True)
+    try:
+        place = {}
+        for name in (*_LISTS, _ARCHIVE) if needs_images else _LISTS:
+            url, md5 = files[name]
+            place[name] = base / name if has_md5(base / name, md5) else staging / name
+            fetch(url, place[name], md5, progress, stall_seconds)
+        if needs_images:
+            unpack(place[_ARCHIVE], staging / "jpg", "jpg", sum(COUNTS.values()), progress)
+        base.mkdir(exist_ok=True)
+        for name in (*_LISTS, "jpg"):
+            if (staging / name).exists():
+                (staging / name).replace(base / name)
+        shutil.rmtree(staging)
+    finally:
+        if staging.exists() and all(path.stat().st_size < _WORTH_KEEPING for path in staging.iterdir()):
+            shutil.rmtree(staging)
+
+
+def _root(path: Path) -> Path:
+    return path.parent if path.name == _FOLDER and (path / "setid.mat").is_file() else path
+
+
+def _urls() -> dict[str, tuple[str, str]]:
     from torchvision.datasets import Flowers102
 
-    try:
-        return Flowers102(root, split=split, download=False)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UsageError(f"{root} is not a whole copy of Flowers102: {error}. {_by_hand(root)}") from error
+    return {file: (Flowers102._download_url_prefix + file, md5) for file, md5 in Flowers102._file_dict.values()}
+
+
+def _present(base: Path) -> bool:
+    return all((base / name).exists() for name in (*_LISTS, "jpg"))
+
+
+def _by_hand(root: Path, files: Mapping[str, tuple[str, str]]) -> str:
+    listing = "\n".join(f"  curl -LO {url}  # MD5 {md5}" for url, md5 in files.values())
+    return (
+        f"On a machine with internet run\n{listing}\nput the three files into {root / _FOLDER}/, and run the same "
+        f"command again; or name a folder that holds {_FOLDER}/ with --data FOLDER."
+    )
 
 
 def _check_lists(root: Path) -> None:
-    """The split and the labels are the official ones, byte for byte."""
-    from torchvision.datasets import Flowers102
-    from torchvision.datasets.utils import check_integrity
+    """The split and the labels are the official ones, byte for byte; the images are there at all."""
+    files = _urls()
+    base = root / _FOLDER
+    for name in _LISTS:
+        if not has_md5(base / name, files[name][1]):
+            what = "has a wrong checksum" if (base / name).is_file() else "is missing"
+            raise UsageError(f"{base / name} {what} (MD5 {files[name][1]} expected).\n{_by_hand(root, files)}")
+    if not (base / "jpg").is_dir():
+        mend = f"Unpack {base / _ARCHIVE} there." if (base / _ARCHIVE).exists() else _by_hand(root, files)
+        raise UsageError(f"{base / 'jpg'} is missing.\n{mend}")
 
-    for name in ("label", "setid"):
-        file, md5 = Flowers102._file_dict[name]
-        path = root / "flowers-102" / file
-        if not check_integrity(path, md5):
-            what = "has a wrong checksum" if path.is_file() else "is missing"
-            raise UsageError(f"{path} {what} (MD5 {md5} expected). {_by_hand(root)}")
 
-
-def _download(root: Path) -> None:
-    """torchvision's download, into a folder beside the final one: it appears only when everything is there."""
-    import shutil
-    import socket
-    import tempfile
-
-    from filelock import FileLock
+def _read_split(root: Path, name: str) -> tuple[list[str], list[int]]:
+    """File names and labels (from 0) of one official split."""
     from torchvision.datasets import Flowers102
 
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".flowers102.lock"):
-        if _present(root):
-            return
-        temporary = Path(tempfile.mkdtemp(dir=root, prefix=".flowers102."))
-        previous = socket.getdefaulttimeout()
-        try:
-            socket.setdefaulttimeout(STALL_SECONDS)  # torchvision's download would wait for ever
-            Flowers102(temporary, split="train", download=True)
-            (temporary / "flowers-102").replace(root / "flowers-102")
-        except Exception as error:  # urllib, sockets, tarfile and torchvision each raise their own kinds
-            raise UsageError(
-                f"Flowers102 could not be downloaded ({type(error).__name__}: {str(error)[:200]}). {_by_hand(root)}"
-            ) from error
-        finally:
-            socket.setdefaulttimeout(previous)
-            shutil.rmtree(temporary, ignore_errors=True)
+    found: Flowers102 = Flowers102(root, split=name, download=False)
+    keys = [file.name for file in found._image_files]
+    if len(keys) != COUNTS[name]:
+        raise UsageError(f"{root / _FOLDER / 'setid.mat'} lists {len(keys)} {name} images, not {COUNTS[name]}.")
+    return keys, [int(label) for label in found._labels]
 
 
-def _by_hand(root: Path) -> str:
-    from torchvision.datasets import Flowers102
-
-    files = "\n".join(
-        f"  {Flowers102._download_url_prefix}{file}  (MD5 {md5})" for file, md5 in Flowers102._file_dict.values()
-    )
-    return (
-        f"On a machine with internet fetch\n{files}\ninto a folder {root / 'flowers-102'}, unpack 102flowers.tgz there (it makes jpg/), "
-        "and run the same command; or name a folder that holds flowers-102/ with --data FOLDER."
+def _cached(request: DataRequest, jpg: Path, names: Sequence[str], hashes: Mapping[str, str]) -> CachedImages:
+    return cached_images(
+        request.cache_dir,
+        "flowers102",
+        _digest(f"{DECODER} flowers102 {request.stored_side}", names, hashes),
+        lambda: decode_images([os.path.join(jpg, name) for name in names], request.stored_side),
+        len(names),
+        request.progress,
     )
 
 
-def _content_key(files: list[Path], stored_side: int) -> str:
-    """SHA-256 over names and contents of all images, and the stored size."""
-    digest = hashlib.sha256(f"flowers102 {stored_side}".encode())
-    for file in files:
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise UsageError(f"image {file} is missing or cannot be read: {error.strerror}.") from error
-        digest.update(file.name.encode() + hashlib.sha256(content).digest())
+def _digest(header: str, names: Sequence[str], hashes: Mapping[str, str]) -> str:
+    """SHA-256 over a header, and names and contents of all images."""
+    digest = hashlib.sha256(header.encode())
+    for name in names:
+        digest.update(name.encode() + bytes.fromhex(hashes[name]))
     return digest.hexdigest()
 
 
-def _decoded(files: list[Path], shortest_side: int) -> Iterator[np.ndarray]:
-    return (decode_image(file, shortest_side) for file in files)
+def _slices(images: CachedImages, splits: Mapping[str, tuple[list[str], list[int]]]) -> dict[str, Split]:
+    found, start = {}, 0
+    for name, (keys, labels) in splits.items():
+        stop = start + len(keys)
+        found[name] = Split(Slice(images, start, stop), np.array(labels, np.int64), keys)
+        start = stop
+    return found
 
 
-def _notes(files: list[Path]) -> tuple[str, ...]:
+def _size_note(jpg: Path, names: Sequence[str]) -> list[str]:
+    """What to say where these are small copies of the photographs."""
     from PIL import Image
 
     sides = []
-    for file in files[::41]:
-        with Image.open(file) as image:
+    for name in names[::41]:
+        with Image.open(jpg / name) as image:
             sides.append(min(image.size))
     side = int(np.median(sides))
     if side >= SMALL:
-        return ()
-    return (
-        f"these are {side} px copies of the photographs: a harder problem, not comparable with published full-resolution numbers",
-    )
+        return []
+    return [
+        f"these are {side} px copies of the photographs: a harder problem, not comparable with published full-resolution numbers"
+    ]

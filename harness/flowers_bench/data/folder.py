@@ -1,7 +1,9 @@
 """Any folder of images: `train/ val/ test/` with class folders in each, or class folders alone and a split rule.
 
-The rule: within each class, images are ordered by the SHA-256 of (split_seed, content), and the first shares go to
-test and validation. Adding an image does not reshuffle the others, and byte-identical copies stay on one side.
+The rule: the SHA-256 of (split_seed, content) puts each image on a scale from 0 to 1, and the shares asked for are cut
+off its lower end: test first, then validation. So an added image leaves the others where they are, renaming changes
+nothing, and byte-identical copies stay on one side. Only where a class would have no image in some split are its
+nearest ones moved over the border.
 """
 
 from __future__ import annotations
@@ -9,27 +11,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flowers_bench.data.cache import Slice, cached_images
+from flowers_bench.data.cache import CachedImages, Selection, cached_images
 from flowers_bench.data.dataset import DataRequest, Dataset, Split, split_checksum
-from flowers_bench.data.decode import EXTENSIONS, decode_image
+from flowers_bench.data.decode import DECODER, EXTENSIONS, decode_images
+from flowers_bench.data.hashes import content_hashes, copies_note
 from flowers_bench.errors import UsageError
 
-_ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+_ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+#: Left by file managers and archivers; hidden files (a leading dot) are ignored as well.
+_IGNORED = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX"})
+
+#: Relative paths by class name, in order.
+Classes = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
 class _Listing:
     """Relative paths by class name, in order, and how many other files were passed over."""
 
-    classes: dict[str, list[str]]
+    classes: Classes
     passed_over: int
+
+    def paths(self) -> list[str]:
+        return [path for paths in self.classes.values() for path in paths]
 
 
 def load(request: DataRequest) -> Dataset:
@@ -38,64 +49,122 @@ def load(request: DataRequest) -> Dataset:
     if root is None:
         raise UsageError("--data folder: name the folder itself, such as --data ../my/images.")
     options = _parse(request.options)
-    given = _split_folders(root)
-    notes: list[str] = []
+    try:
+        given = _split_folders(root)
+        listings = {split: _list(root / folder, root) for split, folder in (given or {"": "."}).items()}
+    except OSError as error:
+        raise UsageError(f"cannot read {error.filename or root}: {error.strerror}.") from error
+    found = [path for listing in listings.values() for path in listing.paths()]
+    hashes = content_hashes(root, found, request.cache_dir, request.progress, "images")
+    notes = _passed_over(sum(listing.passed_over for listing in listings.values()))
     if given:
-        listings = {split: _list(root / folder, root) for split, folder in given.items()}
-        notes += _passed_over(sum(listing.passed_over for listing in listings.values()))
-        paths = {split: listing.classes for split, listing in listings.items()}
-        _check_classes(root, paths)
-        hashes = _hashes(root, request.cache_dir, [p for split in paths.values() for c in split.values() for p in c])
+        splits = {split: listing.classes for split, listing in listings.items()}
     else:
-        listing = _list(root, root)
-        notes += _passed_over(listing.passed_over)
-        hashes = _hashes(root, request.cache_dir, [p for c in listing.classes.values() for p in c])
-        paths = _split_by_rule(root, listing.classes, hashes, options)
+        splits = split_by_rule(listings[""].classes, hashes, options["val"], options["test"], options["split_seed"])
         notes.append(f"split by rule: val {options['val']}, test {options['test']}, split_seed {options['split_seed']}")
-    notes += _duplicates(paths, hashes)
-    return _dataset(request, root, paths, hashes, notes)
+    _check_classes(root, splits)
+    notes += copies_note({s: {hashes[p] for p in _listed(splits[s])} for s in splits}) + _uneven(splits)
+    return _dataset(request, root, splits, hashes, notes)
+
+
+def split_by_rule(
+    classes: Classes, hashes: Mapping[str, str], val: float, test: float, seed: int
+) -> dict[str, Classes]:
+    """Train, validation and test part of each class; see the module's docstring.
+
+    A class of 3 or more different images has at least one in each split; one of 2 has none in validation, and the
+    only image of a class is trained on. Images that stand in several classes follow the first of these.
+
+    Args:
+        classes: image paths by class.
+        hashes: SHA-256 of the content by path.
+        val, test: shares, each between 0 and 1, less than 1 together.
+        seed: another one gives another split.
+    """
+    splits: dict[str, Classes] = {"train": {}, "val": {}, "test": {}}
+    side: dict[str, str] = {}  # by content, over all classes
+    for name, paths in classes.items():
+        place = {hashes[path]: _place(hashes[path], seed) for path in paths}
+        contents = sorted(place, key=lambda content: place[content])
+        in_test = sum(value < test for value in place.values())
+        in_val = sum(test <= value < test + val for value in place.values())
+        n_test, n_val = _at_least_one(len(contents), in_test, in_val)
+        for position, content in enumerate(contents):
+            split = "test" if position < n_test else "val" if position < n_test + n_val else "train"
+            side.setdefault(content, split)
+        for path in paths:
+            splits[side[hashes[path]]].setdefault(name, []).append(path)
+    return splits
+
+
+def _place(content: str, seed: int) -> float:
+    """From 0 to 1, evenly spread."""
+    return int(hashlib.sha256(f"{seed} {content}".encode()).hexdigest()[:12], 16) / 16**12
+
+
+def _at_least_one(count: int, in_test: int, in_val: int) -> tuple[int, int]:
+    """The sizes of a class's test and validation part, changed where a part (train too) would be empty."""
+    n_test = min(max(1, in_test), max(count - 2, min(count - 1, 1)))
+    n_val = min(max(1, in_val), count - 1 - n_test)
+    return n_test, n_val
 
 
 def _dataset(
-    request: DataRequest,
-    root: Path,
-    paths: dict[str, dict[str, list[str]]],
-    hashes: Mapping[str, str],
-    notes: list[str],
+    request: DataRequest, root: Path, splits: Mapping[str, Classes], hashes: Mapping[str, str], notes: list[str]
 ) -> Dataset:
-    names = sorted(paths["train"])
-    ordered = {
-        split: [(p, names.index(c)) for c in sorted(paths[split]) for p in paths[split][c]]
-        for split in ("train", "val", "test")
+    names = sorted(splits["train"])
+    label = {name: number for number, name in enumerate(names)}
+    listing = {
+        split: (
+            [p for c in sorted(classes) for p in classes[c]],
+            [label[c] for c in sorted(classes) for _ in classes[c]],
+        )
+        for split, classes in splits.items()
     }
-    files = [p for split in ordered.values() for p, _ in split]
-    digest = hashlib.sha256(f"folder {request.stored_side}".encode())
-    for split, items in ordered.items():
-        for path, label in items:
-            digest.update(json.dumps([split, path, label, hashes[path]]).encode())
-    key = digest.hexdigest()
-    cache_name = "folder-" + hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
-    images = cached_images(
-        request.cache_dir,
-        cache_name,
-        key,
-        lambda: _decoded(root, files, request.stored_side),
-        len(files),
-        request.progress,
-    )
-    splits, start = {}, 0
-    for split, items in ordered.items():
-        labels = np.array([label for _, label in items], np.int64)
-        splits[split] = Split(Slice(images, start, start + len(items)), labels, [p for p, _ in items])
-        start += len(items)
+    paths = sorted(path for keys, _ in listing.values() for path in keys)
+    images = _cached(request, root, paths, hashes)
+    position = {path: number for number, path in enumerate(paths)}
+    parts = {
+        split: Split(
+            Selection(images, np.array([position[key] for key in keys], np.int64)), np.array(labels, np.int64), keys
+        )
+        for split, (keys, labels) in listing.items()
+    }
     return Dataset(
         name=root.resolve().name,
         class_names=names,
-        fingerprint=key,
-        split_checksum=split_checksum({s: ([p for p, _ in i], [label for _, label in i]) for s, i in ordered.items()}),
+        fingerprint=_fingerprint(listing, hashes, request.stored_side),
+        split_checksum=split_checksum(listing),
         resolution=f"shortest side at most {request.stored_side}",
         notes=tuple(notes),
-        **splits,
+        **parts,
+    )
+
+
+def _fingerprint(
+    listing: Mapping[str, tuple[list[str], list[int]]], hashes: Mapping[str, str], stored_side: int
+) -> str:
+    digest = hashlib.sha256(f"folder {stored_side}".encode())
+    for split in ("train", "val", "test"):
+        for path, label in zip(*listing[split], strict=True):
+            digest.update(json.dumps([split, path, label, hashes[path]]).encode())
+    return digest.hexdigest()
+
+
+def _cached(request: DataRequest, root: Path, paths: list[str], hashes: Mapping[str, str]) -> CachedImages:
+    """All images in the order of `paths`. The split is no part of the key: another one reads the same cache."""
+    digest = hashlib.sha256(f"{DECODER} {request.stored_side}".encode())
+    for path in paths:
+        digest.update(bytes.fromhex(hashes[path]))
+    place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
+    return cached_images(
+        request.cache_dir,
+        f"folder-{place}-{request.stored_side}",
+        digest.hexdigest(),
+        lambda: decode_images([os.path.join(root, path) for path in paths], request.stored_side),
+        len(paths),
+        request.progress,
+        supersedes=True,
     )
 
 
@@ -115,12 +184,18 @@ def _parse(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split_folders(root: Path) -> dict[str, str]:
-    """The folder of each split, or nothing if there is none of them."""
-    try:
-        present = {entry.name for entry in os.scandir(root) if entry.is_dir()}
-    except OSError as error:
-        raise UsageError(f"cannot read {root}: {error.strerror}.") from error
-    found = {split: next((name for name in names if name in present), "") for split, names in _ALIASES.items()}
+    """The folder of each split, in whatever case, or nothing if there is none of them."""
+    with os.scandir(root) as entries:
+        present = sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
+    found = {}
+    for split, names in _ALIASES.items():
+        folders = [entry for entry in present if entry.name.lower() in names]
+        if len(folders) > 1:
+            both = " and ".join(f"{entry.name}/" for entry in folders)
+            raise UsageError(f"{root} has {both}. Keep one of them as the {split} split.")
+        for entry in folders:
+            _check_entry(entry, root)
+        found[split] = folders[0].name if folders else ""
     if not any(found.values()):
         return {}
     missing = [split for split, name in found.items() if not name]
@@ -135,20 +210,18 @@ def _split_folders(root: Path) -> dict[str, str]:
 
 def _list(folder: Path, root: Path) -> _Listing:
     """Images by class folder, sorted; hidden entries are ignored, links that leave `root` are refused."""
-    classes: dict[str, list[str]] = {}
+    classes: Classes = {}
     passed_over = 0
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.name.startswith("."):
-            continue
+    for entry in _visible(folder):
         if not entry.is_dir():
             passed_over += 1
             continue
-        _refuse_outside(entry, root)
+        _check_entry(entry, root)
         prefix = os.path.relpath(entry.path, root).replace(os.sep, "/")
-        files = sorted((f for f in os.scandir(entry.path) if not f.name.startswith(".")), key=lambda e: e.name)
-        images = [f for f in files if f.is_file() and os.path.splitext(f.name)[1].lower() in EXTENSIONS]
+        files = _visible(entry.path)
+        images = [f for f in files if os.path.splitext(f.name)[1].lower() in EXTENSIONS and f.is_file()]
         for file in images:
-            _refuse_outside(file, root)
+            _check_entry(file, root)
         passed_over += len(files) - len(images)
         if not images:
             raise UsageError(
@@ -160,103 +233,47 @@ def _list(folder: Path, root: Path) -> _Listing:
     return _Listing(classes, passed_over)
 
 
-def _refuse_outside(entry: os.DirEntry[str], root: Path) -> None:
+def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
+    """The entries of a folder by name, without those that nobody means."""
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _IGNORED]
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _check_entry(entry: os.DirEntry[str], root: Path) -> None:
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"the name {os.fsencode(entry.path)!r} is not UTF-8. Rename it.") from None
     if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{entry.path} is a link that leaves {root}. Copy what it points to, or remove it.")
+
+
+def _listed(classes: Classes) -> Iterable[str]:
+    return (path for paths in classes.values() for path in paths)
 
 
 def _passed_over(count: int) -> list[str]:
     return [f"{count} files that are not images in class folders were passed over"] if count else []
 
 
-def _check_classes(root: Path, paths: dict[str, dict[str, list[str]]]) -> None:
-    train = set(paths["train"])
+def _check_classes(root: Path, splits: Mapping[str, Classes]) -> None:
+    train = set(splits["train"])
     if len(train) < 2:
-        raise UsageError(f"{root} has {len(train)} class; at least 2 are needed.")
+        raise UsageError(
+            f"{root} has {len(train)} class{'' if len(train) == 1 else 'es'} to train on; at least 2 are needed."
+        )
     for split in ("val", "test"):
-        unseen = sorted(set(paths[split]) - train)
+        if not splits[split]:
+            raise UsageError(f"{root} has too few different images for a {split} split: some class needs at least 3.")
+        unseen = sorted(set(splits[split]) - train)
         if unseen:
             raise UsageError(
                 f"class {unseen[0]!r} is in {split}/ but not in train/ ({len(unseen)} such classes): it cannot be learned."
             )
 
 
-def _hashes(root: Path, cache_dir: Path, paths: list[str]) -> dict[str, str]:
-    """SHA-256 of each file; kept in the cache by size and time of change, so that the next start need not read them."""
-    from flowers_bench.store import write_json
-
-    memory = cache_dir / f"hashes-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]}.json"
-    try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    found = {}
-    for path in paths:
-        try:
-            status = os.stat(root / path)
-            stamp = [status.st_size, status.st_mtime_ns]
-            if known.get(path, [None])[0] != stamp:
-                known[path] = [stamp, hashlib.sha256((root / path).read_bytes()).hexdigest()]
-        except OSError as error:
-            raise UsageError(f"image {root / path} cannot be read: {error.strerror}.") from error
-        found[path] = known[path][1]
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        write_json(memory, {path: known[path] for path in paths})
-    except OSError as error:
-        raise UsageError(
-            f"cannot write to {cache_dir}: {error.strerror}. Choose another place with --data-dir."
-        ) from error
-    return found
-
-
-def _split_by_rule(
-    root: Path, classes: dict[str, list[str]], hashes: Mapping[str, str], options: Mapping[str, Any]
-) -> dict[str, dict[str, list[str]]]:
-    found: dict[str, dict[str, list[str]]] = {"train": {}, "val": {}, "test": {}}
-    if len(classes) < 2:
-        raise UsageError(f"{root} has {len(classes)} class; at least 2 are needed.")
-    for name, paths in classes.items():
-        place = {
-            p: int(hashlib.sha256(f"{options['split_seed']} {hashes[p]}".encode()).hexdigest()[:12], 16) / 16**12
-            for p in paths
-        }
-        sides: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-        for path in paths:
-            split = (
-                "test"
-                if place[path] < options["test"]
-                else "val"
-                if place[path] < options["test"] + options["val"]
-                else "train"
-            )
-            sides[split].append(path)
-        for split, chosen in sides.items():
-            if not chosen and split == "train":
-                raise UsageError(
-                    f"class {name!r} has only {len(paths)} images: none is left to train on. Add images or lower data.test."
-                )
-            if chosen:
-                found[split][name] = chosen
-    for split in ("val", "test"):
-        if not found[split]:
-            raise UsageError(f"{root} has too few images for a {split} split. Raise data.{split}.")
-    return found
-
-
-def _duplicates(paths: dict[str, dict[str, list[str]]], hashes: Mapping[str, str]) -> list[str]:
-    sides: dict[str, set[str]] = {}
-    for split, classes in paths.items():
-        for files in classes.values():
-            for path in files:
-                sides.setdefault(hashes[path], set()).add(split)
-    leaks = sum("test" in found and len(found) > 1 for found in sides.values())
-    return (
-        [f"{leaks} test images also stand in another split, byte for byte: accuracy on them is not honest"]
-        if leaks
-        else []
-    )
-
-
-def _decoded(root: Path, files: list[str], shortest_side: int) -> Iterator[np.ndarray]:
-    return (decode_image(root / file, shortest_side) for file in files)
+def _uneven(splits: Mapping[str, Classes]) -> list[str]:
+    """What to say about classes that are trained on but not measured."""
+    absent = {split: len(splits["train"]) - len(splits[split]) for split in ("val", "test")}
+    return [f"{count} classes have no {split} images" for split, count in absent.items() if count]

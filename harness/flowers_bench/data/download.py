@@ -1,0 +1,167 @@
+"""Files from the web, whole or not at all: resumed when interrupted, refused when the checksum is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from flowers_bench.data.dataset import Progress, silent
+from flowers_bench.errors import UsageError
+
+_BLOCK = 1 << 20
+
+
+class _WrongChecksum(Exception):
+    """The file that arrived is not the file that was asked for."""
+
+
+def fetch(url: str, target: Path, md5: str, progress: Progress = silent, timeout: float = 30.0) -> None:
+    """Download `url` to `target`, unless it is there already.
+
+    What has arrived lies in `<target>.part` until it is complete and has the right checksum; the next call continues
+    there. A lost connection is taken up again as long as each attempt brings something new.
+
+    Args:
+        url: http or https; proxies are taken from the environment.
+        target: its folder must exist.
+        md5: hexadecimal.
+        progress: shown while loading, in MiB.
+        timeout: seconds without a single byte after which the server counts as lost.
+
+    Raises:
+        UsageError: no connection, a stalling server, an HTTP error, a wrong checksum, or a full disk; names the URL.
+    """
+    part = target.with_name(target.name + ".part")
+    if has_md5(target, md5):
+        return
+    try:
+        resumed = part.exists()
+        try:
+            _complete(url, part, md5, progress, timeout)
+        except _WrongChecksum:
+            if not resumed:
+                raise
+            _complete(url, part, md5, progress, timeout)  # the old beginning was at fault: once more from the start
+        part.replace(target)
+    except _WrongChecksum as error:
+        raise UsageError(f"{url} has a wrong checksum: {error}. Nothing was kept.") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UsageError(f"{url} could not be downloaded ({_reason(error)}).") from error
+
+
+def unpack(archive: Path, folder: Path, member: str, count: int, progress: Progress = silent) -> None:
+    """Unpack a tar file and put its top folder `member` to `folder`, which appears only when it is whole.
+
+    Args:
+        archive: a tar file, compressed or not.
+        folder: must not exist; its parent must.
+        member: the folder inside the archive.
+        count: how many files are expected, for progress.
+        progress: shown while unpacking.
+
+    Raises:
+        UsageError: the archive is damaged, lacks `member`, holds a path that climbs out of it, or the disk is full.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise UsageError("unpacking safely needs Python >= 3.10.12 (3.11.4, 3.12). Update Python, or unpack by hand.")
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    try:
+        with tarfile.open(archive) as tar:
+            for entry in progress(tar, f"unpacking {archive.name}", count):
+                tar.extract(entry, temporary, filter="data")
+        (temporary / member).rename(folder)
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"{archive} cannot be unpacked ({_reason(error)}).") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def has_md5(path: Path, md5: str) -> bool:
+    """Whether the file is there and has this checksum (hexadecimal)."""
+    try:
+        return _md5(path) == md5
+    except OSError:
+        return False
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _complete(url: str, part: Path, md5: str, progress: Progress, timeout: float) -> None:
+    """Bring `part` to its full length and check it; a wrong one is removed."""
+    while not has_md5(part, md5):
+        before = _size(part)
+        try:
+            _transfer(url, part, progress, timeout)
+        except urllib.error.HTTPError as error:
+            if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not before:
+                raise
+            part.unlink()  # longer than the file: start again
+            continue
+        except (OSError, http.client.HTTPException):
+            if _size(part) <= before:
+                raise
+            continue
+        if (found := _md5(part)) != md5:
+            part.unlink()
+            raise _WrongChecksum(f"MD5 {found}, expected {md5}")
+
+
+def _transfer(url: str, part: Path, progress: Progress, timeout: float) -> None:
+    """One connection: append to `part` what is missing, or start again where the server cannot resume."""
+    start = _size(part)
+    headers = {"User-Agent": "flowers-bench"} | ({"Range": f"bytes={start}-"} if start else {})
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as response:
+        resumes = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        if resumes and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            raise ValueError("the server answered with another range than was asked for")
+        length = int(response.headers.get("Content-Length", -1))
+        free = shutil.disk_usage(part.parent).free
+        if length > free:
+            raise OSError(f"{length / 1e6:.0f} MB do not fit on {part.parent}, which has {free / 1e6:.0f} MB left")
+        with part.open("ab" if resumes else "wb") as stream:
+            total = max(1, -(-length // _BLOCK))
+            name = url.rpartition("/")[2]
+            for _ in progress(_blocks(response, stream), f"downloading {name} (MiB)", total):
+                pass
+            received = stream.tell() - (start if resumes else 0)
+    if received < length:
+        raise OSError(f"the connection ended after {received:,} of {length:,} bytes")
+
+
+def _blocks(response: Any, stream: BinaryIO) -> Iterator[None]:
+    """Write what arrives at once, so that nothing is lost with the connection; yields about once per block."""
+    done = 0
+    while data := response.read1(_BLOCK):
+        stream.write(data)
+        done += len(data)
+        if done >= _BLOCK:
+            done -= _BLOCK
+            yield
+    yield
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _reason(error: BaseException) -> str:
+    """An exception in words: urllib wraps the one that says something."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code} {error.reason}"
+    cause = error.reason if isinstance(error, urllib.error.URLError) and error.reason else error
+    return f"{type(cause).__name__}: {cause}" if isinstance(cause, BaseException) else str(cause)

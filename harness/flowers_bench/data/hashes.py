@@ -1,0 +1,105 @@
+"""SHA-256 of many files, remembered between runs, and what byte-identical copies mean for a split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from flowers_bench.data.dataset import Progress, silent
+from flowers_bench.data.threads import in_order
+from flowers_bench.errors import UsageError
+from flowers_bench.store import write_atomically
+
+#: Size, time of the last write and of the last change of the entry (which, unlike the former, nobody can set).
+Stamp = list[int]
+
+
+def content_hashes(
+    root: Path, paths: Sequence[str], cache_dir: Path, progress: Progress = silent, name: str = "files"
+) -> dict[str, str]:
+    """SHA-256 (hexadecimal) by path, in the order given.
+
+    A file is read again only when its size or times differ from what `cache_dir` remembers.
+
+    Args:
+        root: the folder that `paths` are relative to.
+        paths: with `/` as separator.
+        cache_dir: where hashes are remembered; created.
+        progress: shown while files are read.
+        name: what the files are, for people.
+
+    Raises:
+        UsageError: a file is missing or cannot be read, by name; or `cache_dir` cannot be written.
+    """
+    memory = cache_dir / f"hashes-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]}.json"
+    remembered = _recall(memory)
+    stamps = {path: _stamp(root, path) for path in paths}
+    known = {path: remembered[path] for path in paths if remembered.get(path, (None,))[0] == stamps[path]}
+    unknown = [path for path in paths if path not in known]
+    if unknown:
+        fresh = in_order(lambda path: _sha256(root, path), unknown)
+        for path, digest in zip(unknown, progress(fresh, f"reading {name}", len(unknown)), strict=True):
+            known[path] = (stamps[path], digest)
+    if known != remembered:
+        _remember(memory, known)
+    return {path: known[path][1] for path in paths}
+
+
+def copies_note(splits: Mapping[str, Iterable[str]]) -> list[str]:
+    """What to say about byte-identical images that stand in several splits; empty if there are none.
+
+    Args:
+        splits: the images' SHA-256 by split: train, val and test.
+    """
+    train, val = set(splits["train"]), set(splits["val"])
+    in_test = sum(digest in train or digest in val for digest in splits["test"])
+    in_val = sum(digest in train for digest in splits["val"])
+    notes = []
+    if in_test:
+        notes.append(
+            f"{in_test} test images also stand in another split, byte for byte: accuracy on them is not honest"
+        )
+    if in_val:
+        notes.append(f"{in_val} validation images also stand in train/, byte for byte")
+    return notes
+
+
+def _recall(memory: Path) -> dict[str, tuple[Stamp, str]]:
+    try:
+        entries = json.loads(memory.read_text(encoding="utf-8"))
+        return {path: (list(stamp), str(digest)) for path, (stamp, digest) in entries.items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged: read the files again
+        return {}
+
+
+def _remember(memory: Path, known: Mapping[str, tuple[Stamp, str]]) -> None:
+    text = json.dumps(known, separators=(",", ":"))
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(memory, lambda temporary: temporary.write_text(text, encoding="utf-8"), durable=False)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to {memory.parent}: {error.strerror}. Choose another place with --data-dir."
+        ) from error
+
+
+def _stamp(root: Path, path: str) -> Stamp:
+    try:
+        status = os.stat(os.path.join(root, path))
+    except OSError as error:
+        raise UsageError(f"image {root / path} is missing or cannot be read: {error.strerror}.") from error
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _sha256(root: Path, path: str) -> str:
+    digest = hashlib.sha256()
+    try:
+        with open(os.path.join(root, path), "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UsageError(f"image {root / path} is missing or cannot be read: {error.strerror}.") from error
+    return digest.hexdigest()
