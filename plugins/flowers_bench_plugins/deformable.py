@@ -183,7 +183,7 @@ def sampling_points(layer: Any, features: Any) -> tuple[Any, Any, Any]:
     mask (N, 9). `features` (N, C, H, W) is the layer's input; offset channels are (dy, dx) per tap."""
     import numpy as np
 
-    offset, mask = layer.offsets(features)
+    offset, mask = layer.offset_and_mask(features)
     count, _, height, width = offset.shape
     row, column = height // 2, width // 2
     taps = np.stack(np.meshgrid(np.arange(3), np.arange(3), indexing="ij"), -1).reshape(9, 2)
