@@ -75,7 +75,7 @@ def build_cosine_classifier(context: ModelContext) -> nn.Module:
     from flowers_bench.nn import Classifier, CosineLinear
 
     backbone = context.backbone.create()
-    count, scale = context.options["freeze"], context.options["scale"]
+    count, scale = context.options["freeze"], context.options["cosine_scale"]
     freeze_stages(backbone, len(stages(backbone)) if count == -1 else count)
     replace_classifier(backbone, lambda dim, classes: CosineLinear(dim, classes, scale))
     return Classifier(backbone)
@@ -113,10 +113,10 @@ def build_focal(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
 
 
 def build_focal_margin(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
-    """F(z'): the true class's cosine counts `margin` less. `scale` is the model's, so that both have one value."""
+    """F(z'): the true class's cosine counts `margin` less. `cosine_scale` is the model's, so that both have one value."""
     import torch.nn.functional as F
 
-    gamma, shift = context.options["gamma"], context.options["scale"] * context.options["margin"]
+    gamma, shift = context.options["gamma"], context.options["cosine_scale"] * context.options["margin"]
 
     def focal_margin(output: Output, target: Tensor) -> Tensor:
         logits = output.logits - shift * F.one_hot(target, output.logits.shape[1])
@@ -142,7 +142,7 @@ def register_models() -> list[Model]:
         Model(
             "cosine-classifier",
             "any timm backbone with a linear classifier, with cosines for logits",
-            options={"freeze": freeze, "scale": SCALE},
+            options={"freeze": freeze, "cosine_scale": SCALE},
             build=build_cosine_classifier,
             provides=frozenset({"logits", "embedding", "cosines"}),
         )
@@ -159,7 +159,7 @@ def register_losses() -> list[Loss]:
             "focal-margin",
             "focal loss with an additive cosine margin",
             frozenset({"cosines", "hard_targets"}),
-            {"gamma": GAMMA, "margin": margin, "scale": SCALE},
+            {"gamma": GAMMA, "margin": margin, "cosine_scale": SCALE},
             build=build_focal_margin,
         ),
         Loss(

@@ -77,7 +77,7 @@ def test_focal_margin_is_focal_of_cosines_with_the_true_one_shifted(
         for c, w in enumerate(head.weight.detach()):
             cosine = float(x @ w / (x.norm() * w.norm()))
             shifted[i, c] = scale * (cosine - margin if c == target[i] else cosine)
-    loss = build_focal_margin(_context(gamma=gamma, margin=margin, scale=scale))
+    loss = build_focal_margin(_context(gamma=gamma, margin=margin, cosine_scale=scale))
     found = loss(Output(head(vectors), vectors), target)
     assert found.item() == pytest.approx(_focal_by_hand(shifted, target, gamma))
 
@@ -111,7 +111,7 @@ def test_gradients_are_right_and_stay_finite_for_a_certain_prediction(gamma: flo
 
 
 def test_logits_are_scaled_cosines() -> None:
-    built = build("focal-margin", options={"scale": 7.0})
+    built = build("focal-margin", options={"cosine_scale": 7.0})
     output = built.model.eval()(built.images)
     weight = built.model.backbone.get_classifier().weight
     expected = 7 * F.cosine_similarity(output.embedding[:, None], weight[None], dim=2)
