@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flowers_bench.backbone import Backbone, Weights, check_backbone, resolve_weights
 from flowers_bench.data.dataset import DataRequest, Dataset, DatasetSource, Progress, silent
 from flowers_bench.data.pixels import stored_side
+from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.errors import UsageError, unknown_name
 from flowers_bench.host import Host, Registered
+from flowers_bench.measure.episodic import queries_per_class
 from flowers_bench.technique import Augmentation, Loss, Model, ModelContext, Recipe, Technique, Variant
 from flowers_bench.training.prediction import PREDICTORS
 from flowers_bench.trial import Trial
@@ -149,6 +153,11 @@ def _refuse_misfits(parts: _Parts) -> None:
     model, loss, augmentation = parts.model.value, parts.loss.value, parts.augmentation.value
     if parts.predictor not in PREDICTORS:
         raise unknown_name("predictor", parts.predictor, PREDICTORS)
+    if parts.predictor == "classifier" and "logits" not in model.provides:
+        raise UsageError(
+            f"{parts.technique.name}/{parts.variant_name}: predicts by its classifier, and model {model.name!r} has none. "
+            "Choose another --loss, such as one that predicts by neighbours or class means."
+        )
     provided = model.provides | augmentation.provides
     for need in sorted(loss.needs - provided):
         giver = augmentation if need.endswith("_targets") else model
@@ -181,7 +190,8 @@ def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, st
 
 
 def _options(parts: _Parts) -> dict[str, Any]:
-    given: dict[str, Any] = {}
+    # What a part declares comes before the predictor's own: its option of the same name is the same setting.
+    given: dict[str, Any] = dict(PREDICTORS[parts.predictor])
     for part in (parts.model.value, parts.loss.value, parts.augmentation.value):
         for name, option in part.options.items():
             given[name] = option
@@ -212,6 +222,7 @@ def _trials(
     given = {**parts.variant.options, **request.settings}
     options = {key: option.parse(key, given.get(key, option.default)) for key, option in _options(parts).items()}
     _try_building(parts, name, dataset.num_classes, recipe, options)
+    _try_sampling(parts, dataset, recipe, options)
     origins = {registered.plugin for registered in (parts.model, parts.loss, parts.augmentation)}
     origins.add(host.techniques[parts.technique.name].plugin)
     code = {plugin: host.plugins[plugin].code for plugin in sorted(origins)}
@@ -263,3 +274,18 @@ def _try_building(parts: _Parts, backbone: str, num_classes: int, recipe: Recipe
         except UsageError as error:
             label = f"{parts.technique.name}/{parts.variant_name}"
             raise UsageError(f"{label} does not fit backbone {backbone}: {error}") from error
+
+
+def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapping[str, Any]) -> None:
+    """Draw one batch, without its images: batches that the data cannot give are refused now, not in the trial."""
+    sampler = parts.loss.value.sampler
+    try:
+        if sampler not in SAMPLERS:
+            raise unknown_name("sampler", sampler, SAMPLERS)
+        labels = np.asarray(dataset.train.labels)
+        next(iter(SAMPLERS[sampler](labels, recipe.batch_size, options, np.random.default_rng(0))))
+        if sampler == "episodes":
+            test = np.asarray(dataset.test.labels)
+            queries_per_class(test, options.get("eval_way", 5), options.get("eval_shot", 5), "the test split")
+    except UsageError as error:
+        raise UsageError(f"{parts.technique.name}/{parts.variant_name} on {dataset.name}: {error}") from error

@@ -15,7 +15,7 @@ from flowers_bench.data.pixels import Normalizer, evaluation_transform, stored_s
 from flowers_bench.measure.quality import correct_in_top_k, mean_per_class, negative_log_likelihood, quality
 from flowers_bench.nn import Classifier, train_mode
 from flowers_bench.training.optimizer import build_optimizer, schedule_factor
-from flowers_bench.training.prediction import knn_logits, nearest_mean_logits
+from flowers_bench.training.prediction import class_means, knn_logits, mean_logits
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"])
@@ -93,7 +93,8 @@ def test_nearest_mean_and_knn_agree_with_scikit_learn() -> None:
     queries = (rng.normal(size=(30, 6)) + rng.integers(0, 5, 30)[:, None]).astype(np.float32)
     tensors = torch.from_numpy(support), torch.from_numpy(labels), torch.from_numpy(queries), 5
     means = NearestCentroid().fit(support, labels).predict(queries)
-    assert nearest_mean_logits(*tensors).argmax(1).tolist() == means.tolist()
+    found = mean_logits(tensors[2], class_means(tensors[0], tensors[1], 5), "euclidean")
+    assert found.argmax(1).tolist() == means.tolist()
     one = KNeighborsClassifier(1, metric="cosine").fit(support, labels).predict(queries)
     assert knn_logits(*tensors, 1).argmax(1).tolist() == one.tolist()
 

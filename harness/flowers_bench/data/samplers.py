@@ -50,9 +50,11 @@ def pk(labels: np.ndarray, batch_size: int, options: Mapping[str, Any], rng: np.
 
 def episodes(labels: np.ndarray, batch_size: int, options: Mapping[str, Any], rng: np.random.Generator) -> Batches:
     """n-way k-shot episodes (Snell et al. 2017, arXiv:1703.05175): for each of `n_way` classes first its `k_shot`
-    support images, then its `n_query` query images, class by class."""
+    support images, then its `n_query` query images, class by class. Classes that are held out are never drawn."""
     n_way, k_shot, n_query = (int(options[name]) for name in ("n_way", "k_shot", "n_query"))
-    members = {c: np.flatnonzero(labels == c) for c in np.unique(labels)}
+    classes = np.unique(labels)
+    shown = np.setdiff1d(classes, held_out_classes(classes, float(options.get("held_out", 0))))
+    members = {c: np.flatnonzero(labels == c) for c in shown}
     smallest = min(map(len, members.values()))
     if n_way > len(members) or k_shot + n_query > smallest:
         raise UsageError(
@@ -62,6 +64,13 @@ def episodes(labels: np.ndarray, batch_size: int, options: Mapping[str, Any], rn
     for _ in range(int(options["episodes_per_epoch"])):
         chosen = rng.choice(list(members), n_way, replace=False)
         yield np.concatenate([rng.choice(members[c], k_shot + n_query, replace=False) for c in chosen])
+
+
+def held_out_classes(classes: np.ndarray, share: float) -> np.ndarray:
+    """The share of the classes that episodes do not show in training, so that few-shot accuracy can be measured on
+    classes never seen. The same ones for every seed and technique."""
+    count = min(round(share * len(classes)), len(classes) - 1)
+    return np.sort(np.random.default_rng(0).permutation(classes)[:count])
 
 
 SAMPLERS: dict[str, Sampler] = {"shuffled": shuffled, "pk": pk, "episodes": episodes}

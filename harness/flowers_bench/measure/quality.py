@@ -11,9 +11,9 @@ def top_k(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     return float(correct_in_top_k(logits, labels, k).mean())
 
 
-def correct_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
-    """bool (N,): whether fewer than k classes score above the label, ties counted against it (a constant
-    classifier must not score)."""
+def correct_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int | np.ndarray = 1) -> np.ndarray:
+    """bool (N,): whether fewer than k classes (one k, or (N,)) score above the label, ties counted against it (a
+    constant classifier must not score)."""
     own = logits[np.arange(len(labels)), labels][:, None]
     better = (logits > own).sum(1)
     tied = (logits == own).sum(1) - 1
@@ -30,6 +30,19 @@ def mean_per_class(correct: np.ndarray, labels: np.ndarray) -> float:
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
     """Mean of -log softmax(logits)[label], in nats."""
     return float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def mixed_quality(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Of images that are mixed from m classes each: are these the m largest logits? logits (N, C), targets (N, C),
+    above zero for the classes that are in the image.
+
+    top_m: mean over images of the share of their m classes that are found; all_m: share of images with all found;
+    m: mean number of classes.
+    """
+    image, label = np.nonzero(targets > 0)
+    m = (targets > 0).sum(1)
+    found = np.bincount(image, correct_in_top_k(logits[image], label, m[image]), minlength=len(targets))
+    return {"top_m": float((found / m).mean()), "all_m": float((found == m).mean()), "m": float(m.mean())}
 
 
 def quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

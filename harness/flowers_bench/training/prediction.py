@@ -1,11 +1,11 @@
-"""How a trained model predicts: its classifier, the nearest class mean, or k nearest neighbours.
+"""How a trained model predicts: its classifier, the nearest class mean, k nearest neighbours, logistic regression.
 
 Whatever has to be fitted is fitted on the training split, without augmentation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,57 @@ from torch import Tensor, nn
 from flowers_bench.data.dataset import Images, Split
 from flowers_bench.data.pixels import Normalizer, evaluation_batches
 from flowers_bench.errors import UsageError, unknown_name
+from flowers_bench.technique import Option
 
 #: Images per evaluation batch. Fixed, so that results do not depend on the training batch size.
 EVALUATION_BATCH = 64
-PREDICTORS = ("classifier", "nearest-mean", "knn")
+#: The predictors, each with its options. A part's option of the same name is the same setting, with the part's default.
+PREDICTORS: dict[str, dict[str, Option]] = {
+    "classifier": {},
+    "nearest-mean": {
+        "distance": Option("euclidean", "between an embedding and a class mean", choices=("euclidean", "cosine")),
+        "temperature": Option(1.0, "scores are minus the distance over this", minimum=1e-3, maximum=1e3),
+    },
+    "knn": {"k": Option(5, "how many nearest neighbours vote", minimum=1, maximum=100000)},
+    "logistic": {"l2": Option(0.01, "weight of the squared coefficients' penalty", minimum=0, maximum=1e3)},
+}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of N images, in order.
+
+    Attributes:
+        logits: scores (N, C) float32: larger is more likely.
+        embeddings: (N, D) float32.
+    """
+
+    logits: np.ndarray
+    embeddings: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model and what its predictor took from the training split: predicts images.
+
+    Attributes:
+        evaluator: how.
+        model: images to `Output`.
+        score: (logits (N, ...), embeddings (N, D)) of a model to scores (N, C).
+    """
+
+    evaluator: Evaluator
+    model: nn.Module
+    score: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, images: Images) -> Predictions:
+        """Predict a whole split's images."""
+        return self.batches(self.evaluator.batches(images))
+
+    def batches(self, batches: Iterable[Tensor]) -> Predictions:
+        """Predict batches (N, 3, S, S) as the model takes them."""
+        logits, embeddings = forward(self.model, batches)
+        return Predictions(self.score(logits, embeddings).numpy(), embeddings.numpy())
 
 
 @dataclass(frozen=True)
@@ -28,8 +75,8 @@ class Evaluator:
     """Runs a model over whole splits and predicts as the trial says.
 
     Attributes:
-        predictor: `classifier`, `nearest-mean` or `knn`.
-        options: `k` for knn.
+        predictor: a name in `PREDICTORS`.
+        options: its options, among others.
         num_classes: C.
         image_size: pixels.
         normalize: for the backbone's mean and standard deviation.
@@ -45,27 +92,49 @@ class Evaluator:
         if self.predictor not in PREDICTORS:
             raise unknown_name("predictor", self.predictor, PREDICTORS)
 
+    def batches(self, images: Images) -> Iterable[Tensor]:
+        """Images in order, in evaluation crops, normalised."""
+        return evaluation_batches(images, self.image_size, self.normalize, EVALUATION_BATCH)
+
     def forward(self, model: nn.Module, images: Images) -> tuple[Tensor, Tensor]:
-        """Logits (N, C) and embeddings (N, D), float32 on the CPU, in evaluation mode."""
-        model.eval()
-        logits, embeddings = [], []
-        with torch.inference_mode():
-            for batch in evaluation_batches(images, self.image_size, self.normalize, EVALUATION_BATCH):
-                output = model(batch)
-                logits.append(output.logits.float().cpu())
-                embeddings.append(output.embedding.float().cpu())
-        return torch.cat(logits), torch.cat(embeddings)
+        """Logits and embeddings of images, as `forward` below."""
+        return forward(model, self.batches(images))
+
+    def fit(self, model: nn.Module, train: Split) -> Fitted:
+        """Fit what the predictor needs on the training split: nothing for a classifier."""
+        if self.predictor == "classifier":
+            return Fitted(self, model, lambda logits, embeddings: logits)
+        _, support = self.forward(model, train.images)
+        labels, classes = torch.from_numpy(np.asarray(train.labels)), self.num_classes
+        options = {name: self.options.get(name, option.default) for name, option in PREDICTORS[self.predictor].items()}
+        if self.predictor == "knn":
+            return Fitted(self, model, lambda _, queries: knn_logits(support, labels, queries, classes, options["k"]))
+        if self.predictor == "logistic":
+            head = fit_logistic(support, labels, classes, options["l2"])
+            return Fitted(self, model, lambda _, queries: head(queries))
+        means = class_means(support, labels, classes)
+        return Fitted(
+            self,
+            model,
+            lambda _, queries: mean_logits(queries, means, options["distance"]) / options["temperature"],
+        )
 
     def logits(self, model: nn.Module, train: Split, images: Images) -> np.ndarray:
-        """Scores (N, C) float32 of the images: larger is more likely."""
-        logits, embeddings = self.forward(model, images)
-        if self.predictor == "classifier":
-            return logits.numpy()
-        _, support = self.forward(model, train.images)
-        labels = torch.from_numpy(np.asarray(train.labels))
-        if self.predictor == "nearest-mean":
-            return nearest_mean_logits(support, labels, embeddings, self.num_classes).numpy()
-        return knn_logits(support, labels, embeddings, self.num_classes, int(self.options.get("k", 5))).numpy()
+        """Scores (N, C) float32 of the images. To predict several sets, `fit` once: that passes over `train`."""
+        return self.fit(model, train)(images).logits
+
+
+def forward(model: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits (N, C), or (N, 0) of a model that only embeds, and embeddings (N, D) of batches of images (N, 3, S, S);
+    float32 on the CPU, in evaluation mode."""
+    model.eval()
+    logits, embeddings = [], []
+    with torch.inference_mode():
+        for batch in batches:
+            output = model(batch)
+            logits.append(output.logits.float().cpu())
+            embeddings.append(output.embedding.float().cpu())
+    return torch.cat(logits), torch.cat(embeddings)
 
 
 def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -79,9 +148,12 @@ def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return sums / counts[:, None]
 
 
-def nearest_mean_logits(support: Tensor, labels: Tensor, queries: Tensor, num_classes: int) -> Tensor:
-    """Minus the squared Euclidean distance to each class mean (Snell et al. 2017, equation 2): (Q, C)."""
-    return -torch.cdist(queries, class_means(support, labels, num_classes)).square()
+def mean_logits(queries: Tensor, means: Tensor, distance: str) -> Tensor:
+    """Minus the squared Euclidean distance to each class mean (Snell et al. 2017, equation 2), or the cosine with it
+    (Vinyals et al. 2016): (Q, D), (C, D) to (Q, C)."""
+    if distance == "cosine":
+        return F.normalize(queries, dim=1) @ F.normalize(means, dim=1).T
+    return -torch.cdist(queries, means).square()
 
 
 def knn_logits(support: Tensor, labels: Tensor, queries: Tensor, num_classes: int, k: int) -> Tensor:
@@ -92,3 +164,27 @@ def knn_logits(support: Tensor, labels: Tensor, queries: Tensor, num_classes: in
     votes = torch.zeros(queries.shape[0], num_classes)
     votes.scatter_add_(1, labels[index], torch.softmax(nearest / 0.07, dim=1))
     return (votes + 1e-6).log()
+
+
+def fit_logistic(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> Callable[[Tensor], Tensor]:
+    """Multinomial logistic regression on standardised features, by L-BFGS: (N, D), (N,) to a function from (Q, D)
+    to (Q, C). Minimises the mean cross-entropy plus l2 / 2 times the sum of the squared coefficients."""
+    # Out of inference mode, in which the features came to be: autograd refuses those.
+    x, y = features.clone().double(), labels.clone()
+    mean, deviation = x.mean(0), x.std(0, correction=0).clamp_min(1e-8)
+    x = (x - mean) / deviation
+    weight = torch.zeros(num_classes, x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=500, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(x @ weight.T + bias, y) + l2 / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    fitted_weight, fitted_bias = weight.detach(), bias.detach()
+    return lambda queries: (((queries.double() - mean) / deviation) @ fitted_weight.T + fitted_bias).float()

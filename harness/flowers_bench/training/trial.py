@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,23 @@ from torch import nn
 from flowers_bench.backbone import Backbone, Weights, file_sha256
 from flowers_bench.data.dataset import DataRequest, Dataset, Split
 from flowers_bench.data.pixels import Normalizer, evaluation_transform, stored_side
+from flowers_bench.data.samplers import held_out_classes
 from flowers_bench.environment import environment
 from flowers_bench.errors import TrialFailed, UsageError
 from flowers_bench.figures import FigureContext
 from flowers_bench.host import Host, discover
 from flowers_bench.measure.cost import parameter_counts, peak_memory, training_cost
-from flowers_bench.measure.quality import quality
+from flowers_bench.measure.episodic import episodic_accuracy
+from flowers_bench.measure.quality import mixed_quality, quality
+from flowers_bench.measure.retrieval import retrieval
 from flowers_bench.store import SCHEMA_VERSION, TrialFolder, read_json, write_atomically, write_json
 from flowers_bench.technique import AugmentationContext, LossContext, ModelContext, Recipe
 from flowers_bench.training.loop import Emit, Parts, Training
-from flowers_bench.training.prediction import Evaluator
+from flowers_bench.training.prediction import EVALUATION_BATCH, Evaluator, Fitted
 from flowers_bench.trial import Protocol, Trial, derive_seed
+
+#: So many test images at most are mixed to see which classes are found in them.
+MIXED_SAMPLE = 1000
 
 
 def trial_from_config(config: Mapping[str, Any]) -> Trial:
@@ -170,16 +176,60 @@ def embedding_dim(model: nn.Module, normalize: Normalizer, image_size: int) -> i
 
 def _measure(trial: Trial, parts: Parts, model: nn.Module, dataset: Dataset, folder: TrialFolder) -> dict[str, Any]:
     """Validation once more with the chosen weights, then the test split, once; predictions are stored."""
-    tables, figures = [], {}
+    tables: list[pd.DataFrame] = []
+    figures: dict[str, Any] = {}
+    predict = parts.evaluator.fit(model, dataset.train)
     for name, split in (("val", dataset.val), ("test", dataset.test)):
-        logits = parts.evaluator.logits(model, dataset.train, split.images)
-        if not np.isfinite(logits).all():
+        found = predict(split.images)
+        if not (np.isfinite(found.logits).all() and np.isfinite(found.embeddings).all()):
             raise TrialFailed(f"the trained model gives non-finite scores on the {name} split.")
-        figures[name] = {"n": len(split), **quality(logits, np.asarray(split.labels))}
-        tables.append(_prediction_table(name, split, logits))
+        figures[name] = {"n": len(split), **quality(found.logits, np.asarray(split.labels))}
+        tables.append(_prediction_table(name, split, found.logits))
     table = pd.concat(tables, ignore_index=True)
     write_atomically(folder.path / "predictions.parquet", lambda path: table.to_parquet(path, index=False))
+    # What follows is no test accuracy over all classes, and stands under names of its own.
+    figures["retrieval"] = retrieval(found.embeddings, np.asarray(dataset.test.labels))
+    if trial.sampler == "episodes":
+        figures["episodic"] = _episodic(trial, found.embeddings, dataset)
+    if parts.batch_transform is not None:
+        figures["mixed"] = _mixed(trial, parts, predict, dataset.test)
     return figures
+
+
+def _episodic(trial: Trial, embeddings: np.ndarray, dataset: Dataset) -> dict[str, Any]:
+    """Few-shot accuracy of the test images, and of those of classes held out of training where there are enough."""
+    labels, options = np.asarray(dataset.test.labels), trial.options
+    n_way, k_shot = int(options.get("eval_way", 5)), int(options.get("eval_shot", 5))
+    unseen = held_out_classes(np.unique(np.asarray(dataset.train.labels)), float(options.get("held_out", 0)))
+    found = {}
+    for name, classes in (("test", np.unique(labels)), ("held_out_classes", unseen)):
+        rows = np.isin(labels, classes)
+        if len(classes) >= n_way:
+            rng = np.random.default_rng(derive_seed(trial.seed, "episodes", name))
+            metric = str(options.get("distance", "euclidean"))
+            found[name] = episodic_accuracy(embeddings[rows], labels[rows], n_way, k_shot, metric, rng)
+    return found
+
+
+def _mixed(trial: Trial, parts: Parts, predict: Fitted, test: Split) -> dict[str, Any]:
+    """How many of the mixed classes are found in test images that are mixed as the training images were."""
+    assert parts.batch_transform is not None
+    order = np.random.default_rng(derive_seed(trial.seed, "mixed")).permutation(len(test))[:MIXED_SAMPLE]
+    transform, labels = evaluation_transform(trial.recipe.image_size), np.asarray(test.labels)
+    targets: list[torch.Tensor] = []
+
+    def batches() -> Iterator[torch.Tensor]:
+        for rows in np.array_split(order, -(-len(order) // EVALUATION_BATCH)):
+            images = parts.normalize(torch.stack([transform(test.images[i]) for i in rows]))
+            mixed, target = parts.batch_transform(images, torch.from_numpy(labels[rows]).to(images.device))  # type: ignore[misc]
+            targets.append(target.cpu())
+            yield mixed
+
+    torch.manual_seed(derive_seed(trial.seed, "mixed"))
+    logits = predict.batches(batches()).logits
+    if targets[0].ndim == 1:
+        return {}
+    return {"n": len(order), **mixed_quality(logits, torch.cat(targets).numpy())}
 
 
 def _prediction_table(name: str, split: Split, logits: np.ndarray) -> pd.DataFrame:

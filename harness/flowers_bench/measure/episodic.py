@@ -1,0 +1,68 @@
+"""Few-shot accuracy: n classes, k labelled images of each, which class is another image of them?
+
+Snell et al. 2017 (arXiv:1703.05175), section 3. A number of its own kind: choosing among 5 classes is easier than
+among 102, so it never shares a column with the accuracy over all classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from flowers_bench.errors import UsageError
+from flowers_bench.training.prediction import mean_logits
+
+#: Episodes that the mean is taken over, and images per class that are asked about in each.
+EPISODES = 1000
+QUERIES = 15
+
+
+def queries_per_class(labels: np.ndarray, n_way: int, k_shot: int, where: str) -> int:
+    """How many images of each class an episode can ask about: `QUERIES`, or what the smallest class leaves.
+
+    Raises:
+        UsageError: fewer than `n_way` classes, or a class without an image beyond its `k_shot`. `where` names the data.
+    """
+    _, counts = np.unique(labels, return_counts=True)
+    if n_way > len(counts) or k_shot >= counts.min():
+        raise UsageError(
+            f"{n_way}-way {k_shot}-shot evaluation does not fit {where}: {len(counts)} classes, the smallest with "
+            f"{counts.min()} images. Change eval_way or eval_shot."
+        )
+    return int(min(QUERIES, counts.min() - k_shot))
+
+
+def episodic_accuracy(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    n_way: int,
+    k_shot: int,
+    distance: str,
+    rng: np.random.Generator,
+    episodes: int = EPISODES,
+) -> dict[str, float]:
+    """Mean accuracy over episodes with its 95 % interval, for this model and these images: embeddings (N, D),
+    labels (N,). Each episode draws its classes, and its images without replacement."""
+    n_query = queries_per_class(labels, n_way, k_shot, "this split")
+    points = torch.from_numpy(embeddings)
+    members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    truth = torch.arange(n_way).repeat_interleave(n_query)
+    found = np.empty(episodes)
+    for episode in range(episodes):
+        chosen = rng.choice(len(members), n_way, replace=False)
+        rows = np.stack([rng.choice(members[c], k_shot + n_query, replace=False) for c in chosen])
+        support, query = points[rows[:, :k_shot]], points[rows[:, k_shot:]]
+        scores = mean_logits(query.flatten(0, 1), support.mean(1), distance)
+        found[episode] = (scores.argmax(1) == truth).double().mean()
+    mean, half = found.mean(), 1.96 * found.std(ddof=1) / math.sqrt(episodes)
+    return {
+        "accuracy": float(mean),
+        "low": float(mean - half),
+        "high": float(mean + half),
+        "episodes": episodes,
+        "n_way": n_way,
+        "k_shot": k_shot,
+        "n_query": n_query,
+    }
