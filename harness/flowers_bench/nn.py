@@ -74,6 +74,30 @@ class Parallel(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
+class Extended(nn.Module):
+    """A convolutional backbone with modules of its own after its features, and a head: images to `Output`.
+
+    Args:
+        backbone: gives features (N, C, H, W) by `forward_features`; its own head is not used.
+        extension: (N, C, H, W) to the same.
+        neck: pooled features (N, C) to the embedding (N, D).
+        classifier: (N, D) to logits.
+    """
+
+    def __init__(self, backbone: nn.Module, extension: nn.Module, neck: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.extension = extension
+        self.neck = neck
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Output:
+        """Features, extension, average over the image, head."""
+        features = self.extension(self.backbone.forward_features(images))  # type: ignore[operator]
+        embedding = self.neck(features.mean((2, 3)))
+        return Output(self.classifier(embedding), embedding)
+
+
 class CosineLinear(nn.Module):
     """A classifier without biases or norms: scale * cos(x, w_c) (Wang et al. 2018, arXiv:1801.09414, equation 3).
 

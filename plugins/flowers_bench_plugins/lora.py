@@ -14,7 +14,7 @@ as if they were three layers. The classifier, which is new, is trained in full; 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowers_bench import Model, ModelContext, Option, Recipe, Technique, UsageError, Variant, hookimpl
 
@@ -46,7 +46,7 @@ def adapt_attention(blocks: nn.Module, rank: int, alpha: float, targets: str) ->
 
     thirds, output = TARGETS[targets]
     for name, block in blocks.named_children():
-        attention = getattr(block, "attn", None)
+        attention: Any = getattr(block, "attn", None)
         if not isinstance(getattr(attention, "qkv", None), nn.Linear):
             raise UsageError(f"block {name} ({type(block).__name__}) has no attention with a linear layer `qkv`.")
         attention.qkv = LowRank(attention.qkv, rank, alpha, chunks=3, adapted=thirds)

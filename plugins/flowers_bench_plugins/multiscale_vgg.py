@@ -1,0 +1,207 @@
+"""A multi-scale block and channel attention after a CNN's features: petals and whole flowers in one look.
+
+Papers: Simonyan & Zisserman 2015 (VGG, arXiv:1409.1556) for the backbone; Szegedy et al. 2015 (Inception,
+arXiv:1409.4842), figure 2a, for parallel 1x1, 3x3 and 5x5 convolutions; He et al. 2015 (arXiv:1512.03385), equation 1,
+for the residual; Hu et al. 2018 (squeeze-and-excitation, arXiv:1709.01507), equations 2-4; Ioffe & Szegedy 2015
+(batch norm, arXiv:1502.03167); Srivastava et al. 2014 (dropout). With F the backbone's features (C, H, W):
+
+    block       M = F + BN(W_1x1 [f_1(F), f_3(F), f_5(F)])     f_k: k x k convolution to C / 4 channels, BN, ReLU
+    attention   S = M * sigmoid(W_2 relu(W_1 mean(M)))         a weight per channel, from the image's averages
+    head        z = W drop(h), h = relu(BN(V drop(BN(mean(S)))))
+
+The study names the parts and not their widths: those are ours. The last batch norm of the block starts at zero
+(Goyal et al. 2017, arXiv:1706.02677), so that the block begins as the identity and pretrained features are not
+disturbed. VGG's own fully connected layers (120 of its 138 million parameters) are dropped with the old head, and so
+is whatever any other backbone keeps after its features. Works after any CNN that gives features (C, H, W).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flowers_bench import Model, ModelContext, Option, Recipe, Technique, UsageError, Variant, hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# The study's recipe: Adam, 1e-4, batch 32, patience 5.
+STUDY = {
+    "optimizer": "adam",
+    "lr": 1e-4,
+    "lr_scale": {},
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "warmup_epochs": 0,
+    "batch_size": 32,
+    "epochs": 100,
+    "patience": 5,
+}
+
+
+def build_multiscale(context: ModelContext) -> nn.Module:
+    """Backbone, block, attention and head; the backbone's first `freeze` stages frozen (-1: all of it). Raises
+    `UsageError` if the backbone gives no feature map."""
+    from timm.layers import SEModule
+    from torch import nn
+
+    from flowers_bench.backbone import freeze_stages
+    from flowers_bench.nn import Extended, freeze
+
+    options = context.options
+    backbone = context.backbone.create()
+    channels = keep_features(backbone, context.image_size)
+    if options["freeze"] == -1:
+        freeze(backbone)
+    else:
+        freeze_stages(backbone, options["freeze"])
+    extension = nn.Sequential()
+    if options["block"]:
+        extension.append(multiscale_block(channels))
+    if options["attention"]:
+        extension.append(SEModule(channels))
+    hidden, dropout = options["hidden"], options["dropout"]
+    neck = nn.Sequential(
+        nn.BatchNorm1d(channels),
+        nn.Dropout(dropout),
+        nn.Linear(channels, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+    )
+    classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, context.num_classes))
+    return Extended(backbone, extension, neck, classifier)
+
+
+def multiscale_block(channels: int) -> nn.Module:
+    """M above: starts as the identity."""
+    from torch import nn
+
+    from flowers_bench.nn import Parallel, Residual
+
+    width = max(1, channels // 4)
+    branches = [
+        nn.Sequential(nn.Conv2d(channels, width, size, padding=size // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        for size in (1, 3, 5)
+    ]
+    last = nn.BatchNorm2d(channels)
+    nn.init.zeros_(last.weight)
+    return Residual(nn.Sequential(Parallel(*branches), nn.Conv2d(3 * width, channels, 1, bias=False), last))
+
+
+def keep_features(backbone: nn.Module, image_size: int) -> int:
+    """Drop, in place, what `forward_features` does not use; returns the number of its channels.
+
+    Raises:
+        UsageError: it does not give features (N, C, H, W).
+    """
+    import torch
+    from torch import nn
+
+    used: set[str] = set()
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: used.add(name)) for name, module in backbone.named_modules()
+    ]
+    blank = next(backbone.parameters()).new_zeros(1, 3, image_size, image_size)
+    with torch.no_grad():
+        features = backbone.eval().forward_features(blank)  # type: ignore[operator]
+    for handle in handles:
+        handle.remove()
+    if not isinstance(features, torch.Tensor) or features.ndim != 4 or features.shape[2] != features.shape[3]:
+        raise UsageError(
+            f"{type(backbone).__name__} gives no feature map (channels, height, width) to extend. Choose a CNN such as "
+            "--backbone vgg16, resnet18 or efficientnet_b0."
+        )
+    owners = [n for n, m in backbone.named_modules() if next(m.parameters(recurse=False), None) is not None]
+    for name in owners:
+        if name and name not in used:
+            backbone.set_submodule(name, nn.Identity())
+    return int(features.shape[1])
+
+
+@hookimpl
+def register_models() -> list[Model]:
+    return [
+        Model(
+            "multiscale",
+            "any CNN with a residual multi-scale block, channel attention and a head of its own",
+            needs=frozenset({"stages"}),
+            options={
+                "block": Option(True, "the residual block of 1x1, 3x3 and 5x5 convolutions"),
+                "attention": Option(True, "squeeze-and-excitation"),
+                "freeze": Option(
+                    0, "how many of the backbone's first stages are frozen; -1: all", minimum=-1, maximum=100
+                ),
+                "hidden": Option(512, "width of the head's hidden layer", minimum=1, maximum=65536),
+                "dropout": Option(0.5, "of the head", minimum=0, maximum=0.95),
+            },
+            build=build_multiscale,
+        )
+    ]
+
+
+def _part(summary: str, **options: bool) -> Variant:
+    return Variant(summary, options=options, baseline="full")
+
+
+@hookimpl
+def register_techniques() -> list[Technique]:
+    frozen, full = {"freeze": -1}, {"freeze": 0}
+    return [
+        Technique(
+            name="multiscale-vgg",
+            summary="a CNN's features seen at three scales and weighed by channel",
+            papers=(
+                "Simonyan & Zisserman 2015, Very deep convolutional networks, arXiv:1409.1556",
+                "Szegedy et al. 2015, Going deeper with convolutions, arXiv:1409.4842",
+                "Hu et al. 2018, Squeeze-and-excitation networks, arXiv:1709.01507",
+            ),
+            model="multiscale",
+            loss="cross-entropy",
+            augmentation="standard",
+            # No paper trains this combination: fine-tuning as usual, pretrained layers at a tenth of the new ones' rate.
+            recipe=Recipe(optimizer="adamw", lr=1e-3, lr_scale={"backbone.*": 0.1}, epochs=30, warmup_epochs=2),
+            backbone="vgg16",
+            weights="pretrained",
+            variants={
+                "both": _part("multi-scale block and squeeze-and-excitation"),
+                "block": _part("the multi-scale block alone", attention=False),
+                "attention": _part("squeeze-and-excitation alone", block=False),
+                "head": _part("neither: only the head with batch norm and dropout", block=False, attention=False),
+                "bn": Variant("on VGG16 with batch norm", backbone="vgg16_bn", baseline="full-bn"),
+                "frozen-features": Variant("both, the backbone frozen", options=frozen, baseline="frozen"),
+                "frozen": Variant(
+                    "the plain backbone, only its classifier trained",
+                    model="classifier",
+                    options=frozen,
+                    recipe={"lr_scale": {}},
+                ),
+                # The plain network's classifier is part of its backbone: one small rate, as the study has it.
+                "full": Variant(
+                    "the plain backbone, everything trained",
+                    model="classifier",
+                    options=full,
+                    recipe={"lr": 1e-4, "lr_scale": {}},
+                ),
+                "full-bn": Variant(
+                    "plain VGG16 with batch norm, everything trained",
+                    model="classifier",
+                    options=full,
+                    backbone="vgg16_bn",
+                    recipe={"lr": 1e-4, "lr_scale": {}},
+                ),
+                "study": Variant("the study's row with its recipe", recipe=STUDY, baseline="study-full"),
+                "study-full": Variant(
+                    "the study's baseline, everything trained, with its recipe",
+                    model="classifier",
+                    options=full,
+                    recipe=STUDY,
+                ),
+                "study-frozen": Variant(
+                    "the study's baseline, only the classifier trained, with its recipe",
+                    model="classifier",
+                    options=frozen,
+                    recipe=STUDY,
+                ),
+            },
+            default="both",
+        )
+    ]
