@@ -16,7 +16,7 @@ class Output:
     """What every model returns.
 
     Attributes:
-        logits: (N, C).
+        logits: (N, C); (N, 0) of a model that only embeds.
         embedding: (N, D), the features that the classifier sees.
     """
 
@@ -40,6 +40,25 @@ class Classifier(nn.Module):
         features = self.backbone.forward_features(images)  # type: ignore[operator]
         embedding = self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
         return Output(self.backbone.get_classifier()(embedding), embedding)  # type: ignore[operator]
+
+
+class Embedder(nn.Module):
+    """A timm backbone whose classifier was replaced by a projection: images (N, 3, H, W) to `Output`.
+
+    Args:
+        backbone: images to embeddings (N, D).
+        classifier: embeddings to logits (N, C); None: the model only embeds, and its logits are (N, 0).
+    """
+
+    def __init__(self, backbone: nn.Module, classifier: nn.Module | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Output:
+        """The embedding, then classified if there is a classifier."""
+        embedding = self.backbone(images)
+        return Output(embedding[:, :0] if self.classifier is None else self.classifier(embedding), embedding)
 
 
 class L2Normalize(nn.Module):
