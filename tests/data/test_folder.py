@@ -1,0 +1,345 @@
+"""Folders of images: splits as given or by rule, and whatever can be wrong with them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from flowers_bench.data import cache, folder
+from flowers_bench.data.dataset import DataRequest, Dataset
+from flowers_bench.data.folder import split_by_rule
+from flowers_bench.errors import UsageError
+
+DEFAULTS = {"val": 0.2, "test": 0.2, "split_seed": 0}
+SPLITS = ("train", "val", "test")
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Dataset]:
+    def load(root: Path, **options: Any) -> Dataset:
+        return folder.load(DataRequest(tmp_path / "cache", root, 8, {**DEFAULTS, **options}))
+
+    return load
+
+
+@pytest.fixture
+def three(tmp_path: Path, write_image: Callable[..., Path]) -> Path:
+    """train, val and test with 3, 2 and 2 images of each of two classes."""
+    seed = 0
+    for split, count in (("train", 3), ("val", 2), ("test", 2)):
+        for name in ("rose", "tulip"):
+            for number in range(count):
+                write_image(tmp_path / "set" / split / name / f"{number}.png", seed := seed + 1)
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def one(tmp_path: Path, write_image: Callable[..., Path]) -> Path:
+    """Two classes of 12 images."""
+    for number in range(24):
+        write_image(tmp_path / "all" / ("rose", "tulip")[number % 2] / f"{number}.png", number)
+    return tmp_path / "all"
+
+
+def sides(found: Dataset) -> dict[str, str]:
+    return {key: split for split in SPLITS for key in getattr(found, split).keys}
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("Train", "valid", "TEST"), ("training", "Validation", "testing")]
+)
+def test_split_folders_go_by_many_names(three: Path, load: Callable[..., Dataset], names: tuple[str, ...]) -> None:
+    for old, new in zip(SPLITS, names, strict=True):
+        (three / old).rename(three / new)
+    found = load(three)
+    assert (len(found.train), len(found.val), len(found.test)) == (6, 4, 4)
+    assert found.val.keys[0] == f"{names[1]}/rose/0.png"
+    assert found.name == "set"
+
+
+def test_two_folders_for_one_split_are_refused(three: Path, load: Callable[..., Dataset]) -> None:
+    shutil.copytree(three / "val", three / "valid")
+    with pytest.raises(UsageError, match=r"has val/ and valid/\. Keep one of them as the val split"):
+        load(three)
+
+
+def test_pixels_belong_to_their_keys(three: Path, load: Callable[..., Dataset]) -> None:
+    found = load(three)
+    for split in SPLITS:
+        part = getattr(found, split)
+        for index, key in enumerate(part.keys):
+            with Image.open(three / key) as image:
+                expected = np.asarray(image)
+            pixels = part.images[index].permute(1, 2, 0).numpy()
+            assert pixels.shape == (10, 8, 3)
+            assert abs(pixels.mean() - expected.mean()) < 3
+            assert found.class_names[part.labels[index]] in key
+
+
+def test_only_the_first_start_reads_and_decodes(
+    three: Path, load: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load(three)
+    monkeypatch.setattr(folder, "decode_images", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("flowers_bench.data.hashes._sha256", lambda *_: pytest.fail("read again"))
+    assert load(three).fingerprint == first.fingerprint
+
+
+def test_another_split_reads_the_same_cache(
+    one: Path, load: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load(one)
+    monkeypatch.setattr(folder, "decode_images", lambda *_: pytest.fail("decoded again"))
+    second = load(one, split_seed=1)
+    assert second.split_checksum != first.split_checksum
+    assert second.fingerprint != first.fingerprint
+
+
+def test_the_cache_of_changed_images_is_removed(
+    three: Path, load: Callable[..., Dataset], tmp_path: Path, write_image: Callable[..., Path]
+) -> None:
+    load(three)
+    write_image(three / "train/rose/0.png", 999)
+    load(three)
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
+
+
+def test_nothing_is_written_into_the_folder(three: Path, load: Callable[..., Dataset]) -> None:
+    before = sorted(os.walk(three))
+    load(three)
+    assert sorted(os.walk(three)) == before
+
+
+def test_what_is_hidden_or_no_image_is_passed_over(three: Path, load: Callable[..., Dataset]) -> None:
+    before = load(three)
+    for name in (".DS_Store", "train/.hidden.png", "train/rose/._0.png", "train/rose/Thumbs.db"):
+        (three / name).write_bytes(b"x")
+    (three / "train" / "__MACOSX").mkdir()
+    (three / "train/.git").mkdir()
+    assert load(three).notes == before.notes == ()
+    (three / "train/readme.txt").write_text("x")
+    (three / "test/rose/labels.csv").write_text("x")
+    (three / "test/rose/deeper").mkdir()
+    found = load(three)
+    assert found.notes == ("3 files that are not images in class folders were passed over",)
+    assert found.fingerprint == before.fingerprint
+
+
+def test_every_broken_image_is_named(three: Path, load: Callable[..., Dataset]) -> None:
+    for name in ("train/rose/1.png", "test/tulip/0.png"):
+        (three / name).write_bytes((three / name).read_bytes()[:60])
+    with pytest.raises(UsageError, match=r"test/tulip/0\.png(?s:.*)train/rose/1\.png"):
+        load(three)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda root: shutil.rmtree(root / "train"), r"has val/, test/ but no train/"),
+        (lambda root: (root / "test/rose/0.png").rename(root / "test/rose/0.txt"), None),
+        (lambda root: [path.unlink() for path in (root / "test/rose").iterdir()], r"test/rose has no images"),
+        (lambda root: shutil.rmtree(root / "train/tulip"), r"has 1 class to train on"),
+        (lambda root: shutil.copytree(root / "val/rose", root / "val/lily"), r"'lily' is in val/ but not in train/"),
+        (lambda root: [shutil.rmtree(path) for path in root.iterdir()], r"has no class folders with images"),
+        (lambda root: os.symlink("/usr", root / "train/usr"), r"train/usr is a link that leaves"),
+        (lambda root: os.symlink(root / "../outside", root / "train/rose/x.png"), None),  # a dangling link
+        (lambda root: os.symlink("/", root / "test/root"), r"test/root is a link that leaves"),
+        (lambda root: os.mkdir(os.fsencode(root) + b"/train/caf\xe9"), r"not UTF-8. Rename it"),
+    ],
+)
+def test_what_is_wrong_is_said_by_name(
+    three: Path, load: Callable[..., Dataset], change: Callable[[Path], object], words: str | None
+) -> None:
+    change(three)
+    if words is None:
+        load(three)
+    else:
+        with pytest.raises(UsageError, match=words):
+            load(three)
+
+
+def test_a_split_that_lies_elsewhere_is_refused(three: Path, load: Callable[..., Dataset], tmp_path: Path) -> None:
+    (three / "test").rename(tmp_path / "elsewhere")
+    (three / "test").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="set/test is a link that leaves"):
+        load(three)
+
+
+def test_links_within_the_folder_are_followed_and_copies_are_said(three: Path, load: Callable[..., Dataset]) -> None:
+    os.symlink("../../train/rose/0.png", three / "test/rose/same.png")
+    os.symlink("../../train/rose/1.png", three / "val/rose/same.png")
+    assert load(three).notes == (
+        "1 test images also stand in another split, byte for byte: accuracy on them is not honest",
+        "1 validation images also stand in train/, byte for byte",
+    )
+
+
+def test_a_class_that_is_not_measured_is_said(three: Path, load: Callable[..., Dataset]) -> None:
+    shutil.rmtree(three / "test/rose")
+    assert load(three).notes == ("1 classes have no test images",)
+
+
+def test_images_without_classes_are_refused(
+    tmp_path: Path, load: Callable[..., Dataset], write_image: Callable[..., Path]
+) -> None:
+    write_image(tmp_path / "flat/1.png")
+    with pytest.raises(UsageError, match=r"has no class folders with images. Expected .*/flat/CLASS/IMAGE\.jpg"):
+        load(tmp_path / "flat")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, load: Callable[..., Dataset]) -> None:
+    with pytest.raises(UsageError, match=r"cannot read .*/gone: No such file"):
+        load(tmp_path / "gone")
+    with pytest.raises(UsageError, match="name the folder itself"):
+        folder.load(DataRequest(tmp_path, None, 8, DEFAULTS))
+
+
+@pytest.mark.parametrize(
+    "options", [{"val": "x"}, {"val": 0}, {"test": 1}, {"val": 0.5, "test": 0.5}, {"split_seed": 1.5}, {"val": "nan"}]
+)
+def test_shares_out_of_range_are_refused(one: Path, load: Callable[..., Dataset], options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"data\.(val|test|split_seed)"):
+        load(one, **options)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60).filter(
+            lambda name: not name.startswith(".") and name not in folder._IGNORED and len(name.encode()) <= 200
+        ),
+        min_size=2,
+        max_size=4,
+        unique_by=str.lower,
+    )
+)
+def test_any_name_is_accepted(
+    tmp_path: Path, load: Callable[..., Dataset], write_image: Callable[..., Path], names: list[str]
+) -> None:
+    assume(not {name.lower() for name in names} & {alias for aliases in folder._ALIASES.values() for alias in aliases})
+    root = tmp_path / "odd"
+    shutil.rmtree(root, ignore_errors=True)
+    for seed, name in enumerate(names):
+        for number in range(3):
+            write_image(root / name / f"{name} {number}.png", 10 * seed + number)
+    found = load(root)
+    assert list(found.class_names) == sorted(names)
+    assert sorted(sides(found)) == sorted(f"{name}/{name} {number}.png" for name in names for number in range(3))
+
+
+def test_names_as_long_as_the_file_system_takes(
+    tmp_path: Path, load: Callable[..., Dataset], write_image: Callable[..., Path]
+) -> None:
+    for number in range(6):
+        write_image(tmp_path / "long" / ("ab"[number % 2] * 255) / f"{number:0251}.png", number)
+    assert len(load(tmp_path / "long").train.keys[0]) == 255 + 1 + 255
+
+
+# The split rule, on made-up contents
+
+CONTENTS = st.lists(st.integers(0, 30), min_size=1, max_size=40)
+CLASSES = st.dictionaries(st.sampled_from("abcd"), CONTENTS, min_size=1)
+SHARES = st.tuples(st.floats(0.01, 0.9), st.floats(0.01, 0.9)).filter(lambda shares: sum(shares) < 0.99)
+
+
+def ruled(
+    contents: dict[str, list[int]], shares: tuple[float, float] = (0.2, 0.2), seed: int = 0
+) -> dict[str, dict[str, list[str]]]:
+    """The split of images whose content is a number; each class has numbers of its own."""
+    hashes = {
+        f"{name}/{number}": f"{name}{value:064x}"
+        for name, values in contents.items()
+        for number, value in enumerate(values)
+    }
+    classes = {name: [path for path in hashes if path.startswith(f"{name}/")] for name in contents}
+    return split_by_rule(classes, hashes, *shares, seed)
+
+
+def where(splits: dict[str, dict[str, list[str]]]) -> dict[str, str]:
+    return {path: split for split, classes in splits.items() for paths in classes.values() for path in paths}
+
+
+@given(CLASSES, SHARES, st.integers())
+def test_rule_every_image_is_used_once_and_every_class_is_everywhere(
+    contents: dict[str, list[int]], shares: tuple[float, float], seed: int
+) -> None:
+    splits = ruled(contents, shares, seed)
+    used = sorted(path for classes in splits.values() for paths in classes.values() for path in paths)
+    assert used == sorted(f"{name}/{i}" for name, values in contents.items() for i in range(len(values)))
+    for name, values in contents.items():
+        present = [split for split in SPLITS if splits[split].get(name)]
+        assert present == {1: ["train"], 2: ["train", "test"]}.get(len(set(values)), list(SPLITS))
+
+
+@given(CLASSES, SHARES)
+def test_rule_copies_stay_together(contents: dict[str, list[int]], shares: tuple[float, float]) -> None:
+    side = where(ruled(contents, shares))
+    for name, values in contents.items():
+        for value in set(values):
+            assert len({side[f"{name}/{i}"] for i, other in enumerate(values) if other == value}) == 1
+
+
+def test_rule_copies_in_several_classes_stay_together() -> None:
+    classes = {"a": [f"a/{i}" for i in range(20)], "b": [f"b/{i}" for i in range(20)]}
+    hashes = {path: path.partition("/")[2] for paths in classes.values() for path in paths}
+    hashes |= {f"b/{i}": f"own {i}" for i in range(10)}
+    side = where(split_by_rule(classes, hashes, 0.3, 0.3, 0))
+    assert all(side[f"a/{i}"] == side[f"b/{i}"] for i in range(10, 20))
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=3, max_size=60, unique=True), st.integers(10**9 + 1, 10**10))
+def test_rule_an_added_image_moves_no_other_where_no_part_was_empty(values: list[int], new: int) -> None:
+    place = [folder._place(f"a{value:064x}", 0) for value in values]
+    cut = [p < 0.2 for p in place], [0.2 <= p < 0.4 for p in place], [p >= 0.4 for p in place]
+    assume(all(any(part) for part in cut))
+    before, after = where(ruled({"a": values})), where(ruled({"a": [*values, new]}))
+    assert before == {path: after[path] for path in before}
+
+
+def test_rule_shares_are_about_right_and_the_seed_matters() -> None:
+    splits = ruled({"a": list(range(5000))}, (0.1, 0.3))
+    assert len(splits["test"]["a"]) == pytest.approx(1500, rel=0.1)
+    assert len(splits["val"]["a"]) == pytest.approx(500, rel=0.15)
+    assert where(splits) != where(ruled({"a": list(range(5000))}, (0.1, 0.3), seed=1))
+
+
+def test_rule_renaming_moves_nothing(one: Path, load: Callable[..., Dataset]) -> None:
+    before = {key.rpartition("/")[2]: side for key, side in sides(load(one)).items()}
+    (one / "rose").rename(one / "zinnia")
+    assert {key.rpartition("/")[2]: side for key, side in sides(load(one)).items()} == before
+    assert load(one).notes[0] == "split by rule: val 0.2, test 0.2, split_seed 0"
+
+
+def test_too_few_images_for_a_rule_are_refused(
+    tmp_path: Path, load: Callable[..., Dataset], write_image: Callable[..., Path]
+) -> None:
+    for number in range(2):
+        write_image(tmp_path / "few" / "ab"[number] / "1.png", number)
+    with pytest.raises(UsageError, match="too few different images for a val split: some class needs at least 3"):
+        load(tmp_path / "few")
+
+
+def test_many_images_are_listed_in_reasonable_time(tmp_path: Path) -> None:
+    """20,000 names; nothing may grow with the square."""
+    for name in (f"class {number:04d}" for number in range(1000)):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            os.close(os.open(tmp_path / name / f"{number}.jpg", os.O_CREAT))
+    classes = folder._list(tmp_path, tmp_path).classes
+    hashes = {path: path for paths in classes.values() for path in paths}
+    splits = split_by_rule(classes, hashes, 0.2, 0.2, 0)
+    assert sum(len(paths) for part in splits.values() for paths in part.values()) == 20_000
+
+
+def test_selection_is_what_splits_are_made_of(one: Path, load: Callable[..., Dataset]) -> None:
+    found = load(one)
+    assert isinstance(found.train.images, cache.Selection)
