@@ -20,7 +20,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // The arguments of `flowers_bench_kernel::forward`, in its order.
-struct Call {
+struct __attribute__((visibility("hidden"))) Call {
   Tensor input, offset, weight;
   std::optional<Tensor> bias, mask;
   std::vector<int64_t> stride, padding, dilation;

@@ -9,7 +9,7 @@
 #if defined(__CUDACC__)
 #define FB_HD __host__ __device__ __forceinline__
 #else
-#define FB_HD inline
+#define FB_HD inline __attribute__((always_inline))
 #endif
 
 namespace flowers_bench {
@@ -27,8 +27,38 @@ struct Geometry {
   FB_HD int64_t positions() const { return out_height * out_width; }
 };
 
+// One axis of a bilinear sample: the pixels below and above a coordinate, their weights, and d weight / d coordinate.
+// A pixel outside the image has weight and slope 0, and an index inside, so that it may be read and ignored.
+template <typename T>
+struct AxisSample {
+  int32_t low, high;
+  T weight_low, weight_high;
+  T slope_low, slope_high;
+};
+
+// Zero padding: a point at or beyond one pixel outside contributes nothing (torchvision's rule: v <= -1 or v >= size
+// samples 0). Free of branches, so that a loop over positions vectorises.
+template <typename T>
+FB_HD AxisSample<T> sample_axis(T v, int32_t size) {
+  // The comparison is written so that NaN fails it: nothing below converts a NaN to an integer.
+  const bool inside = (v > T(-1)) & (v < T(size));
+  const T at = inside ? v : T(0);
+  int32_t low = static_cast<int32_t>(at);
+  low -= T(low) > at;  // truncated towards zero, now floor
+  const T fraction = at - T(low);
+  const bool low_counts = inside & (low >= 0), high_counts = inside & (low + 1 < size);
+  AxisSample<T> s;
+  s.low = low < 0 ? 0 : (low < size ? low : size - 1);
+  s.high = low + 1 < size ? low + 1 : size - 1;
+  s.weight_low = low_counts ? T(1) - fraction : T(0);
+  s.weight_high = high_counts ? fraction : T(0);
+  s.slope_low = low_counts ? T(-1) : T(0);
+  s.slope_high = high_counts ? T(1) : T(0);
+  return s;
+}
+
 // One bilinear sample: four neighbours as flat pixel indices (y * width + x) and their weights.
-// A neighbour outside the image has weight 0 and index 0, so that it may be read and ignored.
+// A neighbour outside the image has weight 0 and the index of a pixel inside, so that it may be read and ignored.
 // `finite` is false where the coordinate is NaN or infinite: the sample is then NaN by definition.
 template <typename T>
 struct Sample {
@@ -40,27 +70,20 @@ struct Sample {
   bool finite;
 };
 
-// Samples at (y, x) in pixels. Zero padding: a point at or beyond one pixel outside contributes nothing
-// (torchvision's rule: y <= -1 or y >= height samples 0).
+// Samples at (y, x) in pixels; an image is less than 2^31 pixels high and wide.
 template <typename T>
 FB_HD Sample<T> sample_at(T y, T x, int64_t height, int64_t width) {
-  Sample<T> s = {};
+  const AxisSample<T> v = sample_axis(y, static_cast<int32_t>(height));
+  const AxisSample<T> h = sample_axis(x, static_cast<int32_t>(width));
+  Sample<T> s;
   s.finite = (y - y == T(0)) && (x - x == T(0));
-  // The comparison is written so that NaN fails it: nothing below converts a NaN to an integer.
-  const bool inside = y > T(-1) && x > T(-1) && y < T(height) && x < T(width);
-  if (!s.finite || !inside) return s;
-  const int64_t top = static_cast<int64_t>(y + T(1)) - 1;  // floor, since y + 1 > 0
-  const int64_t left = static_cast<int64_t>(x + T(1)) - 1;
-  const T fy = y - T(top), fx = x - T(left);
   for (int corner = 0; corner < 4; ++corner) {
-    const int64_t down = corner >> 1, right = corner & 1;
-    const int64_t row = top + down, column = left + right;
-    if (row < 0 || row >= height || column < 0 || column >= width) continue;
-    const T wy = down ? fy : T(1) - fy, wx = right ? fx : T(1) - fx;
-    s.index[corner] = row * width + column;
+    const bool down = corner >> 1, right = corner & 1;
+    const T wy = down ? v.weight_high : v.weight_low, wx = right ? h.weight_high : h.weight_low;
+    s.index[corner] = int64_t(down ? v.high : v.low) * width + (right ? h.high : h.low);
     s.weight[corner] = wy * wx;
-    s.weight_dy[corner] = down ? wx : -wx;
-    s.weight_dx[corner] = right ? wy : -wy;
+    s.weight_dy[corner] = (down ? v.slope_high : v.slope_low) * wx;
+    s.weight_dx[corner] = (right ? h.slope_high : h.slope_low) * wy;
   }
   return s;
 }

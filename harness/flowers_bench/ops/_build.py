@@ -1,130 +1,221 @@
-"""Where the kernels come from: prebuilt in the wheel, compiled once on first use, or not at all.
+"""Finds, compiles and loads the kernels; knows how setup.py builds them too.
 
-The compiled library lies in the user's cache under a name made of the sources, the flags, torch's version and the
-processor's architecture, so that nothing stale is ever loaded. Without a compiler the PyTorch reference computes the
-same function, slowly; that is said once on stderr and stands in every stored result.
+A library built at install time (`flowers_bench/_C*.so`) is used where there is one. Otherwise the first call
+compiles csrc/ into the user's cache, once for each source, torch and compiler. Where that is impossible, the op
+runs on its PyTorch reference and says so once. docs/kernel.md weighs the choices.
+
+Nothing but the standard library is imported at the top: setup.py loads this file by its path.
 """
 
-from __future__ import annotations
-
-import functools
 import hashlib
-import importlib.util
-import logging
 import os
-import platform
 import shutil
+import subprocess
 import sys
 import tempfile
-import time
+from functools import cache
 from pathlib import Path
 
-import torch
-from filelock import FileLock
-from platformdirs import user_cache_path
+KERNEL_VARIABLE = "FLOWERS_BENCH_KERNEL"  # reference | generic | avx2 | avx512: what to use instead of the best
+CUDA_VARIABLE = "FLOWERS_BENCH_CUDA"  # 0 | 1: build the CUDA kernel never, or always
+CACHE_VARIABLE = "FLOWERS_BENCH_CACHE"  # where the compiled library is kept
 
-_NAME = "flowers_bench_kernel"
-#: torch 2.10 is the oldest whose stable ABI has what the kernels use.
-_FLAGS = ["-O3", "-std=c++20", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-_INSTRUCTION_SETS = ("generic", "avx2", "avx512")
+# libtorch's stable ABI as of 2.10, and no Python: one library serves every later torch and every CPython.
+DEFINES = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030a0000")
+CXX_FLAGS = (*DEFINES, "-O3", "-ffp-contract=fast", "-fvisibility=hidden")
+NVCC_FLAGS = (*DEFINES, "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr")
+# From Turing to Blackwell; the last is also kept as PTX for what comes after it. Set always: torch would otherwise
+# ask a GPU that the building machine may not have.
+CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+_SECONDS = 60  # what a compilation takes on two slow cores, for the message
 
 
-def has_kernel(device: str) -> bool:
-    """Whether a compiled kernel covers this device type (`cpu` or `cuda`)."""
-    if not _loaded():
-        return False
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
-    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"{_NAME}::forward", key)
+def source_root() -> Path:
+    """The folder `csrc`: inside the installed package, or at the top of the repository."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "csrc"
+    return installed if installed.is_dir() else package.parents[1] / "csrc"
+
+
+def sources(cuda: bool) -> list[Path]:
+    """The files to compile."""
+    kernel = source_root() / "deform_conv"
+    found = [kernel / "binding.cpp", *sorted((kernel / "cpu").glob("*.cpp"))]
+    return found + (sorted((kernel / "cuda").glob("*.cu")) if cuda else [])
+
+
+def cuda_home() -> Path | None:
+    """The CUDA toolkit's own folder, which holds bin/nvcc and include/, or None.
+
+    A wrapper script named nvcc on PATH would mislead torch, so that the headers are looked for too.
+    """
+    candidates = [Path(value) for name in ("CUDA_HOME", "CUDA_PATH") if (value := os.environ.get(name))]
+    if nvcc := shutil.which("nvcc"):
+        candidates.append(Path(nvcc).resolve().parents[1])
+    candidates += [Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob("cuda-*"), reverse=True)]
+    for home in candidates:
+        if (home / "bin" / "nvcc").is_file() and (home / "include" / "cuda_runtime.h").is_file():
+            return home.resolve()
+    return None
+
+
+def wants_cuda(otherwise: bool) -> bool:
+    """Whether to build the CUDA kernel: as the environment says, else `otherwise`; never without a toolkit."""
+    asked = os.environ.get(CUDA_VARIABLE, "")
+    wanted = asked == "1" if asked in ("0", "1") else otherwise
+    return wanted and cuda_home() is not None and bool(list((source_root() / "deform_conv/cuda").glob("*.cu")))
 
 
 def kernel() -> str:
-    """What computes the op here: `cpu-avx512`, `cpu-avx2` or `cpu-generic`, with `+cuda` where that is built, or
-    `reference`. Compiles the kernels if that has not happened yet."""
-    if not _loaded():
+    """What computes `deform_conv2d` here.
+
+    "cpu-avx512", "cpu-avx2" or "cpu-generic", with "+cuda" where the CUDA kernel is there too; or "reference",
+    the slow PyTorch composite, where nothing could be compiled or FLOWERS_BENCH_KERNEL=reference asks for it.
+    Compiles the kernel if that has not been done yet.
+    """
+    if not _load():
         return "reference"
-    name = f"cpu-{_INSTRUCTION_SETS[torch.ops.flowers_bench_kernel.instruction_set()]}"
-    return f"{name}+cuda" if has_kernel("cuda") else name
+    import torch
+
+    instructions = ("generic", "avx2", "avx512")[torch.ops.flowers_bench_kernel.instruction_set()]
+    return f"cpu-{instructions}" + ("+cuda" if has_kernel("cuda") else "")
 
 
-@functools.cache
-def _loaded() -> bool:
-    if os.environ.get("FLOWERS_BENCH_KERNEL") == "reference":
+@cache
+def has_kernel(device: str) -> bool:
+    """Whether a compiled kernel covers this device type ("cpu" or "cuda"); loads or compiles it first."""
+    if not _load():
         return False
+    import torch
+
+    return torch._C._dispatch_has_kernel_for_dispatch_key("flowers_bench_kernel::forward", device.upper())
+
+
+@cache
+def _load() -> bool:
+    if os.environ.get(KERNEL_VARIABLE) == "reference":
+        return False
+    import torch
+
     try:
-        torch.ops.load_library(_prebuilt() or _compiled())
-    except Exception as error:  # no compiler, a broken one, a cache that cannot be written, a library that does not load
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
-        sys.stderr.write(
-            f"flowers-bench: the deformable-convolution kernel is not available ({reason}); "
-            "using the slow PyTorch reference. A C++17 compiler (apt install g++) mends it.\n"
-        )
+        torch.ops.load_library(str(_prebuilt() or _compiled()))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        _say(f"no compiled kernel ({reason}); using the slow PyTorch path for deformable convolution")
         return False
     return True
 
 
-def _prebuilt() -> str | None:
-    """The extension that a wheel built with torch at hand contains."""
-    found = importlib.util.find_spec("flowers_bench._C")
-    return found.origin if found else None
+def _say(message: str) -> None:
+    print(f"flowers-bench: {message}", file=sys.stderr, flush=True)
 
 
-def _compiled() -> str:
-    """Path of the library compiled on this machine, compiling it if it is not in the cache."""
-    sources = _sources()
-    folder = user_cache_path("flowers-bench") / "kernel" / _key(sources)
-    library = folder / f"{_NAME}.so"
-    if not library.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            if not library.is_file():
-                _compile(sources, library)
-    return str(library)
+def _prebuilt() -> Path | None:
+    found = sorted(Path(__file__).resolve().parents[1].glob("_C*.so"))
+    return found[0] if found else None
 
 
-def with_cuda() -> bool:
-    """CUDA is compiled where there is a device, or where FLOWERS_BENCH_CUDA=1 asks for it."""
-    asked = os.environ.get("FLOWERS_BENCH_CUDA", "")
-    return asked == "1" or (asked != "0" and torch.cuda.is_available())
+def _compiled() -> Path:
+    """The compiled library in the user's cache; compiles it if this source has not been compiled here yet."""
+    import torch
+    from filelock import FileLock
+
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler or not shutil.which(compiler):
+        raise RuntimeError("no C++ compiler found")
+    cuda = wants_cuda(torch.cuda.is_available())
+    folder = _cache_folder() / _key(compiler, cuda)
+    library = folder / "kernel.so"
+    if library.is_file():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):  # a process that waited here finds the other's library
+        if not library.is_file():
+            _say(f"compiling the deformable-convolution kernel (once, about {_SECONDS * (3 if cuda else 1)} s) ...")
+            _compile(compiler, cuda, library)
+    return library
 
 
-def _sources() -> list[Path]:
-    spec = importlib.util.find_spec("flowers_bench.csrc")
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError("the kernel sources (flowers_bench/csrc) are not installed")
-    root = Path(spec.submodule_search_locations[0]) / "deform_conv"
-    return sorted(p for p in root.rglob("*") if p.suffix == ".cpp" or (p.suffix == ".cu" and with_cuda()))
+def _cache_folder() -> Path:
+    from platformdirs import user_cache_path
+
+    asked = os.environ.get(CACHE_VARIABLE)
+    return Path(asked) if asked else user_cache_path("flowers-bench") / "kernel"
 
 
-def _key(sources: list[Path]) -> str:
-    digest = hashlib.sha256(repr([torch.__version__, platform.machine(), _FLAGS, with_cuda()]).encode())
-    for path in sorted({*sources, *(p for s in sources for p in s.parent.glob("*.*") if p.suffix in (".h", ".inl", ".cuh"))}):
-        digest.update(path.name.encode() + path.read_bytes())
-    for header in sorted(sources[0].parent.glob("*.h")):
-        digest.update(header.read_bytes())
-    return digest.hexdigest()[:16]
+def _key(compiler: str, cuda: bool) -> str:
+    """Names a build: everything that its result depends on."""
+    import torch
+
+    digest = hashlib.sha256()
+    root = source_root()
+    for path in sorted(p for p in root.rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    facts = (torch.__version__, sys.implementation.cache_tag, CXX_FLAGS, cuda and (NVCC_FLAGS, cuda_home()))
+    digest.update(version + repr(facts).encode())
+    return f"torch{torch.__version__}-{digest.hexdigest()[:16]}"
 
 
-def _compile(sources: list[Path], library: Path) -> None:
-    # Importing it warns about a missing CUDA runtime, which here is no news.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    from torch.utils import cpp_extension
+def _compile(compiler: str, cuda: bool, library: Path) -> None:
+    """Compiles with ninja in a folder of its own, then moves the library to its place in one step."""
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
+        plan = Path(folder) / "build.ninja"
+        plan.write_text(_ninja_plan(compiler, cuda))
+        done = subprocess.run([_ninja(), "-f", plan.name], cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            log = library.parent / "build.log"
+            log.write_text(done.stdout + done.stderr)
+            raise RuntimeError(f"the compiler failed, see {log}")
+        os.replace(Path(folder) / "kernel.so", library)
 
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
-        raise RuntimeError("no C++ compiler was found")
-    sys.stderr.write("flowers-bench: compiling the deformable-convolution kernel, once (about 20 s) ...\n")
-    started = time.perf_counter()
-    temporary = Path(tempfile.mkdtemp(dir=library.parent))
+
+def _ninja() -> str:
     try:
-        cpp_extension.load(
-            _NAME,
-            [str(path) for path in sources],
-            extra_cflags=_FLAGS,
-            extra_cuda_cflags=["-O3", "-DTORCH_TARGET_VERSION=0x020a000000000000"],
-            build_directory=str(temporary),
-            is_python_module=False,
-            with_cuda=with_cuda(),
-        )
-        (temporary / f"{_NAME}.so").replace(library)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    sys.stderr.write(f"flowers-bench: compiled in {time.perf_counter() - started:.0f} s\n")
+        from ninja import BIN_DIR
+    except ImportError:
+        return "ninja"
+    return str(Path(BIN_DIR) / "ninja")
+
+
+def _ninja_plan(compiler: str, cuda: bool) -> str:
+    import torch
+
+    root = Path(torch.__file__).resolve().parent
+    includes = f"-isystem {_escape(root / 'include')}"
+    libraries = f"-L{_escape(root / 'lib')} -ltorch_cpu -ltorch -lc10"
+    rules = [
+        f"cxx = {_escape(compiler)}",
+        f"flags = {' '.join(CXX_FLAGS)} {includes} -std=c++20 -fPIC",
+        "rule cxx\n  command = $cxx $flags -c $in -o $out",
+    ]
+    if home := cuda_home() if cuda else None:
+        flags = " ".join((*NVCC_FLAGS, *_architecture_flags()))
+        rules[1] += f" -DUSE_CUDA -isystem {_escape(home / 'include')}"
+        libraries += f" -ltorch_cuda -lc10_cuda -L{_escape(home / 'lib64')} -lcudart"
+        rules += [
+            f"nvcc = {_escape(home / 'bin' / 'nvcc')}",
+            f"nvflags = {flags} {includes} -ccbin {_escape(compiler)} -std=c++20 -Xcompiler -fPIC",
+            "rule nvcc\n  command = $nvcc $nvflags -c $in -o $out",
+        ]
+    rules.append(f"rule link\n  command = $cxx -shared -o $out $in {libraries}")
+    objects = []
+    for path in sources(cuda):
+        objects.append(f"{path.stem}{path.suffix.replace('.', '-')}.o")
+        rules.append(f"build {objects[-1]}: {'nvcc' if path.suffix == '.cu' else 'cxx'} {_escape(path)}")
+    return "\n".join([*rules, f"build kernel.so: link {' '.join(objects)}", ""])
+
+
+def _escape(path: str | Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _architecture_flags() -> list[str]:
+    """nvcc's -gencode for TORCH_CUDA_ARCH_LIST, or for every architecture that we support."""
+    flags = []
+    for name in os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).replace(" ", ";").split(";"):
+        number = name.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if name.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags

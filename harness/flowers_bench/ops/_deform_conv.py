@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from flowers_bench.ops import _build
 from flowers_bench.ops._reference import Pair, deform_conv2d_reference
@@ -263,7 +262,7 @@ def _reference_gradients(
         leaves = [
             t if t is None or (differentiable and t.requires_grad) else t.detach().requires_grad_() for t in given
         ]
-        out = deform_conv2d_reference(*leaves, stride, padding, dilation)  # type: ignore[arg-type]
+        out = deform_conv2d_reference(*leaves, stride, padding, dilation)  # type: ignore[call-arg, arg-type]
         wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if need and leaf is not None]
         found = iter(torch.autograd.grad(out, wanted, grad, create_graph=differentiable) if wanted else ())
     return tuple(next(found) if need and leaf is not None else None for leaf, need in zip(leaves, needs, strict=True))
@@ -306,7 +305,7 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, offset, weight, bias, mask, ctx.stride, ctx.padding, ctx.dilation = inputs
+    input, offset, weight, _bias, mask, ctx.stride, ctx.padding, ctx.dilation = inputs
     ctx.save_for_backward(input, offset, weight, mask)
 
 

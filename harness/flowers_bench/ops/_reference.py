@@ -26,8 +26,11 @@ def deform_conv2d_reference(
     Takes arguments that are already checked. Half precisions are computed in float32 and rounded once.
     """
     if input.dtype in (torch.bfloat16, torch.float16):
-        wide = [None if t is None else t.float() for t in (input, offset, weight, bias, mask)]
-        return deform_conv2d_reference(*wide, stride, padding, dilation).to(input.dtype)  # type: ignore[arg-type]
+        wide_bias, wide_mask = (None if t is None else t.float() for t in (bias, mask))
+        out = deform_conv2d_reference(
+            input.float(), offset.float(), weight.float(), wide_bias, wide_mask, stride, padding, dilation
+        )
+        return out.to(input.dtype)
     batch, channels, height, width = input.shape
     out_channels, group_channels, kernel_h, kernel_w = weight.shape
     taps, groups = kernel_h * kernel_w, channels // group_channels

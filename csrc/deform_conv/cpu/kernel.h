@@ -1,0 +1,97 @@
+// What the instruction-set-specific kernels take and give: plain pointers and shapes, no torch, no allocation.
+//
+// Three translation units (kernel_generic.cpp, kernel_avx2.cpp, kernel_avx512.cpp) compile the same kernel_body.h for
+// their instruction set; op.cpp picks one at run time, prepares memory and splits the work over threads.
+#pragma once
+
+#include <cstdint>
+
+#include "../geometry.h"
+
+namespace flowers_bench {
+
+enum class Storage { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+// A tensor as it lies in memory, seen as (N, C, positions); a weight as (OC, C / groups, taps).
+struct Strided {
+  void* data = nullptr;
+  int64_t stride[3] = {0, 0, 0};
+  Storage storage = Storage::kFloat32;
+};
+
+// One call. T is the type that it computes in: float, or double for double tensors.
+// K below is taps * (channels / groups), ordered [tap][channel]; "padded" means up to a multiple of the panel width.
+template <typename T>
+struct Problem {
+  Geometry g;
+  const T* input = nullptr;  // (N, H, W, C), dense
+  Strided offset, mask;
+  int64_t panel = 0;             // Kernel::panel
+  const T* weight = nullptr;     // Kernel::pack_forward's
+  const T* bias = nullptr;       // (OC) or null
+  Strided out;                   // (N, OC, OH, OW), dense or channels-last
+  const T* weight_t = nullptr;   // Kernel::pack_backward's
+  const T* grad = nullptr;       // (N, OH, OW, OC), dense
+  T* grad_input = nullptr;       // (N, H, W, C), dense, zeroed; null where not asked for
+  Strided grad_offset, grad_mask;  // dense; null data where not asked for
+
+  // Always inlined (FB_HD): a copy shared by the linker could hold instructions that a processor lacks.
+  FB_HD int64_t group_channels() const { return g.channels / g.groups; }
+  FB_HD int64_t group_outputs() const { return g.out_channels / g.groups; }
+  // One channel in, one out: a scaling instead of a matrix product.
+  FB_HD bool depthwise() const { return group_channels() == 1 && group_outputs() == 1; }
+  FB_HD int64_t gemm_groups() const { return depthwise() ? 1 : g.groups; }
+  FB_HD int64_t depth() const { return g.taps() * g.channels / gemm_groups(); }                 // K
+  FB_HD int64_t width() const { return g.out_channels / gemm_groups(); }                        // outputs of a group
+  FB_HD int64_t padded(int64_t n) const { return (n + panel - 1) / panel * panel; }
+  FB_HD int64_t weight_size() const { return depthwise() ? depth() : g.groups * depth() * padded(width()); }
+  FB_HD int64_t weight_t_size() const { return depthwise() ? depth() : g.groups * width() * padded(depth()); }
+  // The gradient of the weight while it is summed: [group][K][padded width]; depthwise: [tap][channel].
+  FB_HD int64_t grad_weight_size() const { return weight_size(); }
+};
+
+// What one thread of a backward pass owns: a range of output positions (n, oh, ow), and where it sums.
+template <typename T>
+struct BackwardRange {
+  int64_t begin = 0, end = 0;
+  // Which K blocks (Kernel::blocks); all, unless threads split the gradient of the weight between them.
+  int64_t first_block = 0, last_block = 0;
+  T* grad_weight = nullptr;  // summed into; null where not asked for
+  T* grad_bias = nullptr;    // (OC), summed into; null where not asked for
+  T* head = nullptr;         // (H, W, C), zeroed: gradient of an image whose first position is another thread's
+  bool columns = true;       // compute the gradients of input, offset, mask (else of the weight only)
+};
+
+// The functions of one instruction set. Ranges let the caller split the work over threads.
+template <typename T>
+struct Kernel {
+  int64_t panel;  // columns that a microkernel computes at once
+  int64_t (*blocks)(const Problem<T>&);
+  int64_t (*forward_scratch)(const Problem<T>&);  // bytes for each thread
+  int64_t (*backward_scratch)(const Problem<T>&);
+  void (*forward)(const Problem<T>&, int64_t begin, int64_t end, void* scratch);
+  void (*backward)(const Problem<T>&, const BackwardRange<T>&, void* scratch);
+  // Weight (OC, C / groups, taps) into the order in which the products read it, in independent units.
+  int64_t (*forward_units)(const Problem<T>&);
+  void (*pack_forward)(const Problem<T>&, const Strided& weight, int64_t begin, int64_t end, T* packed);
+  int64_t (*backward_units)(const Problem<T>&);
+  void (*pack_backward)(const Problem<T>&, const Strided& weight, int64_t begin, int64_t end, T* packed);
+  // Sums `parts` buffers of grad_weight_size() into the gradient of the weight, forward_units [begin, end).
+  void (*unpack_weight)(const Problem<T>&, const T* buffers, int64_t parts, int64_t begin, int64_t end,
+                        const Strided& weight);
+  // Positions [begin, end) of all images, (N, C, positions) with any strides -> (N, positions, C) dense; and back.
+  void (*to_rows)(const Strided& from, int64_t channels, int64_t positions, int64_t begin, int64_t end, T* to);
+  void (*from_rows)(const T* from, int64_t channels, int64_t positions, int64_t begin, int64_t end,
+                    const Strided& to);
+};
+
+struct Kernels {
+  Kernel<float> f32;
+  Kernel<double> f64;
+};
+
+const Kernels& kernels_generic();
+const Kernels* kernels_avx2();    // null where not compiled for x86
+const Kernels* kernels_avx512();
+
+}  // namespace flowers_bench

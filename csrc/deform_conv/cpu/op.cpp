@@ -1,0 +1,411 @@
+// The CPU operators: choose the instruction set, lay memory out, split the work over threads.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "../arguments.h"
+#include "kernel.h"
+
+namespace flowers_bench {
+namespace {
+
+// ---- Instruction sets ----
+
+enum InstructionSet : int64_t { kGeneric = 0, kAvx2 = 1, kAvx512 = 2 };
+
+#if defined(__x86_64__)
+InstructionSet best_instruction_set() {
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return kGeneric;
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return avx512 ? kAvx512 : kAvx2;
+}
+#else
+InstructionSet best_instruction_set() { return kGeneric; }
+#endif
+
+InstructionSet choose_instruction_set() {
+  const InstructionSet best = best_instruction_set();
+  const char* asked = std::getenv("FLOWERS_BENCH_KERNEL");
+  if (asked && !std::strcmp(asked, "generic")) return kGeneric;
+  if (asked && !std::strcmp(asked, "avx2") && best >= kAvx2) return kAvx2;
+  return best;
+}
+
+int64_t instruction_set() {
+  static const InstructionSet chosen = choose_instruction_set();
+  return chosen;
+}
+
+const Kernels& kernels() {
+  if (instruction_set() == kAvx512) return *kernels_avx512();
+  if (instruction_set() == kAvx2) return *kernels_avx2();
+  return kernels_generic();
+}
+
+const Kernel<float>& kernel_for(float) { return kernels().f32; }
+const Kernel<double>& kernel_for(double) { return kernels().f64; }
+
+// ---- Tensors ----
+
+Storage storage_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return Storage::kFloat32;
+    case ScalarType::Double: return Storage::kFloat64;
+    case ScalarType::BFloat16: return Storage::kBFloat16;
+    case ScalarType::Half: return Storage::kFloat16;
+    default: STD_TORCH_CHECK(false, "deform_conv2d: expected a floating-point tensor");
+  }
+  return Storage::kFloat32;
+}
+
+// A (N, C, A, B) tensor whose last two axes can be walked as one; copied where they cannot.
+Tensor walkable(const Tensor& t) {
+  const bool one = t.size(2) == 1 || t.stride(2) == t.size(3) * t.stride(3);
+  return one || t.size(3) == 1 || t.numel() == 0 ? t : torch::stable::contiguous(t);
+}
+
+Strided view(const Tensor& t) {
+  // A last axis of size 1 may have any stride; positions then step along the axis before it.
+  const int64_t step = t.size(3) == 1 ? t.stride(2) : t.stride(3);
+  return {t.mutable_data_ptr(), {t.stride(0), t.stride(1), step}, storage_of(t)};
+}
+
+Tensor empty_as(const Tensor& like, std::initializer_list<int64_t> shape, bool channels_last = false) {
+  using torch::headeronly::MemoryFormat;
+  const std::vector<int64_t> sizes(shape);
+  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+// Memory of torch's allocator, so that its profilers see it, for `count` values of T.
+template <typename T>
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Tensor& like, int64_t count) {
+    const std::vector<int64_t> sizes = {count * static_cast<int64_t>(sizeof(T))};
+    tensor_ = torch::stable::empty(sizes, ScalarType::Byte, std::nullopt, like.device());
+    data_ = static_cast<T*>(tensor_->mutable_data_ptr());
+  }
+  T* data() const { return data_; }
+
+ private:
+  std::optional<Tensor> tensor_;
+  T* data_ = nullptr;
+};
+
+// ---- Threads ----
+
+// Calls f(begin, end) for equal shares of [0, total), in parallel; f must not depend on how it is cut.
+template <typename F>
+void share(int64_t total, int64_t least, const F& f) {
+  torch::stable::parallel_for(0, total, least, f);
+}
+
+// Calls f(worker) for each of `workers`, in parallel.
+template <typename F>
+void each_worker(int64_t workers, const F& f) {
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) f(worker);
+  });
+}
+
+template <typename T>
+void zero_in_parallel(T* data, int64_t count) {
+  share(count, 1 << 15,
+        [&](int64_t begin, int64_t end) { std::memset(data + begin, 0, (end - begin) * sizeof(T)); });
+}
+
+// Enough positions that a worker fills its microkernels.
+int64_t workers_for(int64_t positions) {
+  const int64_t threads = torch::stable::get_num_threads();
+  return std::max<int64_t>(1, std::min(threads, positions / 12));
+}
+
+// ---- Preparation ----
+
+template <typename T>
+bool is_rows(const Tensor& t) {
+  const bool same = t.scalar_type() == (sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double);
+  return same && (is_channels_last(t) || (t.is_contiguous() && (t.size(1) == 1 || t.size(2) * t.size(3) == 1)));
+}
+
+// The tensor as (N, positions, C) dense in T: itself if it lies so, else a copy.
+template <typename T>
+struct Rows {
+  Tensor held;
+  Buffer<T> copy;
+  const T* data;
+
+  explicit Rows(const Tensor& t) : held(is_rows<T>(t) ? t : walkable(t)) {
+    data = static_cast<const T*>(held.const_data_ptr());
+    if (is_rows<T>(t)) return;
+    const int64_t channels = t.size(1), positions = t.size(2) * t.size(3);
+    copy = Buffer<T>(t, t.numel());
+    data = copy.data();
+    const Strided from = view(held);
+    share(t.size(0) * positions, 256, [&](int64_t begin, int64_t end) {
+      kernel_for(T(0)).to_rows(from, channels, positions, begin, end, copy.data());
+    });
+  }
+};
+
+// A gradient (N, C, H, W) that is summed as dense rows of T: in place where its memory is so, else beside it.
+template <typename T>
+struct RowsOut {
+  Tensor result;
+  Buffer<T> beside;
+  T* data;
+
+  explicit RowsOut(const Tensor& like)
+      : result(empty_as(like, {like.size(0), like.size(1), like.size(2), like.size(3)}, is_channels_last(like))) {
+    if (is_rows<T>(result)) {
+      data = static_cast<T*>(result.mutable_data_ptr());
+    } else {
+      beside = Buffer<T>(like, like.numel());
+      data = beside.data();
+    }
+    zero_in_parallel(data, result.numel());
+  }
+
+  void finish() const {
+    if (!beside.data()) return;
+    const int64_t channels = result.size(1), positions = result.size(2) * result.size(3);
+    const Strided to = view(result);
+    share(result.size(0) * positions, 256, [&](int64_t begin, int64_t end) {
+      kernel_for(T(0)).from_rows(beside.data(), channels, positions, begin, end, to);
+    });
+  }
+};
+
+// What every pass needs: the problem, and the tensors that its pointers point into.
+template <typename T>
+struct Prepared {
+  Problem<T> q;
+  Tensor offset, weight;
+  std::optional<Tensor> mask;
+  Rows<T> input;
+
+  explicit Prepared(const Call& c, const Geometry& g)
+      : offset(walkable(c.offset)), weight(walkable(c.weight)), input(c.input) {
+    q.g = g;
+    q.panel = kernel_for(T(0)).panel;
+    q.input = input.data;
+    q.offset = view(offset);
+    if (c.mask) {
+      mask = walkable(*c.mask);
+      q.mask = view(*mask);
+    }
+  }
+};
+
+// ---- Forward ----
+
+template <typename T>
+Tensor forward_as(const Call& c, const Geometry& g) {
+  const Kernel<T>& kernel = kernel_for(T(0));
+  Tensor out = empty_as(c.input, {g.batch, g.out_channels, g.out_height, g.out_width}, is_channels_last(c.input));
+  const int64_t total = g.batch * g.positions();
+  if (total == 0) return out;
+  Prepared<T> prepared(c, g);
+  Problem<T>& q = prepared.q;
+  q.out = view(out);
+
+  Buffer<T> bias, packed(c.input, q.weight_size());
+  if (c.bias) {
+    bias = Buffer<T>(c.input, g.out_channels);
+    const Strided from = {c.bias->mutable_data_ptr(), {0, c.bias->stride(0), 0}, storage_of(*c.bias)};
+    kernel.to_rows(from, g.out_channels, 1, 0, 1, bias.data());
+    q.bias = bias.data();
+  }
+  const Strided weight = view(prepared.weight);
+  share(kernel.forward_units(q), 1,
+        [&](int64_t begin, int64_t end) { kernel.pack_forward(q, weight, begin, end, packed.data()); });
+  q.weight = packed.data();
+
+  const int64_t workers = workers_for(total), scratch_size = kernel.forward_scratch(q);
+  Buffer<char> scratch(c.input, workers * scratch_size + 64);
+  char* const memory = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64);
+  each_worker(workers, [&](int64_t worker) {
+    kernel.forward(q, total * worker / workers, total * (worker + 1) / workers, memory + worker * scratch_size);
+  });
+  return out;
+}
+
+// ---- Backward ----
+
+// Above this, threads do not sum a gradient of the weight each, but share one: samples are gathered a second time.
+constexpr int64_t kPrivateWeightBytes = 8 << 20;
+
+// How a backward pass is split: worker w owns positions [edge(w), edge(w + 1)).
+template <typename T>
+struct Split {
+  int64_t total, workers, blocks;
+  bool share_weight;
+
+  Split(const Problem<T>& q, bool need_weight)
+      : total(q.g.batch * q.g.positions()), workers(workers_for(total)), blocks(kernel_for(T(0)).blocks(q)) {
+    const int64_t bytes = workers * q.grad_weight_size() * static_cast<int64_t>(sizeof(T));
+    share_weight = need_weight && workers > 1 && blocks > 1 && bytes > kPrivateWeightBytes;
+  }
+  int64_t edge(int64_t worker) const { return total * worker / workers; }
+};
+
+// What the workers sum apart, to be added up in their order, so that a thread count always gives the same result.
+template <typename T>
+struct Sums {
+  Buffer<T> weight, bias, heads;
+  int64_t weight_parts = 0;
+
+  Sums(const Tensor& like, const Problem<T>& q, const Split<T>& split, const Needs& needs) {
+    if (needs.weight) {
+      weight_parts = split.share_weight ? 1 : split.workers;
+      weight = Buffer<T>(like, weight_parts * q.grad_weight_size());
+      zero_in_parallel(weight.data(), weight_parts * q.grad_weight_size());
+    }
+    if (needs.bias) {
+      bias = Buffer<T>(like, split.workers * q.g.out_channels);
+      std::memset(bias.data(), 0, split.workers * q.g.out_channels * sizeof(T));
+    }
+    if (needs.input && split.workers > 1) {
+      heads = Buffer<T>(like, (split.workers - 1) * image_size(q));
+      zero_in_parallel(heads.data(), (split.workers - 1) * image_size(q));
+    }
+  }
+  static int64_t image_size(const Problem<T>& q) { return q.g.height * q.g.width * q.g.channels; }
+};
+
+template <typename T>
+void sweep(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums, const Tensor& like) {
+  const Kernel<T>& kernel = kernel_for(T(0));
+  const int64_t scratch_size = kernel.backward_scratch(q);
+  Buffer<char> scratch(like, split.workers * scratch_size + 64);
+  char* const memory = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64);
+  each_worker(split.workers, [&](int64_t worker) {
+    BackwardRange<T> r;
+    r.begin = split.edge(worker), r.end = split.edge(worker + 1);
+    r.last_block = split.blocks;
+    if (sums.weight_parts == split.workers) r.grad_weight = sums.weight.data() + worker * q.grad_weight_size();
+    if (sums.bias.data()) r.grad_bias = sums.bias.data() + worker * q.g.out_channels;
+    const bool shared_image = worker > 0 && r.begin % q.g.positions() != 0;
+    if (shared_image && sums.heads.data()) r.head = sums.heads.data() + (worker - 1) * Sums<T>::image_size(q);
+    kernel.backward(q, r, memory + worker * scratch_size);
+  });
+  if (!split.share_weight) return;
+  each_worker(std::min(split.workers, split.blocks), [&](int64_t worker) {
+    const int64_t workers = std::min(split.workers, split.blocks);
+    BackwardRange<T> r;
+    r.end = split.total;
+    r.first_block = split.blocks * worker / workers, r.last_block = split.blocks * (worker + 1) / workers;
+    r.grad_weight = sums.weight.data();
+    r.columns = false;
+    kernel.backward(q, r, memory + worker * scratch_size);
+  });
+}
+
+// Adds each worker's share of an image that an earlier worker began.
+template <typename T>
+void add_heads(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums) {
+  const int64_t size = Sums<T>::image_size(q);
+  for (int64_t worker = 1; worker < split.workers; ++worker) {
+    const int64_t begin = split.edge(worker);
+    if (begin % q.g.positions() == 0) continue;
+    T* to = q.grad_input + begin / q.g.positions() * size;
+    const T* from = sums.heads.data() + (worker - 1) * size;
+    share(size, 1 << 14, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) to[i] += from[i];
+    });
+  }
+}
+
+template <typename T>
+void write_bias(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums, const Tensor& bias) {
+  T* const sum = sums.bias.data();
+  for (int64_t worker = 1; worker < split.workers; ++worker) {
+    for (int64_t o = 0; o < q.g.out_channels; ++o) sum[o] += sum[worker * q.g.out_channels + o];
+  }
+  const Strided to = {bias.mutable_data_ptr(), {0, 1, 0}, storage_of(bias)};
+  kernel_for(T(0)).from_rows(sum, q.g.out_channels, 1, 0, 1, to);
+}
+
+// Memory for a gradient; an empty tensor, of its own since outputs must not alias, where it is not asked for.
+Tensor gradient_like(const Tensor& like, bool needed) {
+  return needed ? empty_as(like, {like.size(0), like.size(1), like.size(2), like.size(3)}) : empty_as(like, {0});
+}
+
+template <typename T>
+Gradients backward_as(const Tensor& grad, const Call& c, const Geometry& g, const Needs& needs) {
+  const Kernel<T>& kernel = kernel_for(T(0));
+  const Tensor offset = gradient_like(c.offset, needs.offset);
+  const Tensor weight = gradient_like(c.weight, needs.weight);
+  const Tensor mask = gradient_like(c.mask.value_or(c.input), needs.mask);
+  const Tensor bias = empty_as(c.input, {needs.bias ? g.out_channels : 0});
+  std::optional<RowsOut<T>> input;
+  if (needs.input) input.emplace(c.input);
+
+  Prepared<T> prepared(c, g);
+  const Rows<T> rows(grad);
+  Problem<T>& q = prepared.q;
+  q.grad = rows.data;
+  if (input) q.grad_input = input->data;
+  if (needs.offset) q.grad_offset = view(offset);
+  if (needs.mask) q.grad_mask = view(mask);
+  Buffer<T> packed;
+  if (needs.input || needs.offset || needs.mask) {
+    packed = Buffer<T>(c.input, q.weight_t_size());
+    const Strided from = view(prepared.weight);
+    share(kernel.backward_units(q), 1,
+          [&](int64_t begin, int64_t end) { kernel.pack_backward(q, from, begin, end, packed.data()); });
+    q.weight_t = packed.data();
+  }
+
+  const Split<T> split(q, needs.weight);
+  const Sums<T> sums(c.input, q, split, needs);
+  if (split.total > 0) sweep(q, split, sums, c.input);
+  if (needs.input) add_heads(q, split, sums);
+  if (needs.bias) write_bias(q, split, sums, bias);
+  if (needs.weight) {
+    const Strided to = view(weight);
+    share(kernel.forward_units(q), 1, [&](int64_t begin, int64_t end) {
+      kernel.unpack_weight(q, sums.weight.data(), sums.weight_parts, begin, end, to);
+    });
+  }
+  if (input) input->finish();
+  return {input ? input->result : gradient_like(c.input, false), offset, weight, bias, mask};
+}
+
+// ---- Entry points ----
+
+Tensor forward(Tensor input, Tensor offset, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> mask,
+               std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+  const Call c = {input, offset, weight, bias, mask, stride, padding, dilation};
+  const Geometry g = geometry_of(c);
+  return input.scalar_type() == ScalarType::Double ? forward_as<double>(c, g) : forward_as<float>(c, g);
+}
+
+Gradients backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, std::optional<Tensor> mask,
+                   std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                   bool need_input, bool need_offset, bool need_weight, bool need_bias, bool need_mask) {
+  const Call c = {input, offset, weight, std::nullopt, mask, stride, padding, dilation};
+  const Geometry g = geometry_of(c);
+  check_shape(grad, "grad", {g.batch, g.out_channels, g.out_height, g.out_width});
+  check_kind(grad, "grad", input);
+  STD_TORCH_CHECK(mask || !need_mask, "deform_conv2d: the gradient of a mask that is not there");
+  const Needs needs = {need_input, need_offset, need_weight, need_bias, need_mask};
+  return input.scalar_type() == ScalarType::Double ? backward_as<double>(grad, c, g, needs)
+                                                   : backward_as<float>(grad, c, g, needs);
+}
+
+}  // namespace
+}  // namespace flowers_bench
+
+STABLE_TORCH_LIBRARY_IMPL(flowers_bench_kernel, CPU, m) {
+  m.impl("forward", TORCH_BOX(&flowers_bench::forward));
+  m.impl("backward", TORCH_BOX(&flowers_bench::backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(flowers_bench_kernel, CompositeExplicitAutograd, m) {
+  m.impl("instruction_set", TORCH_BOX(&flowers_bench::instruction_set));
+}
