@@ -258,7 +258,7 @@ class _Scene:
             np.sin((1 + 5 * self._free(k)) * self.x + (1 + 5 * self._free(k + 1)) * self.y + 6.283 * self._free(k + 2))
             for k in (8, 11, 14)
         )
-        canvas = self.genes["ground"] * (1 + 0.22 * np.asarray(noise)[..., None])
+        canvas: Array = self.genes["ground"] * (1 + 0.22 * np.asarray(noise)[..., None])
         for k in (17, 22, 27):
             x, y = 2 * self._free(k) - 1, 2 * self._free(k + 1) - 1
             blob = np.exp(-((self.x - x) ** 2 + (self.y - y) ** 2) / (0.02 + 0.12 * self._free(k + 2)))
