@@ -29,7 +29,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     read: list[str] = []
     original = hashes._sha256
 
-    def counted(root: Path, path: str) -> str:
+    def counted(root: str, path: str) -> str:
         read.append(path)
         return original(root, path)
 

@@ -36,11 +36,12 @@ def content_hashes(
     """
     memory = cache_dir / f"hashes-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]}.json"
     remembered = _recall(memory)
-    stamps = {path: _stamp(root, path) for path in paths}
+    base = os.fspath(root)
+    stamps = {path: _stamp(base, path) for path in paths}
     known = {path: remembered[path] for path in paths if remembered.get(path, (None,))[0] == stamps[path]}
     unknown = [path for path in paths if path not in known]
     if unknown:
-        fresh = in_order(lambda path: _sha256(root, path), unknown)
+        fresh = in_order(lambda path: _sha256(base, path), unknown)
         for path, digest in zip(unknown, progress(fresh, f"reading {name}", len(unknown)), strict=True):
             known[path] = (stamps[path], digest)
     if known != remembered:
@@ -70,7 +71,7 @@ def copies_note(splits: Mapping[str, Iterable[str]]) -> list[str]:
 def _recall(memory: Path) -> dict[str, tuple[Stamp, str]]:
     try:
         entries = json.loads(memory.read_text(encoding="utf-8"))
-        return {path: (list(stamp), str(digest)) for path, (stamp, digest) in entries.items()}
+        return {path: (stamp, str(digest)) for path, (stamp, digest) in entries.items()}
     except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged: read the files again
         return {}
 
@@ -86,20 +87,22 @@ def _remember(memory: Path, known: Mapping[str, tuple[Stamp, str]]) -> None:
         ) from error
 
 
-def _stamp(root: Path, path: str) -> Stamp:
+def _stamp(root: str, path: str) -> Stamp:
+    file = f"{root}/{path}"  # plain text: there may be hundreds of thousands
     try:
-        status = os.stat(os.path.join(root, path))
+        status = os.stat(file)
     except OSError as error:
-        raise UsageError(f"image {root / path} is missing or cannot be read: {error.strerror}.") from error
+        raise UsageError(f"image {file} is missing or cannot be read: {error.strerror}.") from error
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _sha256(root: Path, path: str) -> str:
+def _sha256(root: str, path: str) -> str:
+    file = f"{root}/{path}"
     digest = hashlib.sha256()
     try:
-        with open(os.path.join(root, path), "rb") as stream:
+        with open(file, "rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise UsageError(f"image {root / path} is missing or cannot be read: {error.strerror}.") from error
+        raise UsageError(f"image {file} is missing or cannot be read: {error.strerror}.") from error
     return digest.hexdigest()
