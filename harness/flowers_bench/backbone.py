@@ -315,6 +315,12 @@ def freeze_stages(model: nn.Module, count: int) -> None:
                 parameter.requires_grad_(False)
 
 
+def mean_and_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What the backbone's weights were trained with; ImageNet's where the model does not say."""
+    config: Any = next((m.pretrained_cfg for m in model.modules() if hasattr(m, "pretrained_cfg")), {})
+    return tuple(config.get("mean") or (0.485, 0.456, 0.406)), tuple(config.get("std") or (0.229, 0.224, 0.225))
+
+
 def vision_transformer(model: nn.Module) -> VisionTransformer:
     """`model` itself, known to be a plain timm VisionTransformer: patch tokens through `blocks`, one classifier.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +18,13 @@ class Output:
     Attributes:
         logits: (N, C); (N, 0) of a model that only embeds.
         embedding: (N, D), the features that the classifier sees.
+        teacher: (N, C), another network's logits for the same images, from models that provide `teacher`, while they
+            train.
     """
 
     logits: Tensor
     embedding: Tensor
+    teacher: Tensor | None = None
 
 
 class Classifier(nn.Module):
@@ -91,6 +94,33 @@ class Parallel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, sum of the branches' channels, H, W)."""
         return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
+class Distilled(Classifier):
+    """A backbone that is accompanied by a trained network while it trains.
+
+    The teacher is no part of this module: it is not in the state, not among the parameters, and never run in
+    evaluation, so the student is saved, counted and timed alone.
+
+    Args:
+        backbone: the student, as for `Classifier`.
+        load: gives the teacher as a function from images, as the student gets them, to logits; called when training
+            starts.
+    """
+
+    def __init__(self, backbone: nn.Module, load: Callable[[torch.device], Callable[[Tensor], Tensor]]) -> None:
+        super().__init__(backbone)
+        self._load = load
+        self._teacher: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, images: Tensor) -> Output:
+        """As `Classifier`; in training mode also the teacher's logits."""
+        output = super().forward(images)
+        if self.training:
+            self._teacher = self._teacher or self._load(images.device)
+            with torch.no_grad():
+                output.teacher = self._teacher(images)
+        return output
 
 
 class Extended(nn.Module):

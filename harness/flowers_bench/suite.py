@@ -31,6 +31,7 @@ class Request:
         data: dataset name or path.
         seeds: how many, from 0.
         settings: `--set` values: recipe fields, part options, and `data.KEY` for the dataset.
+        store: where the trials will be kept, for techniques that build on finished ones.
     """
 
     techniques: Sequence[str]
@@ -42,6 +43,7 @@ class Request:
     loss: str | None = None
     augmentation: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    store: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def plan(host: Host, request: Request, plugin_files: Sequence[Path], progress: P
             "data_source": source.name,
             "data_path": str(path.resolve()) if path else None,
             "cache_dir": str(request.cache_dir.resolve()),
+            "store": str(request.store.resolve()) if request.store else None,
             "plugin_files": [str(file.resolve()) for file in plugin_files],
             "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or None,
         }
@@ -221,7 +224,7 @@ def _trials(
     weights = resolve_weights(request.weights or parts.variant.weights or parts.technique.weights, name)
     given = {**parts.variant.options, **request.settings}
     options = {key: option.parse(key, given.get(key, option.default)) for key, option in _options(parts).items()}
-    _try_building(parts, name, dataset.num_classes, recipe, options)
+    _try_building(parts, name, dataset, recipe, options, request.store)
     _try_sampling(parts, dataset, recipe, options)
     origins = {registered.plugin for registered in (parts.model, parts.loss, parts.augmentation)}
     origins.add(host.techniques[parts.technique.name].plugin)
@@ -255,7 +258,14 @@ def _trials(
     ]
 
 
-def _try_building(parts: _Parts, backbone: str, num_classes: int, recipe: Recipe, options: Mapping[str, Any]) -> None:
+def _try_building(
+    parts: _Parts,
+    backbone: str,
+    dataset: Dataset,
+    recipe: Recipe,
+    options: Mapping[str, Any],
+    store: Path | None,
+) -> None:
     """Build the model without memory: a technique that does not fit the backbone says so now, not in the trial."""
     import torch
 
@@ -265,10 +275,12 @@ def _try_building(parts: _Parts, backbone: str, num_classes: int, recipe: Recipe
         try:
             model.build(
                 ModelContext(
-                    Backbone(backbone, Weights(), num_classes, recipe.image_size),
-                    num_classes,
+                    Backbone(backbone, Weights(), dataset.num_classes, recipe.image_size),
+                    dataset.num_classes,
                     recipe.image_size,
                     values,
+                    dataset.facts(),
+                    store,
                 )
             )
         except UsageError as error:

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,7 @@ Need = Literal[
     "soft_targets",  # class probabilities (N, C)
     "embedding",  # the model's output has an embedding that is meant to be trained
     "logits",  # the model's output has logits
+    "teacher",  # the model's output has a teacher's logits while it trains
     "cosines",  # its logits are scaled cosines between embedding and class vectors
     "tokens",  # the backbone is a transformer of patch tokens (timm's VisionTransformer)
     "conv3x3",  # the backbone has 3x3 convolutions in the chosen stage
@@ -167,12 +169,16 @@ class ModelContext:
         num_classes: C.
         image_size: side of the square input, in pixels.
         options: the model's own options, every one with a value.
+        dataset: `Dataset.facts()` of what it will be trained on, where known.
+        store: the run store that the trial is kept in, where known: other finished trials are found there.
     """
 
     backbone: Backbone
     num_classes: int
     image_size: int
     options: Mapping[str, Any]
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    store: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def run(
     host = discover(files)
     names += [name for file in files for name in _techniques_of(host, file)]
     cache = data_dir or user_cache_path("flowers-bench")
-    request = Request(names, data, cache, seeds, backbone, weights, loss, augmentation, parse_settings(settings))
+    request = Request(names, data, cache, seeds, backbone, weights, loss, augmentation, parse_settings(settings), out)
     planned = plan(host, request, files, progress=_track)
     return execute(planned, out, timeout)
 

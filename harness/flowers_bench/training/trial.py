@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from flowers_bench.backbone import Backbone, Weights, file_sha256
+from flowers_bench.backbone import Backbone, Weights, file_sha256, mean_and_std, read_state_dict
 from flowers_bench.data.dataset import DataRequest, Dataset, Split
 from flowers_bench.data.pixels import Normalizer, evaluation_transform, stored_side
 from flowers_bench.data.samplers import held_out_classes
@@ -146,9 +146,11 @@ def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.
     backbone = Backbone(trial.backbone, weights, num_classes, size)
     torch.manual_seed(derive_seed(trial.seed, "initialisation"))
     model_part = host.find("model", host.models, trial.model).value
-    model = model_part.build(ModelContext(backbone, num_classes, size, model_part.option_values(trial.options)))
+    store = Path(run["store"]) if run.get("store") else None
+    values = model_part.option_values(trial.options)
+    model = model_part.build(ModelContext(backbone, num_classes, size, values, trial.dataset, store))
     model = model.to(device).to(memory_format=torch.channels_last)
-    normalize = Normalizer(*_mean_and_std(model), device)
+    normalize = Normalizer(*mean_and_std(model), device)
     loss_part = host.find("loss", host.losses, trial.loss).value
     context = LossContext(num_classes, embedding_dim(model, normalize, size), loss_part.option_values(trial.options))
     criterion = loss_part.build(context)
@@ -161,10 +163,19 @@ def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.
     return Parts(model, criterion, augmentation.image(augmenting), batch, normalize, evaluator), backbone
 
 
-def _mean_and_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What the backbone's weights were trained with; ImageNet's where the model does not say."""
-    config: Any = next((m.pretrained_cfg for m in model.modules() if hasattr(m, "pretrained_cfg")), {})
-    return tuple(config.get("mean") or (0.485, 0.456, 0.406)), tuple(config.get("std") or (0.229, 0.224, 0.225))
+def load_trained(folder: TrialFolder, device: torch.device) -> Parts:
+    """The parts of a finished trial, its model with the trained weights and in evaluation mode. Leaves torch's random
+    generator as it was. Raises `UsageError` if the trial is not finished or its weights are damaged."""
+    config, run = folder.config(), folder.run()
+    trial = trial_from_config(config)
+    if not folder.finished():
+        raise UsageError(f"trial {folder.id} is not finished.")
+    host = discover([Path(path) for path in run["plugin_files"]])
+    with torch.random.fork_rng():
+        parts, _ = build_parts(host, trial, {**run, "weights_path": None}, device)
+    parts.model.load_state_dict(read_state_dict(folder.path / "model.safetensors"))
+    parts.model.eval().requires_grad_(False)
+    return parts
 
 
 def embedding_dim(model: nn.Module, normalize: Normalizer, image_size: int) -> int:

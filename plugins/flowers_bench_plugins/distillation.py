@@ -1,0 +1,197 @@
+"""Distillation: a small network learns what a trained one thinks of each image, wrong answers included.
+
+Paper: Hinton, Vinyals & Dean 2015, "Distilling the knowledge in a neural network" (arXiv:1503.02531), section 2.
+With student logits z, teacher logits v, temperature T, weight a:
+
+    L = a T^2 KL(softmax(v / T) || softmax(z / T)) + (1 - a) CE(z, y)
+
+A high temperature shows how the teacher ranks the wrong classes, which a label does not. T^2 undoes the 1 / T^2 by
+which the temperature shrinks the gradients (section 2.1), so that a means the same at every T. The paper writes the
+first term as a cross-entropy with soft targets: the same but for the teacher's entropy, which is constant.
+
+The teacher is a finished trial of the same run store, by its id, which is thereby part of the student's own identity:
+
+    flowers-bench run --plugin distillation --set teacher=0123456789abcdef ...
+
+It must have been trained on the same dataset and the same split, or images that it trained on could be among those
+that judge the student. It sees the student's images, augmented alike (Beyer et al. 2022, arXiv:2106.05237: "a good
+teacher is patient and consistent"), resized and normalised to what it was trained with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowers_bench import (
+    Loss,
+    LossContext,
+    Model,
+    ModelContext,
+    Option,
+    Recipe,
+    Technique,
+    UsageError,
+    Variant,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from flowers_bench.nn import Output
+
+
+def build_distilled(context: ModelContext) -> nn.Module:
+    """The student, and the teacher where the loss listens to it. Raises `UsageError` if that trial cannot teach."""
+    from flowers_bench.backbone import mean_and_std
+    from flowers_bench.nn import Classifier, Distilled
+
+    teacher = find_teacher(context.options["teacher"], context.store, context.dataset)
+    backbone = context.backbone.create()
+    if context.options["distill_weight"] == 0:
+        return Classifier(backbone)
+    mean, std = mean_and_std(backbone)
+    return Distilled(backbone, partial(load_teacher, teacher, mean, std))
+
+
+def find_teacher(name: str, store: Path | None, dataset: Mapping[str, Any]) -> Path:
+    """The folder of the trial with that id. Raises `UsageError` unless it is finished, predicts by a classifier, and
+    was trained on the same data."""
+    from flowers_bench.store import Store
+
+    if not re.fullmatch(r"[0-9a-f]{16}", name):
+        raise UsageError(
+            f"teacher={name!r} is not a trial's id of 16 digits. Train one, then say --set teacher=ID; "
+            "`flowers-bench leaderboard --trials` shows the ids."
+        )
+    if store is None:
+        raise UsageError("distillation needs a run store to find its teacher in.")
+    folder = Store(store).folder(name)
+    if not folder.finished():
+        what = "is not finished" if folder.path.is_dir() else "does not exist"
+        raise UsageError(f"teacher {name} {what} in run store {store}. Run it first, or choose its store with --out.")
+    config = folder.config()
+    for key in ("name", "classes", "split_checksum") if dataset else ():
+        if config["dataset"][key] != dataset[key]:
+            raise UsageError(
+                f"teacher {name} was trained on {config['dataset']['name']} with {key} {config['dataset'][key]}; the student's "
+                f"dataset {dataset['name']} has {dataset[key]}. Both must have the same images in the same splits."
+            )
+    if config["predictor"] != "classifier":
+        raise UsageError(f"teacher {name} predicts by {config['predictor']}: its logits were not trained to be right.")
+    return folder.path
+
+
+def load_teacher(
+    path: Path, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """The trained network of a trial as a function from images, normalised by the student's `mean` and `std`, to
+    logits: it gets them at the size and with the normalisation that it was trained with."""
+    import torch
+    import torch.nn.functional as F
+
+    from flowers_bench.backbone import mean_and_std
+    from flowers_bench.store import TrialFolder
+    from flowers_bench.training.trial import load_trained
+
+    folder = TrialFolder(path)
+    model = load_trained(folder, device).model
+    size = folder.config()["recipe"]["image_size"]
+    own_mean, own_std, mine, spread = (
+        torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (*mean_and_std(model), mean, std)
+    )
+
+    def teacher(images: Tensor) -> Tensor:
+        pixels = (images * spread + mine - own_mean) / own_std
+        if pixels.shape[-1] != size:
+            pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+        logits: Tensor = model(pixels).logits
+        return logits
+
+    return teacher
+
+
+def build_distillation(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
+    """L above; targets hard (N,) or soft (N, C)."""
+    import torch.nn.functional as F
+
+    weight, temperature = context.options["distill_weight"], context.options["temperature"]
+
+    def distillation(output: Output, target: Tensor) -> Tensor:
+        loss = (1 - weight) * F.cross_entropy(output.logits, target)
+        if weight and output.teacher is not None:
+            student = F.log_softmax(output.logits / temperature, dim=1)
+            teacher = F.log_softmax(output.teacher / temperature, dim=1)
+            divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+            loss = loss + weight * temperature**2 * divergence
+        return loss
+
+    return distillation
+
+
+WEIGHT = Option(0.9, "a, the teacher's share of the loss; 0: no teacher", minimum=0, maximum=1)
+
+
+@hookimpl
+def register_models() -> list[Model]:
+    return [
+        Model(
+            "distilled",
+            "any timm backbone with a linear classifier, beside a trained network",
+            options={
+                "teacher": Option("", "id of a finished trial of the same run store"),
+                "distill_weight": WEIGHT,
+            },
+            build=build_distilled,
+            provides=frozenset({"logits", "embedding", "teacher"}),
+        )
+    ]
+
+
+@hookimpl
+def register_losses() -> list[Loss]:
+    return [
+        Loss(
+            "distillation",
+            "agreement with a teacher's softened predictions, and cross-entropy",
+            needs=frozenset({"logits", "teacher"}),
+            options={
+                "distill_weight": WEIGHT,
+                "temperature": Option(4.0, "T, how much the predictions are softened", minimum=0.01, maximum=1000),
+            },
+            build=build_distillation,
+        )
+    ]
+
+
+@hookimpl
+def register_techniques() -> list[Technique]:
+    return [
+        Technique(
+            name="distillation",
+            summary="a network learns from the predictions of a finished trial",
+            papers=("Hinton et al. 2015, Distilling the knowledge in a neural network, arXiv:1503.02531",),
+            model="distilled",
+            loss="distillation",
+            augmentation="standard",
+            # The paper gives no recipe for small image sets; its temperatures are 1 to 20. Patience pays (Beyer 2022).
+            recipe=Recipe(optimizer="adamw", lr=1e-3, epochs=60, warmup_epochs=3),
+            backbone="resnet18",
+            weights="pretrained",
+            variants={
+                "hinton": Variant("nine tenths teacher, temperature 4", baseline="alone"),
+                "soft-only": Variant("the teacher alone, no labels", options={"distill_weight": 1.0}, baseline="alone"),
+                **{
+                    f"t{t:g}": Variant(f"temperature {t:g}", options={"temperature": t}, baseline="alone")
+                    for t in (1.0, 2.0, 10.0, 20.0)
+                },
+                "alone": Variant("the same student without a teacher", options={"distill_weight": 0.0}),
+            },
+            default="hinton",
+        )
+    ]
