@@ -122,7 +122,7 @@ def cached_images(
 
     Args:
         directory: where caches lie; created.
-        name: for people; part of a file's name.
+        name: part of a file's name; what stands before its first dash is shown to people.
         key: hexadecimal; changes whenever the pixels would.
         decoded: yields `count` uint8 arrays (H, W, 3).
         count: how many images there are.
@@ -217,7 +217,9 @@ def _build(
     temporary = folder.with_name(f".{folder.name}.partial")
     try:
         temporary.mkdir()
-        index = _write(temporary / "pixels.bin", progress(decoded(), f"decoding {name}", count), count)
+        index = _write(
+            temporary / "pixels.bin", progress(decoded(), f"decoding {name.partition('-')[0]}", count), count
+        )
         with (temporary / "index.npy").open("wb") as stream:
             np.save(stream, index)
             stream.flush()

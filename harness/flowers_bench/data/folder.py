@@ -159,7 +159,7 @@ def _cached(request: DataRequest, root: Path, paths: list[str], hashes: Mapping[
     place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
     return cached_images(
         request.cache_dir,
-        f"folder-{place}-{request.stored_side}",
+        f"images-{place}-{request.stored_side}",
         digest.hexdigest(),
         lambda: decode_images([os.path.join(root, path) for path in paths], request.stored_side),
         len(paths),
