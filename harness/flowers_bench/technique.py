@@ -30,6 +30,7 @@ Need = Literal[
     "logits",  # the model's output has logits
     "teacher",  # the model's output has a teacher's logits while it trains
     "cosines",  # its logits are scaled cosines between embedding and class vectors
+    "class_embedding",  # its embedding has one dimension per class
     "tokens",  # the backbone is a transformer of patch tokens (timm's VisionTransformer)
     "conv3x3",  # the backbone has 3x3 convolutions in the chosen stage
     "stages",  # the backbone has timm's feature stages

@@ -1,0 +1,168 @@
+"""Prototypical networks: train on small classification problems, each class known by the mean of a few images.
+
+Papers: Snell et al. 2017, "Prototypical networks for few-shot learning" (arXiv:1703.05175), equations 1 and 2 and
+algorithm 1; Vinyals et al. 2016, "Matching networks" (arXiv:1606.04080) for episodes and the cosine.
+
+An episode draws n classes (`n_way`), and of each k support images (`k_shot`) and some query images (`n_query`). With
+the embedding f, the prototype of class c and the probability that a query x is of it are
+
+    p_c = mean of f(support images of c)            P(c | x) = softmax over c of  -d(f(x), p_c) / T
+
+and the loss is the mean over queries of -log P(true class | x). d is the squared Euclidean distance, or minus the
+cosine. Nothing but the embedding is learned: new classes need no training, only a few images to average.
+
+Two evaluations, which never share a column: the test accuracy is that of the nearest class mean among all classes,
+the means taken over the training split; `episodic` in the result is few-shot accuracy among `eval_way` test classes,
+each known by `eval_shot` images, with its interval. In the variant `held-out` a fifth of the classes is never seen in
+an episode, and `episodic.held_out_classes` is the accuracy among those: what the paper is about.
+
+What differs: embeddings have length 1, as in the study (`unnormalized` is the paper's), so that squared distances
+lie in [0, 4], and a temperature T gives them contrast. On unit vectors the squared distance is 2 - 2 cosine; the two
+differ here only by the prototypes, which are shorter than 1. The paper trains from scratch on hundreds of episodes of
+up to 60 classes; here a pretrained network is tuned, by 10 episodes an epoch of 10 classes, 5 + 5 images each: as
+many images as one pass over a data set of 1,020. The checkpoint is chosen by the accuracy over all classes on the
+validation split; in `held-out` that includes the classes that are held out of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from flowers_bench import Loss, LossContext, Option, Recipe, Technique, UsageError, Variant, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowers_bench.nn import Output
+
+# The study's recipe, for comparison with its numbers. An epoch there was 100 episodes or so; it does not say.
+STUDY = {
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "warmup_epochs": 0,
+    "epochs": 100,
+    "patience": 5,
+}
+
+
+def scores(queries: Tensor, prototypes: Tensor, distance: str) -> Tensor:
+    """-d: queries (Q, D), prototypes (n, D) to (Q, n)."""
+    import torch.nn.functional as F
+
+    if distance == "cosine":
+        return F.normalize(queries, dim=1) @ F.normalize(prototypes, dim=1).T
+    return -(queries[:, None] - prototypes[None]).square().sum(-1)
+
+
+def prototypical_loss(embedding: Tensor, k_shot: int, per_class: int, distance: str, temperature: float) -> Tensor:
+    """Of one episode: embedding (n * per_class, D), class by class, of each class first its `k_shot` support images."""
+    import torch
+    import torch.nn.functional as F
+
+    points = embedding.view(-1, per_class, embedding.shape[1])
+    prototypes = points[:, :k_shot].mean(1)
+    queries = points[:, k_shot:].flatten(0, 1)
+    truth = torch.arange(len(points), device=points.device).repeat_interleave(per_class - k_shot)
+    return F.cross_entropy(scores(queries, prototypes, distance) / temperature, truth)
+
+
+def build_prototypical(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
+    """The loss of an episode. Raises `UsageError` if a batch is not one."""
+    import torch
+
+    o = context.options
+    per_class = o["k_shot"] + o["n_query"]
+
+    def loss(output: Output, target: Tensor) -> Tensor:
+        by_class = target.view(-1, per_class) if len(target) % per_class == 0 else target[:, None]
+        if len(target) % per_class or not (by_class == by_class[:, :1]).all():
+            raise UsageError("the prototypical loss needs episodes: images in order of their class.")
+        # At least float32: in bfloat16 near distances would be equal.
+        embedding = output.embedding.to(torch.promote_types(output.embedding.dtype, torch.float32))
+        return prototypical_loss(embedding, o["k_shot"], per_class, o["distance"], o["temperature"])
+
+    return loss
+
+
+@hookimpl
+def register_losses() -> list[Loss]:
+    return [
+        Loss(
+            "prototypical",
+            "nearest class mean within episodes",
+            needs=frozenset({"embedding", "hard_targets"}),
+            options={
+                "n_way": Option(10, "classes in a training episode", minimum=2, maximum=10000),
+                "k_shot": Option(5, "support images of each", minimum=1, maximum=1000),
+                "n_query": Option(5, "query images of each", minimum=1, maximum=1000),
+                "episodes_per_epoch": Option(10, "training episodes in an epoch", minimum=1, maximum=100000),
+                "held_out": Option(0.0, "share of the classes never shown in training", minimum=0, maximum=0.9),
+                "distance": Option(
+                    "euclidean", "between an embedding and a prototype, squared", choices=("euclidean", "cosine")
+                ),
+                "temperature": Option(0.1, "T: scores are minus the distance over this", minimum=1e-3, maximum=1e3),
+                "eval_way": Option(5, "classes in a test episode", minimum=2, maximum=10000),
+                "eval_shot": Option(5, "support images of each", minimum=1, maximum=1000),
+            },
+            build=build_prototypical,
+            sampler="episodes",
+            predictor="nearest-mean",
+        )
+    ]
+
+
+def _variant(summary: str, **options: Any) -> Variant:
+    return Variant(summary, options={"embedding_dim": 0, **options}, baseline="cross-entropy")
+
+
+@hookimpl
+def register_techniques() -> list[Technique]:
+    return [
+        Technique(
+            name="prototypical",
+            summary="few-shot episodes: the nearest class mean of a learned embedding",
+            papers=(
+                "Snell et al. 2017, Prototypical networks for few-shot learning, arXiv:1703.05175",
+                "Vinyals et al. 2016, Matching networks for one shot learning, arXiv:1606.04080",
+            ),
+            model="embedding",
+            loss="prototypical",
+            augmentation="standard",
+            recipe=Recipe(optimizer="adam", lr=3e-4, weight_decay=0.0, epochs=60, warmup_epochs=3),
+            weights="pretrained",
+            variants={
+                "euclidean": _variant("normalised embedding, squared Euclidean distance"),
+                "cosine": _variant("normalised embedding, cosine", distance="cosine"),
+                "unnormalized": _variant(
+                    "the paper's: no normalisation, squared Euclidean distance", normalize=False, temperature=1.0
+                ),
+                "projected": _variant("a projection to 128 dimensions in front", embedding_dim=128),
+                "1-shot": _variant("one support image in training and evaluation", k_shot=1, eval_shot=1),
+                "held-out": _variant("a fifth of the classes never shown, and measured apart", held_out=0.2),
+                "cross-entropy": Variant(
+                    "the twin without episodes: a linear classifier", model="classifier", loss="cross-entropy"
+                ),
+                "frozen": Variant(
+                    "nothing trained: class means of the initial features",
+                    options={"embedding_dim": 0, "freeze": -1},
+                    recipe={"epochs": 0, "warmup_epochs": 0},
+                ),
+                "study": Variant(
+                    "the study's row: normalised embedding, Euclidean distance, with its recipe",
+                    options={"embedding_dim": 0},
+                    recipe=STUDY,
+                    baseline="study-cross-entropy",
+                ),
+                "study-cross-entropy": Variant(
+                    "the study's twin without episodes, with its recipe",
+                    model="classifier",
+                    loss="cross-entropy",
+                    recipe={**STUDY, "batch_size": 32},
+                ),
+            },
+            default="euclidean",
+        )
+    ]
