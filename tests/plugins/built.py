@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from flowers_bench import LossContext, ModelContext, Recipe
 from flowers_bench.backbone import Backbone, Weights
 from flowers_bench.host import Host, discover
 from flowers_bench.nn import Output, train_mode
+from flowers_bench.suite import Request, plan
 from flowers_bench.training.optimizer import build_optimizer
 
 CLASSES = 4
@@ -84,6 +86,16 @@ def build(
         dim = model.eval()(images[:2]).embedding.shape[1]
     criterion = loss_part.build(LossContext(CLASSES, dim, loss_part.option_values(given)))
     return Built(model, criterion, found.recipe.changed(**chosen.recipe), images, labels)
+
+
+def check_plans(technique: str, backbone: str, folder: Path) -> None:
+    """Every variant passes the planner's checks on a dataset of four classes."""
+    toy = Path(__file__).parents[1] / "toy.py"
+    found = discover([toy])
+    names = [f"{technique}/{variant}" for variant in found.techniques[technique].value.variants]
+    settings = {"image_size": "32", "batch_size": "8"}
+    planned = plan(found, Request(names, "toy", folder, 1, backbone, "none", settings=settings), [toy])
+    assert [item.trial.label for item in planned] == names
 
 
 def check_repeats(make: Callable[[], Built]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from built import build, check_frozen, check_overfits, check_repeats, check_round_trip, host
+from built import build, check_frozen, check_overfits, check_plans, check_repeats, check_round_trip, host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -177,3 +178,7 @@ def test_a_classifier_that_is_no_linear_layer_is_refused() -> None:
 def test_an_image_that_patches_do_not_tile_is_refused() -> None:
     with pytest.raises(UsageError, match="image_size=32"):
         build("focal-margin", image_size=40)
+
+
+def test_every_variant_can_be_planned(tmp_path: Path) -> None:
+    check_plans("focal-margin", "test_vit", tmp_path)

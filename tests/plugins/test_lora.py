@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
-from built import CLASSES, build, check_frozen, check_overfits, check_repeats, check_round_trip, host
+from built import CLASSES, build, check_frozen, check_overfits, check_plans, check_repeats, check_round_trip, host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -104,3 +106,7 @@ def test_other_backbones_are_refused(backbone: str) -> None:
 def test_attention_without_a_fused_layer_is_refused() -> None:
     with pytest.raises(UsageError, match="block 0"):
         adapt_attention(nn.Sequential(nn.Linear(2, 2)), 8, 16.0, "qv")
+
+
+def test_every_variant_can_be_planned(tmp_path: Path) -> None:
+    check_plans("lora", "test_vit", tmp_path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from built import CLASSES, build, check_frozen, check_overfits, check_repeats, check_round_trip, host
+from built import CLASSES, build, check_frozen, check_overfits, check_plans, check_repeats, check_round_trip, host
 from timm.layers import SEModule
 from torch import nn
 
@@ -118,3 +120,7 @@ def test_backbones_without_a_feature_map_are_refused(backbone: str) -> None:
     context = ModelContext(Backbone(backbone, Weights(), CLASSES, 224), CLASSES, 224, model.option_values({}))
     with torch.device("meta"), pytest.raises(UsageError, match="no feature map"):
         model.build(context)
+
+
+def test_every_variant_can_be_planned(tmp_path: Path) -> None:
+    check_plans("multiscale-vgg", "test_resnet", tmp_path)

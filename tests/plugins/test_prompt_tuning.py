@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import timm
 import torch
-from built import CLASSES, build, check_frozen, check_overfits, check_repeats, check_round_trip, host
+from built import CLASSES, build, check_frozen, check_overfits, check_plans, check_repeats, check_round_trip, host
 from torch import Tensor
 
 from flowers_bench import ModelContext, UsageError
@@ -120,3 +121,7 @@ def test_the_baseline_trains_the_classifier_alone() -> None:
         assert all(math.isfinite(loss) for loss in losses)
     assert not torch.equal(before, built.model.backbone.head.weight)
     assert sum(p.numel() for p in built.model.parameters() if p.requires_grad) == 64 * CLASSES + CLASSES
+
+
+def test_every_variant_can_be_planned(tmp_path: Path) -> None:
+    check_plans("prompt-tuning", "test_vit", tmp_path)
