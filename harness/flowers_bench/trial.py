@@ -65,8 +65,10 @@ class Trial:
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over `facts()`."""
-        canonical = json.dumps(self.facts(), sort_keys=True, separators=(",", ":"))
+        """16 hexadecimal digits of the SHA-256 over `facts()`, without the dataset's notes, which are for people."""
+        facts = self.facts()
+        del facts["dataset"]["notes"]
+        canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def facts(self) -> dict[str, Any]:

@@ -26,8 +26,8 @@ def load_folder(request: DataRequest) -> Dataset:
 
 
 def is_flowers102(path: Path) -> bool:
-    """torchvision's layout."""
-    return (path / "flowers-102" / "setid.mat").is_file()
+    """torchvision's layout: the folder `flowers-102`, or the one that holds it."""
+    return any((folder / "setid.mat").is_file() for folder in (path / "flowers-102", path))
 
 
 @hookimpl
