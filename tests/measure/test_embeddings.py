@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from flowers_bench import UsageError
+from flowers_bench import Split, UsageError
+from flowers_bench.data.pixels import Normalizer
 from flowers_bench.data.samplers import held_out_classes
 from flowers_bench.measure import retrieval as module
 from flowers_bench.measure.episodic import episodic_accuracy, queries_per_class
 from flowers_bench.measure.quality import mixed_quality
 from flowers_bench.measure.retrieval import retrieval
-from flowers_bench.training.prediction import fit_logistic, mean_logits
+from flowers_bench.nn import Output
+from flowers_bench.training.prediction import Evaluator, fit_logistic, mean_logits
 
 torch.set_num_threads(1)  # waking other threads costs more than they save
 
@@ -125,3 +127,32 @@ def test_cosine_scores_are_cosines() -> None:
     queries, means = torch.randn(5, 3), torch.randn(4, 3)
     expected = torch.cosine_similarity(queries[:, None], means[None], dim=-1)
     assert torch.allclose(mean_logits(queries, means, "cosine"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("predictor", ["nearest-mean", "knn"])
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_training_images_are_predicted_from_the_others(predictor: str, distance: str) -> None:
+    torch.manual_seed(0)
+    images = [torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8) for _ in range(12)]
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2])
+    options = {"distance": distance, "temperature": 0.5, "k": 3}
+    normalize = Normalizer((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), torch.device("cpu"))
+    evaluator = Evaluator(predictor, options, 3, 4, normalize)
+    rows = np.array([10, 0, 5])
+    found = evaluator.fit(_Flat(), _split(images, labels))([images[i] for i in rows], rows)
+    for row, scores in zip(rows, found.logits, strict=True):
+        others = [i for i in range(12) if i != row]
+        rest = _split([images[i] for i in others], labels[others])
+        expected = evaluator.fit(_Flat(), rest)([images[row]]).logits[0]
+        assert scores == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+class _Flat(torch.nn.Module):
+    """Pixels are the embedding."""
+
+    def forward(self, images: torch.Tensor) -> Output:
+        return Output(images.flatten(1)[:, :0], images.flatten(1))
+
+
+def _split(images: list[torch.Tensor], labels: np.ndarray) -> Split:
+    return Split(images, labels, [str(i) for i in range(len(images))])

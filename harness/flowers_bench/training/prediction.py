@@ -53,21 +53,24 @@ class Fitted:
     Attributes:
         evaluator: how.
         model: images to `Output`.
-        score: (logits (N, ...), embeddings (N, D)) of a model to scores (N, C).
+        score: a model's logits and embeddings (N, D), and the images' rows in the training split (N,) or None, to
+            scores (N, C).
     """
 
     evaluator: Evaluator
     model: nn.Module
-    score: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-    def __call__(self, images: Images) -> Predictions:
-        """Predict a whole split's images."""
-        return self.batches(self.evaluator.batches(images))
+    def __call__(self, images: Images, rows: np.ndarray | None = None) -> Predictions:
+        """Predict a whole split's images. `rows` (N,) says which training images they are, if they are: an image is
+        not its own neighbour, and no part of the class mean that it is compared with."""
+        return self.batches(self.evaluator.batches(images), rows)
 
-    def batches(self, batches: Iterable[Tensor]) -> Predictions:
+    def batches(self, batches: Iterable[Tensor], rows: np.ndarray | None = None) -> Predictions:
         """Predict batches (N, 3, S, S) as the model takes them."""
         logits, embeddings = forward(self.model, batches)
-        return Predictions(self.score(logits, embeddings).numpy(), embeddings.numpy())
+        own = None if rows is None else torch.from_numpy(rows)
+        return Predictions(self.score(logits, embeddings, own).numpy(), embeddings.numpy())
 
 
 @dataclass(frozen=True)
@@ -103,21 +106,31 @@ class Evaluator:
     def fit(self, model: nn.Module, train: Split) -> Fitted:
         """Fit what the predictor needs on the training split: nothing for a classifier."""
         if self.predictor == "classifier":
-            return Fitted(self, model, lambda logits, embeddings: logits)
+            return Fitted(self, model, lambda logits, queries, rows: logits)
         _, support = self.forward(model, train.images)
         labels, classes = torch.from_numpy(np.asarray(train.labels)), self.num_classes
-        options = {name: self.options.get(name, option.default) for name, option in PREDICTORS[self.predictor].items()}
+        options: dict[str, Any] = {
+            name: self.options.get(name, option.default) for name, option in PREDICTORS[self.predictor].items()
+        }
         if self.predictor == "knn":
-            return Fitted(self, model, lambda _, queries: knn_logits(support, labels, queries, classes, options["k"]))
+            k = options["k"]
+            return Fitted(self, model, lambda _, queries, rows: knn_logits(support, labels, queries, classes, k, rows))
         if self.predictor == "logistic":
             head = fit_logistic(support, labels, classes, options["l2"])
-            return Fitted(self, model, lambda _, queries: head(queries))
+            return Fitted(self, model, lambda _, queries, rows: head(queries))
         means = class_means(support, labels, classes)
-        return Fitted(
-            self,
-            model,
-            lambda _, queries: mean_logits(queries, means, options["distance"]) / options["temperature"],
-        )
+
+        def nearest_mean(_: Tensor, queries: Tensor, rows: Tensor | None) -> Tensor:
+            scores = mean_logits(queries, means, options["distance"])
+            if rows is not None:
+                own = labels[rows]
+                count = torch.bincount(labels, minlength=classes)[own, None]
+                # The mean of the others; an image that is alone in its class is compared with itself.
+                left = torch.where(count > 1, (means[own] * count - queries) / (count - 1).clamp_min(1), means[own])
+                scores[torch.arange(len(own)), own] = mean_logits(queries, left, options["distance"]).diagonal()
+            return scores / float(options["temperature"])
+
+        return Fitted(self, model, nearest_mean)
 
     def logits(self, model: nn.Module, train: Split, images: Images) -> np.ndarray:
         """Scores (N, C) float32 of the images. To predict several sets, `fit` once: that passes over `train`."""
@@ -156,10 +169,15 @@ def mean_logits(queries: Tensor, means: Tensor, distance: str) -> Tensor:
     return -torch.cdist(queries, means).square()
 
 
-def knn_logits(support: Tensor, labels: Tensor, queries: Tensor, num_classes: int, k: int) -> Tensor:
+def knn_logits(
+    support: Tensor, labels: Tensor, queries: Tensor, num_classes: int, k: int, rows: Tensor | None = None
+) -> Tensor:
     """Log of the cosine-weighted vote of the k most similar training images, temperature 0.07 (Wu et al. 2018,
-    arXiv:1805.01978): (Q, C). Classes without a vote get the log of 1e-6."""
+    arXiv:1805.01978): (Q, C). Classes without a vote get the log of 1e-6. Training image `rows[q]` is query q itself
+    and does not vote on it."""
     similarity = F.normalize(queries, dim=1) @ F.normalize(support, dim=1).T
+    if rows is not None:
+        similarity[torch.arange(len(rows)), rows] = -torch.inf
     nearest, index = similarity.topk(min(k, support.shape[0]), dim=1)
     votes = torch.zeros(queries.shape[0], num_classes)
     votes.scatter_add_(1, labels[index], torch.softmax(nearest / 0.07, dim=1))
