@@ -277,6 +277,8 @@ def register_techniques() -> list[Technique]:
                     model="embedding-classifier",
                     loss="triplet-entropy",
                     options={"soft_margin": True},
+                    # On vectors of length 1 a classifier must grow large weights before its logits say anything.
+                    recipe={"lr_scale": {"classifier.*": 10.0}},
                     baseline="cross-entropy",
                 ),
                 "cross-entropy": Variant(

@@ -1,4 +1,4 @@
-"""Whole trials of built-in techniques on the toy data, in this process, for tests."""
+"""Whole trials of built-in techniques, in this process, for tests."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ TOY = Path(__file__).parents[1] / "toy.py"
 
 
 def planned(
-    tmp_path: Path, name: str, loss: str | None = None, augmentation: str | None = None, **settings: str
+    tmp_path: Path,
+    name: str,
+    data: str = "toy",
+    loss: str | None = None,
+    augmentation: str | None = None,
+    **settings: str,
 ) -> Planned:
-    """One trial of `technique/variant` on the toy data, with a tiny backbone from scratch."""
+    """One trial of `technique/variant`, with a tiny backbone from scratch."""
     request = Request(
         [name],
-        "toy",
+        data,
         tmp_path / "cache",
         seeds=1,
         backbone="test_resnet",
@@ -33,9 +38,9 @@ def planned(
     return item
 
 
-def live(tmp_path: Path, name: str, store: str = "runs", **settings: str) -> TrialFolder:
+def live(tmp_path: Path, name: str, data: str = "toy", store: str = "runs", **settings: str) -> TrialFolder:
     """The same, run from beginning to end."""
-    item = planned(tmp_path, name, **settings)
+    item = planned(tmp_path, name, data, **settings)
     folder = Store(tmp_path / store).prepare(item.trial, {**item.run, "threads": 1, "command": []})
     run_trial(folder, lambda event: None)
     torch.use_deterministic_algorithms(False)
