@@ -106,7 +106,7 @@ def test_held_out_classes_are_the_same_for_everyone_and_never_all(classes: int, 
 
 def test_mixed_quality_counts_the_classes_among_the_largest() -> None:
     logits = np.array([[4.0, 3, 2, 1], [4, 3, 2, 1], [4, 3, 2, 1], [1, 1, 1, 1]])
-    targets = np.array([[0.5, 0.5, 0, 0], [0.9, 0, 0, 0.1], [0, 1, 0, 0], [0.5, 0.5, 0, 0]])
+    targets = np.array([[0.5, 0.45, 0.05, 0], [0.9, 0, 0, 0.1], [0, 1, 0, 0], [0.5, 0.5, 0, 0]])
     assert mixed_quality(logits, targets) == {"top_m": (1 + 0.5 + 0 + 0) / 4, "all_m": 0.25, "m": 1.75}
 
 

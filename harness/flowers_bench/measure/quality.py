@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import log_softmax
 
+#: Less than this share of a mixed image cannot be expected to be recognised.
+VISIBLE = 0.1
+
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     """Share of images whose label is among the k largest logits. logits (N, C), labels (N,)."""
@@ -33,14 +36,15 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def mixed_quality(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Of images that are mixed from m classes each: are these the m largest logits? logits (N, C), targets (N, C),
-    above zero for the classes that are in the image.
+    """Of images that are mixed from m classes each: are these the m largest logits? logits (N, C), targets (N, C), the
+    classes' shares. A class counts as being in the image from a share of `VISIBLE` on.
 
     top_m: mean over images of the share of their m classes that are found; all_m: share of images with all found;
     m: mean number of classes.
     """
-    image, label = np.nonzero(targets > 0)
-    m = (targets > 0).sum(1)
+    present = targets >= VISIBLE
+    image, label = np.nonzero(present)
+    m = present.sum(1)
     found = np.bincount(image, correct_in_top_k(logits[image], label, m[image]), minlength=len(targets))
     return {"top_m": float((found / m).mean()), "all_m": float((found == m).mean()), "m": float(m.mean())}
 
