@@ -92,6 +92,14 @@ def test_misfit_is_refused_before_training(flowers_bench) -> None:
     assert "no 3x3 convolution" in done.stderr
 
 
+@pytest.mark.parametrize("command", [[], ["run"], ["list"], ["describe"], ["plugins"], ["leaderboard"], ["show"]])
+def test_every_command_has_help(flowers_bench, command: list[str]) -> None:
+    done = flowers_bench(*command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+    assert "NAME[/VARIANT]" in done.stdout or command != ["run"]
+
+
 def test_list_is_quick_and_complete(flowers_bench) -> None:
     done = flowers_bench("list")
     for name in ("deformable", "transfer", "cross-entropy", "standard", "petals", "flowers102", "folder"):

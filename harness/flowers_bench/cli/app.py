@@ -13,6 +13,7 @@ app = typer.Typer(
     help="Which fine-grained few-example image technique should I use, what does it cost, and is the difference real?",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # help texts have brackets of their own: NAME[/VARIANT]
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -84,7 +84,7 @@ class Training:
         self._average = copy.deepcopy(self._model).requires_grad_(False) if recipe.ema_decay else None
         self._best = (-1.0, -math.inf)
         sample = np.random.default_rng(derive_seed(self.trial.seed, "train sample"))
-        chosen = np.sort(sample.permutation(len(self.train))[:TRAIN_SAMPLE])
+        chosen = self._rows = np.sort(sample.permutation(len(self.train))[:TRAIN_SAMPLE])
         self._sample = Split(_Subset(self.train.images, chosen), self.train.labels[chosen], chosen.tolist())
 
     def _trainable(self) -> bool:
@@ -149,8 +149,9 @@ class Training:
             )
         train_seconds = time.perf_counter() - started
         evaluated = self._average or self._model
-        logits = self.parts.evaluator.logits(evaluated, self.train, self.val.images)
-        clean = self.parts.evaluator.logits(evaluated, self.train, self._sample.images)
+        predict = self.parts.evaluator.fit(evaluated, self.train)
+        logits = predict(self.val.images).logits
+        clean = predict(self._sample.images, self._rows).logits
         return {
             "epoch": epoch,
             "train_loss": float(total) / images,
