@@ -48,9 +48,12 @@ inline void check_kind(const Tensor& tensor, const char* name, const Tensor& inp
                   "deform_conv2d: ", name, " must have the input's dtype and device");
 }
 
+// Rows and columns are counted in 32 bits, for the sake of vectors; pixels of an image too.
+constexpr int64_t kLargest = int64_t(1) << 30;
+
 inline int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
-  STD_TORCH_CHECK(stride > 0 && pad >= 0 && dilation > 0 && stride < INT32_MAX && pad < INT32_MAX &&
-                      dilation < INT32_MAX && size < INT32_MAX && kernel < INT32_MAX,
+  STD_TORCH_CHECK(stride > 0 && pad >= 0 && dilation > 0 && stride < kLargest && pad < kLargest &&
+                      dilation < kLargest && size < kLargest && kernel < kLargest,
                   "deform_conv2d: stride, padding, dilation or size out of range");
   const int64_t room = size + 2 * pad - dilation * (kernel - 1) - 1;
   STD_TORCH_CHECK(room >= 0, "deform_conv2d: the kernel does not fit the padded image");
@@ -76,6 +79,7 @@ inline Geometry geometry_of(const Call& c) {
                       g.channels % group_channels == 0,
                   "deform_conv2d: weight does not fit the input's channels");
   g.groups = g.channels / group_channels;
+  STD_TORCH_CHECK(g.height * g.width <= INT32_MAX, "deform_conv2d: an image has more than 2^31 pixels");
   STD_TORCH_CHECK(g.out_channels % g.groups == 0, "deform_conv2d: groups do not divide the output's channels");
   g.out_height = out_size(g.height, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h);
   g.out_width = out_size(g.width, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w);

@@ -37,19 +37,23 @@ struct AxisSample {
 };
 
 // Zero padding: a point at or beyond one pixel outside contributes nothing (torchvision's rule: v <= -1 or v >= size
-// samples 0). Free of branches, so that a loop over positions vectorises.
+// samples 0). Selections of one condition each, no branches, so that compilers vectorise a loop over positions.
 template <typename T>
 FB_HD AxisSample<T> sample_axis(T v, int32_t size) {
-  // The comparison is written so that NaN fails it: nothing below converts a NaN to an integer.
-  const bool inside = (v > T(-1)) & (v < T(size));
-  const T at = inside ? v : T(0);
-  int32_t low = static_cast<int32_t>(at);
-  low -= T(low) > at;  // truncated towards zero, now floor
+  // A point outside, and NaN, which fails every comparison, is moved to where neither neighbour is a pixel.
+  const T above = v > T(-1) ? v : T(-2);
+  const T at = above < T(size) ? above : T(size);
+  const int32_t truncated = static_cast<int32_t>(at);
+  const int32_t low = truncated - (T(truncated) > at ? 1 : 0);  // floor
   const T fraction = at - T(low);
-  const bool low_counts = inside & (low >= 0), high_counts = inside & (low + 1 < size);
+  const bool low_counts = static_cast<uint32_t>(low) < static_cast<uint32_t>(size);
+  const bool high_counts = static_cast<uint32_t>(low + 1) < static_cast<uint32_t>(size);
+  const int32_t last = size - 1;
   AxisSample<T> s;
-  s.low = low < 0 ? 0 : (low < size ? low : size - 1);
-  s.high = low + 1 < size ? low + 1 : size - 1;
+  s.low = low < 0 ? 0 : low;
+  s.low = s.low > last ? last : s.low;
+  s.high = low + 1 < 0 ? 0 : low + 1;
+  s.high = s.high > last ? last : s.high;
   s.weight_low = low_counts ? T(1) - fraction : T(0);
   s.weight_high = high_counts ? fraction : T(0);
   s.slope_low = low_counts ? T(-1) : T(0);
@@ -70,7 +74,7 @@ struct Sample {
   bool finite;
 };
 
-// Samples at (y, x) in pixels; an image is less than 2^31 pixels high and wide.
+// Samples at (y, x) in pixels; an image is less than 2^30 pixels high and wide.
 template <typename T>
 FB_HD Sample<T> sample_at(T y, T x, int64_t height, int64_t width) {
   const AxisSample<T> v = sample_axis(y, static_cast<int32_t>(height));

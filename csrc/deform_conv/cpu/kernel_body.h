@@ -156,7 +156,7 @@ void micro(int64_t depth, const T* a, int64_t stride, const T* b, T* c, int64_t 
   for (int i = 0; i < MR; ++i) {
     for (int v = 0; v < NV; ++v) sum[i][v] = add ? load(c + i * c_stride + v * kLanes<T>) : Vector<T>{};
   }
-  for (int64_t k = 0; k < depth; ++k) {
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
     Vector<T> right[NV];
     for (int v = 0; v < NV; ++v) right[v] = load(b + k * kPanel<T> + v * kLanes<T>);
 #pragma GCC unroll 16
@@ -164,7 +164,17 @@ void micro(int64_t depth, const T* a, int64_t stride, const T* b, T* c, int64_t 
       const T left = kAdjacent ? a[k * stride + i] : a[i * stride + k];
       for (int v = 0; v < NV; ++v) sum[i][v] += left * right[v];
     }
+  };
+  int64_t k = 0;
+  for (; k + 8 <= depth; k += 8) {
+    // The rows after these, which the next call reads: too many streams for the hardware to foresee.
+    if constexpr (!kAdjacent) {
+      for (int i = 0; i < MR; ++i) __builtin_prefetch(a + (MR + i) * stride + k);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) step(k + j);
   }
+  for (; k < depth; ++k) step(k);
   for (int i = 0; i < MR; ++i) {
     for (int v = 0; v < NV; ++v) store(c + i * c_stride + v * kLanes<T>, sum[i][v]);
   }
@@ -225,49 +235,48 @@ void product_transposed(int64_t rows, int64_t columns, int64_t depth, const T* a
 
 // ---- Tiles: where the taps of some positions sample ----
 
-constexpr int64_t kOutside = -1;   // in Tap::at[0]: the sample is 0
-constexpr int64_t kNotFinite = -2;  // the sample is NaN
+constexpr int32_t kOutside = -1;    // in place of the first neighbour: the sample is 0
+constexpr int32_t kNotFinite = -2;  // the sample is NaN
 
-// A sample: its four neighbours as offsets into the input (image, pixel; channel 0), with weights times the mask.
-template <typename T>
-struct Tap {
-  int64_t at[4];
-  T weight[4];
-};
+// What the gradients of offset and mask need of a sample, besides its neighbours.
+enum Slope { kWeightTop, kWeightBottom, kWeightLeft, kWeightRight, kSlopeTop, kSlopeBottom, kSlopeLeft, kSlopeRight,
+             kMask, kSlopes };
 
-// What the gradients of offset and mask need besides.
-template <typename T>
-struct Slopes {
-  T weight_y[2], weight_x[2], slope_y[2], slope_x[2], mask;
-};
-
+// Everything about a sample is kept in arrays over the tile's positions, so that computing it vectorises.
 template <typename T>
 struct Tile {
-  int64_t begin, count;
-  int64_t* image;  // of each position: n, and its place (oh * OW + ow)
-  int64_t* place;
-  T* row;  // of each position: where tap (0, 0) lies undeformed
-  T* column;
-  int64_t* offset_at;  // of each position: where its offsets and masks lie in memory
+  int64_t begin = 0, count = 0;
+  int64_t size;  // most positions it can hold
+  // Of each position:
+  int64_t* image;     // n
+  int64_t* place;     // oh * OW + ow
+  int64_t* pixels;    // where its image begins in the input
+  int64_t* offset_at;  // where its offsets and masks lie in memory
   int64_t* mask_at;
-  Tap<T>* taps;  // [offset group][tap][kMaxTile]
-  Slopes<T>* slopes;
+  T* row;  // where tap (0, 0) lies undeformed
+  T* column;
+  // Of each entry (offset group, tap) and position:
+  int32_t* at;  // [entry][4][size]: the four neighbours, as pixels of the image
+  T* weight;    // [entry][4][size]: times the mask
+  T* slopes;    // [entry][kSlopes][size], for a backward pass
 
-  Tile(const Problem<T>& q, Arena& arena, bool backward) {
-    image = arena.template take<int64_t>(kMaxTile);
-    place = arena.template take<int64_t>(kMaxTile);
-    row = arena.template take<T>(kMaxTile);
-    column = arena.template take<T>(kMaxTile);
-    offset_at = arena.template take<int64_t>(kMaxTile);
-    mask_at = arena.template take<int64_t>(kMaxTile);
-    const int64_t entries = q.g.offset_groups * q.g.taps() * tile_size(q, backward);
-    taps = arena.template take<Tap<T>>(entries);
-    slopes = arena.template take<Slopes<T>>(backward ? entries : 0);
+  Tile(const Problem<T>& q, Arena& arena, bool backward) : size(tile_size(q, backward)) {
+    image = arena.template take<int64_t>(size);
+    place = arena.template take<int64_t>(size);
+    pixels = arena.template take<int64_t>(size);
+    offset_at = arena.template take<int64_t>(size);
+    mask_at = arena.template take<int64_t>(size);
+    row = arena.template take<T>(size);
+    column = arena.template take<T>(size);
+    const int64_t entries = q.g.offset_groups * q.g.taps();
+    at = arena.template take<int32_t>(entries * 4 * size);
+    weight = arena.template take<T>(entries * 4 * size);
+    slopes = arena.template take<T>(backward ? entries * kSlopes * size : 0);
   }
 
   // Positions of a tile, so that what belongs to it fits the cache.
   static int64_t tile_size(const Problem<T>& q, bool backward) {
-    const int64_t entry = sizeof(Tap<T>) + (backward ? sizeof(Slopes<T>) + 3 * sizeof(T) : 0);
+    const int64_t entry = 4 * sizeof(int32_t) + (backward ? 4 + kSlopes + 3 : 4) * sizeof(T);
     const int64_t outputs = q.gemm_groups() * q.padded(q.width());
     const int64_t each = q.g.offset_groups * q.g.taps() * entry + (kDepth<T> + outputs) * sizeof(T);
     const int64_t fitting = kTileBytes / each / kRows * kRows;
@@ -283,6 +292,7 @@ void place(const Problem<T>& q, int64_t begin, int64_t count, Tile<T>& tile) {
   int64_t y = at / g.out_width, x = at % g.out_width;
   for (int64_t p = 0; p < count; ++p) {
     tile.image[p] = n, tile.place[p] = at;
+    tile.pixels[p] = n * g.height * g.width * g.channels;
     tile.row[p] = T(tap_origin(y, g.stride_h, g.pad_h, 0, 0));
     tile.column[p] = T(tap_origin(x, g.stride_w, g.pad_w, 0, 0));
     tile.offset_at[p] = n * q.offset.stride[0] + at * q.offset.stride[2];
@@ -293,23 +303,24 @@ void place(const Problem<T>& q, int64_t begin, int64_t count, Tile<T>& tile) {
   }
 }
 
-// to[p] = from[at[p] + shift] + add.
+// to[p] = from[at[p] + shift].
 template <typename T>
-void read(const Strided& from, const int64_t* at, int64_t shift, int64_t count, const T* base, T add, T* to) {
+void read(const Strided& from, const int64_t* at, int64_t shift, int64_t count, T* to) {
   with_storage(from.storage, T(0), [&](auto* kind) {
     const auto* data = static_cast<decltype(kind)>(from.data) + shift;
-    for (int64_t p = 0; p < count; ++p) to[p] = widen(data[at[p]]) + (base ? base[p] + add : add);
+    for (int64_t p = 0; p < count; ++p) to[p] = widen(data[at[p]]);
   });
 }
 
-// One axis of all samples of a tap, in separate arrays so that the loop vectorises.
+// One axis of all samples of a tap.
 template <typename T>
 struct Axis {
-  T at[kMaxTile];
+  T at[kMaxTile], weight_low[kMaxTile], weight_high[kMaxTile], slope_low[kMaxTile], slope_high[kMaxTile];
   int32_t low[kMaxTile], high[kMaxTile];
-  T weight_low[kMaxTile], weight_high[kMaxTile], slope_low[kMaxTile], slope_high[kMaxTile];
 
-  void sample(int64_t count, int32_t size) {
+  // `at` holds offsets; `base` and `tap` say what they are added to.
+  void sample(int64_t count, const T* base, T tap, int32_t size) {
+    for (int64_t p = 0; p < count; ++p) at[p] += base[p] + tap;
     for (int64_t p = 0; p < count; ++p) {
       const AxisSample<T> s = sample_axis(at[p], size);
       low[p] = s.low, high[p] = s.high;
@@ -320,52 +331,75 @@ struct Axis {
 };
 
 template <typename T>
-void tabulate_tap(const Problem<T>& q, const Tile<T>& tile, int64_t group, int64_t tap, Tap<T>* taps,
-                  Slopes<T>* slopes) {
-  const Geometry& g = q.g;
-  const int64_t channel = group * g.taps() + tap, count = tile.count;
-  Axis<T> y, x;
-  T mask[kMaxTile];
-  read(q.offset, tile.offset_at, 2 * channel * q.offset.stride[1], count, tile.row,
-       T(tap / g.kernel_w * g.dilation_h), y.at);
-  read(q.offset, tile.offset_at, (2 * channel + 1) * q.offset.stride[1], count, tile.column,
-       T(tap % g.kernel_w * g.dilation_w), x.at);
-  if (g.use_mask) {
-    read(q.mask, tile.mask_at, channel * q.mask.stride[1], count, static_cast<const T*>(nullptr), T(0), mask);
-  } else {
-    for (int64_t p = 0; p < count; ++p) mask[p] = T(1);
-  }
-  y.sample(count, int32_t(g.height));
-  x.sample(count, int32_t(g.width));
+void write_slopes(int64_t count, const Axis<T>& y, const Axis<T>& x, const T* mask, int64_t size, T* to) {
+  const T* const from[kSlopes] = {y.weight_low, y.weight_high, x.weight_low, x.weight_high, y.slope_low,
+                                  y.slope_high, x.slope_low,   x.slope_high, mask};
+  for (int slope = 0; slope < kSlopes; ++slope) __builtin_memcpy(to + slope * size, from[slope], count * sizeof(T));
+}
+
+// Marks the samples that are 0 since they lie outside, and NaN since a coordinate, or their mask, is not finite.
+template <typename T>
+void mark(int64_t count, const Axis<T>& y, const Axis<T>& x, const T* mask, int32_t* first) {
   for (int64_t p = 0; p < count; ++p) {
-    Tap<T>& s = taps[p];
-    const int64_t image = tile.image[p] * g.height;
-    const int64_t top = (image + y.low[p]) * g.width, bottom = (image + y.high[p]) * g.width;
-    s.at[0] = (top + x.low[p]) * g.channels, s.at[1] = (top + x.high[p]) * g.channels;
-    s.at[2] = (bottom + x.low[p]) * g.channels, s.at[3] = (bottom + x.high[p]) * g.channels;
-    const T above = y.weight_low[p] * mask[p], below = y.weight_high[p] * mask[p];
-    s.weight[0] = above * x.weight_low[p], s.weight[1] = above * x.weight_high[p];
-    s.weight[2] = below * x.weight_low[p], s.weight[3] = below * x.weight_high[p];
-    const bool inside = (y.weight_low[p] + y.weight_high[p] > 0) & (x.weight_low[p] + x.weight_high[p] > 0);
-    const bool finite = (y.at[p] - y.at[p] == 0) & (x.at[p] - x.at[p] == 0);
-    // A mask that is not finite poisons its output even where it multiplies the zero outside.
-    if (!inside) s.at[0] = finite && mask[p] - mask[p] == 0 ? kOutside : kNotFinite;
-    if (slopes) {
-      slopes[p] = {{y.weight_low[p], y.weight_high[p]}, {x.weight_low[p], x.weight_high[p]},
-                   {y.slope_low[p], y.slope_high[p]},   {x.slope_low[p], x.slope_high[p]},   mask[p]};
-    }
+    const int32_t inside = y.weight_low[p] + y.weight_high[p] > 0 ? first[p] : kOutside;
+    const int32_t marked = x.weight_low[p] + x.weight_high[p] > 0 ? inside : kOutside;
+    const int32_t poisoned = marked < 0 ? kNotFinite : marked;
+    const T zero = (y.at[p] - y.at[p]) + (x.at[p] - x.at[p]) + (mask[p] - mask[p]);
+    first[p] = zero == 0 ? marked : poisoned;
   }
 }
 
 template <typename T>
-void tabulate(const Problem<T>& q, Tile<T>& tile, int64_t pitch, bool backward) {
-  for (int64_t group = 0; group < q.g.offset_groups; ++group) {
-    for (int64_t tap = 0; tap < q.g.taps(); ++tap) {
-      const int64_t at = (group * q.g.taps() + tap) * pitch;
-      tabulate_tap(q, tile, group, tap, tile.taps + at, backward ? tile.slopes + at : nullptr);
+void tabulate_tap(const Problem<T>& q, const Tile<T>& tile, int64_t entry, bool backward) {
+  const Geometry& g = q.g;
+  const int64_t count = tile.count, size = tile.size, tap = entry % g.taps();
+  Axis<T> y, x;
+  T mask[kMaxTile];
+  read(q.offset, tile.offset_at, 2 * entry * q.offset.stride[1], count, y.at);
+  read(q.offset, tile.offset_at, (2 * entry + 1) * q.offset.stride[1], count, x.at);
+  if (g.use_mask) {
+    read(q.mask, tile.mask_at, entry * q.mask.stride[1], count, mask);
+  } else {
+    for (int64_t p = 0; p < count; ++p) mask[p] = T(1);
+  }
+  y.sample(count, tile.row, T(tap / g.kernel_w * g.dilation_h), int32_t(g.height));
+  x.sample(count, tile.column, T(tap % g.kernel_w * g.dilation_w), int32_t(g.width));
+  int32_t* at = tile.at + entry * 4 * size;
+  T* weight = tile.weight + entry * 4 * size;
+  const int32_t width = int32_t(g.width);
+  for (int64_t p = 0; p < count; ++p) {
+    at[p] = y.low[p] * width + x.low[p], at[size + p] = y.low[p] * width + x.high[p];
+    at[2 * size + p] = y.high[p] * width + x.low[p], at[3 * size + p] = y.high[p] * width + x.high[p];
+  }
+  for (int64_t p = 0; p < count; ++p) {
+    const T top = y.weight_low[p] * mask[p], bottom = y.weight_high[p] * mask[p];
+    weight[p] = top * x.weight_low[p], weight[size + p] = top * x.weight_high[p];
+    weight[2 * size + p] = bottom * x.weight_low[p], weight[3 * size + p] = bottom * x.weight_high[p];
+  }
+  mark(count, y, x, mask, at);
+  if (backward) write_slopes(count, y, x, mask, size, tile.slopes + entry * kSlopes * size);
+}
+
+template <typename T>
+void tabulate(const Problem<T>& q, const Tile<T>& tile, bool backward) {
+  for (int64_t entry = 0; entry < q.g.offset_groups * q.g.taps(); ++entry) tabulate_tap(q, tile, entry, backward);
+}
+
+// The sample of position p in one entry: the neighbours, from channel 0 on, as distances into the input.
+template <typename T>
+struct Neighbours {
+  int64_t at[4];
+  T weight[4];
+
+  FB_INLINE Neighbours(const Problem<T>& q, const Tile<T>& tile, int64_t entry, int64_t p) {
+    const int32_t* const first = tile.at + entry * 4 * tile.size + p;
+    const T* const weights = tile.weight + entry * 4 * tile.size + p;
+    for (int corner = 0; corner < 4; ++corner) {
+      at[corner] = tile.pixels[p] + first[corner * tile.size] * q.g.channels;
+      weight[corner] = weights[corner * tile.size];
     }
   }
-}
+};
 
 // ---- Blocks of K, and the runs of channels that they consist of ----
 
@@ -429,30 +463,31 @@ FB_INLINE void blend(const T* const from[4], const T weight[4], int64_t i, T* to
   *reinterpret_cast<typename Of::loose*>(to + i) = weight[0] * at(0) + weight[1] * at(1) + weight[2] * at(2) + weight[3] * at(3);
 }
 
-// Samples one run for every position of the tile.
 template <typename T>
-void sample_run(const Problem<T>& q, const Tap<T>* taps, int64_t count, const Run& run, T* columns) {
-  for (int64_t p = 0; p < count; ++p) {
-    const Tap<T>& s = taps[p];
-    T* to = columns + p * kColumns<T> + run.k;
-    if (s.at[0] < 0) {
-      fill(to, run.length, s.at[0] == kOutside ? T(0) : T(__builtin_nan("")));
-      continue;
-    }
-    const T* input = q.input + run.channel;
-    const T* from[4] = {input + s.at[0], input + s.at[1], input + s.at[2], input + s.at[3]};
-    int64_t i = 0;
-    for (; i + kLanes<T> <= run.length; i += kLanes<T>) blend<VectorOf<T>>(from, s.weight, i, to);
-    for (; i + int64_t(16 / sizeof(T)) <= run.length; i += 16 / sizeof(T)) blend<SmallVectorOf<T>>(from, s.weight, i, to);
-    for (; i < run.length; ++i) blend<ScalarOf<T>>(from, s.weight, i, to);
+FB_INLINE void sample_run(const Problem<T>& q, const Tile<T>& tile, const Run& run, int64_t p, T* to) {
+  const int32_t first = tile.at[run.entry * 4 * tile.size + p];
+  if (first < 0) return fill(to, run.length, first == kOutside ? T(0) : T(__builtin_nan("")));
+  const Neighbours<T> s(q, tile, run.entry, p);
+  const T* input = q.input + run.channel;
+  const T* const from[4] = {input + s.at[0], input + s.at[1], input + s.at[2], input + s.at[3]};
+  int64_t i = 0;
+  for (; i + kLanes<T> <= run.length; i += kLanes<T>) blend<VectorOf<T>>(from, s.weight, i, to);
+  for (; i + int64_t(16 / sizeof(T)) <= run.length; i += 16 / sizeof(T)) {
+    blend<SmallVectorOf<T>>(from, s.weight, i, to);
   }
+  for (; i < run.length; ++i) blend<ScalarOf<T>>(from, s.weight, i, to);
 }
 
+// Position after position, each with all of the block's runs: their neighbours lie close and are still in the
+// first-level cache.
 template <typename T>
-void sample(const Problem<T>& q, const Tile<T>& tile, int64_t pitch, const Block& block, T* columns) {
-  for_each_run(q, block, [&](const Run& run) {
-    sample_run(q, tile.taps + run.entry * pitch, tile.count, run, columns);
-  });
+void sample(const Problem<T>& q, const Tile<T>& tile, const Block& block, T* columns) {
+  Run runs[kDepth<T>];
+  int64_t count = 0;
+  for_each_run(q, block, [&](const Run& run) { runs[count++] = run; });
+  for (int64_t p = 0; p < tile.count; ++p) {
+    for (int64_t r = 0; r < count; ++r) sample_run(q, tile, runs[r], p, columns + p * kColumns<T> + runs[r].k);
+  }
 }
 
 // sums (position, outputs) += columns x weight.
@@ -523,32 +558,31 @@ void write_out(const Problem<T>& q, const Tile<T>& tile, const T* sums, int64_t 
 
 template <typename T>
 struct ForwardBuffers {
-  int64_t size, sums_stride;
   Tile<T> tile;
+  int64_t sums_stride;
   T* columns;
   T* sums;
 
   ForwardBuffers(const Problem<T>& q, Arena& arena)
-      : size(Tile<T>::tile_size(q, false)),
+      : tile(q, arena, false),
         sums_stride(q.gemm_groups() * q.padded(q.width())),
-        tile(q, arena, false),
-        columns(arena.template take<T>(size * kColumns<T>)),
-        sums(arena.template take<T>(size * sums_stride)) {}
+        columns(arena.template take<T>(tile.size * kColumns<T>)),
+        sums(arena.template take<T>(tile.size * sums_stride)) {}
 };
 
 template <typename T>
 void forward(const Problem<T>& q, int64_t begin, int64_t end, void* scratch) {
   Arena arena{static_cast<char*>(scratch)};
   ForwardBuffers<T> b(q, arena);
-  const int64_t tiles = ceil_div(end - begin, b.size), last = blocks(q);
+  const int64_t tiles = ceil_div(end - begin, b.tile.size), last = blocks(q);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t from = begin + (end - begin) * t / tiles, to = begin + (end - begin) * (t + 1) / tiles;
     place(q, from, to - from, b.tile);
-    tabulate(q, b.tile, b.size, false);
+    tabulate(q, b.tile, false);
     start_with_bias(q, b.tile.count, b.sums, b.sums_stride);
     for (int64_t index = 0; index < last; ++index) {
       const Block block = block_at(q, index);
-      sample(q, b.tile, b.size, block, b.columns);
+      sample(q, b.tile, block, b.columns);
       multiply(q, block, b.tile.count, b.columns, b.sums, b.sums_stride);
     }
     write_out(q, b.tile, b.sums, b.sums_stride);
@@ -566,16 +600,16 @@ int64_t forward_scratch(const Problem<T>& q) {
 
 template <typename T>
 struct BackwardBuffers {
-  int64_t size;
   Tile<T> tile;
+  int64_t size;
   T* columns;  // first the gradient's, then overwritten by the samples
   T* grad;     // the tile's gradient of the output in panels, for the gradient of the weight
   T* dots;     // gradients of y, x and mask: [3][offset group][tap][position]
-  T** scatter;  // of each position: what to add Tap::at to, for the gradient of its image
+  T** scatter;  // of each position: what to add Neighbours::at to, for the gradient of its image
 
   BackwardBuffers(const Problem<T>& q, Arena& arena)
-      : size(Tile<T>::tile_size(q, true)),
-        tile(q, arena, true),
+      : tile(q, arena, true),
+        size(tile.size),
         columns(arena.template take<T>(size * kColumns<T>)),
         grad(arena.template take<T>(q.gemm_groups() * q.padded(q.width()) * size)),
         dots(arena.template take<T>(3 * q.g.offset_groups * q.g.taps() * size)),
@@ -647,17 +681,18 @@ FB_INLINE void spread(const T* const from[4], T* const to[4], const T weight[4],
 
 template <typename T, bool kScatter, bool kDots, bool kSamples>
 void spread_run(const Problem<T>& q, BackwardBuffers<T>& b, const Run& run) {
-  const int64_t entries = q.g.offset_groups * q.g.taps() * b.size, at = run.entry * b.size;
+  const int64_t entries = q.g.offset_groups * q.g.taps() * b.size;
+  const int32_t* first = b.tile.at + run.entry * 4 * b.size;
   for (int64_t p = 0; p < b.tile.count; ++p) {
-    const Tap<T>& s = b.tile.taps[at + p];
     T* column = b.columns + p * kColumns<T> + run.k;
-    T* dots = b.dots + at + p;
-    if (s.at[0] < 0) {
-      const T nothing = s.at[0] == kOutside ? T(0) : T(__builtin_nan(""));
+    T* dots = b.dots + run.entry * b.size + p;
+    if (first[p] < 0) {
+      const T nothing = first[p] == kOutside ? T(0) : T(__builtin_nan(""));
       if constexpr (kSamples) fill(column, run.length, nothing);
       if constexpr (kDots) dots[0] += nothing, dots[entries] += nothing, dots[2 * entries] += nothing;
       continue;
     }
+    const Neighbours<T> s(q, b.tile, run.entry, p);
     const T* from[4];
     T* to[4];
     for (int corner = 0; corner < 4; ++corner) {
@@ -667,12 +702,15 @@ void spread_run(const Problem<T>& q, BackwardBuffers<T>& b, const Run& run) {
     T d[4];
     spread<T, kScatter, kDots, kSamples>(from, to, s.weight, run.length, column, d);
     if constexpr (kDots) {
-      const Slopes<T>& k = b.tile.slopes[at + p];
-      const T above = k.weight_x[0] * d[0] + k.weight_x[1] * d[1], below = k.weight_x[0] * d[2] + k.weight_x[1] * d[3];
-      const T left = k.weight_y[0] * d[0] + k.weight_y[1] * d[2], right = k.weight_y[0] * d[1] + k.weight_y[1] * d[3];
-      dots[0] += k.mask * (k.slope_y[0] * above + k.slope_y[1] * below);
-      dots[entries] += k.mask * (k.slope_x[0] * left + k.slope_x[1] * right);
-      dots[2 * entries] += k.weight_y[0] * above + k.weight_y[1] * below;
+      const T* const slopes = b.tile.slopes + run.entry * kSlopes * b.size + p;
+      const auto k = [&](Slope slope) { return slopes[slope * b.size]; };
+      const T top = k(kWeightLeft) * d[0] + k(kWeightRight) * d[1];
+      const T bottom = k(kWeightLeft) * d[2] + k(kWeightRight) * d[3];
+      const T left = k(kWeightTop) * d[0] + k(kWeightBottom) * d[2];
+      const T right = k(kWeightTop) * d[1] + k(kWeightBottom) * d[3];
+      dots[0] += k(kMask) * (k(kSlopeTop) * top + k(kSlopeBottom) * bottom);
+      dots[entries] += k(kMask) * (k(kSlopeLeft) * left + k(kSlopeRight) * right);
+      dots[2 * entries] += k(kWeightTop) * top + k(kWeightBottom) * bottom;
     }
   }
 }
@@ -763,7 +801,7 @@ void backward_tile(const Problem<T>& q, const BackwardRange<T>& r, BackwardBuffe
   const bool columns = r.columns && (q.grad_input || dots);
   if (r.grad_bias) accumulate_bias(q, b.tile, r.grad_bias);
   if (!columns && !r.grad_weight) return;
-  tabulate(q, b.tile, b.size, true);
+  tabulate(q, b.tile, true);
   if (r.grad_weight && !q.depthwise()) pack_grad(q, b.tile, b.grad);
   if (columns && dots) fill(b.dots, 3 * q.g.offset_groups * q.g.taps() * b.size, T(0));
   for (int64_t index = r.first_block; index < r.last_block; ++index) {
@@ -772,7 +810,7 @@ void backward_tile(const Problem<T>& q, const BackwardRange<T>& r, BackwardBuffe
       multiply_back(q, b.tile, block, b.columns);
       spread_block(q, block, r.grad_weight != nullptr, b);
     } else {
-      sample(q, b.tile, b.size, block, b.columns);
+      sample(q, b.tile, block, b.columns);
     }
     if (r.grad_weight) accumulate_weight(q, block, b, r.grad_weight);
   }
@@ -810,12 +848,17 @@ int64_t forward_units(const Problem<T>& q) {
   return q.depthwise() ? 1 : q.g.groups * q.padded(q.width()) / kPanel<T>;
 }
 
-// Calls f(position in memory, k) for every input channel and tap of an output channel, in memory's usual order.
+// Calls f(position in memory, k) for every input channel and tap of an output channel, in the order of memory.
 template <typename T, typename F>
 FB_INLINE void for_each_weight(const Problem<T>& q, const Strided& weight, F f) {
   const int64_t channels = q.group_channels(), taps = q.g.taps();
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t t = 0; t < taps; ++t) f(c * weight.stride[1] + t * weight.stride[2], t * channels + c);
+  const bool taps_inside = weight.stride[2] <= weight.stride[1];
+  const int64_t outer = taps_inside ? channels : taps, inner = taps_inside ? taps : channels;
+  for (int64_t i = 0; i < outer; ++i) {
+    for (int64_t j = 0; j < inner; ++j) {
+      const int64_t c = taps_inside ? i : j, t = taps_inside ? j : i;
+      f(c * weight.stride[1] + t * weight.stride[2], t * channels + c);
+    }
   }
 }
 

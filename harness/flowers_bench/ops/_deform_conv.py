@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from flowers_bench.ops import _build
 from flowers_bench.ops._reference import Pair, deform_conv2d_reference
@@ -348,3 +349,107 @@ torch.library.register_autograd("flowers_bench::deform_conv2d", _backward, setup
 torch.library.register_autograd(
     "flowers_bench::deform_conv2d_backward", _double_backward, setup_context=_setup_context_backward
 )
+
+
+def _in_dims(value: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """The batched axis in front; expanded where only others are batched."""
+    if value is None:
+        return None
+    return value.unsqueeze(0).expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+
+
+def _vmap(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> tuple[Tensor, int]:
+    """Samples with one weight become one batch; with a weight for each, one call follows another."""
+    size = info.batch_size
+    images = [_in_dims(t, d, size) for t, d in zip((input, offset, mask), (*in_dims[:2], in_dims[4]), strict=True)]
+    if in_dims[2] is None and in_dims[3] is None:
+        flat = [None if t is None else t.reshape(-1, *t.shape[2:]) for t in images]
+        out = _forward_op(flat[0], flat[1], weight, bias, flat[2], stride, padding, dilation)
+        return out.reshape(size, -1, *out.shape[1:]), 0
+    weights, biases = _in_dims(weight, in_dims[2], size), _in_dims(bias, in_dims[3], size)
+    tensors = (images[0], images[1], weights, biases, images[2])
+    outs = [
+        _forward_op(*(None if t is None else t[i] for t in tensors), stride, padding, dilation) for i in range(size)
+    ]
+    return torch.stack(outs), 0
+
+
+def _vmap_backward(
+    info: Any, in_dims: tuple[int | None, ...], *arguments: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """One call for each sample: their gradients of the weight must stay apart."""
+    tensors = [_in_dims(t, d, info.batch_size) for t, d in zip(arguments[:5], in_dims[:5], strict=True)]
+    each = [
+        _backward_op(*(None if t is None else t[i] for t in tensors), *arguments[5:]) for i in range(info.batch_size)
+    ]
+    return tuple(torch.stack(gradients) for gradients in zip(*each, strict=True)), (0,) * 5
+
+
+torch.library.register_vmap("flowers_bench::deform_conv2d", _vmap)
+torch.library.register_vmap("flowers_bench::deform_conv2d_backward", _vmap_backward)
+
+
+def _autocast(device: str) -> Callable[..., Tensor]:
+    """The op under autocast: in the reduced type of this device, as convolutions are; float64 stays as it is."""
+
+    def cast(value: Any) -> Any:
+        eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(torch.get_autocast_dtype(device)) if eligible else value
+
+    def run(*arguments: Any) -> Tensor:
+        with torch.autocast(device, enabled=False):
+            return _forward_op(*(cast(argument) for argument in arguments))
+
+    return run
+
+
+_autocast_library = torch.library.Library("flowers_bench", "IMPL")
+for _device in ("cpu", "cuda"):
+    _autocast_library.impl("deform_conv2d", _autocast(_device), f"Autocast{_device.upper()}")
+
+
+@register_flop_formula(torch.ops.flowers_bench.deform_conv2d)
+def _flops(
+    input: tuple[int, ...],
+    offset: tuple[int, ...],
+    weight: tuple[int, ...],
+    bias: Any,
+    mask: tuple[int, ...] | None,
+    *_: Any,
+    out_shape: tuple[int, ...],
+    **__: Any,
+) -> int:
+    """The product's multiply-adds as for a convolution, and four for each value that is sampled; 2 FLOPs each."""
+    positions, taps = out_shape[0] * out_shape[2] * out_shape[3], weight[2] * weight[3]
+    return 2 * positions * taps * (weight[1] * weight[0] + 4 * input[1])
+
+
+@register_flop_formula(torch.ops.flowers_bench.deform_conv2d_backward)
+def _flops_backward(
+    grad: tuple[int, ...],
+    input: tuple[int, ...],
+    offset: tuple[int, ...],
+    weight: tuple[int, ...],
+    mask: tuple[int, ...] | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    needs: Sequence[bool],
+    **_: Any,
+) -> int:
+    """A product for the columns' gradient and one for the weight's; sampling, scattering, and dot products."""
+    positions, taps = grad[0] * grad[2] * grad[3], weight[2] * weight[3]
+    columns, samples = needs[0] or needs[1] or needs[4], needs[2]
+    sampled = 4 * input[1] * (int(needs[0]) + int(needs[1] or needs[4]) + int(samples))
+    return 2 * positions * taps * (weight[1] * weight[0] * (int(columns) + int(samples)) + sampled)
