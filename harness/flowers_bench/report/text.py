@@ -78,6 +78,8 @@ def sentence(difference: Difference) -> str:
     interval = difference.interval
     points = f"{abs(100 * interval.value):.1f} points [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
     basis = f"n = {interval.n_seeds} seeds x {interval.n_images} images"
+    if interval.n_seeds == 1:
+        basis = f"one seed, {interval.n_images} images: what another seed would change is not in the interval"
     if interval.low > 0:
         return f"{difference.row} is better than {difference.baseline} by {points} ({basis})"
     if interval.high < 0:
