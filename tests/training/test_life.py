@@ -106,6 +106,27 @@ def test_killed_at_random_moments_and_rerun_is_bit_equal(prepare: Prepare) -> No
     assert outcome(undisturbed) == outcome(disturbed)
 
 
+def test_killed_between_the_last_checkpoint_and_its_history(prepare: Prepare) -> None:
+    undisturbed, disturbed = prepare("a"), prepare("b")
+    run_trial(undisturbed, ignore)
+    for _ in range(3):
+        with pytest.raises(Interrupted):
+            run_once_interrupted(disturbed)
+    run_to_the_last_checkpoint(disturbed)
+    assert len(disturbed.history()) == 0
+    run_trial(disturbed, ignore)
+    assert outcome(undisturbed) == outcome(disturbed)
+
+
+def run_to_the_last_checkpoint(folder: TrialFolder) -> None:
+    """What a process does that is killed right after its last checkpoint: no history line, no result."""
+    trial = trial_from_config(folder.config())
+    host = discover([TOY])
+    dataset = load_dataset(host, trial, folder.run())
+    parts, _ = build_parts(host, trial, folder.run(), torch.device("cpu"))
+    Training(trial, parts, dataset.train, dataset.val, folder.path).run(ignore)
+
+
 def test_non_finite_loss_is_a_failure_with_the_step(prepare: Prepare) -> None:
     folder = prepare("a", "toy/explode")
     with pytest.raises(TrialFailed, match=r"epoch 1, step 1 of 3"):

@@ -86,6 +86,8 @@ def run_trial(folder: TrialFolder, emit: Emit) -> None:
         _warn(emit, host.notify("epoch_finished", trial=config, epoch=record))
 
     model = training.run(on_epoch)
+    # Once more: killed between the last checkpoint and its line of history, a continuation runs no epoch.
+    write_history(folder.path, training.history)
     emit({"event": "testing"})
     test_started = time.perf_counter()
     figures = _measure(trial, parts, model, dataset, folder)
