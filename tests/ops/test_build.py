@@ -1,0 +1,152 @@
+"""How the kernel comes to a machine: the cache, two processes at once, no compiler, other instruction sets."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowers_bench.ops import _build, kernel
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECK = Path(__file__).with_name("test_against_references.py")
+compiled = pytest.mark.skipif(kernel() == "reference", reason="there is no compiled kernel here")
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+
+
+COMPUTE = """
+import torch
+from flowers_bench.ops import deform_conv2d, kernel
+from flowers_bench.ops import _build
+_build._prebuilt = lambda: None
+out = deform_conv2d(torch.ones(1, 2, 4, 4), torch.zeros(1, 18, 4, 4), torch.ones(1, 2, 3, 3), padding=1)
+print(kernel(), int(out.sum()))
+"""
+
+
+def test_importing_the_package_imports_no_torch_and_ops_compiles_nothing(tmp_path: Path) -> None:
+    assert run("import sys, flowers_bench; sys.exit('torch' in sys.modules)").returncode == 0
+    done = run("import flowers_bench.ops", FLOWERS_BENCH_CACHE=str(tmp_path))
+    assert done.returncode == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_compiler_the_reference_runs_and_says_so_once(tmp_path: Path) -> None:
+    done = run(COMPUTE, PATH=str(tmp_path), CXX="", FLOWERS_BENCH_CACHE=str(tmp_path / "cache"))
+    assert done.stdout.split() == ["reference", "200"], done.stderr
+    assert done.stderr.count("flowers-bench: no compiled kernel (no C++ compiler found)") == 1
+
+
+def test_a_failing_compiler_leaves_its_words_and_the_reference(tmp_path: Path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        "#!/bin/sh\n[ \"$1\" = --version ] && echo broken 1.0 || { echo 'no such flag' >&2; exit 1; }\n"
+    )
+    compiler.chmod(0o755)
+    done = run(COMPUTE, CXX=str(compiler), FLOWERS_BENCH_CACHE=str(tmp_path / "cache"))
+    assert done.stdout.split() == ["reference", "200"], done.stderr
+    (log,) = (tmp_path / "cache").glob("*/build.log")
+    assert "no such flag" in log.read_text()
+    assert str(log) in done.stderr
+    assert not list((tmp_path / "cache").glob("*/kernel.so"))
+
+
+def test_the_environment_can_ask_for_the_reference() -> None:
+    done = run(COMPUTE, FLOWERS_BENCH_KERNEL="reference")
+    assert (done.stdout.split(), done.stderr) == (["reference", "200"], "")
+
+
+@compiled
+def test_the_environment_can_ask_for_plain_instructions() -> None:
+    """The kernel for any processor passes the tests that the best one here passes."""
+    env = {**os.environ, "FLOWERS_BENCH_KERNEL": "generic"}
+    selected = ["-k", "torchvisions and not any_shape or half_types or derivatives or wild"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECK), *selected],
+        capture_output=True, text=True, env=env, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert run("from flowers_bench.ops import kernel; print(kernel())", **env).stdout.startswith("cpu-generic")
+
+
+def test_the_key_changes_with_source_and_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = shutil.which("c++") or pytest.skip("no C++ compiler here")
+    before = _build._key(compiler, cuda=False)
+    assert before == _build._key(compiler, cuda=False)
+    copy = tmp_path / "csrc"
+    shutil.copytree(_build.source_root(), copy)
+    monkeypatch.setattr(_build, "source_root", lambda: copy)
+    assert before == _build._key(compiler, cuda=False)
+    with (copy / "deform_conv" / "geometry.h").open("a") as file:
+        file.write("// changed\n")
+    assert before != _build._key(compiler, cuda=False)
+
+
+def test_a_cuda_toolkit_is_its_own_folder_not_a_wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapper = tmp_path / "bin" / "nvcc"
+    wrapper.parent.mkdir()
+    wrapper.write_text("#!/bin/sh\n")
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", str(wrapper.parent))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nowhere"))
+    found = _build.cuda_home()
+    assert found is None or found != tmp_path
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "cuda_runtime.h").touch()
+    assert _build.cuda_home() == tmp_path.resolve()
+    monkeypatch.setenv("FLOWERS_BENCH_CUDA", "0")
+    assert not _build.wants_cuda(otherwise=True)
+
+
+@pytest.mark.slow
+@compiled
+def test_two_processes_build_once(tmp_path: Path) -> None:
+    env = {**os.environ, "FLOWERS_BENCH_CACHE": str(tmp_path), "FLOWERS_BENCH_CUDA": "0"}
+    both = [
+        subprocess.Popen([sys.executable, "-c", COMPUTE], env=env, stdout=-1, stderr=-1, text=True) for _ in range(2)
+    ]
+    results = [process.communicate(timeout=280) for process in both]
+    assert all(re.fullmatch(r"cpu-\w+ 200\n", out) for out, _ in results), results
+    assert sum("compiling" in error for _, error in results) == 1
+    assert len(list(tmp_path.glob("*/kernel.so"))) == 1
+    assert not list(tmp_path.glob("*/build-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_sanitizers_find_nothing_in_the_whole_op_test_file(tmp_path: Path) -> None:
+    """AddressSanitizer and UndefinedBehaviorSanitizer over the kernel, run from Python."""
+    compiler = shutil.which("g++") or pytest.skip("needs g++")
+    runtime = [
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+    ]
+    if not all(Path(path).is_file() for path in runtime):
+        pytest.skip("the compiler has no sanitizer libraries")
+    wrapper = tmp_path / "c++"
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -O1"
+    wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" {flags}\n')
+    wrapper.chmod(0o755)
+    env = {
+        **os.environ, "CXX": str(wrapper), "FLOWERS_BENCH_CACHE": str(tmp_path / "cache"), "FLOWERS_BENCH_CUDA": "0",
+        "LD_PRELOAD": " ".join(runtime), "ASAN_OPTIONS": "detect_leaks=0:protect_shadow_gap=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:timeout", "-o", "addopts=",
+         "-o", "timeout_method=", str(CHECK), str(CHECK.with_name("test_citizenship.py")), "-k", "not compiles and not onnx"],
+        capture_output=True, text=True, env=env, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "runtime error" not in done.stderr
