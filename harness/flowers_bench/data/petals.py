@@ -7,17 +7,20 @@ elastic deformation, occlusion, light, blur, clutter. Image i of a species does 
 asked for, and another `grammar_seed` gives other species.
 
 Everything is drawn in closed form per pixel, many images at a time: coordinates are bent back into the flower's own
-frame, where a petal is an inequality between radius and angle.
+frame, where a petal is an inequality between radius and angle. Fields are float32 (B, S, S), colours and the canvas
+(B, 3, S, S): planes, because numpy is four times slower over a last axis of three.
+
+`python -m flowers_bench.data.petals sheet.png` draws the picture of docs/petals.md.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -25,10 +28,11 @@ from numpy.typing import NDArray
 
 from flowers_bench.data.cache import Slice, cached_images
 from flowers_bench.data.dataset import DataRequest, Dataset, Split, split_checksum
-from flowers_bench.errors import UsageError
+from flowers_bench.data.threads import in_order
+from flowers_bench.errors import UsageError, unknown_name
 
 #: Part of the fingerprint: bump it when any pixel would change.
-RENDERER = "petals-1"
+RENDERER = "petals-2"
 FAMILY = 3
 _BOUNDS = {
     "size": (16, 1024),
@@ -39,24 +43,37 @@ _BOUNDS = {
     "grammar_seed": (0, 2**31),
 }
 Array = NDArray[np.floating[Any]]
+Colour = tuple[float, float, float]
+_TURN = 2 * np.pi
 
-#: Nuisance factors: what each means and its range. `occlusion` is a share of the flower's radius.
+#: Nuisance factors and their ranges; docs/petals.md says what each means.
 FACTORS: Mapping[str, tuple[float, float]] = {
     "scale": (0.62, 1.15),
     "rotation": (-np.pi, np.pi),
     "shift_x": (-0.14, 0.14),
     "shift_y": (-0.14, 0.14),
-    "perspective_x": (-0.35, 0.35),
-    "perspective_y": (-0.35, 0.35),
-    "elastic": (0.0, 0.11),
+    "perspective": (0.0, 1.1),
+    "perspective_axis": (-np.pi, np.pi),
+    "elastic": (0.0, 0.085),
     "occlusion": (0.0, 0.45),
     "light": (0.65, 1.3),
     "warmth": (-0.12, 0.12),
     "blur": (0.0, 1.0),
     "clutter": (0.0, 1.0),
 }
-#: Random numbers per image: the factors, then free ones for shapes of noise, leaves and petals.
-_DRAWS = len(FACTORS) + 64
+#: The factors of a portrait: a flower seen straight on, sharp, whole and in plain light.
+PORTRAIT: Mapping[str, float] = {**dict.fromkeys(FACTORS, 0.0), "scale": 1.0, "light": 1.0}
+#: Free random numbers of each image after its factors, by what they are for: (first, how many).
+_FREE = {
+    "occluded": (0, 1),
+    "elastic": (1, 16),
+    "ground": (17, 6),
+    "bokeh": (23, 25),
+    "leaf": (48, 5),
+    "petal": (53, 16),
+}
+_FREE |= {"occluder": (69, 3), "light": (72, 1)}
+_DRAWS = len(FACTORS) + 73
 
 
 @dataclass(frozen=True)
@@ -69,18 +86,18 @@ class Species:
     point: float
     notch: float
     gap: float
-    inner: tuple[float, float, float]
-    outer: tuple[float, float, float]
+    inner: Colour
+    outer: Colour
     gradient: float
     marking: int  # 0 none, 1 veins, 2 spots, 3 edge, 4 eye
     marking_strength: float
-    marking_colour: tuple[float, float, float]
+    marking_colour: Colour
     disc: float
-    disc_colour: tuple[float, float, float]
+    disc_colour: Colour
     disc_grain: float
     leaves: int
-    leaf_colour: tuple[float, float, float]
-    ground: tuple[float, float, float]
+    leaf_colour: Colour
+    ground: Colour
 
 
 def _rng(*axes: object) -> np.random.Generator:
@@ -88,76 +105,96 @@ def _rng(*axes: object) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
 
 
-def _hsv(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
+def _hsv(hue: float, saturation: float, value: float) -> Colour:
     channels = [(5 + hue * 6) % 6, (3 + hue * 6) % 6, (1 + hue * 6) % 6]
     r, g, b = (value - value * saturation * max(0.0, min(k, 4 - k, 1.0)) for k in channels)
     return (r, g, b)
 
 
+@functools.lru_cache(maxsize=4096)
 def species(number: int, grammar_seed: int = 0) -> Species:
     """Genes of species `number`: those of its family, and for the second and third twin one or two changes."""
     family, twin = divmod(number, FAMILY)
     rng = _rng("family", grammar_seed, family)
-    hue, value = float(rng.random()), float(rng.uniform(0.75, 1.0))
-    saturation = float(rng.choice([0.05, 0.35, 0.6, 0.8]))
-    drift = float(rng.uniform(-0.12, 0.12))
+    uniform = rng.uniform
     genes: dict[str, Any] = {
         "petals": int(rng.integers(4, 13)),
         "layers": int(rng.integers(1, 4)),
-        "width": float(rng.uniform(0.75, 1.25)),
-        "point": float(rng.uniform(0.25, 1.1)),
+        "width": uniform(0.8, 1.15),
+        "point": uniform(0.3, 0.9),
         "notch": float(rng.choice([0.0, 0.0, 0.16, 0.26])),
-        "gap": float(rng.uniform(0.0, 0.25)),
-        "inner": _hsv(hue + drift, saturation * float(rng.uniform(0.3, 1.0)), value),
-        "outer": _hsv(hue, saturation, value * float(rng.uniform(0.75, 1.0))),
-        "gradient": float(rng.uniform(0.6, 2.2)),
+        "gap": uniform(0.0, 0.2),
+        "gradient": uniform(0.6, 2.2),
         "marking": int(rng.integers(0, 5)),
-        "marking_strength": float(rng.uniform(0.55, 0.9)),
-        "marking_colour": _hsv(hue + float(rng.uniform(0.3, 0.7)), 0.7, 0.5),
-        "disc": float(rng.uniform(0.14, 0.34)),
-        "disc_colour": _hsv(float(rng.uniform(0.06, 0.2)), 0.8, float(rng.uniform(0.35, 0.95))),
-        "disc_grain": float(rng.uniform(0.0, 0.5)),
+        "marking_strength": uniform(0.6, 0.9),
+        "disc": uniform(0.16, 0.3),
+        "disc_colour": _hsv(uniform(0.06, 0.17), 0.85, uniform(0.4, 0.95)),
+        "disc_grain": uniform(0.1, 0.5),
         "leaves": int(rng.integers(0, 6)),
-        "leaf_colour": _hsv(float(rng.uniform(0.22, 0.42)), 0.6, float(rng.uniform(0.3, 0.6))),
-        "ground": _hsv(float(rng.uniform(0.08, 0.4)), 0.4, float(rng.uniform(0.2, 0.5))),
+        "leaf_colour": _hsv(float(rng.choice([0.25, 0.31, 0.37])), 0.55, float(rng.choice([0.38, 0.52]))),
+        "ground": _hsv(float(rng.choice([0.1, 0.2, 0.3, 0.36])), 0.4, float(rng.choice([0.22, 0.38]))),
     }
+    # Few colours for many families, or colour alone would tell them apart. No green: it would be one more leaf.
+    paint = {"hue": float(rng.choice([0.6, 0.74, 0.9, 1.0, 1.08, 1.15])) + uniform(-0.035, 0.035)}
+    paint["saturation"] = float(rng.choice([0.07, 0.4, 0.7]))
+    paint |= {"value": uniform(0.85, 1.0), "drift": uniform(-0.08, 0.08), "pale": uniform(0.4, 1.0)}
+    paint["mark"] = float(rng.choice([0.0, 0.4, 0.6]))
+    order = rng.permutation(len(_MUTATIONS))
     if twin:
-        _mutate(genes, _rng("twin", grammar_seed, family, twin), twin)
-    return Species(**genes)
+        own = _rng("twin", grammar_seed, family, twin)
+        # The second twin reads the family's list from its start, the third from its end: they never share a change.
+        for k in (order if twin == 1 else order[::-1])[: int(own.integers(1, 3))]:
+            _mutate(_MUTATIONS[k], genes, paint, 1 if own.random() < 0.5 else -1)
+    return Species(**genes, **_coloured(paint))
 
 
-def _mutate(genes: dict[str, Any], rng: np.random.Generator, twin: int) -> None:
-    """Change one or two genes, in place. The second and the third twin change different ones."""
-    changes = ["petals", "disc", "marking", "width", "hue", "notch", "point", "layers"]
-    order = [changes[i] for i in rng.permutation(len(changes))]
-    # Twins start from opposite ends of the list, so that they also differ from each other.
-    for change in order[: int(rng.integers(1, 3))]:
-        sign = 1 if twin == 1 else -1
-        if change == "petals":
-            genes["petals"] += sign if genes["petals"] > 4 else twin
-        elif change == "disc":
-            genes["disc"] *= 1.4 if sign > 0 else 0.65
-        elif change == "marking":
-            genes["marking"] = (genes["marking"] + twin) % 5
-        elif change == "width":
-            genes["width"] *= 1.22 if sign > 0 else 0.8
-        elif change == "hue":
-            genes["outer"] = (
-                tuple(np.roll(genes["outer"], 1) * 0.35 + np.array(genes["outer"]) * 0.65)
-                if sign > 0
-                else genes["inner"]
-            )
-        elif change == "notch":
-            genes["notch"] = 0.22 if genes["notch"] < 0.1 else 0.0
-            genes["gap"] = min(0.3, genes["gap"] + 0.1 * (twin - 1))
-        elif change == "point":
-            genes["point"] *= 1.8 if sign > 0 else 0.5
-        else:
-            genes["layers"] = genes["layers"] % 3 + 1
+def _coloured(paint: Mapping[str, float]) -> dict[str, Any]:
+    hue, saturation, value = paint["hue"], paint["saturation"], paint["value"]
+    return {
+        "inner": _hsv(hue + paint["drift"], saturation * paint["pale"], value),
+        "outer": _hsv(hue, saturation, value * 0.95),
+        "marking_colour": _hsv(hue + paint["mark"], 0.75, 0.45),
+    }
+
+
+_MUTATIONS = ("petals", "disc", "disc_colour", "marking", "width", "hue", "notch", "point", "layers")
+
+
+def _mutate(change: str, genes: dict[str, Any], paint: dict[str, float], sign: int) -> None:
+    """Change one gene, in place, by as much as 64 pixels can show."""
+    if change == "petals":
+        # One petal more or less is seen among five, not among eleven.
+        step = 1 if genes["petals"] < 8 else 2
+        genes["petals"] += step if genes["petals"] < 6 else sign * step
+    elif change == "disc":
+        genes["disc"] *= 1.4 if sign > 0 else 0.65
+    elif change == "disc_colour":
+        genes["disc_colour"] = tuple(
+            c * 0.35 if max(genes["disc_colour"]) > 0.65 else c * 2 for c in genes["disc_colour"]
+        )
+    elif change == "marking":
+        genes["marking"] = (genes["marking"] + (1 if sign > 0 else 2)) % 5
+    elif change == "width":
+        genes["width"] *= 1.3 if sign > 0 else 0.7
+    elif change == "hue":
+        # A white flower has no hue to turn: it takes on some colour.
+        paint["saturation"] = max(paint["saturation"], 0.35)
+        paint["hue"] += sign * 0.07
+    elif change == "notch":
+        genes["notch"] = 0.24 if genes["notch"] < 0.1 else 0.0
+    elif change == "point":
+        genes["point"] *= 1.9 if sign > 0 else 0.45
+    else:
+        genes["layers"] = (genes["layers"] + (0 if sign > 0 else 1)) % 3 + 1
 
 
 def render(
-    numbers: Sequence[int], split: str, indices: Sequence[int], size: int, grammar_seed: int = 0
+    numbers: Sequence[int],
+    split: str,
+    indices: Sequence[int],
+    size: int,
+    grammar_seed: int = 0,
+    fixed: Mapping[str, float] | None = None,
 ) -> tuple[NDArray[np.uint8], dict[str, Array]]:
     """Draw images.
 
@@ -166,24 +203,51 @@ def render(
         split: its name; splits never share an image.
         indices: B image numbers within their species and split.
         size: side in pixels, S.
+        fixed: factors that are set rather than drawn, to ask what one does.
 
     Returns:
-        uint8 (B, S, S, 3), and each nuisance factor as (B,).
+        uint8 (B, S, S, 3), and each nuisance factor as float32 (B,).
+
+    Raises:
+        UsageError: `fixed` names no factor.
     """
-    pairs = list(zip(numbers, indices, strict=True))
-    draws = _draws(pairs, split, grammar_seed)
-    factors = _factors(draws)
-    genes = _stack([species(n, grammar_seed) for n in numbers])
-    scene = _Scene(genes, factors, draws[:, len(FACTORS) + 1 :], size)
-    image = _blurred(scene.paint(), factors["blur"] * size / 64)
-    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8), factors
+    draws = _draws(numbers, split, indices, grammar_seed)
+    found = _factors(draws)
+    for name, value in (fixed or {}).items():
+        if name not in FACTORS:
+            raise unknown_name("factor", name, FACTORS)
+        found[name] = np.full(len(draws), value, np.float32)
+    return _drawn([species(n, grammar_seed) for n in numbers], found, draws[:, len(FACTORS) :], size), found
 
 
-def _draws(pairs: Sequence[tuple[int, int]], split: str, grammar_seed: int) -> Array:
-    """All random numbers of each image, uniform in [0, 1): (B, _DRAWS)."""
-    return np.stack(
-        [_rng("image", grammar_seed, number, split, index).random(_DRAWS) for number, index in pairs]
-    ).astype(np.float32)
+def portrait(genes: Species, size: int) -> NDArray[np.uint8]:
+    """One flower under the factors of `PORTRAIT`, on a plain ground: uint8 (S, S, 3), decided by its genes alone."""
+    factors = {name: np.array([value], np.float32) for name, value in PORTRAIT.items()}
+    return np.asarray(_drawn([genes], factors, np.full((1, _DRAWS - len(FACTORS)), 0.5, np.float32), size)[0])
+
+
+def _drawn(genes: Sequence[Species], factors: dict[str, Array], free: Array, size: int) -> NDArray[np.uint8]:
+    image = _Scene(_stack(genes), factors, free, size).paint()
+    image = _blurred(image, factors["blur"] * size / 64)
+    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def _draws(numbers: Sequence[int], split: str, indices: Sequence[int], grammar_seed: int) -> Array:
+    """All random numbers of each image, uniform in [0, 1): float32 (B, _DRAWS).
+
+    A species has one stream per split, of which image i owns numbers i * _DRAWS and on: PCG64 can be wound forward.
+    """
+    found = np.empty((len(numbers), _DRAWS), np.float32)
+    streams: dict[int, tuple[np.random.Generator, Any]] = {}
+    for row, number, index in zip(found, numbers, indices, strict=True):
+        if number not in streams:
+            stream = _rng("images", grammar_seed, number, split)
+            streams[number] = stream, stream.bit_generator.state
+        stream, start = streams[number]
+        stream.bit_generator.state = start
+        stream.bit_generator.advance(int(index) * _DRAWS)  # type: ignore[attr-defined]
+        row[:] = stream.random(_DRAWS)
+    return found
 
 
 def _factors(draws: Array) -> dict[str, Array]:
@@ -195,164 +259,201 @@ def _factors(draws: Array) -> dict[str, Array]:
 
 
 def _stack(genes: Sequence[Species]) -> dict[str, Array]:
-    """Genes as arrays that broadcast against (B, S, S); colours as (B, 1, 1, 3)."""
-    found = {}
-    for name in Species.__dataclass_fields__:
-        values = np.array([getattr(g, name) for g in genes], np.float32)
-        found[name] = values[:, None, None, :] if values.ndim == 2 else values[:, None, None]
-    return found
+    """Genes as (B, 1, 1), colours as (B, 3, 1, 1)."""
+    values = {f.name: np.array([getattr(g, f.name) for g in genes], np.float32) for f in fields(Species)}
+    return {name: value[..., None, None] for name, value in values.items()}
+
+
+def _power(base: Array, exponent: Array) -> Array:
+    """`base ** exponent` for bases from 0 on; numpy has vector instructions for these two, but none for powers."""
+    return np.asarray(np.exp(exponent * np.log(np.maximum(base, 1e-6))))
+
+
+def _over(canvas: Array, colour: Array, cover: Array) -> None:
+    canvas += cover[:, None] * (colour - canvas)
+
+
+def _inside(distance: Array, softness: float = 1.0) -> Array:
+    """Coverage of each pixel: 1 where `distance` is positive, 0 where negative, `softness` pixels of ramp between.
+
+    The unit of `distance` does not matter, nor how it is bent: its own slope says how far a pixel reaches.
+    """
+    slope = np.zeros_like(distance)
+    slope[:, :, 1:] = np.abs(distance[:, :, 1:] - distance[:, :, :-1])
+    slope[:, 1:] += np.abs(distance[:, 1:] - distance[:, :-1])
+    return np.clip(0.5 + distance / (softness * np.maximum(slope, 1e-4)), 0, 1)
 
 
 class _Scene:
-    """One batch being painted, from the ground up. Fields of shape (B, S, S) unless said otherwise."""
+    """One batch being painted, from the ground up."""
 
     def __init__(self, genes: dict[str, Array], factors: dict[str, Array], free: Array, size: int) -> None:
-        self.genes, self.free = genes, free
+        self.genes = genes
+        self.free = {name: free[:, first : first + count, None, None] for name, (first, count) in _FREE.items()}
         self.factors = {name: values[:, None, None] for name, values in factors.items()}
         grid = ((np.arange(size) + 0.5) / size * 2 - 1).astype(np.float32)
-        self.y, self.x = np.meshgrid(grid, grid, indexing="ij")
+        self.x, self.y = grid[None, None, :], grid[None, :, None]
         self.u, self.v = self._flower_frame()
-        self.radius = np.hypot(self.u, self.v)
-        self.angle = np.arctan2(self.v, self.u)
-        # Half a pixel in the flower's frame: edges are that soft.
-        self.soft = 1.2 / size / self.factors["scale"] / 0.62
-
-    def _free(self, k: int) -> Array:
-        return self.free[:, k, None, None]
+        self.radius = np.sqrt(self.u**2 + self.v**2)
+        self.turn = np.arctan2(self.v, self.u) / np.float32(_TURN)
 
     def _flower_frame(self) -> tuple[Array, Array]:
         """Image coordinates bent back into the flower's own frame, where its outer radius is 1."""
         f = self.factors
-        x, y = self.x[None] - f["shift_x"], self.y[None] - f["shift_y"]
-        depth = 1 + f["perspective_x"] * x + f["perspective_y"] * y
-        x, y = x / depth, y / depth
-        wave = [
-            np.sin((2.0 + 2.5 * self._free(k)) * (x if k % 2 else y) * np.pi + 6.283 * self._free(k + 4))
-            for k in range(4)
-        ]
-        x, y = x + f["elastic"] * (wave[0] + wave[2]), y + f["elastic"] * (wave[1] + wave[3])
+        x: Array = self.x - f["shift_x"]
+        y: Array = self.y - f["shift_y"]
+        for sweep in range(2):
+            x, y = self._bent(x, y, sweep)
+        x, y = self._tilted(x, y)
         cos, sin = np.cos(f["rotation"]), np.sin(f["rotation"])
-        reach = f["scale"] * 0.72
+        reach = f["scale"] * 0.75
         return (cos * x + sin * y) / reach, (cos * y - sin * x) / reach
 
+    def _bent(self, x: Array, y: Array, sweep: int) -> tuple[Array, Array]:
+        """Two waves along each axis. Their slopes add up to less than 1, so that nothing folds over."""
+        free = self.free["elastic"][:, 8 * sweep : 8 * sweep + 8]
+        waves, phases, elastic = np.pi * (0.8 + free[:, :4]), _TURN * free[:, 4:], self.factors["elastic"]
+        swing = [np.sin(waves[:, k] * (y if k in (0, 3) else x) + phases[:, k]) for k in range(4)]
+        return x + elastic * (swing[0] + swing[1]), y + elastic * (swing[2] + swing[3])
+
+    def _tilted(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """Where the ray through (x, y) meets the flower's plane, tilted by `perspective`, from 2.5 away."""
+        axis, tilt, distance = self.factors["perspective_axis"], self.factors["perspective"], 2.5
+        cos, sin = np.cos(axis), np.sin(axis)
+        along, across = cos * x + sin * y, cos * y - sin * x
+        depth = distance / np.maximum(distance * np.cos(tilt) - across * np.sin(tilt), 0.1)
+        across = across * depth
+        along = along * (1 + across * np.sin(tilt) / distance)
+        return cos * along - sin * across, sin * along + cos * across
+
     def paint(self) -> Array:
-        """RGB (B, S, S, 3) in about [0, 1]."""
+        """RGB float32 (B, 3, S, S) in about [0, 1]."""
         canvas = self._ground()
-        canvas = self._leaves(canvas)
+        self._leaves(canvas)
         for layer in range(int(self.genes["layers"].max())):
-            canvas = self._petals(canvas, layer)
-        canvas = self._disc(canvas)
-        canvas = self._occluder(canvas)
+            self._petals(canvas, layer)
+        self._disc(canvas)
+        self._occluder(canvas)
         return self._lit(canvas)
 
-    def _over(self, canvas: Array, colour: Array, cover: Array) -> Array:
-        return canvas + cover[..., None] * (colour - canvas)
-
-    def _inside(self, distance: Array) -> Array:
-        """Soft step: 1 where `distance` (in the flower's frame) is positive."""
-        return 1 / (1 + np.exp(-np.clip(distance / self.soft * 2, -30, 30)))
-
     def _ground(self) -> Array:
-        """Soil and grass out of focus: a few waves, and blobs where there is clutter."""
+        """Soil and grass out of focus: two waves, and coloured discs of light where there is clutter."""
+        wave = self.free["ground"]
         noise = sum(
-            np.sin((1 + 5 * self._free(k)) * self.x + (1 + 5 * self._free(k + 1)) * self.y + 6.283 * self._free(k + 2))
-            for k in (8, 11, 14)
+            np.sin(10 * (wave[:, k] - 0.5) * self.x + 10 * (wave[:, k + 1] - 0.5) * self.y + _TURN * wave[:, k + 2])
+            for k in (0, 3)
         )
-        canvas: Array = self.genes["ground"] * (1 + 0.22 * np.asarray(noise)[..., None])
-        for k in (17, 22, 27):
-            x, y = 2 * self._free(k) - 1, 2 * self._free(k + 1) - 1
-            blob = np.exp(-((self.x - x) ** 2 + (self.y - y) ** 2) / (0.02 + 0.12 * self._free(k + 2)))
-            colour = np.concatenate([self._free(k + 2), self._free(k + 3), self._free(k + 4)], axis=-1)[:, :, None, :]
-            canvas = self._over(canvas, colour, blob * self.factors["clutter"] * 0.9)
+        canvas: Array = self.genes["ground"] * (1 + 0.25 * np.asarray(noise))[:, None]
+        for k in range(0, 25, 5):
+            x, y, width, tint, bright = (self.free["bokeh"][:, k + j] for j in range(5))
+            distance = np.sqrt((self.x - 2 * x + 1) ** 2 + (self.y - 2 * y + 1) ** 2)
+            cover = np.clip((0.12 + 0.33 * width - distance) * 9, 0, 1)
+            # Every second one has the hue of some flower, the others that of leaves.
+            hue = (0.52 + 0.66 * tint) if k % 2 else 0.15 + 0.25 * tint
+            colour = [_hsv(float(h), 0.5, 0.35 + 0.6 * float(b)) for h, b in zip(hue.flat, bright.flat, strict=True)]
+            _over(canvas, np.array(colour, np.float32)[:, :, None, None], cover * self.factors["clutter"] * 0.75)
         return canvas
 
-    def _leaves(self, canvas: Array) -> Array:
+    def _leaves(self, canvas: Array) -> None:
         for leaf in range(int(self.genes["leaves"].max())):
-            angle = 6.283 * (leaf / 5 + 0.25 * self._free(32 + leaf))
+            angle = _TURN * (leaf / 5 + 0.25 * self.free["leaf"][:, leaf])
             along = np.cos(angle) * self.u + np.sin(angle) * self.v
             across = np.cos(angle) * self.v - np.sin(angle) * self.u
-            middle = np.clip(along / 1.35, 0, 1)
-            cover = self._inside(0.2 * np.sqrt(middle * (1 - middle)) * 2 - np.abs(across)) * (along > 0)
-            vein = 1 - 0.35 * np.exp(-((across / 0.03) ** 2))
-            canvas = self._over(
-                canvas, self.genes["leaf_colour"] * vein[..., None], cover * (leaf < self.genes["leaves"])
-            )
-        return canvas
+            middle = along / 1.35
+            cover = _inside(0.85 * middle * (1 - middle) - np.abs(across)) * (leaf < self.genes["leaves"])
+            shade = (0.8 + 0.3 * np.clip(across * 6, -1, 1)) * (1 - 0.3 * np.exp(-((across / 0.03) ** 2)))
+            _over(canvas, self.genes["leaf_colour"] * shade[:, None], cover)
 
-    def _petals(self, canvas: Array, layer: int) -> Array:
+    def _petals(self, canvas: Array, layer: int) -> None:
         g = self.genes
-        turn = (self.angle / 6.283185307 * g["petals"] + 0.5 * layer + 1000) % g["petals"]
-        which = np.floor(turn).astype(int)
-        a = np.abs(turn - which - 0.5) * 2  # 0 on a petal's axis, 1 between two petals
-        wobble = np.take_along_axis(
-            self.free[:, 37:53], (which.reshape(len(which), -1) + 3 * layer) % 16, axis=1
-        ).reshape(which.shape)
-        length = (1 - 0.24 * layer) * (0.9 + 0.1 * wobble)
-        wide = np.clip(a / (g["width"] * (1 - g["gap"])), 0, 1)
-        outline = length * (
-            (1 - wide**2.2) ** g["point"] * 0.75 + 0.25 * (1 - wide) - g["notch"] * np.exp(-((a / 0.22) ** 2))
-        )
-        cover = self._inside(outline - self.radius) * (layer < g["layers"])
-        along = np.clip(self.radius / np.maximum(length, 1e-6), 0, 1)
-        colour = g["inner"] + (g["outer"] - g["inner"]) * (along ** g["gradient"])[..., None]
-        mark = self._marking(a, along)
-        colour = colour + mark[..., None] * (g["marking_colour"] - colour)
-        shade = 1 - 0.28 * a**2 - 0.16 * (1 - along) + 0.06 * layer
-        return self._over(canvas, colour * shade[..., None], cover)
+        turn = (self.turn + 1) * g["petals"] + 0.5 * layer
+        which = np.floor(turn)
+        side = (turn - which - 0.5) * 2  # -1 .. 1 across a petal, 0 on its axis
+        a = np.abs(side)
+        wobble = self._wobble((which % g["petals"]).astype(np.intp), layer)
+        length = (1 - 0.26 * layer) * (0.9 + 0.1 * wobble)
+        wide = np.minimum(a / (g["width"] * (1 - g["gap"])), 1)
+        outline = length * (0.75 * _power(1 - wide * wide, g["point"]) + 0.25 * (1 - wide))
+        outline -= length * g["notch"] * np.exp(-((a / 0.22) ** 2))
+        distance = outline - self.radius
+        if layer:
+            # An inner layer throws a shadow on the one below.
+            canvas *= (1 - 0.3 * np.clip(1 + distance * 9, 0, 1) * (layer < g["layers"]))[:, None]
+        along = np.minimum(self.radius / length, 1)
+        colour = g["inner"] + (g["outer"] - g["inner"]) * _power(along, g["gradient"])[:, None]
+        _over(colour, g["marking_colour"], self._marking(a, along))
+        # Each petal lies a little over its neighbour, and has a crease along its axis.
+        shade = 0.94 - 0.22 * a * a + 0.1 * side - 0.2 * (1 - along) - 0.1 * np.maximum(1 - 6 * a, 0) + 0.06 * layer
+        _over(canvas, colour * shade[:, None], _inside(distance) * (layer < g["layers"]))
+
+    def _wobble(self, which: NDArray[np.intp], layer: int) -> Array:
+        """A number in [0, 1) for each petal, at each of its pixels."""
+        flat = (which.reshape(len(which), -1) + 3 * layer) % 16
+        return np.take_along_axis(self.free["petal"][:, :, 0, 0], flat, axis=1).reshape(which.shape)
 
     def _marking(self, a: Array, along: Array) -> Array:
-        """How much of the marking's colour a petal shows: veins, spots, edge or eye."""
-        kind, strength = self.genes["marking"], self.genes["marking_strength"]
-        drawn: Mapping[int, Callable[[], Array]] = {
-            1: lambda: np.clip(np.cos(a * 9.5) * 3 - 1.8, 0, 1) * (along < 0.8),
-            2: lambda: np.clip(np.cos(a * 12) * np.cos(along * 26) * 4 - 1.2, 0, 1) * (along > 0.35),
-            3: lambda: np.clip((along - 0.78) * 9, 0, 1),
-            4: lambda: np.clip((0.48 - along) * 9, 0, 1),
-        }
+        """How much of the marking's colour a petal shows."""
+        kind = self.genes["marking"]
         found = np.zeros_like(a)
-        for marking in drawn:
-            if (kind == marking).any():
-                found = found + (kind == marking) * drawn[marking]()
-        return np.asarray(found * strength)
+        if (kind == 1).any():  # veins
+            veins = np.clip(np.cos(a * 9.5) * 3 - 1.4, 0, 1) * np.clip((0.85 - along) * 9, 0, 1)
+            found = np.where(kind == 1, veins, found)
+        if (kind == 2).any():  # spots
+            spots = np.clip(np.cos(a * 9) * np.cos(along * 24) * 4 - 1, 0, 1) * (along > 0.33)
+            found = np.where(kind == 2, spots, found)
+        found = np.where(kind == 3, np.clip((along - 0.76) * 9, 0, 1), found)  # edge
+        found = np.where(kind == 4, np.clip((0.52 - along) * 9, 0, 1), found)  # eye
+        return np.asarray(found * self.genes["marking_strength"])
 
-    def _disc(self, canvas: Array) -> Array:
+    def _disc(self, canvas: Array) -> None:
         g = self.genes
-        cover = self._inside(g["disc"] - self.radius)
-        grain = 1 + g["disc_grain"] * np.cos(self.u * 55) * np.cos(self.v * 55)
-        rim = 1 - 0.45 * np.clip(self.radius / g["disc"], 0, 1) ** 3
-        return self._over(canvas, g["disc_colour"] * (grain * rim)[..., None], cover)
+        canvas *= (1 - 0.3 * np.clip(1 + (g["disc"] - self.radius) * 9, 0, 1))[:, None]
+        # Three waves at 120 degrees: florets packed in hexagons.
+        florets = sum(np.cos(self.u * cos + self.v * sin) for cos, sin in ((46, 0), (-23, 40), (-23, -40)))
+        grain = 1 + g["disc_grain"] * 0.6 * np.asarray(florets)
+        rim = 1.05 - 0.45 * np.minimum(self.radius / g["disc"], 1) ** 3
+        _over(canvas, g["disc_colour"] * (grain * rim)[:, None], _inside(g["disc"] - self.radius))
 
-    def _occluder(self, canvas: Array) -> Array:
-        """A leaf or blade in front, from one side, reaching `occlusion` of the radius past the rim."""
-        angle = 6.283 * self._free(53)
-        side = np.cos(angle) * self.x + np.sin(angle) * self.y
-        edge = 0.72 * self.factors["scale"] * (1 - 2 * self.factors["occlusion"])
-        bend = 0.12 * np.sin(3 * (np.cos(angle) * self.y - np.sin(angle) * self.x) + 6.283 * self._free(54))
-        cover = self._inside(side - edge - bend) * (self.factors["occlusion"] > 0)
-        tone = 0.6 + 0.5 * self._free(55)
-        return self._over(canvas, self.genes["leaf_colour"] * tone[..., None], cover)
+    def _occluder(self, canvas: Array) -> None:
+        """A leaf in front, out of focus, that comes from one side and covers that share of the flower's diameter."""
+        if not self.factors["occlusion"].any():
+            return
+        way, phase, tone = (self.free["occluder"][:, k] for k in range(3))
+        cos, sin = np.cos(_TURN * way), np.sin(_TURN * way)
+        side = cos * (self.x - self.factors["shift_x"]) + sin * (self.y - self.factors["shift_y"])
+        edge = 0.75 * self.factors["scale"] * (1 - 2 * self.factors["occlusion"])
+        bend = 0.12 * np.sin(3 * (cos * self.y - sin * self.x) + _TURN * phase)
+        depth = side - edge - bend
+        shade = (0.55 + 0.5 * tone) * (1 + 0.25 * np.sin(9 * depth))
+        _over(
+            canvas,
+            self.genes["leaf_colour"] * shade[:, None],
+            np.clip(0.5 + 12 * depth, 0, 1) * (self.factors["occlusion"] > 0),
+        )
 
     def _lit(self, canvas: Array) -> Array:
         """Brightness, colour temperature, and light falling off to one side."""
-        angle = 6.283 * self._free(56)
-        fall = 1 + 0.25 * (np.cos(angle) * self.x + np.sin(angle) * self.y)
-        warm = np.stack(
-            [1 + self.factors["warmth"], np.ones_like(self.factors["warmth"]), 1 - self.factors["warmth"]], axis=-1
-        )
-        return np.asarray(canvas * (self.factors["light"] * fall)[..., None] * warm)
+        way = _TURN * self.free["light"][:, 0]
+        fall = self.factors["light"] * (1 + 0.25 * (np.cos(way) * self.x + np.sin(way) * self.y))
+        warmth = self.factors["warmth"]
+        canvas *= np.stack([1 + warmth, np.ones_like(warmth), 1 - warmth], axis=1) * fall[:, None]
+        return canvas
 
 
-def _blurred(image: Array, sigmas: Array) -> Array:
+def _blurred(images: Array, sigmas: Array) -> Array:
     from scipy.ndimage import gaussian_filter
 
-    return np.stack(
-        [gaussian_filter(one, (s, s, 0)) if s > 0.15 else one for one, s in zip(image, sigmas, strict=True)]
-    )
+    for image, sigma in zip(images, sigmas, strict=True):
+        if sigma > 0.15:
+            gaussian_filter(image, (0, sigma, sigma), output=image)
+    return images
 
 
 def _parse(options: Mapping[str, Any]) -> dict[str, int]:
     values: dict[str, int] = {}
     for name, given in options.items():
+        if name not in _BOUNDS:
+            raise unknown_name("option of dataset petals", name, _BOUNDS)
         low, high = _BOUNDS[name]
         try:
             values[name] = int(str(given))
@@ -379,13 +480,13 @@ def load(request: DataRequest) -> Dataset:
     )
     splits, listing, start = {}, {}, 0
     for split in ("train", "val", "test"):
-        part = [(n, i) for name, n, i in plan if name == split]
-        labels = np.array([n for n, _ in part], np.int64)
-        keys = [f"{split}/{n:03d}/{i:03d}" for n, i in part]
-        factors = _factors(_draws(part, split, options["grammar_seed"]))
-        splits[split] = Split(Slice(images, start, start + len(part)), labels, keys, factors)
-        listing[split] = (keys, labels.tolist())
-        start += len(part)
+        numbers, indices = zip(*((n, i) for name, n, i in plan if name == split), strict=True)
+        keys = [f"{split}/{n:03d}/{i:03d}" for n, i in zip(numbers, indices, strict=True)]
+        factors = _factors(_draws(numbers, split, indices, options["grammar_seed"]))
+        stop = start + len(keys)
+        splits[split] = Split(Slice(images, start, stop), np.array(numbers, np.int64), keys, factors)
+        listing[split] = (keys, numbers)
+        start = stop
     return Dataset(
         name="petals",
         class_names=[f"family {n // FAMILY + 1} {'abc'[n % FAMILY]}" for n in range(count)],
@@ -398,6 +499,7 @@ def load(request: DataRequest) -> Dataset:
 
 
 def _rendered(plan: Sequence[tuple[str, int, int]], size: int, grammar_seed: int) -> Iterator[NDArray[np.uint8]]:
+    """The images of `plan` (split, species, index), in order, each (S, S, 3)."""
     # Batches small enough for the arithmetic to stay in the processor's cache.
     step = max(1, 10 * 64 * 64 // size**2)
 
@@ -409,6 +511,23 @@ def _rendered(plan: Sequence[tuple[str, int, int]], size: int, grammar_seed: int
             images.extend(render([n for n, _ in chosen], split, [i for _, i in chosen], size, grammar_seed)[0])
         return images
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter lock
-        for images in pool.map(draw, range(0, len(plan), step)):
-            yield from images
+    for images in in_order(draw, range(0, len(plan), step)):  # numpy lets go of the interpreter lock
+        yield from images
+
+
+def sheet(families: int = 5, size: int = 64) -> NDArray[np.uint8]:
+    """A contact sheet, uint8 (H, W, 3): a family of twins a row, of each a portrait and three training images."""
+    rows = []
+    for family in range(families):
+        for twin in range(FAMILY):
+            number = FAMILY * family + twin
+            images, _ = render([number] * 3, "train", range(3), size)
+            rows.append(np.concatenate([portrait(species(number), size), *images], axis=1))
+    lines = [np.concatenate(rows[start : start + FAMILY], axis=1) for start in range(0, len(rows), FAMILY)]
+    return np.concatenate(lines, axis=0)
+
+
+if __name__ == "__main__":
+    from PIL import Image
+
+    Image.fromarray(sheet()).save(sys.argv[1], optimize=True)
