@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,15 +12,19 @@ from torch import Tensor
 #: Stage: channels, side of the feature map.
 STAGES = {1: (64, 56), 2: (128, 28), 3: (256, 14), 4: (512, 7)}
 BATCHES = (1, 8, 32)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+Call = Callable[[], object]
 
 
 @dataclass
 class Case:
-    """Inputs of one call, channels-last, with gradients wanted."""
+    """Inputs of one modulated call, with gradients wanted."""
 
     stage: int
     batch: int
     dtype: torch.dtype = torch.float32
+    layout: torch.memory_format = torch.channels_last
 
     def __post_init__(self) -> None:
         channels, side = STAGES[self.stage]
@@ -27,7 +32,7 @@ class Case:
 
         def draw(*shape: int) -> Tensor:
             values = torch.randn(*shape, generator=generator).to(self.dtype)
-            return values.to(memory_format=torch.channels_last).requires_grad_()
+            return values.contiguous(memory_format=self.layout).requires_grad_()
 
         self.input = draw(self.batch, channels, side, side)
         self.weight = draw(channels, channels, 3, 3)
@@ -36,45 +41,95 @@ class Case:
         self.mask = draw(self.batch, 9, side, side).detach().sigmoid().requires_grad_()
 
 
-def ours(case: Case) -> Tensor:
+def ours(case: Case) -> Call:
     """flowers_bench.ops.deform_conv2d."""
     from flowers_bench.ops import deform_conv2d
 
-    return deform_conv2d(case.input, case.offset, case.weight, None, 1, 1, 1, case.mask)
+    return partial(deform_conv2d, case.input, case.offset, case.weight, None, 1, 1, 1, case.mask)
 
 
-def torchvision(case: Case) -> Tensor:
+def torchvision(case: Case) -> Call:
     """torchvision.ops.deform_conv2d."""
     from torchvision.ops import deform_conv2d
 
-    found: Tensor = deform_conv2d(case.input, case.offset, case.weight, None, 1, 1, 1, case.mask)
-    return found
+    return partial(deform_conv2d, case.input, case.offset, case.weight, None, 1, 1, 1, case.mask)
 
 
-def conv2d(case: Case) -> Tensor:
+def conv2d(case: Case) -> Call:
     """The plain convolution of the same shape: what deformation costs is measured against it."""
-    return torch.nn.functional.conv2d(case.input, case.weight, padding=1)
+    return partial(torch.nn.functional.conv2d, case.input, case.weight, padding=1)
 
 
-PEERS: dict[str, Callable[[Case], Tensor]] = {"flowers_bench": ours, "torchvision": torchvision, "conv2d": conv2d}
+def onnxruntime(case: Case) -> Call:
+    """onnxruntime's DeformConv on the file that we export (float32, forward only), with torch's number of threads."""
+    import io
+
+    import onnx
+    import onnxruntime as runtime
+
+    names = ("input", "weight", "offset", "bias", "mask")
+    tensors = (case.input, case.weight, case.offset, torch.zeros(case.weight.shape[0]), case.mask)
+    values = [onnx.helper.make_tensor_value_info(n, 1, t.shape) for n, t in zip(names, tensors, strict=True)]
+    node = onnx.helper.make_node("DeformConv", names, ["out"], pads=[1, 1, 1, 1], kernel_shape=[3, 3])
+    out = onnx.helper.make_tensor_value_info("out", 1, None)
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "deform", values, [out]),
+        opset_imports=[onnx.helper.make_opsetid("", 19)],
+        ir_version=9,
+    )
+    file = io.BytesIO()
+    onnx.save(model, file)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Spinning threads would take the processor from the peers that are timed in turn.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = runtime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    feed = {n: t.detach().contiguous().numpy() for n, t in zip(names, tensors, strict=True)}
+    return partial(session.run, None, feed)
 
 
-def forward(case: Case, peer: str) -> Callable[[], object]:
+PEERS: dict[str, Callable[[Case], Call]] = {
+    "flowers_bench": ours,
+    "conv2d": conv2d,
+    "torchvision": torchvision,
+    "onnxruntime": onnxruntime,
+}
+
+
+def why_not(peer: str, direction: Callable[..., Call], dtype: torch.dtype) -> str | None:
+    """Why a peer cannot take part, or None."""
+    if peer == "torchvision" and dtype == torch.bfloat16:
+        return "torchvision has no bfloat16 on a CPU"
+    if peer == "onnxruntime":
+        from importlib.util import find_spec
+
+        if find_spec("onnxruntime") is None or find_spec("onnx") is None:
+            return "onnxruntime is not installed: pip install 'flowers-bench[onnx]'"
+        if direction is not forward or dtype != torch.float32:
+            return "onnxruntime has the float32 forward pass only"
+    return None
+
+
+def forward(case: Case, peer: str) -> Call:
     """The forward pass alone, as at inference."""
+    call = PEERS[peer](case)
 
     def run() -> object:
         with torch.inference_mode():
-            return PEERS[peer](case)
+            return call()
 
     return run
 
 
-def forward_backward(case: Case, peer: str) -> Callable[[], object]:
+def forward_backward(case: Case, peer: str) -> Call:
     """Forward, and the gradients of everything that has one."""
+    call = PEERS[peer](case)
     wanted = [case.input, case.weight] + ([] if peer == "conv2d" else [case.offset, case.mask])
-    grad = torch.ones_like(PEERS[peer](case))
+    out = call()
+    assert isinstance(out, Tensor)
+    grad = torch.ones_like(out)
 
     def run() -> object:
-        return torch.autograd.grad(PEERS[peer](case), wanted, grad)
+        return torch.autograd.grad(call(), wanted, grad)
 
     return run

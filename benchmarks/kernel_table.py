@@ -1,55 +1,125 @@
 """python benchmarks/kernel_table.py: the ratio table of docs/performance.md, from one run.
 
-Peers take turns within each round, so that a machine whose speed drifts slows all of them alike; a cell is the ratio
-of medians.
+Peers take turns within each round, so that a machine whose speed drifts slows all of them alike. A cell is the median
+over the rounds of that round's ratio; torchvision, slow as it is, takes part in a third of the rounds.
 """
 
 from __future__ import annotations
 
+import argparse
+import math
 import statistics
-import sys
 import time
-from collections.abc import Callable
 
 import torch
-from cases import BATCHES, PEERS, STAGES, Case, forward, forward_backward
+from cases import BATCHES, STAGES, Call, Case, forward, forward_backward, why_not
 
 from flowers_bench.environment import describe_hardware, environment
 from flowers_bench.ops import kernel
 
 
-def medians(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, interleaved."""
+def interleaved(runs: dict[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each in each round; of torchvision only every third."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
+    for run in runs.values():
+        run()
+    for turn in range(rounds):
         for name, run in runs.items():
+            if name == "torchvision" and turn % 3:
+                seconds[name].append(seconds[name][-1])
+                continue
             started = time.perf_counter()
             run()
-            if turn:  # the first turn warms up
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
 
 
-def main(rounds: int = 7) -> None:
-    """Print the table as Markdown."""
-    facts = environment(torch.device("cpu"))
-    print(
-        f"{describe_hardware(facts)}, torch {torch.__version__}, kernel {kernel()}, float32, 3x3, mask, {rounds} rounds\n"
-    )
-    print("| stage | batch | direction | ours ms | conv2d ms | torchvision ms | ours / conv2d | torchvision / ours |")
-    print("|---:|---:|---|---:|---:|---:|---:|---:|")
+def ratio(found: dict[str, list[float]], above: str, below: str) -> float:
+    """Median over the rounds of one peer's time over another's; NaN where one did not take part."""
+    if above not in found or below not in found:
+        return math.nan
+    return statistics.median(a / b for a, b in zip(found[above], found[below], strict=True))
+
+
+def cell(value: float, digits: int = 2) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(statistics.fmean(math.log(v) for v in values))
+
+
+def rows(batches: tuple[int, ...], rounds: int, peers: tuple[str, ...]) -> None:
+    """Print the table of every stage and batch, and below it the means that the targets speak of."""
+    print("| stage | batch | direction | ours ms | conv2d ms | ours / conv2d | NCHW / channels-last |", end="")
+    print(" torchvision / ours | onnxruntime / ours |")
+    print("|---:|---:|---|---:|---:|---:|---:|---:|---:|")
+    means: dict[tuple[int, str], list[float]] = {}
     for stage in STAGES:
-        for batch in BATCHES:
+        for batch in batches:
             for direction in (forward, forward_backward):
-                case = Case(stage, batch)
-                found = medians({peer: direction(case, peer) for peer in PEERS}, rounds)
-                ours, plain, theirs = (1000 * found[peer] for peer in ("flowers_bench", "conv2d", "torchvision"))
+                name = direction.__name__
+                runs = {
+                    peer: direction(Case(stage, batch), peer)
+                    for peer in peers
+                    if not why_not(peer, direction, torch.float32)
+                }
+                runs["nchw"] = direction(Case(stage, batch, layout=torch.contiguous_format), "flowers_bench")
+                found = interleaved(runs, rounds)
+                ours, plain = (1000 * statistics.median(found[peer]) for peer in ("flowers_bench", "conv2d"))
+                against = ratio(found, "flowers_bench", "conv2d")
+                if batch >= 8:
+                    means.setdefault((stage, name), []).append(against)
                 print(
-                    f"| {stage} | {batch} | {direction.__name__} | {ours:.1f} | {plain:.1f} | {theirs:.1f} "
-                    f"| {ours / plain:.2f} | {theirs / ours:.1f} |",
+                    f"| {stage} | {batch} | {name} | {ours:.1f} | {plain:.1f} | {cell(against)} "
+                    f"| {cell(ratio(found, 'nchw', 'flowers_bench'))} "
+                    f"| {cell(ratio(found, 'torchvision', 'flowers_bench'), 1)} "
+                    f"| {cell(ratio(found, 'onnxruntime', 'flowers_bench'))} |",
                     flush=True,
                 )
+    print("\nGeometric means over batches of 8 and more, ours / conv2d:")
+    for (stage, name), values in means.items():
+        print(f"stage {stage} {name}: {geometric_mean(values):.2f}")
+
+
+def scaling(rounds: int) -> None:
+    """Print how much faster all threads are than one, and bfloat16 against float32."""
+    threads = torch.get_num_threads()
+    print(f"\n| stage | direction | 1 thread / {threads} threads | bfloat16 / float32 |\n|---:|---|---:|---:|")
+    for stage in STAGES:
+        for direction in (forward, forward_backward):
+            run = direction(Case(stage, 8), "flowers_bench")
+            half = direction(Case(stage, 8, torch.bfloat16), "flowers_bench")
+
+            def alone(run: Call = run) -> object:
+                torch.set_num_threads(1)
+                try:
+                    return run()
+                finally:
+                    torch.set_num_threads(threads)
+
+            found = interleaved({"one": alone, "all": run, "half": half}, rounds)
+            gain, halved = ratio(found, "one", "all"), ratio(found, "half", "all")
+            print(f"| {stage} | {direction.__name__} | {gain:.2f} | {halved:.2f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--peers", nargs="+", default=["flowers_bench", "conv2d", "torchvision", "onnxruntime"])
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    facts = environment(torch.device("cpu"))
+    print(
+        f"{describe_hardware(facts)}, torch {torch.__version__}, kernel {kernel()}, {given.threads} threads; ", end=""
+    )
+    print(f"float32, 3x3, mask, channels-last, offsets of standard deviation 1; {given.rounds} rounds\n")
+    rows(tuple(given.batches), given.rounds, tuple(given.peers))
+    if given.threads > 1:
+        scaling(given.rounds)
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

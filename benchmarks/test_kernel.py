@@ -1,4 +1,8 @@
-"""pytest benchmarks/ --benchmark-group-by=group: one table per stage, batch and direction, the peers in its rows."""
+"""pytest benchmarks/ --benchmark-group-by=group: one table per stage, batch, type and direction, the peers in its rows.
+
+The default selection takes a few minutes; `-m slow` adds batch 32, bfloat16 and float64. Rounds of different peers are
+not interleaved here: for ratios use `python benchmarks/kernel_table.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,21 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cases import BATCHES, PEERS, STAGES, Case, forward, forward_backward
+from cases import BATCHES, DTYPES, PEERS, STAGES, Case, forward, forward_backward, why_not
+
+SLOW = [
+    pytest.param(batch, dtype, marks=[] if batch < 32 and dtype == "float32" else pytest.mark.slow)
+    for batch in BATCHES
+    for dtype in DTYPES
+]
 
 
 @pytest.mark.parametrize("peer", PEERS)
 @pytest.mark.parametrize("direction", [forward, forward_backward], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("batch", BATCHES[:2])
+@pytest.mark.parametrize(("batch", "dtype"), SLOW)
 @pytest.mark.parametrize("stage", STAGES)
-def test_kernel(benchmark: Any, stage: int, batch: int, direction: Callable[..., Any], peer: str) -> None:
-    benchmark.group = f"stage {stage}, batch {batch}, {direction.__name__}"
-    benchmark.pedantic(direction(Case(stage, batch), peer), rounds=5, warmup_rounds=1)
+def test_kernel(benchmark: Any, stage: int, batch: int, dtype: str, direction: Callable[..., Any], peer: str) -> None:
+    if reason := why_not(peer, direction, DTYPES[dtype]):
+        pytest.skip(reason)
+    benchmark.group = f"stage {stage}, batch {batch}, {dtype}, {direction.__name__}"
+    benchmark.pedantic(direction(Case(stage, batch, DTYPES[dtype]), peer), rounds=5, warmup_rounds=1)

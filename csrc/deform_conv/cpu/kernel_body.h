@@ -146,6 +146,121 @@ struct Arena {
   }
 };
 
+// ---- Turning channels-by-positions over ----
+
+#if defined(__GNUC__) && !defined(__clang__)
+template <typename T>
+struct IndexOf;
+template <>
+struct IndexOf<float> {
+  typedef int32_t type __attribute__((vector_size(FB_VECTOR_BYTES)));
+};
+template <>
+struct IndexOf<double> {
+  typedef int64_t type __attribute__((vector_size(FB_VECTOR_BYTES)));
+};
+#endif
+
+// The elements of a and b in turn, from element `first` on.
+template <typename T>
+FB_INLINE Vector<T> zip(Vector<T> a, Vector<T> b, int64_t first) {
+#if defined(__GNUC__) && !defined(__clang__)
+  typename IndexOf<T>::type index;
+  for (int64_t i = 0; i < kLanes<T>; ++i) index[i] = first + i / 2 + (i % 2 ? kLanes<T> : 0);
+  return __builtin_shuffle(a, b, index);
+#else
+  Vector<T> zipped;
+  for (int64_t i = 0; i < kLanes<T>; ++i) zipped[i] = i % 2 ? b[first + i / 2] : a[first + i / 2];
+  return zipped;
+#endif
+}
+
+// Transposes a square of vectors: zipping its halves once for each bit of the index.
+template <typename T>
+FB_INLINE void turn(Vector<T> square[kLanes<T>]) {
+#pragma GCC unroll 4
+  for (int64_t bit = 1; bit < kLanes<T>; bit *= 2) {
+    Vector<T> zipped[kLanes<T>];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes<T> / 2; ++i) {
+      zipped[2 * i] = zip<T>(square[i], square[i + kLanes<T> / 2], 0);
+      zipped[2 * i + 1] = zip<T>(square[i], square[i + kLanes<T> / 2], kLanes<T> / 2);
+    }
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes<T>; ++i) square[i] = zipped[i];
+  }
+}
+
+template <typename T, typename S>
+FB_INLINE Vector<T> load_widened(const S* from) {
+  T wide[kLanes<T>];
+  for (int64_t i = 0; i < kLanes<T>; ++i) wide[i] = widen(from[i]);
+  return load(wide);
+}
+
+template <typename T, typename S>
+FB_INLINE void store_narrowed(S* to, Vector<T> v) {
+  T wide[kLanes<T>];
+  store(wide, v);
+  for (int64_t i = 0; i < kLanes<T>; ++i) narrow(wide[i], to + i);
+}
+
+// `count` positions of one image, with the given distances between channels and between positions, to dense rows.
+template <typename T, typename S>
+void gather_rows(const S* from, int64_t channel_stride, int64_t position_stride, int64_t channels, int64_t count,
+                 T* to) {
+  if (channel_stride == 1) {
+    for (int64_t p = 0; p < count; ++p) {
+      for (int64_t c = 0; c < channels; ++c) to[p * channels + c] = widen(from[p * position_stride + c]);
+    }
+    return;
+  }
+  constexpr int64_t L = kLanes<T>;
+  const int64_t squares = position_stride == 1 ? channels / L * L : 0;
+  for (int64_t p = 0; p < count; p += L) {
+    const int64_t used = smaller(L, count - p), whole = used == L ? squares : 0;
+    for (int64_t c = 0; c < whole; c += L) {
+      Vector<T> square[L];
+      for (int64_t i = 0; i < L; ++i) square[i] = load_widened<T>(from + (c + i) * channel_stride + p);
+      turn<T>(square);
+      for (int64_t i = 0; i < L; ++i) store(to + (p + i) * channels + c, square[i]);
+    }
+    for (int64_t c = whole; c < channels; ++c) {
+      for (int64_t i = p; i < p + used; ++i) {
+        to[i * channels + c] = widen(from[c * channel_stride + i * position_stride]);
+      }
+    }
+  }
+}
+
+// The way back: rows, `row_stride` apart, to any strides.
+template <typename T, typename S>
+void scatter_rows(const T* from, int64_t row_stride, int64_t channels, int64_t count, S* to, int64_t channel_stride,
+                  int64_t position_stride) {
+  if (channel_stride == 1) {
+    for (int64_t p = 0; p < count; ++p) {
+      for (int64_t c = 0; c < channels; ++c) narrow(from[p * row_stride + c], to + p * position_stride + c);
+    }
+    return;
+  }
+  constexpr int64_t L = kLanes<T>;
+  const int64_t squares = position_stride == 1 ? channels / L * L : 0;
+  for (int64_t p = 0; p < count; p += L) {
+    const int64_t used = smaller(L, count - p), whole = used == L ? squares : 0;
+    for (int64_t c = 0; c < whole; c += L) {
+      Vector<T> square[L];
+      for (int64_t i = 0; i < L; ++i) square[i] = load(from + (p + i) * row_stride + c);
+      turn<T>(square);
+      for (int64_t i = 0; i < L; ++i) store_narrowed<T>(to + (c + i) * channel_stride + p, square[i]);
+    }
+    for (int64_t c = whole; c < channels; ++c) {
+      for (int64_t i = p; i < p + used; ++i) {
+        narrow(from[i * row_stride + c], to + c * channel_stride + i * position_stride);
+      }
+    }
+  }
+}
+
 // ---- Products ----
 
 // c (MR rows, NV vectors) = or += a (MR, depth) x b (depth, NV vectors). Rows of `a` lie `stride` apart, or, where
@@ -535,22 +650,13 @@ FB_INLINE void for_each_image(const Problem<T>& q, const Tile<T>& tile, F f) {
 template <typename T>
 void write_out(const Problem<T>& q, const Tile<T>& tile, const T* sums, int64_t sums_stride) {
   const int64_t width = q.width(), padded = q.padded(width);
+  const int64_t* stride = q.out.stride;
   with_storage(q.out.storage, T(0), [&](auto* kind) {
-    using S = decltype(kind);
-    for_each_image(q, tile, [&](int64_t p0, int64_t count) {
+    auto* out = static_cast<decltype(kind)>(q.out.data);
+    for_each_image(q, tile, [&](int64_t p, int64_t count) {
       for (int64_t group = 0; group < q.gemm_groups(); ++group) {
-        S to = static_cast<S>(q.out.data) + tile.image[p0] * q.out.stride[0] + group * width * q.out.stride[1] +
-               tile.place[p0] * q.out.stride[2];
-        const T* from = sums + p0 * sums_stride + group * padded;
-        if (q.out.stride[1] == 1) {
-          for (int64_t p = 0; p < count; ++p) {
-            for (int64_t o = 0; o < width; ++o) narrow(from[p * sums_stride + o], to + p * q.out.stride[2] + o);
-          }
-        } else {
-          for (int64_t o = 0; o < width; ++o) {
-            for (int64_t p = 0; p < count; ++p) narrow(from[p * sums_stride + o], to + o * q.out.stride[1] + p);
-          }
-        }
+        auto* to = out + tile.image[p] * stride[0] + group * width * stride[1] + tile.place[p] * stride[2];
+        scatter_rows(sums + p * sums_stride + group * padded, sums_stride, width, count, to, stride[1], stride[2]);
       }
     });
   });
@@ -967,31 +1073,24 @@ void unpack_weight(const Problem<T>& q, const T* buffers, int64_t parts, int64_t
 
 // ---- The images' order in memory ----
 
-// Squares of this size are turned over in the first-level cache.
-constexpr int64_t kSquare = 16;
+// Calls f(image, first position, count, position in all) for the parts of [begin, end) in each image.
+template <typename F>
+FB_INLINE void for_each_part(int64_t positions, int64_t begin, int64_t end, F f) {
+  for (int64_t at = begin; at < end;) {
+    const int64_t place = at % positions, count = smaller(end - at, positions - place);
+    f(at / positions, place, count, at);
+    at += count;
+  }
+}
 
 template <typename T>
 void to_rows(const Strided& from, int64_t channels, int64_t positions, int64_t begin, int64_t end, T* to) {
   with_storage(from.storage, T(0), [&](auto* kind) {
     const auto* data = static_cast<decltype(kind)>(from.data);
-    for (int64_t at = begin; at < end;) {
-      const int64_t place = at % positions;
-      const int64_t count = smaller(smaller(kSquare, end - at), positions - place);
-      const auto* image = data + at / positions * from.stride[0] + place * from.stride[2];
-      for (int64_t c0 = 0; c0 < channels; c0 += kSquare) {
-        const int64_t used = smaller(kSquare, channels - c0);
-        T square[kSquare][kSquare];
-        for (int64_t c = 0; c < used; ++c) {
-          for (int64_t p = 0; p < count; ++p) {
-            square[c][p] = widen(image[(c0 + c) * from.stride[1] + p * from.stride[2]]);
-          }
-        }
-        for (int64_t p = 0; p < count; ++p) {
-          for (int64_t c = 0; c < used; ++c) to[(at + p) * channels + c0 + c] = square[c][p];
-        }
-      }
-      at += count;
-    }
+    for_each_part(positions, begin, end, [&](int64_t image, int64_t place, int64_t count, int64_t at) {
+      gather_rows(data + image * from.stride[0] + place * from.stride[2], from.stride[1], from.stride[2], channels,
+                  count, to + at * channels);
+    });
   });
 }
 
@@ -999,20 +1098,10 @@ template <typename T>
 void from_rows(const T* from, int64_t channels, int64_t positions, int64_t begin, int64_t end, const Strided& to) {
   with_storage(to.storage, T(0), [&](auto* kind) {
     auto* data = static_cast<decltype(kind)>(to.data);
-    for (int64_t at = begin; at < end;) {
-      const int64_t place = at % positions;
-      const int64_t count = smaller(smaller(kSquare, end - at), positions - place);
-      auto* image = data + at / positions * to.stride[0] + place * to.stride[2];
-      for (int64_t c0 = 0; c0 < channels; c0 += kSquare) {
-        const int64_t used = smaller(kSquare, channels - c0);
-        for (int64_t c = 0; c < used; ++c) {
-          for (int64_t p = 0; p < count; ++p) {
-            narrow(from[(at + p) * channels + c0 + c], image + (c0 + c) * to.stride[1] + p * to.stride[2]);
-          }
-        }
-      }
-      at += count;
-    }
+    for_each_part(positions, begin, end, [&](int64_t image, int64_t place, int64_t count, int64_t at) {
+      scatter_rows(from + at * channels, channels, channels, count,
+                   data + image * to.stride[0] + place * to.stride[2], to.stride[1], to.stride[2]);
+    });
   });
 }
 

@@ -132,53 +132,89 @@ bool is_rows(const Tensor& t) {
   return same && (is_channels_last(t) || (t.is_contiguous() && (t.size(1) == 1 || t.size(2) * t.size(3) == 1)));
 }
 
-// The tensor as (N, positions, C) dense in T: itself if it lies so, else a copy.
-template <typename T>
-struct Rows {
-  Tensor held;
-  Buffer<T> copy;
-  const T* data;
-
-  explicit Rows(const Tensor& t) : held(is_rows<T>(t) ? t : walkable(t)) {
-    data = static_cast<const T*>(held.const_data_ptr());
-    if (is_rows<T>(t)) return;
-    const int64_t channels = t.size(1), positions = t.size(2) * t.size(3);
-    copy = Buffer<T>(t, t.numel());
-    data = copy.data();
-    const Strided from = view(held);
-    share(t.size(0) * positions, 256, [&](int64_t begin, int64_t end) {
-      kernel_for(T(0)).to_rows(from, channels, positions, begin, end, copy.data());
-    });
-  }
+// Images [first, last) of a batch, which are worked on at once.
+struct Images {
+  int64_t first, last;
+  int64_t count() const { return last - first; }
 };
 
-// A gradient (N, C, H, W) that is summed as dense rows of T: in place where its memory is so, else beside it.
+// A tensor (N, C, positions) as dense rows of T: itself if it lies so, else a copy of the images at hand.
 template <typename T>
-struct RowsOut {
-  Tensor result;
-  Buffer<T> beside;
-  T* data;
-
-  explicit RowsOut(const Tensor& like)
-      : result(empty_as(like, {like.size(0), like.size(1), like.size(2), like.size(3)}, is_channels_last(like))) {
-    if (is_rows<T>(result)) {
-      data = static_cast<T*>(result.mutable_data_ptr());
-    } else {
-      beside = Buffer<T>(like, like.numel());
-      data = beside.data();
-    }
-    zero_in_parallel(data, result.numel());
+class Rows {
+ public:
+  Rows(const Tensor& t, int64_t images_at_once) : held_(is_rows<T>(t) ? t : walkable(t)), from_(view(held_)) {
+    channels_ = t.size(1), positions_ = t.size(2) * t.size(3);
+    if (!is_rows<T>(t)) copy_ = Buffer<T>(t, images_at_once * channels_ * positions_);
   }
 
-  void finish() const {
-    if (!beside.data()) return;
-    const int64_t channels = result.size(1), positions = result.size(2) * result.size(3);
-    const Strided to = view(result);
-    share(result.size(0) * positions, 256, [&](int64_t begin, int64_t end) {
-      kernel_for(T(0)).from_rows(beside.data(), channels, positions, begin, end, to);
+  // The rows of image 0, were they all there: those of `images` are.
+  const T* load(const Images& images) const {
+    if (!copy_.data()) return static_cast<const T*>(held_.const_data_ptr());
+    T* const to = copy_.data() - images.first * positions_ * channels_;
+    share(images.count() * positions_, 256, [&](int64_t begin, int64_t end) {
+      const int64_t skipped = images.first * positions_;
+      kernel_for(T(0)).to_rows(from_, channels_, positions_, skipped + begin, skipped + end, to);
+    });
+    return to;
+  }
+
+ private:
+  Tensor held_;
+  Strided from_;
+  int64_t channels_, positions_;
+  Buffer<T> copy_;
+};
+
+// The input's gradient, summed in dense rows of T: in place where its memory is so, else beside it.
+template <typename T>
+class RowsOut {
+ public:
+  RowsOut(const Tensor& result, int64_t images_at_once) : result_(result), to_(view(result)) {
+    channels_ = result.size(1), positions_ = result.size(2) * result.size(3);
+    if (!is_rows<T>(result)) beside_ = Buffer<T>(result, images_at_once * channels_ * positions_);
+  }
+
+  // Zeroed rows for `images`, as the rows of image 0.
+  T* start(const Images& images) const {
+    const int64_t image = positions_ * channels_;
+    T* const all = beside_.data() ? beside_.data() - images.first * image : static_cast<T*>(result_.mutable_data_ptr());
+    zero_in_parallel(all + images.first * image, images.count() * image);
+    return all;
+  }
+
+  void finish(const Images& images) const {
+    if (!beside_.data()) return;
+    const T* const from = beside_.data() - images.first * positions_ * channels_;
+    share(images.count() * positions_, 256, [&](int64_t begin, int64_t end) {
+      const int64_t skipped = images.first * positions_;
+      kernel_for(T(0)).from_rows(from, channels_, positions_, skipped + begin, skipped + end, to_);
     });
   }
+
+ private:
+  Tensor result_;
+  Strided to_;
+  int64_t channels_, positions_;
+  Buffer<T> beside_;
 };
+
+// How many images to work on at once: all where nothing is copied, else as many as keep the copies small (fresh
+// memory costs page faults) but every thread busy.
+template <typename T>
+int64_t images_at_once(const Geometry& g, std::initializer_list<const Tensor*> tensors) {
+  bool copies = false;
+  for (const Tensor* t : tensors) copies = copies || !is_rows<T>(*t);
+  if (!copies) return g.batch;
+  constexpr int64_t kBytes = 3 << 19, kPositions = 192;
+  const int64_t image = g.height * g.width * g.channels * static_cast<int64_t>(sizeof(T));
+  const int64_t busy = (kPositions * torch::stable::get_num_threads() + g.positions() - 1) / g.positions();
+  return std::max<int64_t>(1, std::min(g.batch, std::max(kBytes / image, busy)));
+}
+
+template <typename F>
+void for_each_chunk(int64_t batch, int64_t at_once, const F& f) {
+  for (int64_t first = 0; first < batch; first += at_once) f(Images{first, std::min(first + at_once, batch)});
+}
 
 // What every pass needs: the problem, and the tensors that its pointers point into.
 template <typename T>
@@ -186,13 +222,10 @@ struct Prepared {
   Problem<T> q;
   Tensor offset, weight;
   std::optional<Tensor> mask;
-  Rows<T> input;
 
-  explicit Prepared(const Call& c, const Geometry& g)
-      : offset(walkable(c.offset)), weight(walkable(c.weight)), input(c.input) {
+  Prepared(const Call& c, const Geometry& g) : offset(walkable(c.offset)), weight(walkable(c.weight)) {
     q.g = g;
     q.panel = kernel_for(T(0)).panel;
-    q.input = input.data;
     q.offset = view(offset);
     if (c.mask) {
       mask = walkable(*c.mask);
@@ -201,35 +234,55 @@ struct Prepared {
   }
 };
 
+// Scratch memory for each worker, on cache lines.
+class Scratch {
+ public:
+  Scratch(const Tensor& like, int64_t workers, int64_t each) : memory_(like, workers * each + 64), each_(each) {}
+  char* of(int64_t worker) const {
+    const uintptr_t misaligned = reinterpret_cast<uintptr_t>(memory_.data()) % 64;
+    return memory_.data() + (64 - misaligned) + worker * each_;
+  }
+
+ private:
+  Buffer<char> memory_;
+  int64_t each_;
+};
+
 // ---- Forward ----
+
+template <typename T>
+Buffer<T> bias_of(const Call& c) {
+  if (!c.bias) return {};
+  const Buffer<T> bias(c.input, c.bias->size(0));
+  const Strided from = {c.bias->mutable_data_ptr(), {0, c.bias->stride(0), 0}, storage_of(*c.bias)};
+  kernel_for(T(0)).to_rows(from, c.bias->size(0), 1, 0, 1, bias.data());
+  return bias;
+}
 
 template <typename T>
 Tensor forward_as(const Call& c, const Geometry& g) {
   const Kernel<T>& kernel = kernel_for(T(0));
   Tensor out = empty_as(c.input, {g.batch, g.out_channels, g.out_height, g.out_width}, is_channels_last(c.input));
-  const int64_t total = g.batch * g.positions();
-  if (total == 0) return out;
+  if (g.batch == 0) return out;
   Prepared<T> prepared(c, g);
   Problem<T>& q = prepared.q;
   q.out = view(out);
-
-  Buffer<T> bias, packed(c.input, q.weight_size());
-  if (c.bias) {
-    bias = Buffer<T>(c.input, g.out_channels);
-    const Strided from = {c.bias->mutable_data_ptr(), {0, c.bias->stride(0), 0}, storage_of(*c.bias)};
-    kernel.to_rows(from, g.out_channels, 1, 0, 1, bias.data());
-    q.bias = bias.data();
-  }
+  const Buffer<T> bias = bias_of<T>(c), packed(c.input, q.weight_size());
   const Strided weight = view(prepared.weight);
   share(kernel.forward_units(q), 1,
         [&](int64_t begin, int64_t end) { kernel.pack_forward(q, weight, begin, end, packed.data()); });
+  q.bias = bias.data();
   q.weight = packed.data();
 
-  const int64_t workers = workers_for(total), scratch_size = kernel.forward_scratch(q);
-  Buffer<char> scratch(c.input, workers * scratch_size + 64);
-  char* const memory = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64);
-  each_worker(workers, [&](int64_t worker) {
-    kernel.forward(q, total * worker / workers, total * (worker + 1) / workers, memory + worker * scratch_size);
+  const int64_t at_once = images_at_once<T>(g, {&c.input}), workers = workers_for(at_once * g.positions());
+  const Rows<T> input(c.input, at_once);
+  const Scratch scratch(c.input, workers, kernel.forward_scratch(q));
+  for_each_chunk(g.batch, at_once, [&](const Images& images) {
+    q.input = input.load(images);
+    const int64_t begin = images.first * g.positions(), total = images.count() * g.positions();
+    each_worker(workers, [&](int64_t worker) {
+      kernel.forward(q, begin + total * worker / workers, begin + total * (worker + 1) / workers, scratch.of(worker));
+    });
   });
   return out;
 }
@@ -239,18 +292,21 @@ Tensor forward_as(const Call& c, const Geometry& g) {
 // Above this, threads do not sum a gradient of the weight each, but share one: samples are gathered a second time.
 constexpr int64_t kPrivateWeightBytes = 8 << 20;
 
-// How a backward pass is split: worker w owns positions [edge(w), edge(w + 1)).
+// How the images at hand are split: worker w owns positions [edge(w), edge(w + 1)).
 template <typename T>
 struct Split {
-  int64_t total, workers, blocks;
+  int64_t begin, total, workers, blocks;
   bool share_weight;
 
-  Split(const Problem<T>& q, bool need_weight)
-      : total(q.g.batch * q.g.positions()), workers(workers_for(total)), blocks(kernel_for(T(0)).blocks(q)) {
+  Split(const Problem<T>& q, const Images& images, int64_t workers, bool need_weight)
+      : begin(images.first * q.g.positions()),
+        total(images.count() * q.g.positions()),
+        workers(workers),
+        blocks(kernel_for(T(0)).blocks(q)) {
     const int64_t bytes = workers * q.grad_weight_size() * static_cast<int64_t>(sizeof(T));
     share_weight = need_weight && workers > 1 && blocks > 1 && bytes > kPrivateWeightBytes;
   }
-  int64_t edge(int64_t worker) const { return total * worker / workers; }
+  int64_t edge(int64_t worker) const { return begin + total * worker / workers; }
 };
 
 // What the workers sum apart, to be added up in their order, so that a thread count always gives the same result.
@@ -269,39 +325,36 @@ struct Sums {
       bias = Buffer<T>(like, split.workers * q.g.out_channels);
       std::memset(bias.data(), 0, split.workers * q.g.out_channels * sizeof(T));
     }
-    if (needs.input && split.workers > 1) {
-      heads = Buffer<T>(like, (split.workers - 1) * image_size(q));
-      zero_in_parallel(heads.data(), (split.workers - 1) * image_size(q));
-    }
+    if (needs.input && split.workers > 1) heads = Buffer<T>(like, (split.workers - 1) * image_size(q));
   }
   static int64_t image_size(const Problem<T>& q) { return q.g.height * q.g.width * q.g.channels; }
 };
 
 template <typename T>
-void sweep(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums, const Tensor& like) {
+void sweep(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums, const Scratch& scratch) {
   const Kernel<T>& kernel = kernel_for(T(0));
-  const int64_t scratch_size = kernel.backward_scratch(q);
-  Buffer<char> scratch(like, split.workers * scratch_size + 64);
-  char* const memory = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64);
+  const bool private_weight = sums.weight.data() && !split.share_weight;
   each_worker(split.workers, [&](int64_t worker) {
     BackwardRange<T> r;
     r.begin = split.edge(worker), r.end = split.edge(worker + 1);
     r.last_block = split.blocks;
-    if (sums.weight_parts == split.workers) r.grad_weight = sums.weight.data() + worker * q.grad_weight_size();
+    if (private_weight) r.grad_weight = sums.weight.data() + worker * q.grad_weight_size();
     if (sums.bias.data()) r.grad_bias = sums.bias.data() + worker * q.g.out_channels;
-    const bool shared_image = worker > 0 && r.begin % q.g.positions() != 0;
-    if (shared_image && sums.heads.data()) r.head = sums.heads.data() + (worker - 1) * Sums<T>::image_size(q);
-    kernel.backward(q, r, memory + worker * scratch_size);
+    if (sums.heads.data() && worker > 0 && r.begin % q.g.positions() != 0) {
+      r.head = sums.heads.data() + (worker - 1) * Sums<T>::image_size(q);
+      std::memset(r.head, 0, Sums<T>::image_size(q) * sizeof(T));
+    }
+    kernel.backward(q, r, scratch.of(worker));
   });
   if (!split.share_weight) return;
-  each_worker(std::min(split.workers, split.blocks), [&](int64_t worker) {
-    const int64_t workers = std::min(split.workers, split.blocks);
+  const int64_t sharers = std::min(split.workers, split.blocks);
+  each_worker(sharers, [&](int64_t worker) {
     BackwardRange<T> r;
-    r.end = split.total;
-    r.first_block = split.blocks * worker / workers, r.last_block = split.blocks * (worker + 1) / workers;
+    r.begin = split.begin, r.end = split.begin + split.total;
+    r.first_block = split.blocks * worker / sharers, r.last_block = split.blocks * (worker + 1) / sharers;
     r.grad_weight = sums.weight.data();
     r.columns = false;
-    kernel.backward(q, r, memory + worker * scratch_size);
+    kernel.backward(q, r, scratch.of(worker));
   });
 }
 
@@ -312,8 +365,8 @@ void add_heads(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums) 
   for (int64_t worker = 1; worker < split.workers; ++worker) {
     const int64_t begin = split.edge(worker);
     if (begin % q.g.positions() == 0) continue;
-    T* to = q.grad_input + begin / q.g.positions() * size;
-    const T* from = sums.heads.data() + (worker - 1) * size;
+    T* const to = q.grad_input + begin / q.g.positions() * size;
+    const T* const from = sums.heads.data() + (worker - 1) * size;
     share(size, 1 << 14, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) to[i] += from[i];
     });
@@ -321,9 +374,9 @@ void add_heads(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums) 
 }
 
 template <typename T>
-void write_bias(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums, const Tensor& bias) {
+void write_bias(const Problem<T>& q, int64_t workers, const Sums<T>& sums, const Tensor& bias) {
   T* const sum = sums.bias.data();
-  for (int64_t worker = 1; worker < split.workers; ++worker) {
+  for (int64_t worker = 1; worker < workers; ++worker) {
     for (int64_t o = 0; o < q.g.out_channels; ++o) sum[o] += sum[worker * q.g.out_channels + o];
   }
   const Strided to = {bias.mutable_data_ptr(), {0, 1, 0}, storage_of(bias)};
@@ -331,25 +384,22 @@ void write_bias(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums,
 }
 
 // Memory for a gradient; an empty tensor, of its own since outputs must not alias, where it is not asked for.
-Tensor gradient_like(const Tensor& like, bool needed) {
-  return needed ? empty_as(like, {like.size(0), like.size(1), like.size(2), like.size(3)}) : empty_as(like, {0});
+Tensor gradient_like(const Tensor& like, bool needed, bool channels_last = false) {
+  if (!needed) return empty_as(like, {0});
+  return empty_as(like, {like.size(0), like.size(1), like.size(2), like.size(3)}, channels_last);
 }
 
 template <typename T>
 Gradients backward_as(const Tensor& grad, const Call& c, const Geometry& g, const Needs& needs) {
   const Kernel<T>& kernel = kernel_for(T(0));
+  const Tensor input = gradient_like(c.input, needs.input, is_channels_last(c.input));
   const Tensor offset = gradient_like(c.offset, needs.offset);
   const Tensor weight = gradient_like(c.weight, needs.weight);
-  const Tensor mask = gradient_like(c.mask.value_or(c.input), needs.mask);
   const Tensor bias = empty_as(c.input, {needs.bias ? g.out_channels : 0});
-  std::optional<RowsOut<T>> input;
-  if (needs.input) input.emplace(c.input);
+  const Tensor mask = gradient_like(c.mask.value_or(c.input), needs.mask);
 
   Prepared<T> prepared(c, g);
-  const Rows<T> rows(grad);
   Problem<T>& q = prepared.q;
-  q.grad = rows.data;
-  if (input) q.grad_input = input->data;
   if (needs.offset) q.grad_offset = view(offset);
   if (needs.mask) q.grad_mask = view(mask);
   Buffer<T> packed;
@@ -361,19 +411,31 @@ Gradients backward_as(const Tensor& grad, const Call& c, const Geometry& g, cons
     q.weight_t = packed.data();
   }
 
-  const Split<T> split(q, needs.weight);
-  const Sums<T> sums(c.input, q, split, needs);
-  if (split.total > 0) sweep(q, split, sums, c.input);
-  if (needs.input) add_heads(q, split, sums);
-  if (needs.bias) write_bias(q, split, sums, bias);
+  const int64_t at_once = images_at_once<T>(g, {&c.input, &grad}), workers = workers_for(at_once * g.positions());
+  const Rows<T> input_rows(c.input, at_once), grad_rows(grad, at_once);
+  std::optional<RowsOut<T>> input_sum;
+  if (needs.input) input_sum.emplace(input, at_once);
+  const Sums<T> sums(c.input, q, Split<T>(q, {0, at_once}, workers, needs.weight), needs);
+  const Scratch scratch(c.input, workers, kernel.backward_scratch(q));
+  for_each_chunk(g.batch, at_once, [&](const Images& images) {
+    const Split<T> split(q, images, workers, needs.weight);
+    q.input = input_rows.load(images);
+    q.grad = grad_rows.load(images);
+    if (input_sum) q.grad_input = input_sum->start(images);
+    sweep(q, split, sums, scratch);
+    if (!input_sum) return;
+    add_heads(q, split, sums);
+    input_sum->finish(images);
+  });
+
+  if (needs.bias) write_bias(q, workers, sums, bias);
   if (needs.weight) {
     const Strided to = view(weight);
     share(kernel.forward_units(q), 1, [&](int64_t begin, int64_t end) {
       kernel.unpack_weight(q, sums.weight.data(), sums.weight_parts, begin, end, to);
     });
   }
-  if (input) input->finish();
-  return {input ? input->result : gradient_like(c.input, false), offset, weight, bias, mask};
+  return {input, offset, weight, bias, mask};
 }
 
 // ---- Entry points ----
