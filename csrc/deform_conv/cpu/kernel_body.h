@@ -506,11 +506,12 @@ struct Neighbours {
   int64_t at[4];
   T weight[4];
 
-  FB_INLINE Neighbours(const Problem<T>& q, const Tile<T>& tile, int64_t entry, int64_t p) {
+  FB_INLINE Neighbours(const Tile<T>& tile, int64_t channels, int64_t entry, int64_t p) {
     const int32_t* const first = tile.at + entry * 4 * tile.size + p;
     const T* const weights = tile.weight + entry * 4 * tile.size + p;
+    const int64_t pixels = tile.pixels[p];
     for (int corner = 0; corner < 4; ++corner) {
-      at[corner] = tile.pixels[p] + first[corner * tile.size] * q.g.channels;
+      at[corner] = pixels + first[corner * tile.size] * channels;
       weight[corner] = weights[corner * tile.size];
     }
   }
@@ -579,29 +580,36 @@ FB_INLINE void blend(const T* const from[4], const T weight[4], int64_t i, T* to
 }
 
 template <typename T>
-FB_INLINE void sample_run(const Problem<T>& q, const Tile<T>& tile, const Run& run, int64_t p, T* to) {
-  const int32_t first = tile.at[run.entry * 4 * tile.size + p];
-  if (first < 0) return fill(to, run.length, first == kOutside ? T(0) : T(__builtin_nan("")));
-  const Neighbours<T> s(q, tile, run.entry, p);
-  const T* input = q.input + run.channel;
+FB_INLINE void sample_run(const T* input, const Neighbours<T>& s, int64_t length, T* to) {
   const T* const from[4] = {input + s.at[0], input + s.at[1], input + s.at[2], input + s.at[3]};
   int64_t i = 0;
-  for (; i + kLanes<T> <= run.length; i += kLanes<T>) blend<VectorOf<T>>(from, s.weight, i, to);
-  for (; i + int64_t(16 / sizeof(T)) <= run.length; i += 16 / sizeof(T)) {
-    blend<SmallVectorOf<T>>(from, s.weight, i, to);
-  }
-  for (; i < run.length; ++i) blend<ScalarOf<T>>(from, s.weight, i, to);
+#pragma GCC unroll 2
+  for (; i + kLanes<T> <= length; i += kLanes<T>) blend<VectorOf<T>>(from, s.weight, i, to);
+  for (; i + int64_t(16 / sizeof(T)) <= length; i += 16 / sizeof(T)) blend<SmallVectorOf<T>>(from, s.weight, i, to);
+  for (; i < length; ++i) blend<ScalarOf<T>>(from, s.weight, i, to);
 }
 
 // Position after position, each with all of the block's runs: their neighbours lie close and are still in the
 // first-level cache.
 template <typename T>
-void sample(const Problem<T>& q, const Tile<T>& tile, const Block& block, T* columns) {
+void sample(const Problem<T>& q, const Tile<T>& given, const Block& block, T* columns) {
+  const Tile<T> tile = given;  // a copy that no store to the columns could change: it stays in registers
+  const T* const input = q.input;
+  const int64_t channels = q.g.channels;
   Run runs[kDepth<T>];
   int64_t count = 0;
   for_each_run(q, block, [&](const Run& run) { runs[count++] = run; });
   for (int64_t p = 0; p < tile.count; ++p) {
-    for (int64_t r = 0; r < count; ++r) sample_run(q, tile, runs[r], p, columns + p * kColumns<T> + runs[r].k);
+    for (int64_t r = 0; r < count; ++r) {
+      const Run run = runs[r];
+      T* const to = columns + p * kColumns<T> + run.k;
+      const int32_t first = tile.at[run.entry * 4 * tile.size + p];
+      if (first < 0) {
+        fill(to, run.length, first == kOutside ? T(0) : T(__builtin_nan("")));
+      } else {
+        sample_run(input + run.channel, Neighbours<T>(tile, channels, run.entry, p), run.length, to);
+      }
+    }
   }
 }
 
@@ -798,7 +806,7 @@ void spread_run(const Problem<T>& q, BackwardBuffers<T>& b, const Run& run) {
       if constexpr (kDots) dots[0] += nothing, dots[entries] += nothing, dots[2 * entries] += nothing;
       continue;
     }
-    const Neighbours<T> s(q, b.tile, run.entry, p);
+    const Neighbours<T> s(b.tile, q.g.channels, run.entry, p);
     const T* from[4];
     T* to[4];
     for (int corner = 0; corner < 4; ++corner) {
