@@ -12,6 +12,11 @@ STABLE_TORCH_LIBRARY(flowers_bench_kernel, m) {
       "backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? mask, int[] stride, "
       "int[] padding, int[] dilation, bool need_input, bool need_offset, bool need_weight, bool need_bias, "
       "bool need_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // The CUDA backward pass with sums in a fixed order, for torch.use_deterministic_algorithms; the CPU's always are.
+  m.def(
+      "backward_deterministic(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? mask, int[] stride, "
+      "int[] padding, int[] dilation, bool need_input, bool need_offset, bool need_weight, bool need_bias, "
+      "bool need_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // 0 generic, 1 AVX2, 2 AVX-512: what the CPU kernels run on here, or are told to by FLOWERS_BENCH_KERNEL.
   m.def("instruction_set() -> int");
 }

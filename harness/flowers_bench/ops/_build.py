@@ -24,7 +24,7 @@ CACHE_VARIABLE = "FLOWERS_BENCH_CACHE"  # where the compiled library is kept
 DEFINES = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030a0000")
 # Comparisons may be evaluated without regard to floating-point exceptions, which nobody reads; results are unchanged.
 CXX_FLAGS = (*DEFINES, "-O3", "-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno", "-fvisibility=hidden")
-NVCC_FLAGS = (*DEFINES, "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr")
+NVCC_FLAGS = (*DEFINES, "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "--threads=0")
 # From Turing to Blackwell; the last is also kept as PTX for what comes after it. Set always: torch would otherwise
 # ask a GPU that the building machine may not have.
 CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
@@ -151,9 +151,12 @@ def _key(compiler: str, cuda: bool) -> str:
     digest = hashlib.sha256()
     root = source_root()
     for path in sorted(p for p in root.rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh")):
+        if not cuda and path.parent.name == "cuda":
+            continue
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    facts = (torch.__version__, sys.implementation.cache_tag, CXX_FLAGS, cuda and (NVCC_FLAGS, cuda_home()))
+    nvcc = cuda and (NVCC_FLAGS, _architecture_flags(), cuda_home())
+    facts = (torch.__version__, sys.implementation.cache_tag, CXX_FLAGS, nvcc)
     digest.update(version + repr(facts).encode())
     return f"torch{torch.__version__}-{digest.hexdigest()[:16]}"
 
@@ -164,9 +167,9 @@ def _compile(compiler: str, cuda: bool, library: Path) -> None:
         plan = Path(folder) / "build.ninja"
         plan.write_text(_ninja_plan(compiler, cuda))
         done = subprocess.run([_ninja(), "-f", plan.name], cwd=folder, capture_output=True, text=True)
+        log = library.parent / "build.log"
+        log.write_text(done.stdout + done.stderr)
         if done.returncode:
-            log = library.parent / "build.log"
-            log.write_text(done.stdout + done.stderr)
             raise RuntimeError(f"the compiler failed, see {log}")
         os.replace(Path(folder) / "kernel.so", library)
 

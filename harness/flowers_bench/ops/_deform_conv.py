@@ -210,9 +210,11 @@ def _compute_backward(
     _check_shape("grad", grad, shape)
     _check(mask is not None or not needs[4], lambda: "Expected a mask where its gradient is asked for")
     if _build.has_kernel(input.device.type):
-        return torch.ops.flowers_bench_kernel.backward(
-            grad, input, offset, weight, mask, stride, padding, dilation, *needs
-        )
+        kernels = torch.ops.flowers_bench_kernel
+        # The CUDA kernel's fastest way adds in any order; the CPU's order is always the same.
+        ordered = input.is_cuda and torch.are_deterministic_algorithms_enabled()
+        backward = kernels.backward_deterministic if ordered else kernels.backward
+        return backward(grad, input, offset, weight, mask, stride, padding, dilation, *needs)
     with _autograd_inside_a_kernel():
         computed = _reference_gradients(grad, input, offset, weight, mask, stride, padding, dilation, needs)
     blank = _gradient_layout(grad, input, offset, weight, mask, needs)

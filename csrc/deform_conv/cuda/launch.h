@@ -1,0 +1,271 @@
+// One kernel source for two worlds: nvcc makes a CUDA kernel of it, a host compiler runs it thread by thread.
+//
+// A kernel is a struct with a static `run(params, block, team)`. Everything that depends on the thread stands in
+// phases, `team.phase([&](int thread, Registers& mine) {...})`, and a barrier follows each. On the device a phase is
+// executed by the block's threads at once; on the host by a loop over them, each with registers of its own, so that
+// no fibers are needed and a debugger or a sanitizer sees ordinary C++. What `run` does between phases must be the
+// same for all threads of the block. `emulation::reversed` runs the threads backwards: a phase whose result depends
+// on their order has a race.
+#pragma once
+
+#include <cstdint>
+
+#include "../geometry.h"
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <mma.h>
+#define FB_DEVICE __device__ __forceinline__
+#else
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#define FB_DEVICE inline
+#endif
+
+namespace flowers_bench {
+
+constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+
+#if defined(__CUDACC__)
+
+// ---- Device ----
+
+using Half = __half;
+using BFloat16 = __nv_bfloat16;
+using Stream = cudaStream_t;
+
+// Named functions, since torch's build flags take the implicit conversions away.
+FB_DEVICE float widen(Half value) { return __half2float(value); }
+FB_DEVICE float widen(BFloat16 value) { return __bfloat162float(value); }
+FB_DEVICE void narrow(float value, Half& to) { to = __float2half(value); }
+FB_DEVICE void narrow(float value, BFloat16& to) { to = __float2bfloat16(value); }
+
+template <typename A>
+FB_DEVICE void atomic_add(A* to, A value) {
+  atomicAdd(to, value);
+}
+
+template <typename Kernel>
+struct Team {
+  typename Kernel::Shared& shared;
+  typename Kernel::Registers& registers;
+
+  template <typename F>
+  FB_DEVICE void phase(const F& f) const {
+    f(static_cast<int>(threadIdx.x), registers);
+    __syncthreads();
+  }
+};
+
+template <typename Kernel>
+__global__ void __launch_bounds__(kThreads) run_blocks(typename Kernel::Params params, int64_t blocks) {
+  __shared__ typename Kernel::Shared shared;
+  typename Kernel::Registers registers;
+  const Team<Kernel> team{shared, registers};
+  for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) Kernel::run(params, block, team);
+}
+
+// Enqueues `blocks` blocks; the caller asks for cudaGetLastError.
+template <typename Kernel>
+void launch(const typename Kernel::Params& params, int64_t blocks, Stream stream) {
+  if (blocks == 0) return;
+  constexpr int64_t kLargestGrid = INT32_MAX;
+  const auto grid = static_cast<unsigned>(blocks < kLargestGrid ? blocks : kLargestGrid);
+  run_blocks<Kernel><<<grid, kThreads, 0, stream>>>(params, blocks);
+}
+
+#else
+
+// ---- Host ----
+
+using Half = torch::headeronly::Half;
+using BFloat16 = torch::headeronly::BFloat16;
+struct Stream {};
+
+inline float widen(Half value) { return static_cast<float>(value); }
+inline float widen(BFloat16 value) { return static_cast<float>(value); }
+inline void narrow(float value, Half& to) { to = Half(value); }
+inline void narrow(float value, BFloat16& to) { to = BFloat16(value); }
+
+template <typename A>
+void atomic_add(A* to, A value) {
+  *to += value;
+}
+
+namespace emulation {
+inline bool reversed = false;
+}
+
+template <typename Kernel>
+struct Team {
+  typename Kernel::Shared& shared;
+  typename Kernel::Registers* registers;
+
+  template <typename F>
+  void phase(const F& f) const {
+    for (int i = 0; i < kThreads; ++i) {
+      const int thread = emulation::reversed ? kThreads - 1 - i : i;
+      f(thread, registers[thread]);
+    }
+  }
+};
+
+template <typename Kernel>
+void launch(const typename Kernel::Params& params, int64_t blocks, Stream) {
+  using Shared = typename Kernel::Shared;
+  using Registers = typename Kernel::Registers;
+  const auto shared = std::make_unique<Shared>();
+  const auto registers = std::make_unique<Registers[]>(kThreads);
+  const Team<Kernel> team{*shared, registers.get()};
+  for (int64_t i = 0; i < blocks; ++i) {
+    // All ones is NaN in every type: a value that is read before it is written shows.
+    std::memset(static_cast<void*>(shared.get()), 0xff, sizeof(Shared));
+    std::memset(static_cast<void*>(registers.get()), 0xff, kThreads * sizeof(Registers));
+    Kernel::run(params, emulation::reversed ? blocks - 1 - i : i, team);
+  }
+}
+
+#endif
+
+FB_DEVICE float widen(float value) { return value; }
+FB_DEVICE double widen(double value) { return value; }
+FB_DEVICE void narrow(float value, float& to) { to = value; }
+FB_DEVICE void narrow(double value, double& to) { to = value; }
+
+template <typename T>
+FB_DEVICE T narrowed(float value) {
+  T result;
+  narrow(value, result);
+  return result;
+}
+
+template <typename T>
+FB_DEVICE T narrowed(double value) {
+  return static_cast<T>(value);
+}
+
+// What sums of T are kept in.
+template <typename T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <typename T>
+using Accumulator = typename AccumulatorOf<T>::type;
+
+// 128 bits: the widest load that a thread can make.
+template <typename T>
+struct alignas(16) Pack {
+  static constexpr int kCount = 16 / sizeof(T);
+  T value[kCount];
+};
+
+// `count` values from `from`, zeros after them. `wide` promises that count is Pack's and the address aligned.
+template <typename T>
+FB_DEVICE Pack<T> load_pack(const T* from, int count, bool wide) {
+  if (wide) return *reinterpret_cast<const Pack<T>*>(from);
+  Pack<T> pack;
+  for (int i = 0; i < Pack<T>::kCount; ++i) pack.value[i] = i < count ? from[i] : narrowed<T>(Accumulator<T>(0));
+  return pack;
+}
+
+// ---- Tensor cores: 16x16x16 products that a warp computes together ----
+
+#if defined(__CUDACC__)
+
+// Turing multiplies half; bfloat16 came with Ampere.
+template <typename T>
+struct HasTensorCores {
+  static constexpr bool value = false;
+};
+template <>
+struct HasTensorCores<Half> {
+  static constexpr bool value = true;
+};
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+template <>
+struct HasTensorCores<BFloat16> {
+  static constexpr bool value = true;
+};
+#endif
+
+// Whether this thread shall issue what its warp does together.
+FB_DEVICE bool speaks_for_warp(int) { return true; }
+
+struct WarpSum {
+  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> fragment;
+  FB_DEVICE void clear() { nvcuda::wmma::fill_fragment(fragment, 0.0f); }
+  FB_DEVICE void store(float* to, int stride) const {
+    nvcuda::wmma::store_matrix_sync(to, fragment, stride, nvcuda::wmma::mem_row_major);
+  }
+};
+
+template <typename T, typename Side>
+struct WarpTile {
+  nvcuda::wmma::fragment<Side, 16, 16, 16, T, nvcuda::wmma::row_major> fragment;
+  FB_DEVICE void load(const T* from, int stride) { nvcuda::wmma::load_matrix_sync(fragment, from, stride); }
+};
+template <typename T>
+using WarpLeft = WarpTile<T, nvcuda::wmma::matrix_a>;
+template <typename T>
+using WarpRight = WarpTile<T, nvcuda::wmma::matrix_b>;
+
+template <typename T>
+FB_DEVICE void multiply_add(const WarpLeft<T>& left, const WarpRight<T>& right, WarpSum& sum) {
+  nvcuda::wmma::mma_sync(sum.fragment, left.fragment, right.fragment, sum.fragment);
+}
+
+#else
+
+// The warp's first thread holds the whole fragment and does the work of all.
+template <typename T>
+struct HasTensorCores {
+  static constexpr bool value = sizeof(T) == 2;
+};
+
+inline bool speaks_for_warp(int thread) { return thread % kWarp == 0; }
+
+struct WarpSum {
+  float at[16][16];
+  void clear() { std::memset(at, 0, sizeof(at)); }
+  void store(float* to, int stride) const {
+    for (int i = 0; i < 16; ++i) std::memcpy(to + i * stride, at[i], sizeof(at[i]));
+  }
+};
+
+template <typename T>
+struct WarpTile {
+  float at[16][16];
+  void load(const T* from, int stride) {
+    for (int i = 0; i < 16; ++i) {
+      for (int j = 0; j < 16; ++j) at[i][j] = widen(from[i * stride + j]);
+    }
+  }
+};
+template <typename T>
+using WarpLeft = WarpTile<T>;
+template <typename T>
+using WarpRight = WarpTile<T>;
+
+template <typename Tile>
+void multiply_add(const Tile& left, const Tile& right, WarpSum& sum) {
+  for (int i = 0; i < 16; ++i) {
+    for (int k = 0; k < 16; ++k) {
+      for (int j = 0; j < 16; ++j) sum.at[i][j] += left.at[i][k] * right.at[k][j];
+    }
+  }
+}
+
+#endif
+
+}  // namespace flowers_bench

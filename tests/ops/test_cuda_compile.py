@@ -1,0 +1,89 @@
+"""The CUDA sources through nvcc, along the path that a user's first call takes; no device is needed.
+
+TORCH_CUDA_ARCH_LIST names the architectures; by default the first and the last, and where tensor cores changed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flowers_bench.ops import _build
+
+pytestmark = [pytest.mark.cuda_compile, pytest.mark.timeout(1500)]
+
+ARCHITECTURES = os.environ.get("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0;12.0")
+STRICT = "-Werror all-warnings -Xcompiler -Wall,-Wextra -Xptxas -v"
+LOAD = """
+import torch
+from flowers_bench.ops import _build, kernel
+_build._prebuilt = lambda: None
+print(kernel())
+for name in ("forward", "backward", "backward_deterministic"):
+    print(name, torch._C._dispatch_has_kernel_for_dispatch_key(f"flowers_bench_kernel::{name}", "CUDA"))
+"""
+
+
+@dataclass
+class Compiled:
+    said: str
+    log: str
+    library: Path
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    if _build.cuda_home() is None:
+        pytest.skip("no CUDA toolkit: set CUDA_HOME to the folder that holds bin/nvcc and include/")
+    cache = tmp_path_factory.mktemp("cuda")
+    env = {
+        **os.environ, "FLOWERS_BENCH_CUDA": "1", "FLOWERS_BENCH_CACHE": str(cache),
+        "TORCH_CUDA_ARCH_LIST": ARCHITECTURES, "NVCC_APPEND_FLAGS": STRICT,
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, env=env, check=False)
+    log = "".join(path.read_text() for path in cache.glob("*/build.log"))
+    libraries = list(cache.glob("*/kernel.so"))
+    assert len(libraries) == 1, done.stderr + log
+    return Compiled(done.stdout, log, libraries[0])
+
+
+def kernels(log: str) -> Iterator[tuple[str, str, str]]:
+    """ptxas on every kernel: architecture, mangled name, and what it says of registers, stack and shared memory."""
+    for part in log.split("ptxas info    : Compiling entry function ")[1:]:
+        name, architecture = re.match(r"'(\w+)' for '(\w+)'", part).groups()  # type: ignore[union-attr]
+        yield architecture, name, part
+
+
+def test_the_library_loads_and_registers_the_cuda_operators(compiled: Compiled) -> None:
+    first, *registered = compiled.said.splitlines()
+    assert first.endswith("+cuda")
+    assert registered == ["forward True", "backward True", "backward_deterministic True"]
+
+
+def test_every_kernel_was_compiled_for_every_architecture(compiled: Compiled) -> None:
+    wanted = {"sm_" + name.removesuffix("+PTX").replace(".", "") for name in re.split("[ ;]", ARCHITECTURES)}
+    found: dict[str, set[str]] = {}
+    for architecture, name, _ in kernels(compiled.log):
+        found.setdefault(architecture, set()).add(name)
+    assert found.keys() == wanted
+    for names in found.values():
+        for kernel in ("Forward", "BackwardColumns", "BackwardWeight", "BackwardBias", "AddParts"):
+            for dtype in ("f", "d", "6__half", "13__nv_bfloat16"):
+                assert any(re.search(rf"\d{kernel}I{dtype}", name) for name in names), (kernel, dtype)
+
+
+def test_kernels_fit_their_block_and_keep_their_values_in_registers(compiled: Compiled) -> None:
+    """48 KiB of shared memory need no opting in; 256 threads may have 255 registers; spills stay off the hot path."""
+    for architecture, name, said in kernels(compiled.log):
+        where = f"{name} for {architecture}: {said}"
+        shared = re.search(r"(\d+) bytes smem", said)
+        assert shared is None or int(shared[1]) <= 48 * 1024, where
+        assert int(re.search(r"Used (\d+) registers", said)[1]) <= 255, where  # type: ignore[index]
+        assert int(re.search(r"(\d+) bytes spill stores", said)[1]) <= 128, where  # type: ignore[index]
