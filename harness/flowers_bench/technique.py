@@ -235,11 +235,13 @@ class Loss(Part):
         build: makes the callable; a `nn.Module` may have parameters of its own, which are then trained too.
         sampler: how batches are drawn for it: `shuffled`, `pk` (P classes x K images) or `episodes`.
         predictor: how the model that it trained predicts: `classifier`, `nearest-mean` or `knn`.
+        probabilities: whether softmax of the predictor's scores is what it trains; False where only their order is.
     """
 
     build: Callable[[LossContext], Callable[[Output, Tensor], Tensor]] = field(kw_only=True)
     sampler: str = "shuffled"
     predictor: str = "classifier"
+    probabilities: bool = True
 
 
 @dataclass(frozen=True)

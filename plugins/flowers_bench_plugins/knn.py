@@ -38,6 +38,7 @@ def register_losses() -> list[Loss]:
             needs=frozenset({"embedding"}),
             build=build_none,
             predictor="knn",
+            probabilities=False,
         )
     ]
 

@@ -227,6 +227,7 @@ def register_losses() -> list[Loss]:
             build=build_triplet,
             sampler="pk",
             predictor="knn",
+            probabilities=False,
         ),
         Loss(
             "triplet-entropy",

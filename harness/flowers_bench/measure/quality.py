@@ -1,12 +1,26 @@
-"""Quality of predictions, as pure functions of logits and labels."""
+"""Quality of predictions, as pure functions of logits and labels.
+
+In numpy and float64. torchmetrics, which has some of these, is what the tests check against: importing it takes
+seconds, and its accuracy resolves ties in favour of the class that comes first.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
-from scipy.special import log_softmax
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 
 #: Less than this share of a mixed image cannot be expected to be recognised.
 VISIBLE = 0.1
+#: Bins of the expected calibration error.
+BINS = 15
+#: Between which a temperature is looked for.
+TEMPERATURES = (1e-3, 1e3)
+#: How many of the most confused pairs of classes a result names.
+CONFUSED = 10
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
@@ -49,12 +63,122 @@ def mixed_quality(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     return {"top_m": float((found / m).mean()), "all_m": float((found == m).mean()), "m": float(m.mean())}
 
 
-def quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Every figure of one split. logits (N, C) float, labels (N,) int."""
+def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over images of the squared distance between probabilities (N, C) and truth, from 0 to 2 (Brier 1950)."""
+    truth = np.eye(probabilities.shape[1])[labels]
+    return float(np.square(probabilities - truth).sum(1).mean())
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, *, adaptive: bool = False) -> float:
+    """Expected calibration error: the gap between confidence and accuracy, averaged over `BINS` bins by their images.
+
+    The bins have equal width (Guo et al. 2017, arXiv:1706.04599, equation 3), or with `adaptive` as good as equally
+    many images each (AdaECE; Mukhoti et al. 2020, arXiv:2002.09437). probabilities (N, C), labels (N,).
+    """
+    confidence = probabilities.max(1)
+    gap = (probabilities.argmax(1) == labels) - confidence
+    if adaptive:
+        order = np.argsort(confidence, kind="stable")
+        bins = np.empty(len(order), np.intp)
+        bins[order] = np.arange(len(order)) * BINS // len(order)
+    else:
+        bins = (np.ceil(confidence * BINS) - 1).clip(0, BINS - 1).astype(np.intp)
+    return float(np.abs(np.bincount(bins, gap, BINS)).sum() / len(labels))
+
+
+def probability_quality(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> dict[str, float]:
+    """How good softmax(logits / temperature) is as probabilities. logits (N, C), labels (N,)."""
+    scaled = logits.astype(np.float64) / temperature
+    probabilities = softmax(scaled, axis=1)
+    return {
+        "nll": negative_log_likelihood(scaled, labels),
+        "brier": brier(probabilities, labels),
+        "ece": calibration_error(probabilities, labels),
+        "ece_adaptive": calibration_error(probabilities, labels, adaptive=True),
+    }
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    """The temperature whose softmax(logits / T) has the least negative log-likelihood (Guo et al. 2017, section 4.2).
+
+    None where there is no such temperature: if every label has the largest logit, colder is always better.
+    logits (N, C) and labels (N,) of the validation split. Where scores were not trained to be probabilities, this is
+    what makes probabilities of them (as Platt 1999 did for margins).
+    """
+    if correct_in_top_k(logits, labels).all():
+        return None
+    values = logits.astype(np.float64)
+    bounds = tuple(np.log(TEMPERATURES))
+    found = minimize_scalar(
+        lambda log_t: negative_log_likelihood(values / np.exp(log_t), labels),
+        bounds=bounds,
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return float(np.exp(found.x))
+
+
+def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """int64 (C, C): how many images of each class (row) were taken for each class (column)."""
+    classes = logits.shape[1]
+    return np.bincount(labels * classes + logits.argmax(1), minlength=classes**2).reshape(classes, classes)
+
+
+def most_confused(matrix: np.ndarray, count: int = CONFUSED) -> list[tuple[int, int, int]]:
+    """(class, taken for, images): the largest entries of a confusion matrix off its diagonal, largest first."""
+    wrong = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    pairs = [(int(k // len(wrong)), int(k % len(wrong)), int(wrong.flat[k])) for k in order]
+    return [pair for pair in pairs if pair[2]]
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """A row per class of a confusion matrix, (C,) each; NaN where a figure has nothing to be a share of.
+
+    Attributes:
+        n: its images.
+        precision: of the images taken for it, the share that is of it.
+        recall: of its images, the share that was recognised.
+        f1: their harmonic mean.
+    """
+
+    n: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+    @classmethod
+    def of(cls, matrix: np.ndarray) -> PerClass:
+        """From `confusion_matrix`."""
+        hits, n, taken = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+        with np.errstate(invalid="ignore"):
+            return cls(n, hits / taken, hits / n, 2 * hits / (n + taken))
+
+    def table(self) -> dict[str, list[Any]]:
+        """Plain JSON values, None for NaN."""
+        values = {"n": self.n.tolist()}
+        for name in ("precision", "recall", "f1"):
+            values[name] = [None if np.isnan(v) else float(v) for v in getattr(self, name)]
+        return values
+
+
+def quality(logits: np.ndarray, labels: np.ndarray, *, probabilities: bool = True) -> dict[str, float]:
+    """Every figure of one split. logits (N, C) float, labels (N,) int; `probabilities` says whether softmax(logits) is
+    meant as such: of mere scores, the figures that judge probabilities are absent."""
     correct = correct_in_top_k(logits, labels)
     return {
         "top1": float(correct.mean()),
         "top5": top_k(logits, labels, 5),
         "mean_per_class": mean_per_class(correct, labels),
-        "nll": negative_log_likelihood(logits, labels),
+        "macro_f1": float(np.nanmean(PerClass.of(confusion_matrix(logits, labels)).f1)),
+        **(probability_quality(logits, labels) if probabilities else {}),
     }
+
+
+def quality_by_class(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Plain JSON values: `per_class`, lists by class index, and `confused`, the most confused pairs. Arguments as for
+    `quality`."""
+    matrix = confusion_matrix(logits, labels)
+    pairs = [{"label": a, "prediction": b, "images": n} for a, b, n in most_confused(matrix)]
+    return {"per_class": PerClass.of(matrix).table(), "confused": pairs}

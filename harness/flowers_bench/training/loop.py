@@ -48,6 +48,7 @@ class Parts:
         batch_transform: (float images, labels) to (images, targets), or None.
         normalize: uint8 batch to what the model takes.
         evaluator: predicts whole splits.
+        probabilities: whether softmax of what it predicts is meant as such.
     """
 
     model: nn.Module
@@ -56,6 +57,7 @@ class Parts:
     batch_transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
     normalize: Normalizer
     evaluator: Evaluator
+    probabilities: bool = True
 
 
 @dataclass

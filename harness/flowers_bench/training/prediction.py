@@ -33,6 +33,12 @@ PREDICTORS: dict[str, dict[str, Option]] = {
 }
 
 
+def gives_probabilities(predictor: str, trained: bool) -> bool:
+    """Whether softmax of a predictor's scores is meant as probabilities: those of logistic regression always are, the
+    votes of neighbours never, those of others if the loss `trained` them to be."""
+    return predictor == "logistic" or (predictor != "knn" and trained)
+
+
 @dataclass(frozen=True)
 class Predictions:
     """Of N images, in order.

@@ -25,12 +25,18 @@ from flowers_bench.figures import FigureContext
 from flowers_bench.host import Host, discover
 from flowers_bench.measure.cost import parameter_counts, peak_memory, training_cost
 from flowers_bench.measure.episodic import episodic_accuracy
-from flowers_bench.measure.quality import mixed_quality, quality
+from flowers_bench.measure.quality import (
+    fit_temperature,
+    mixed_quality,
+    probability_quality,
+    quality,
+    quality_by_class,
+)
 from flowers_bench.measure.retrieval import retrieval
 from flowers_bench.store import SCHEMA_VERSION, TrialFolder, read_json, write_atomically, write_json
 from flowers_bench.technique import AugmentationContext, LossContext, ModelContext, Recipe
 from flowers_bench.training.loop import Emit, Parts, Training
-from flowers_bench.training.prediction import EVALUATION_BATCH, Evaluator, Fitted
+from flowers_bench.training.prediction import EVALUATION_BATCH, Evaluator, Fitted, gives_probabilities
 from flowers_bench.trial import Protocol, Trial, derive_seed
 
 #: So many test images at most are mixed to see which classes are found in them.
@@ -162,7 +168,9 @@ def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.
     augmenting = AugmentationContext(size, num_classes, augmentation.option_values(trial.options))
     evaluator = Evaluator(trial.predictor, trial.options, num_classes, size, normalize)
     batch = augmentation.batch(augmenting) if augmentation.batch else None
-    return Parts(model, criterion, augmentation.image(augmenting), batch, normalize, evaluator), backbone
+    probabilities = gives_probabilities(trial.predictor, loss_part.probabilities)
+    image = augmentation.image(augmenting)
+    return Parts(model, criterion, image, batch, normalize, evaluator, probabilities), backbone
 
 
 def load_trained(folder: TrialFolder, device: torch.device) -> Parts:
@@ -192,12 +200,18 @@ def _measure(trial: Trial, parts: Parts, model: nn.Module, dataset: Dataset, fol
     tables: list[pd.DataFrame] = []
     figures: dict[str, Any] = {}
     predict = parts.evaluator.fit(model, dataset.train)
+    scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, split in (("val", dataset.val), ("test", dataset.test)):
         found = predict(split.images)
         if not (np.isfinite(found.logits).all() and np.isfinite(found.embeddings).all()):
             raise TrialFailed(f"the trained model gives non-finite scores on the {name} split.")
-        figures[name] = {"n": len(split), **quality(found.logits, np.asarray(split.labels))}
+        scores[name] = found.logits, np.asarray(split.labels)
+        figures[name] = {"n": len(split), **quality(*scores[name], probabilities=parts.probabilities)}
         tables.append(_prediction_table(name, split, found.logits))
+    figures["test"].update(quality_by_class(*scores["test"]))
+    figures["temperature"] = temperature = fit_temperature(*scores["val"])
+    if temperature is not None:
+        figures["test"]["calibrated"] = probability_quality(*scores["test"], temperature)
     table = pd.concat(tables, ignore_index=True)
     write_atomically(folder.path / "predictions.parquet", lambda path: table.to_parquet(path, index=False))
     # What follows is no test accuracy over all classes, and stands under names of its own.

@@ -1,0 +1,184 @@
+"""Quality of predictions, each figure against torchmetrics, scikit-learn or a naive float64 loop."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+from sklearn.metrics import accuracy_score, classification_report, f1_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
+
+from flowers_bench.measure.quality import (
+    BINS,
+    PerClass,
+    brier,
+    calibration_error,
+    confusion_matrix,
+    fit_temperature,
+    most_confused,
+    probability_quality,
+    quality,
+    quality_by_class,
+)
+
+torch.set_num_threads(1)
+
+
+def predictions(seed: int, n: int, classes: int, skill: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (n, classes) float32 that favour the label by `skill`, and labels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    logits = rng.normal(0, 2, (n, classes))
+    logits[np.arange(n), labels] += skill
+    return logits.astype(np.float32), labels
+
+
+CASES = pytest.mark.parametrize(("seed", "n", "classes"), [(0, 400, 6), (1, 37, 9), (2, 7, 6), (3, 1000, 102)])
+
+
+@CASES
+def test_accuracy_f1_and_likelihood_agree_with_scikit_learn(seed: int, n: int, classes: int) -> None:
+    logits, labels = predictions(seed, n, classes)
+    found, chosen = quality(logits, labels), logits.argmax(1)
+    assert found["top1"] == pytest.approx(accuracy_score(labels, chosen))
+    assert found["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=range(classes)))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, chosen, average="macro", zero_division=0))
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    assert found["nll"] == pytest.approx(log_loss(labels, probabilities, labels=range(classes)))
+
+
+@CASES
+def test_figures_agree_with_torchmetrics(seed: int, n: int, classes: int) -> None:
+    metrics = pytest.importorskip("torchmetrics.functional.classification")
+    logits, labels = predictions(seed, n, classes)
+    found, given_ = quality(logits, labels), (torch.from_numpy(logits).double(), torch.from_numpy(labels), classes)
+    recall = metrics.multiclass_recall(*given_, average="none")[np.unique(labels)].mean()
+    assert found["mean_per_class"] == pytest.approx(float(recall))
+    assert found["top1"] == pytest.approx(float(metrics.multiclass_accuracy(*given_, average="micro")))
+    assert found["macro_f1"] == pytest.approx(float(metrics.multiclass_f1_score(*given_)))
+    error = metrics.multiclass_calibration_error(*given_, n_bins=BINS, norm="l1")
+    assert found["ece"] == pytest.approx(float(error), abs=1e-6)
+    assert confusion_matrix(logits, labels).tolist() == metrics.multiclass_confusion_matrix(*given_).tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 90), classes=st.integers(2, 8), skill=st.floats(-2, 9))
+def test_brier_and_calibration_are_their_definitions(seed: int, n: int, classes: int, skill: float) -> None:
+    logits, labels = predictions(seed, n, classes, skill)
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    squares = [sum((p - (c == y)) ** 2 for c, p in enumerate(row)) for row, y in zip(probabilities, labels, strict=True)]
+    assert brier(probabilities, labels) == pytest.approx(math.fsum(squares) / n)
+    images = sorted((max(row), int(row.argmax() == y)) for row, y in zip(probabilities, labels, strict=True))
+    wide = [[(p, hit) for p, hit in images if b / BINS < p <= (b + 1) / BINS] for b in range(BINS)]
+    assert calibration_error(probabilities, labels) == pytest.approx(_gaps(wide, n))
+    even: list[list[tuple[float, int]]] = [[] for _ in range(BINS)]
+    for rank, image in enumerate(images):
+        even[rank * BINS // n].append(image)
+    assert max(map(len, even)) - min(map(len, even)) <= 1
+    assert calibration_error(probabilities, labels, adaptive=True) == pytest.approx(_gaps(even, n))
+
+
+def _gaps(bins: list[list[tuple[float, int]]], n: int) -> float:
+    """Sum over bins of (images in it / n) * |mean confidence - accuracy|."""
+    return sum(
+        len(b) / n * abs(math.fsum(p for p, _ in b) / len(b) - sum(hit for _, hit in b) / len(b)) for b in bins if b
+    )
+
+
+def test_brier_agrees_with_scikit_learn_on_two_classes() -> None:
+    from sklearn.metrics import brier_score_loss
+
+    logits, labels = predictions(0, 60, 2)
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    assert brier(probabilities, labels) == pytest.approx(2 * brier_score_loss(labels, probabilities[:, 1]))
+
+
+def test_a_calibrated_classifier_has_no_calibration_error_and_an_overconfident_one_has() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (20000, 5))
+    labels = np.array([rng.choice(5, p=p) for p in softmax(logits, axis=1)])
+    honest, bold = probability_quality(logits, labels), probability_quality(5 * logits, labels)
+    for name in ("ece", "ece_adaptive"):
+        assert honest[name] < 0.02
+        assert bold[name] > 0.15
+    assert honest["brier"] < bold["brier"]
+    assert honest["nll"] < bold["nll"]
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10**6), scale=st.floats(0.05, 40))
+def test_temperature_is_the_minimum_and_undoes_a_scale(seed: int, scale: float) -> None:
+    logits, labels = predictions(seed, 200, 5)
+    found, scaled = fit_temperature(logits, labels), fit_temperature(scale * logits, labels)
+    assert found is not None
+    assert scaled == pytest.approx(scale * found, rel=1e-3)
+
+    def loss(inverse: np.ndarray) -> float:
+        return -float(log_softmax(logits.astype(float) * inverse[0], axis=1)[np.arange(200), labels].mean())
+
+    reference = minimize(loss, [1.0], bounds=[(1e-6, None)]).x[0]
+    assert found == pytest.approx(1 / reference, rel=1e-2)
+    assert loss(np.array([1 / found])) <= loss(np.array([reference])) + 1e-9
+
+
+def test_temperature_recovers_calibration_of_new_images() -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 1.5, (4000, 5))
+    labels = np.array([rng.choice(5, p=p) for p in softmax(logits, axis=1)])
+    temperature = fit_temperature(3 * logits[:2000], labels[:2000])
+    assert temperature == pytest.approx(3, rel=0.1)
+    before = probability_quality(3 * logits[2000:], labels[2000:])
+    after = probability_quality(3 * logits[2000:], labels[2000:], temperature)
+    assert after["ece"] < before["ece"] / 3
+    assert after["nll"] < before["nll"]
+
+
+def test_a_perfect_validation_split_has_no_temperature() -> None:
+    assert fit_temperature(np.eye(4), np.arange(4)) is None
+    assert fit_temperature(np.eye(4)[[1, 0, 2, 3]], np.arange(4)) is not None
+
+
+def test_per_class_table_agrees_with_scikit_learn() -> None:
+    logits, labels = predictions(0, 300, 7)
+    report = classification_report(labels, logits.argmax(1), output_dict=True, zero_division=0)
+    table = quality_by_class(logits, labels)["per_class"]
+    for c in range(7):
+        row = report[str(c)]
+        expected = (row["support"], row["precision"], row["recall"], row["f1-score"])
+        assert tuple(table[name][c] for name in ("n", "precision", "recall", "f1")) == pytest.approx(expected)
+
+
+def test_what_is_a_share_of_nothing_is_absent() -> None:
+    logits = np.eye(4)[[0, 0, 1]]
+    labels = np.array([0, 2, 1])
+    table = PerClass.of(confusion_matrix(logits, labels)).table()
+    assert table["n"] == [1, 1, 1, 0]
+    assert table["precision"] == [0.5, 1, None, None]
+    assert table["recall"] == [1, 1, 0, None]
+    assert table["f1"] == [pytest.approx(2 / 3), 1, 0, None]
+    assert quality(logits, labels)["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+
+
+def test_confusions_are_named_largest_first() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    chosen = np.array([1, 1, 0, 2, 1, 0])
+    matrix = confusion_matrix(np.eye(3)[chosen], labels)
+    assert matrix.tolist() == sklearn_confusion_matrix(labels, chosen).tolist()
+    assert most_confused(matrix) == [(0, 1, 2), (1, 2, 1), (2, 0, 1)]
+    assert most_confused(np.eye(3, dtype=int)) == []
+
+
+def test_scores_that_are_no_probabilities_are_not_judged_as_such() -> None:
+    logits, labels = predictions(0, 50, 6)
+    assert set(quality(logits, labels)) - set(quality(logits, labels, probabilities=False)) == {
+        "nll",
+        "brier",
+        "ece",
+        "ece_adaptive",
+    }
