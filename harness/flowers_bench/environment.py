@@ -36,6 +36,17 @@ def kernel_in_use() -> str | None:
     return str(ops.kernel()) if ops is not None else None
 
 
+def bfloat16_in_hardware(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16; where it does not, autocast only costs time."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -9,6 +9,7 @@ runs/<trial id>/config.json         the trial: what the id is a hash of
                 model.safetensors   the checkpoint chosen on validation
                 predictions.parquet split, key, label, logits per image, validation and test
                 result.json         the figures; written last: its presence means the trial is finished
+                attempts.jsonl      a line per attempt to run the trial: how long, and how it ended
                 failure.json        why the last attempt failed; replaced by the next attempt
                 log.txt             what the trial's process printed
                 figures/            pictures
@@ -113,16 +114,33 @@ class TrialFolder:
 
     def history(self) -> list[dict[str, Any]]:
         """A dictionary per finished epoch, in order."""
-        path = self.path / "history.jsonl"
-        if not path.is_file():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return _lines(self.path / "history.jsonl")
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Every time that the trial was started: `seconds` until its process ended, and its `state` then."""
+        return _lines(self.path / "attempts.jsonl")
+
+    def note_attempt(self, seconds: float, state: str) -> None:
+        """Append to `attempts`. One short line: it is whole or absent, whatever happens."""
+        line = json.dumps({"seconds": round(seconds, 3), "state": state}) + "\n"
+        with (self.path / "attempts.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(line)
 
     def predictions(self) -> pd.DataFrame:
         """Columns split, key, label, logits (a list of C floats): validation and test images of a finished trial."""
         import pandas as pd
 
         return pd.read_parquet(self.path / "predictions.parquet")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; none of a file that is not there. `UsageError` names a damaged one."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}. Remove its folder to run that trial again.") from error
 
 
 def _supported(path: Path) -> dict[str, Any]:

@@ -72,7 +72,9 @@ def test_figures_agree_with_torchmetrics(seed: int, n: int, classes: int) -> Non
 def test_brier_and_calibration_are_their_definitions(seed: int, n: int, classes: int, skill: float) -> None:
     logits, labels = predictions(seed, n, classes, skill)
     probabilities = softmax(logits.astype(np.float64), axis=1)
-    squares = [sum((p - (c == y)) ** 2 for c, p in enumerate(row)) for row, y in zip(probabilities, labels, strict=True)]
+    squares = [
+        sum((p - (c == y)) ** 2 for c, p in enumerate(row)) for row, y in zip(probabilities, labels, strict=True)
+    ]
     assert brier(probabilities, labels) == pytest.approx(math.fsum(squares) / n)
     images = sorted((max(row), int(row.argmax() == y)) for row, y in zip(probabilities, labels, strict=True))
     wide = [[(p, hit) for p, hit in images if b / BINS < p <= (b + 1) / BINS] for b in range(BINS)]

@@ -54,6 +54,10 @@ def test_a_trial_of_knn_trains_nothing_and_votes_as_scikit_learn(tmp_path: Path)
     assert np.exp(scores) == pytest.approx(peer.predict_proba(test), abs=1e-3)
     assert result["test"]["top1"] > 0.4  # random features of easy patterns; chance is 0.25
     assert set(result["retrieval"]) == {"recall_at_1", "map_at_r"}
+    # Votes are no probabilities, until temperature scaling makes some of them.
+    assert not {"nll", "brier", "ece"} & set(result["test"])
+    assert set(result["test"]["calibrated"]) == {"nll", "brier", "ece", "ece_adaptive"}
+    assert result["cost"]["flops_uncounted"] == []
 
 
 def test_a_trial_of_the_logistic_probe_is_scikit_learns(tmp_path: Path) -> None:

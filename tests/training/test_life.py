@@ -41,7 +41,9 @@ def prepare(tmp_path: Path) -> Prepare:
 
 def outcome(folder: TrialFolder) -> tuple[Any, ...]:
     """What must be bit-equal between two runs: predictions, history without times, figures without times."""
-    history = [{k: v for k, v in record.items() if "seconds" not in k} for record in folder.history()]
+    history = [
+        {k: v for k, v in record.items() if "seconds" not in k and "joules" not in k} for record in folder.history()
+    ]
     table = folder.predictions()
     result = folder.result()
     return (np.stack(list(table["logits"])).tobytes(), history, result["test"], result["val"], result["best_epoch"])
@@ -67,6 +69,26 @@ def test_two_runs_are_bit_equal_and_leave_a_complete_folder(prepare: Prepare) ->
     } <= names
     assert "checkpoint.pt" not in names
     assert not [name for name in names if name.startswith(".") and name != ".lock"]
+
+
+def test_a_result_has_quality_by_class_and_the_cost_of_predicting(prepare: Prepare) -> None:
+    folder = prepare("a", epochs="2", **{"data.noise": "200"})
+    run_trial(folder, ignore)
+    result, table = folder.result(), folder.predictions()
+    test, cost = result["test"], result["cost"]
+    rows = table[table["split"] == "test"]
+    right = rows["label"] == rows["prediction"]
+    assert test["per_class"]["n"] == [10] * 4
+    assert test["per_class"]["recall"] == pytest.approx(right.groupby(rows["label"]).mean().tolist())
+    assert sum(pair["images"] for pair in test["confused"]) == (~right).sum()
+    assert test["calibrated"]["nll"] < test["nll"] + 0.1
+    assert result["temperature"] > 0
+    # Two convolutions and a linear layer, written out.
+    assert cost["flops"] == 2 * (8 * 8 * 8 * 3 * 9 + 4 * 4 * 16 * 8 * 9 + 16 * 4)
+    assert cost["flops_uncounted"] == []
+    speed = cost["inference"]["float32"]
+    assert 0 < speed["latency"]["p50_ms"]["value"] <= speed["latency"]["p95_ms"]["value"]
+    assert speed["throughput"]["images_per_second"] > 0
 
 
 def test_interrupted_and_continued_equals_undisturbed(prepare: Prepare) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from platformdirs import user_cache_path
 from rich.console import Console
@@ -21,6 +21,9 @@ from rich.progress import (
 from flowers_bench.cli import FAILED, INTERRUPTED
 from flowers_bench.errors import UsageError
 from flowers_bench.host import Host, discover
+
+if TYPE_CHECKING:
+    from flowers_bench.store import TrialFolder
 
 T = TypeVar("T")
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -114,10 +117,20 @@ def execute(planned: Sequence[Any], out: Path, timeout: float) -> int:
     finished = [folder for folder in folders if folder.finished()]
     if finished:
         print_text(Leaderboard.of(finished))
+    _print_total(folders)
     if any(outcome.state == "interrupted" for outcome in outcomes):
         messages.print("interrupted; run the same command again to continue")
         return INTERRUPTED
     return FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0
+
+
+def _print_total(folders: Sequence[TrialFolder]) -> None:
+    from flowers_bench.measure.cost import total_cost
+    from flowers_bench.report.text import duration
+
+    total = total_cost(folders)
+    failed = f", {total['failed']} of them failed" if total["failed"] else ""
+    messages.print(f"these {total['trials']} trials{failed} took {duration(total['seconds'])} in all", markup=False)
 
 
 def _announce(planned: Sequence[Any], out: Path) -> None:

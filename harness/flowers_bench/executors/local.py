@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,9 @@ def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float) -
     """
     outcomes: list[Outcome] = []
     for folder in folders:
+        started = time.monotonic()
         outcome = _run_one(folder, on_event, timeout)
+        folder.note_attempt(time.monotonic() - started, outcome.state)
         outcomes.append(outcome)
         on_event(folder, {"event": outcome.state, "reason": outcome.reason})
         if outcome.state == "interrupted":

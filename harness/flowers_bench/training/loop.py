@@ -21,6 +21,7 @@ from flowers_bench.data.dataset import Split
 from flowers_bench.data.pixels import Normalizer
 from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.errors import TrialFailed
+from flowers_bench.measure.energy import Meter
 from flowers_bench.measure.quality import correct_in_top_k, negative_log_likelihood
 from flowers_bench.nn import Output, train_mode
 from flowers_bench.store import write_atomically
@@ -85,6 +86,7 @@ class Training:
         self._optimizer = build_optimizer(recipe, self._model, self.parts.criterion) if self._trainable() else None
         self._average = copy.deepcopy(self._model).requires_grad_(False) if recipe.ema_decay else None
         self._best = (-1.0, -math.inf)
+        self._energy = Meter(self.parts.normalize.device)
         sample = np.random.default_rng(derive_seed(self.trial.seed, "train sample"))
         chosen = self._rows = np.sort(sample.permutation(len(self.train))[:TRAIN_SAMPLE])
         self._sample = Split(_Subset(self.train.images, chosen), self.train.labels[chosen], chosen.tolist())
@@ -132,6 +134,7 @@ class Training:
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         started = time.perf_counter()
+        self._energy.lap()
         train_mode(self._model)
         total, images = torch.zeros((), dtype=torch.float64), 0
         batches = self._batches(epoch)
@@ -163,6 +166,7 @@ class Training:
             "train_seconds": train_seconds,
             "seconds": time.perf_counter() - started,
             "images": images,
+            **self._energy.lap(),
         }
 
     def _batches(self, epoch: int) -> list[np.ndarray]:

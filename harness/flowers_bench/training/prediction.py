@@ -78,6 +78,11 @@ class Fitted:
         own = None if rows is None else torch.from_numpy(rows)
         return Predictions(self.score(logits, embeddings, own).numpy(), embeddings.numpy())
 
+    def scores(self, batch: Tensor) -> Tensor:
+        """Scores (N, C) of one batch, as `batches` gives them, of a model that is in evaluation mode already."""
+        output = self.model(batch)
+        return self.score(output.logits.float().cpu(), output.embedding.float().cpu(), None)
+
 
 @dataclass(frozen=True)
 class Evaluator:

@@ -23,8 +23,9 @@ from flowers_bench.environment import environment
 from flowers_bench.errors import TrialFailed, UsageError
 from flowers_bench.figures import FigureContext
 from flowers_bench.host import Host, discover
-from flowers_bench.measure.cost import parameter_counts, peak_memory, training_cost
+from flowers_bench.measure.cost import flops, parameter_counts, peak_memory, training_cost
 from flowers_bench.measure.episodic import episodic_accuracy
+from flowers_bench.measure.inference import inference_cost
 from flowers_bench.measure.quality import (
     fit_temperature,
     mixed_quality,
@@ -96,13 +97,15 @@ def run_trial(folder: TrialFolder, emit: Emit) -> None:
     write_history(folder.path, training.history)
     emit({"event": "testing"})
     test_started = time.perf_counter()
-    figures = _measure(trial, parts, model, dataset, folder)
+    predict = parts.evaluator.fit(model, dataset.train)
+    figures = _measure(trial, parts, predict, dataset, folder)
     figures["cost"] = {
         **parameter_counts(model),
         **training_cost(training.history, training.best_epoch),
         **peak_memory(device),
         "setup_seconds": setup_seconds,
         "test_seconds": time.perf_counter() - test_started,
+        **_prediction_cost(trial, parts, predict, dataset),
     }
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -195,11 +198,16 @@ def embedding_dim(model: nn.Module, normalize: Normalizer, image_size: int) -> i
     return int(output.embedding.shape[1])
 
 
-def _measure(trial: Trial, parts: Parts, model: nn.Module, dataset: Dataset, folder: TrialFolder) -> dict[str, Any]:
+def _prediction_cost(trial: Trial, parts: Parts, predict: Fitted, dataset: Dataset) -> dict[str, Any]:
+    """Arithmetic and speed of predicting one image, from the tensor that the model takes to its scores."""
+    image = parts.normalize(evaluation_transform(trial.recipe.image_size)(dataset.test.images[0])[None])
+    return {**flops(predict.scores, image), "inference": inference_cost(predict.scores, image)}
+
+
+def _measure(trial: Trial, parts: Parts, predict: Fitted, dataset: Dataset, folder: TrialFolder) -> dict[str, Any]:
     """Validation once more with the chosen weights, then the test split, once; predictions are stored."""
     tables: list[pd.DataFrame] = []
     figures: dict[str, Any] = {}
-    predict = parts.evaluator.fit(model, dataset.train)
     scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, split in (("val", dataset.val), ("test", dataset.test)):
         found = predict(split.images)

@@ -11,7 +11,7 @@ from flowers_bench.store import Store, TrialFolder
 from flowers_bench.suite import Planned, Request, plan
 from flowers_bench.training.trial import run_trial
 
-TOY = Path(__file__).parents[1] / "toy.py"
+TOY = Path(__file__).parent / "toy.py"
 
 
 def planned(

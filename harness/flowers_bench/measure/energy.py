@@ -1,0 +1,76 @@
+"""Energy where the machine exposes it: RAPL counters of the processor packages, NVML's counter of the GPU.
+
+Both count whatever runs on the device, not only this process. RAPL (powercap) is readable by root alone on most
+systems since CVE-2020-8694; NVML needs `pip install "flowers-bench[nvml]"`. Where neither can be read, nothing is
+reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+RAPL = Path("/sys/class/powercap")
+
+
+class Meter:
+    """Joules between two calls of `lap`, by counter: `package_joules` (all processor packages) and `gpu_joules`."""
+
+    def __init__(self, device: torch.device, rapl: Path = RAPL) -> None:
+        self._counters: list[_Counter] = []
+        # `intel-rapl:0` is a package (AMD's too), `intel-rapl:0:1` a part of it that is in its count already.
+        for zone in sorted(zone for zone in rapl.glob("intel-rapl:*") if zone.name.count(":") == 1):
+            with contextlib.suppress(OSError, ValueError):  # no permission, or no such file: not exposed
+                read, turn = _microjoules(zone / "energy_uj"), _microjoules(zone / "max_energy_range_uj")
+                self._counters.append(_Counter("package_joules", read, turn(), read()))
+        gpu = _nvml(device) if device.type == "cuda" else None
+        if gpu is not None:
+            self._counters.append(_Counter("gpu_joules", gpu, 0.0, gpu()))
+
+    def lap(self) -> dict[str, float]:
+        """Joules since the last call; empty where nothing can be read."""
+        found: dict[str, float] = {}
+        try:
+            for counter in self._counters:
+                found[counter.name] = found.get(counter.name, 0.0) + counter.lap()
+        except Exception:  # a counter that was there is gone: the rest would pass for the whole
+            self._counters = []
+        return found if self._counters else {}
+
+
+@dataclass
+class _Counter:
+    """Joules from `read`, which starts over at 0 after `turn`; `last` is what it read before."""
+
+    name: str
+    read: Callable[[], float]
+    turn: float
+    last: float
+
+    def lap(self) -> float:
+        now = self.read()
+        spent, self.last = now - self.last, now
+        return spent if spent >= 0 else spent + self.turn
+
+
+def _microjoules(path: Path) -> Callable[[], float]:
+    return lambda: int(path.read_text()) / 1e6
+
+
+def _nvml(device: torch.device) -> Callable[[], float] | None:
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        # By UUID: NVML does not know of CUDA_VISIBLE_DEVICES.
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode())
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except pynvml.NVMLError:  # no driver, or a GPU from before 2017, which does not count
+        return None
+    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3

@@ -1,0 +1,147 @@
+"""How fast a trained model predicts on this machine: latency of one image, throughput at the best batch size.
+
+Times are taken after a warm-up, image tensors being ready in memory. Quantiles come with distribution-free 95 %
+intervals (order statistics; `scipy.stats.quantile_test`): run times are skewed, so a mean with a standard error would
+promise too much. Beside them stands the machine's state, above all what else it was doing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import quantile_test
+from torch import Tensor
+
+from flowers_bench.environment import bfloat16_in_hardware
+
+#: A measurement repeats for so many seconds, and at least so many times: fewer give no 95 % interval of a median.
+SECONDS, RUNS = 0.2, 10
+#: Larger batches than this are tried as long as one takes less than `SECONDS`.
+USUAL_BATCH = 8
+LARGEST_BATCH = 1024
+#: A larger batch must be faster by this factor to go on.
+WORTH = 1.03
+Run = Callable[[Tensor], object]
+
+
+def inference_cost(run: Run, image: Tensor) -> dict[str, Any]:
+    """Latency and throughput of `run` in float32, and in bfloat16 autocast where the processor computes in it.
+
+    Args:
+        run: images (N, 3, S, S), normalised and on the device, to anything.
+        image: one of them, (1, 3, S, S).
+    """
+    found: dict[str, Any] = {}
+    with other_load() as others, torch.inference_mode():
+        found["float32"] = speed(run, image)
+        if bfloat16_in_hardware(image.device):
+            with torch.autocast(image.device.type, torch.bfloat16):
+                found["bfloat16"] = speed(run, image)
+    return {**found, "threads": torch.get_num_threads(), "governor": governor(), **others}
+
+
+def speed(run: Run, image: Tensor) -> dict[str, Any]:
+    """`latency`: milliseconds of one image at the 50th and 95th percentile; `throughput`: images per second at the
+    batch size that gives most. `low` and `high` bound a figure, None where so few runs cannot."""
+    single = timings(run, image, SECONDS, RUNS)
+    batch = _best_batch(run, image, float(np.median(single)))
+    seconds = timings(run, _batch(image, batch), SECONDS, RUNS)
+    value, low, high = quantile(seconds, 0.5)
+    return {
+        "latency": {
+            f"p{percent}_ms": dict(
+                zip(("value", "low", "high"), _scaled(quantile(single, percent / 100), 1e3), strict=True)
+            )
+            for percent in (50, 95)
+        }
+        | {"runs": len(single)},
+        "throughput": {
+            "images_per_second": batch / value,
+            "low": batch / high if high else None,
+            "high": batch / low if low else None,
+            "batch": batch,
+            "runs": len(seconds),
+        },
+    }
+
+
+def _scaled(values: tuple[float | None, ...], factor: float) -> list[float | None]:
+    return [None if value is None else value * factor for value in values]
+
+
+def _best_batch(run: Run, image: Tensor, seconds: float) -> int:
+    """Doubles the batch until it is not worth it, or one takes too long to try."""
+    best, rate, size = 1, 1 / seconds, 2
+    while size <= LARGEST_BATCH and (size <= USUAL_BATCH or size / rate < SECONDS):
+        try:
+            found = size / float(np.median(timings(run, _batch(image, size), 0, 3)))
+        except torch.OutOfMemoryError:
+            break
+        if found < WORTH * rate:
+            break
+        best, rate, size = size, found, 2 * size
+    return best
+
+
+def _batch(image: Tensor, size: int) -> Tensor:
+    return image.repeat(size, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+
+
+def timings(run: Run, images: Tensor, seconds: float, runs: int) -> np.ndarray:
+    """Seconds of each call, after two that are not counted, for `seconds` seconds and at least `runs` times."""
+    found: list[float] = []
+    wait = torch.cuda.synchronize if images.device.type == "cuda" else (lambda: None)
+    for _ in range(2):
+        run(images)
+    wait()
+    end = time.perf_counter() + seconds
+    while len(found) < runs or time.perf_counter() < end:
+        start = time.perf_counter()
+        run(images)
+        wait()
+        found.append(time.perf_counter() - start)
+    return np.array(found)
+
+
+def quantile(values: np.ndarray, p: float) -> tuple[float, float | None, float | None]:
+    """The p-quantile with its exact 95 % interval; None for a bound that a sample of this size does not have."""
+    interval = quantile_test(values, q=0, p=p).confidence_interval(0.95)
+    low, high = (float(bound) if np.isfinite(bound) else None for bound in (interval.low, interval.high))
+    return float(np.quantile(values, p)), low, high
+
+
+def governor() -> str | None:
+    """The processor's frequency governor, such as `performance`, where it is readable."""
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def other_load() -> Iterator[dict[str, float | None]]:
+    """Within it, measures how many cores other processes kept busy, on average: `other_cores_busy` of what it yields,
+    None where the system does not tell (it takes Linux)."""
+    found: dict[str, float | None] = {"other_cores_busy": None}
+    before, own, start = _busy_seconds(), time.process_time(), time.perf_counter()
+    yield found
+    after, elapsed = _busy_seconds(), time.perf_counter() - start
+    if before is not None and after is not None and elapsed > 0:
+        found["other_cores_busy"] = max(0.0, (after - before - (time.process_time() - own)) / elapsed)
+
+
+def _busy_seconds() -> float | None:
+    """Processor time that the whole machine has spent on work since it started."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        user, nice, system, _, _, irq, softirq, *_ = map(int, fields)
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return None
