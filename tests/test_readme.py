@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from stored import outcomes, store_trial
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.S) for line in block.splitlines()]
@@ -32,6 +33,15 @@ def test_run_lines_are_valid_usage(flowers_bench, line: str, tmp_path: Path) -> 
     done = flowers_bench(*shlex.split(line)[1:], "--data-dir", str(tmp_path / "none"))
     assert done.returncode == 2
     assert re.search("could not be downloaded|no such folder|no such file", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("line", [c for c in COMMANDS if re.match(r"flowers-bench (compare|report)", c)])
+def test_commands_that_read_results(flowers_bench, line: str, tmp_path: Path) -> None:
+    for seed in range(2):
+        store_trial(tmp_path / "runs", "deformable/stage3", seed, outcomes(seed, 0.8))
+        store_trial(tmp_path / "runs", "deformable/plain", seed, outcomes(seed, 0.7))
+    done = flowers_bench(*shlex.split(line)[1:])
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_plugin_in_the_readme_runs(flowers_bench, tmp_path: Path) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
-from flowers_bench.statistics import accuracy_interval, mcnemar, paired_difference
+from flowers_bench.statistics import (
+    accuracy_interval,
+    holm,
+    mcnemar,
+    paired_difference,
+    paired_p_value,
+    seeds_needed,
+)
 
 MATRICES = st.tuples(st.integers(1, 4), st.integers(1, 40)).flatmap(lambda shape: arrays(bool, shape))
 
@@ -57,6 +67,81 @@ def test_mcnemar_is_the_sign_test_on_discordant_images() -> None:
     assert mcnemar(first, first) == 1.0
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_with_bonferroni(p_values: list[float]) -> None:
+    """Marcus, Peritz & Gabriel 1976: a hypothesis falls when every set of hypotheses that holds it falls."""
+    places = range(len(p_values))
+    sets = [chosen for size in range(1, len(p_values) + 1) for chosen in itertools.combinations(places, size)]
+    level = {chosen: min(1.0, len(chosen) * min(p_values[i] for i in chosen)) for chosen in sets}
+    expected = [max(level[chosen] for chosen in sets if place in chosen) for place in places]
+    assert holm(p_values) == pytest.approx(expected)
+
+
+def test_where_only_seeds_vary_it_is_students_t_test() -> None:
+    """All images alike: what is left is a t-test over seeds, from another implementation."""
+    of_seed = np.array([1, 1, 0, 1, 1, -1, 1])[:, None] * np.ones((1, 50), int)
+    first, second = of_seed == 1, of_seed == -1
+    assert paired_p_value(first, second) == pytest.approx(stats.ttest_1samp(of_seed[:, 0], 0).pvalue, rel=1e-6)
+    interval = paired_difference(first, second)
+    expected = stats.ttest_1samp(of_seed[:, 0], 0).confidence_interval()
+    assert interval.low == pytest.approx(expected.low, abs=0.03)
+    assert interval.high == pytest.approx(expected.high, abs=0.03)
+
+
+def test_where_only_images_vary_it_is_scipys_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (np.tile(rng.random(500) < share, (3, 1)) for share in (0.75, 0.7))
+    interval = paired_difference(first, second)
+    values = first[0].astype(float) - second[0]
+    expected = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=rng).confidence_interval
+    assert (interval.low, interval.high) == (
+        pytest.approx(expected.low, abs=0.004),
+        pytest.approx(expected.high, abs=0.004),
+    )
+    z = values.mean() / np.sqrt(values.var() / 500)
+    assert paired_p_value(first, second) == pytest.approx(2 * stats.norm.sf(abs(z)), rel=0.1)
+
+
+@pytest.mark.parametrize("shift", [-0.08, -0.02, 0.0, 0.03, 0.08])
+def test_p_value_and_interval_agree(shift: float) -> None:
+    rng = np.random.default_rng(3)
+    difficulty = rng.random(400)
+    first, second = (
+        difficulty < 0.6 + s + rng.normal(0, 0.02, (4, 1)) + rng.normal(0, 0.1, (4, 400)) for s in (shift, 0)
+    )
+    interval, p = paired_difference(first, second), paired_p_value(first, second)
+    assert (p < 0.05) == (interval.low > 0 or interval.high < 0)
+    assert p == pytest.approx(paired_p_value(second, first), rel=0.05)
+
+
+def test_one_seed_is_mcnemars_test() -> None:
+    first = np.array([[True] * 9 + [False] * 1 + [True] * 90])
+    second = np.array([[False] * 9 + [True] * 1 + [True] * 90])
+    assert paired_p_value(first, second) == pytest.approx(stats.binomtest(9, 10).pvalue)
+
+
+def test_seeds_that_happen_to_agree_are_no_proof() -> None:
+    """Two seeds with the same difference by chance: their spread over seeds is not zero."""
+    rng = np.random.default_rng(0)
+    first, second = rng.random((2, 300)) < 0.75, rng.random((2, 300)) < 0.7
+    first[1], second[1] = np.roll(first[0], 1), np.roll(second[0], 7)
+    gaps = first.mean(1) - second.mean(1)
+    assert gaps[0] == gaps[1]
+    assert paired_p_value(first, second) > 0.001
+
+
+def test_seeds_needed_has_the_limits_it_should() -> None:
+    rng = np.random.default_rng(0)
+    noisy = rng.random((3, 20000)) < 0.7 + rng.normal(0, 0.03, (3, 1))
+    calm = np.tile(noisy[0], (3, 1))
+    assert seeds_needed(calm, calm) == 2
+    assert seeds_needed(noisy, calm) > 5
+    few = rng.random((3, 30)) < 0.7
+    assert seeds_needed(few, np.tile(rng.random(30) < 0.7, (3, 1))) is None
+    with pytest.raises(ValueError, match="two seeds"):
+        seeds_needed(noisy[:1], calm[:1])
+
+
 def simulate(rng: np.random.Generator, seeds: int, images: int, spread: float) -> tuple[np.ndarray, float]:
     """Images differ in difficulty, seeds in skill; returns (S, N) outcomes and the population's accuracy."""
     difficulty = rng.normal(0.5, 1.0, images)
@@ -86,16 +171,75 @@ def test_coverage_is_at_least_nominal(seeds: int, spread: float) -> None:
     assert hits / runs >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / runs)
 
 
+def differences(
+    rng: np.random.Generator, seeds: int, spread: float, gap: float = 0.0, images: int = 300
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two techniques (S, N) each, on the same images, `gap` apart in skill: seeds of a technique differ by `spread`."""
+    difficulty = rng.normal(0.5, 1.0, images)
+    skills = (gap + rng.normal(0, spread, (seeds, 1)), rng.normal(0, spread, (seeds, 1)))
+    first, second = (rng.random((seeds, images)) < 1 / (1 + np.exp(-(difficulty + skill))) for skill in skills)
+    return first, second
+
+
 @pytest.mark.slow
-def test_false_positives_stay_at_their_rate() -> None:
+@pytest.mark.parametrize(("seeds", "spread"), [(2, 0.2), (3, 0.0), (3, 0.2), (5, 0.2), (10, 0.1)])
+def test_false_positives_come_at_their_rate(seeds: int, spread: float) -> None:
+    """At the usual level and at the small ones that a correction for many pairs works with; neither more nor,
+    at 5 %, so few that the test would be blind."""
     rng = np.random.default_rng(0)
-    runs = 400
+    runs = 1000
+    p_values = np.array([paired_p_value(*differences(rng, seeds, spread)) for _ in range(runs)])
+    for level in (0.2, 0.05, 0.005):
+        assert (p_values < level).mean() <= level + 3 * np.sqrt(level * (1 - level) / runs)
+    assert (p_values < 0.05).mean() >= 0.02
+
+
+@pytest.mark.slow
+def test_mcnemar_is_never_too_eager() -> None:
+    rng = np.random.default_rng(0)
+    p_values = np.array([paired_p_value(*differences(rng, 1, 0.0)) for _ in range(1000)])
+    assert (p_values < 0.05).mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "spread"), [(3, 0.0), (3, 0.2), (5, 0.3)])
+def test_intervals_of_a_true_difference_cover_it(seeds: int, spread: float) -> None:
+    rng = np.random.default_rng(0)
+    many = np.random.default_rng(1)
+    gap = 0.3
+    first, second = differences(many, 400, spread, gap, images=4000)
+    truth = first.mean() - second.mean()
+    runs = 600
+    hits = 0
+    for _ in range(runs):
+        interval = paired_difference(*differences(rng, seeds, spread, gap))
+        hits += interval.low <= truth <= interval.high
+    assert abs(hits / runs - 0.95) <= 3 * np.sqrt(0.95 * 0.05 / runs) + 0.01
+
+
+@pytest.mark.slow
+def test_holm_keeps_the_chance_of_any_false_claim() -> None:
+    """Four equal techniques, six pairs."""
+    rng = np.random.default_rng(0)
+    runs = 500
     claims = 0
     for _ in range(runs):
         difficulty = rng.normal(0.5, 1.0, 300)
-        first, second = (
-            rng.random((3, 300)) < 1 / (1 + np.exp(-(difficulty + rng.normal(0, 0.2, (3, 1))))) for _ in range(2)
-        )
-        interval = paired_difference(first, second)
-        claims += interval.low > 0 or interval.high < 0
+        skill = rng.normal(0, 0.2, (4, 3, 1))
+        outcomes = rng.random((4, 3, 300)) < 1 / (1 + np.exp(-(difficulty + skill)))
+        pairs = itertools.combinations(outcomes, 2)
+        claims += min(holm([paired_p_value(a, b) for a, b in pairs])) < 0.05
     assert claims / runs <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
+
+
+@pytest.mark.slow
+def test_seeds_needed_gives_the_power_it_promises() -> None:
+    """The number asked for, from pilots of ten seeds, then finds a difference of that size about four times in five."""
+    rng = np.random.default_rng(0)
+    spread, images = 0.1, 3000
+    gap = 0.15
+    effect = float(np.diff([d.mean() for d in differences(np.random.default_rng(1), 300, spread, gap, 4000)])[0] * -1)
+    asked = int(np.median([seeds_needed(*differences(rng, 10, spread, 0.0, images), effect=effect) for _ in range(40)]))
+    found = np.mean([paired_p_value(*differences(rng, asked, spread, gap, images)) < 0.05 for _ in range(300)])
+    assert 3 <= asked <= 30
+    assert 0.65 <= found <= 0.95

@@ -7,13 +7,16 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Plain JSON values: processor, accelerator, threads, load, versions, and which deformable-convolution kernel."""
+    import torch  # here, so that reading results needs none
+
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

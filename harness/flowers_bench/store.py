@@ -30,6 +30,7 @@ from flowers_bench.errors import UsageError
 from flowers_bench.trial import Trial
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 #: Of `result.json` and `config.json`. Readers refuse a newer one.
@@ -74,6 +75,21 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{path} is not a JSON object. Remove its folder to run that trial again.")
     return value
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a trial predicted for one split, in the order of the images' keys.
+
+    Attributes:
+        keys: N image names.
+        labels: int (N,).
+        logits: float32 (N, C).
+    """
+
+    keys: tuple[str, ...]
+    labels: np.ndarray
+    logits: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -131,6 +147,21 @@ class TrialFolder:
         import pandas as pd
 
         return pd.read_parquet(self.path / "predictions.parquet")
+
+    def scores(self, split: str = "test") -> Scores:
+        """The predictions of one split as arrays, images in order of their keys: many times quicker than
+        `predictions`. Raises `UsageError` where the file is missing or damaged."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.path / "predictions.parquet"
+        try:
+            table = pq.read_table(path, columns=["key", "label", "logits"], filters=[("split", "=", split)])
+            table = table.sort_by("key").combine_chunks()
+            logits = table.column("logits").combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+            raise UsageError(f"{path} cannot be read: {error}. Remove its folder to run that trial again.") from error
+        return Scores(tuple(table.column("key").to_pylist()), table.column("label").to_numpy(), logits)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -37,6 +37,9 @@ def test_run_then_rerun_then_read(flowers_bench, tmp_path: Path) -> None:
     assert "| toy/plain |" in flowers_bench("leaderboard", "--format", "md").stdout
     listing = flowers_bench("leaderboard", "--trials").stdout.splitlines()
     assert len(listing) == 4
+    (pair,) = json.loads(flowers_bench("compare", "toy/plain", "toy/short", "--format", "json").stdout)
+    assert pair["seeds"] == [0, 1]
+    assert pair["sentence"].partition(" (2 seeds")[0] in first.stdout
     shown = flowers_bench("show", listing[0].split()[0][:8])
     assert shown.returncode == 0
     assert "val_top1" in shown.stdout
@@ -66,6 +69,7 @@ def test_a_failed_trial_is_stored_as_a_failure_and_the_rest_runs(flowers_bench, 
         (["--plugin", "nothere.py"], "not a plugin file"),
         (["leaderboard", "--out", "empty"], "no finished trials"),
         (["leaderboard", "--format", "pdf"], "unknown format"),
+        (["compare", "deformable", "transfer"], "no finished trials"),
         (["show", "abc"], "no trial"),
         (["describe", "deformible"], "Did you mean"),
         (["nonsense"], "No such command"),
@@ -92,7 +96,9 @@ def test_misfit_is_refused_before_training(flowers_bench) -> None:
     assert "no 3x3 convolution" in done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["list"], ["describe"], ["plugins"], ["leaderboard"], ["show"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["list"], ["describe"], ["plugins"], ["leaderboard"], ["compare"], ["show"]]
+)
 def test_every_command_has_help(flowers_bench, command: list[str]) -> None:
     done = flowers_bench(*command, "--help")
     assert done.returncode == 0, done.stderr

@@ -106,6 +106,20 @@ def leaderboard(
 
 
 @app.command()
+def compare(
+    names: Annotated[
+        list[str], typer.Argument(help="Two or more of: NAME[/VARIANT], 'NAME/VARIANT KEY=VALUE', a trial's id")
+    ],
+    out: Out = Path("runs"),
+    format: Annotated[str, typer.Option(help="text, md, csv or json")] = "text",
+) -> None:
+    """Is the difference real? Every pair on the same test images and seeds, with intervals and exact tests."""
+    from flowers_bench.cli import compare as command
+
+    command.compare(names, out, format)
+
+
+@app.command()
 def show(trial: Annotated[str, typer.Argument(help="A trial id, or its beginning")], out: Out = Path("runs")) -> None:
     """Everything about one trial: configuration, weights, history, figures, cost, environment."""
     from flowers_bench.cli import show as command

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flowers_bench.report.leaderboard import Difference, Group, Leaderboard, Row
-from flowers_bench.statistics import Interval
+from flowers_bench.report.comparison_text import sentence
+from flowers_bench.report.leaderboard import Group, Leaderboard
+from flowers_bench.report.numbers import count, duration, inert, markdown_cell, percent, size
+from flowers_bench.report.rows import Row
 from flowers_bench.store import TrialFolder
 
 COLUMNS = (
@@ -49,52 +51,10 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def percent(share: float | None) -> str:
-    """A share as percent with one decimal."""
-    return "-" if share is None else f"{100 * share:.1f}"
-
-
-def count(number: float | None) -> str:
-    """11228838 as 11.2 M."""
-    if number is None:
-        return "-"
-    return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,.0f}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds, or minutes from two on."""
-    if seconds is None:
-        return "-"
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-
-
-def size(number: float | None) -> str:
-    """Bytes as MiB."""
-    return "-" if number is None else f"{number / 2**20:,.0f} MiB"
-
-
-def sentence(difference: Difference) -> str:
-    """A difference in plain words."""
-    interval = difference.interval
-    points = f"{abs(100 * interval.value):.1f} points [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
-    basis = f"n = {interval.n_seeds} seeds x {interval.n_images} images"
-    if interval.n_seeds == 1:
-        basis = f"one seed, {interval.n_images} images: what another seed would change is not in the interval"
-    if interval.low > 0:
-        return f"{difference.row} is better than {difference.baseline} by {points} ({basis})"
-    if interval.high < 0:
-        return f"{difference.row} is worse than {difference.baseline} by {points} ({basis})"
-    return f"no difference can be claimed between {difference.row} and {difference.baseline}: {_signed(interval)} ({basis})"
-
-
-def _signed(interval: Interval) -> str:
-    return f"{100 * interval.value:+.1f} points [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
-
-
 def footnotes(group: Group) -> list[str]:
     """What must stand under every table: differences, how intervals were made, notes, hardware."""
     overs = sorted({f"{row.top1.over}" for row in group.rows})
-    lines = [sentence(difference) for difference in group.differences]
+    lines = [sentence(pair, len(group.differences)) for pair in group.differences]
     lines.append(
         f"intervals: 95 %, over {'; '.join(overs)}; the test split was read once, by the checkpoint chosen on validation"
     )
@@ -123,15 +83,11 @@ def markdown(board: Leaderboard) -> str:
     """GitHub tables, one per group."""
     lines: list[str] = []
     for group in board.groups:
-        lines += [f"**{_md(group.title)}**", "", "| " + " | ".join(COLUMNS) + " |"]
+        lines += [f"**{markdown_cell(group.title)}**", "", "| " + " | ".join(COLUMNS) + " |"]
         lines.append("|" + "---|" * 3 + "---:|" * (len(COLUMNS) - 3))
-        lines += ["| " + " | ".join(_md(cell) for cell in cells(row)) + " |" for row in group.rows]
-        lines += ["", *(f"- {_md(line)}" for line in footnotes(group)), ""]
+        lines += ["| " + " | ".join(markdown_cell(cell) for cell in cells(row)) + " |" for row in group.rows]
+        lines += ["", *(f"- {markdown_cell(line)}" for line in footnotes(group)), ""]
     return "\n".join(lines)
-
-
-def _md(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def csv_text(board: Leaderboard) -> str:
@@ -140,13 +96,8 @@ def csv_text(board: Leaderboard) -> str:
     records = _records(board)
     writer = csv.DictWriter(stream, fieldnames=list(records[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _inert(value) for key, value in record.items()} for record in records)
+    writer.writerows({key: inert(value) for key, value in record.items()} for record in records)
     return stream.getvalue().rstrip("\n")
-
-
-def _inert(value: object) -> object:
-    # A spreadsheet would run a cell that begins like a formula.
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" else value
 
 
 def json_text(board: Leaderboard) -> str:

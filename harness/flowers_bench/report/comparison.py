@@ -1,0 +1,149 @@
+"""Rows against each other, pairwise, on the same seeds and images: is the difference real, and what does it cost?"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from flowers_bench.environment import describe_hardware
+from flowers_bench.report.rows import Row, factors, obstacles
+from flowers_bench.statistics import (
+    Interval,
+    holm,
+    mcnemar,
+    paired_difference,
+    paired_p_value,
+    seeds_needed,
+    won_and_lost,
+)
+
+#: A difference is claimed where its p-value, adjusted for all pairs, is below this.
+ALPHA = 0.05
+#: The difference that `Pair.seeds_needed` is about: one point.
+EFFECT = 0.01
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row against another, on the seeds that both have.
+
+    Attributes:
+        first, second: the rows' names.
+        seeds: which.
+        difference: accuracy of `first` minus that of `second`.
+        mcnemar: exact p-value of each seed's two trained networks; says nothing about other seeds.
+        p: that the two are equally accurate, over seeds and images; McNemar's with one seed.
+        p_holm: `p`, adjusted for all pairs compared at once.
+        won, lost: images that only `first`, only `second` has right; mean over seeds.
+        time_ratio: training time of `first` over that of `second`; None where the hardware differs.
+        differing: what else differs between them, `key first / second`.
+        seeds_needed: seeds that would show a difference of one point with a probability of 80 %; None if more seeds
+            alone would not, or if there is only one seed.
+    """
+
+    first: str
+    second: str
+    seeds: tuple[int, ...]
+    difference: Interval
+    mcnemar: tuple[float, ...]
+    p: float
+    p_holm: float
+    won: float
+    lost: float
+    time_ratio: float | None
+    differing: tuple[str, ...]
+    seeds_needed: int | None
+
+    @property
+    def claimed(self) -> bool:
+        """Whether there is a difference to speak of."""
+        return self.p_holm < ALPHA
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A pair that must not be compared, and why."""
+
+    first: str
+    second: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Pairs that could be compared, and those that must not be."""
+
+    pairs: tuple[Pair, ...]
+    refused: tuple[Refusal, ...]
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Row, Row]]) -> Comparison:
+        """The pairs given, with Holm's correction over all of them."""
+        compared, refused = [], []
+        for first, second in pairs:
+            reasons = _reasons(first, second)
+            if reasons:
+                refused.append(Refusal(first.name, second.name, tuple(reasons)))
+            else:
+                compared.append((first, second))
+        found = [_compare(first, second, len(compared)) for first, second in compared]
+        adjusted = holm([pair.p for pair in found])
+        return cls(tuple(replace(pair, p_holm=p) for pair, p in zip(found, adjusted, strict=True)), tuple(refused))
+
+    @classmethod
+    def all_of(cls, rows: Sequence[Row]) -> Comparison:
+        """Every row against every later one."""
+        return cls.of(itertools.combinations(rows, 2))
+
+
+def _reasons(first: Row, second: Row) -> list[str]:
+    found = obstacles(first.trials[0], second.trials[0])
+    if not found and (first.keys != second.keys or not np.array_equal(first.labels, second.labels)):
+        found.append("other test images: their predictions are not about the same keys and labels")
+    if not found and not set(first.seeds) & set(second.seeds):
+        found.append(f"no seed in common: {_listed(first.seeds)} against {_listed(second.seeds)}")
+    return found
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _compare(first: Row, second: Row, pairs: int) -> Pair:
+    seeds = sorted(set(first.seeds) & set(second.seeds))
+    places = [[row.seeds.index(seed) for seed in seeds] for row in (first, second)]
+    one, other = first.correct[places[0]], second.correct[places[1]]
+    won, lost = won_and_lost(one, other)
+    p = paired_p_value(one, other)
+    return Pair(
+        first=first.name,
+        second=second.name,
+        seeds=tuple(seeds),
+        difference=paired_difference(one, other),
+        mcnemar=tuple(mcnemar(a, b) for a, b in zip(one, other, strict=True)),
+        p=p,
+        p_holm=p,
+        won=won / len(seeds),
+        lost=lost / len(seeds),
+        time_ratio=_time_ratio(first, second, places),
+        differing=_differing(first, second),
+        seeds_needed=seeds_needed(one, other, EFFECT, ALPHA / pairs) if len(seeds) > 1 else None,
+    )
+
+
+def _time_ratio(first: Row, second: Row, places: Sequence[Sequence[int]]) -> float | None:
+    trials = [[row.trials[i] for i in chosen] for row, chosen in zip((first, second), places, strict=True)]
+    if len({describe_hardware(trial.result["hardware"]) for side in trials for trial in side}) > 1:
+        return None
+    seconds = [float(np.mean([trial.result["cost"]["seconds"] for trial in side])) for side in trials]
+    return seconds[0] / seconds[1] if seconds[1] else None
+
+
+def _differing(first: Row, second: Row) -> tuple[str, ...]:
+    """Backbone, weights and recipe where they differ: then the difference is not the technique's alone."""
+    one, other = factors(first.config), factors(second.config)
+    keys = ["backbone", "weights", *first.config["recipe"]]
+    return tuple(f"{key} {one.get(key)} / {other.get(key)}" for key in keys if one.get(key) != other.get(key))

@@ -1,0 +1,195 @@
+"""A comparison in plain sentences, in the terminal, and as Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flowers_bench.report.comparison import ALPHA, Comparison, Pair, Refusal
+from flowers_bench.report.numbers import inert, markdown_cell, p_value
+from flowers_bench.statistics import Interval
+
+COLUMNS = (
+    "first",
+    "second",
+    "difference",
+    "95 % interval",
+    "images won",
+    "images lost",
+    "McNemar exact",
+    "p",
+    "p (Holm)",
+    "time ratio",
+)
+
+
+def sentence(pair: Pair, pairs: int = 1) -> str:
+    """What may be said about a pair, among `pairs` that were compared at once."""
+    n = pair.difference.n_images
+    basis = f"{len(pair.seeds)} seeds x {n} images"
+    if len(pair.seeds) == 1:
+        basis = f"one seed, {n} images: what another seed would change is not in the interval"
+    return f"{_claim(pair, pairs)}{_cost(pair)} ({basis})"
+
+
+def _claim(pair: Pair, pairs: int) -> str:
+    value, low, high = (100 * x for x in (pair.difference.value, pair.difference.low, pair.difference.high))
+    if pair.claimed and value > 0:
+        return f"{pair.first} is better than {pair.second} by {value:.1f} points [{low:.1f}, {high:.1f}]"
+    if pair.claimed:
+        return f"{pair.first} is worse than {pair.second} by {-value:.1f} points [{-high:.1f}, {-low:.1f}]"
+    among = f" (p = {p_value(pair.p)} is not enough among {pairs} pairs)" if pair.p < ALPHA else ""
+    return (
+        f"no difference can be claimed between {pair.first} and {pair.second}: {value:+.1f} points "
+        f"{bounds(pair.difference)}{among}; {_what_would_help(pair)}"
+    )
+
+
+def _what_would_help(pair: Pair) -> str:
+    if len(pair.seeds) == 1:
+        return "one seed cannot tell how many would be needed, run at least 3"
+    if pair.seeds_needed is None:
+        return "to see 1 point, more seeds alone would not be enough: it takes more test images"
+    more = pair.seeds_needed - len(pair.seeds)
+    if more <= 0:
+        return "1 point would probably have been seen"
+    return f"about {more} more seed{'s' if more > 1 else ''} would be needed to see 1 point"
+
+
+def _cost(pair: Pair) -> str:
+    return "" if pair.time_ratio is None else f"; {pair.first} costs {pair.time_ratio:.1f}x the training time"
+
+
+def bounds(interval: Interval) -> str:
+    """An interval of a difference, in points."""
+    return f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+
+
+def cells(pair: Pair) -> tuple[str, ...]:
+    """One pair as text, in the order of `COLUMNS`."""
+    return (
+        pair.first,
+        pair.second,
+        f"{100 * pair.difference.value:+.1f}",
+        bounds(pair.difference),
+        f"{pair.won:.0f}",
+        f"{pair.lost:.0f}",
+        _listed_p(pair.mcnemar),
+        p_value(pair.p),
+        p_value(pair.p_holm),
+        "-" if pair.time_ratio is None else f"{pair.time_ratio:.2f}",
+    )
+
+
+def _listed_p(values: Sequence[float]) -> str:
+    if len(values) <= 3:
+        return ", ".join(map(p_value, values))
+    return f"{p_value(min(values))} to {p_value(max(values))}"
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """One per pair, and under each what else differs between the two."""
+    lines = []
+    for pair in comparison.pairs:
+        lines.append(sentence(pair, len(comparison.pairs)))
+        if pair.differing:
+            lines.append(f"  not the technique alone: {', '.join(pair.differing)}")
+    return lines + [refusal(refused) for refused in comparison.refused]
+
+
+def refusal(refused: Refusal) -> str:
+    """Why a pair is not compared."""
+    return f"{refused.first} and {refused.second} cannot be compared: {'; '.join(refused.reasons)}"
+
+
+def footnotes(comparison: Comparison) -> list[str]:
+    """How the figures were made."""
+    overs = sorted({pair.difference.over for pair in comparison.pairs})
+    return [
+        f"differences in points of test top-1 accuracy, first minus second; intervals: 95 %, over {'; '.join(overs)}",
+        "p: from the same bootstrap, or McNemar's with one seed; Holm: adjusted for all pairs of this comparison; "
+        f"claimed below {ALPHA}",
+        "McNemar exact: one per seed, about those two trained networks alone; images won and lost: mean over seeds",
+    ]
+
+
+def print_text(comparison: Comparison) -> None:
+    """Sentences first, then the table."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    for line in sentences(comparison):
+        console.print(line, markup=False, soft_wrap=True)
+    table = Table()
+    for index, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
+    for pair in comparison.pairs:
+        table.add_row(*map(escape, cells(pair)))
+    console.print(table)
+    for line in footnotes(comparison):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def markdown(comparison: Comparison) -> str:
+    """Sentences, a GitHub table, footnotes."""
+    lines = [
+        f"- {markdown_cell(line)}" if line[0] != " " else f"  {markdown_cell(line)}" for line in sentences(comparison)
+    ]
+    lines += ["", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * 2 + "---:|" * (len(COLUMNS) - 2)]
+    lines += ["| " + " | ".join(map(markdown_cell, cells(pair))) + " |" for pair in comparison.pairs]
+    return "\n".join([*lines, "", *(f"- {line}" for line in footnotes(comparison))])
+
+
+def csv_text(comparison: Comparison) -> str:
+    """One line per pair, full precision; refused pairs have only names and reasons."""
+    stream = io.StringIO()
+    records = _records(comparison)
+    writer = csv.DictWriter(
+        stream, fieldnames=list(dict.fromkeys(key for r in records for key in r)), lineterminator="\n"
+    )
+    writer.writeheader()
+    for record in records:
+        flat = {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in record.items()}
+        writer.writerow({key: inert(value) for key, value in flat.items()})
+    return stream.getvalue().rstrip("\n")
+
+
+def json_text(comparison: Comparison) -> str:
+    """A list of pairs, full precision; refused ones have only names and reasons."""
+    return json.dumps(_records(comparison), indent=1, ensure_ascii=False)
+
+
+def _records(comparison: Comparison) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = [
+        {
+            "first": pair.first,
+            "second": pair.second,
+            "sentence": sentence(pair, len(comparison.pairs)),
+            "difference": pair.difference.value,
+            "low": pair.difference.low,
+            "high": pair.difference.high,
+            "interval_over": pair.difference.over,
+            "seeds": list(pair.seeds),
+            "images": pair.difference.n_images,
+            "won": pair.won,
+            "lost": pair.lost,
+            "mcnemar_p": list(pair.mcnemar),
+            "p": pair.p,
+            "p_holm": pair.p_holm,
+            "claimed": pair.claimed,
+            "time_ratio": pair.time_ratio,
+            "seeds_needed_for_1_point": pair.seeds_needed,
+            "differing": list(pair.differing),
+        }
+        for pair in comparison.pairs
+    ]
+    return found + [{"first": r.first, "second": r.second, "refused": list(r.reasons)} for r in comparison.refused]
+
+
+FORMATS: dict[str, Callable[[Comparison], str]] = {"md": markdown, "csv": csv_text, "json": json_text}

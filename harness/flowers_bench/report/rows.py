@@ -1,0 +1,177 @@
+"""Finished trials as rows: one configuration over its seeds, and which rows may be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from flowers_bench.measure.quality import correct_in_top_k, mean_per_class
+from flowers_bench.statistics import Interval, accuracy_interval
+from flowers_bench.store import TrialFolder
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished trial with its files read."""
+
+    folder: TrialFolder
+    config: dict[str, Any]
+    result: dict[str, Any]
+    run: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: TrialFolder) -> Finished:
+        """Everything but the predictions."""
+        return cls(folder, folder.config(), folder.result(), folder.run())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration over its seeds.
+
+    Attributes:
+        name: `technique/variant`, with the replaced parts and options that tell it from its neighbours.
+        trials: one per seed, in the order of `seeds`.
+        keys, labels: of the N test images.
+        predicted, confidence, correct: (S, N): the class with the largest score, its softmax, whether it is right.
+        top1: test accuracy with its interval.
+    """
+
+    name: str
+    trials: tuple[Finished, ...]
+    keys: tuple[str, ...]
+    labels: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    correct: np.ndarray
+    top1: Interval
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Of the first seed; the others have the same but for the seed."""
+        return self.trials[0].config
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(int(trial.config["seed"]) for trial in self.trials)
+
+    @property
+    def baseline(self) -> str | None:
+        """The variant that it is to be compared with."""
+        name = self.trials[0].run.get("baseline")
+        return str(name) if name else None
+
+    @property
+    def mean_per_class(self) -> float:
+        return float(np.mean([mean_per_class(hits, self.labels) for hits in self.correct]))
+
+    def mean(self, *path: str) -> float | None:
+        """Mean over seeds of a number in `result.json`, or None where it was not measured."""
+        numbers = [value for value in (at(trial.result, path) for trial in self.trials) if value is not None]
+        return float(np.mean(numbers)) if numbers else None
+
+
+def at(value: Any, path: Sequence[str]) -> Any:
+    """A value inside nested dictionaries, or None."""
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def build_row(name: str, trials: Iterable[Finished]) -> Row:
+    """One row of trials that differ in nothing but the seed."""
+    trials = tuple(sorted(trials, key=lambda trial: int(trial.config["seed"])))
+    scores = [trial.folder.scores() for trial in trials]
+    correct = np.stack([correct_in_top_k(s.logits, s.labels) for s in scores])
+    return Row(
+        name=name,
+        trials=trials,
+        keys=scores[0].keys,
+        labels=scores[0].labels,
+        predicted=np.stack([s.logits.argmax(1) for s in scores]),
+        confidence=np.stack([softmax(s.logits, axis=1).max(1) for s in scores]),
+        correct=correct,
+        top1=accuracy_interval(correct),
+    )
+
+
+def by_configuration(trials: Iterable[Finished]) -> list[list[Finished]]:
+    """The trials in lists that differ in nothing but the seed, in order of first appearance."""
+    found: dict[str, list[Finished]] = {}
+    for trial in trials:
+        facts = {key: value for key, value in trial.config.items() if key not in ("seed", "id")}
+        found.setdefault(json.dumps(facts, sort_keys=True), []).append(trial)
+    return list(found.values())
+
+
+#: Columns of their own in a table, so that names need not say them.
+SHOWN = frozenset({"backbone", "weights"})
+#: What follows from something that is said.
+_DERIVED = ("id", "seed", "dataset", "weights_sha256", "schema_version")
+
+
+def distinct_names(configs: Sequence[Mapping[str, Any]], shown: Collection[str] = SHOWN) -> list[str]:
+    """`technique/variant`, followed by whatever differs between configurations of the same name but for `shown`."""
+    names = []
+    for config in configs:
+        label = f"{config['technique']}/{config['variant']}"
+        twins = [
+            factors(c) for c in configs if (c["technique"], c["variant"]) == (config["technique"], config["variant"])
+        ]
+        own = factors(config)
+        differing = sorted(key for key in own if key not in shown and any(twin.get(key) != own[key] for twin in twins))
+        names.append(label + "".join(f" {key}={own[key]}" for key in differing))
+    return names
+
+
+def factors(config: Mapping[str, Any]) -> dict[str, str]:
+    """What was chosen for a trial, flat and as text: recipe fields and options by their own names."""
+    found: dict[str, Any] = {"data": config["dataset"]["name"]}
+    for key, value in config.items():
+        if not isinstance(value, dict):
+            found[key] = value
+        elif key in ("recipe", "options"):
+            found.update(value)
+        else:
+            found.update({key if (key, k) == ("weights", "name") else f"{key}_{k}": v for k, v in value.items()})
+    return {key: str(value) for key, value in found.items() if not key.startswith(_DERIVED)}
+
+
+def protocol(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
+    """What two trials must have in common to be comparable, each fact in words.
+
+    The pixels' stored size is not among them: 64 px and 128 px input of the same photographs are comparable.
+    """
+    data = config["dataset"]
+    sizes = f"{data['n_train']} train / {data['n_val']} val / {data['n_test']} test"
+    return {
+        "dataset": data["name"],
+        "split": f"{sizes}, {data['split_checksum'][:8]}",
+        "images": "; ".join(data["notes"]) or "as they are",
+        "data options": _pairs(config["data_options"]),
+        "protocol": _pairs(config["protocol"]),
+        "search budget": str(run.get("search") or "none"),
+        "harness revision": str(config["harness_revision"]),
+    }
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in sorted(values.items())) or "none"
+
+
+def obstacles(first: Finished, second: Finished) -> list[str]:
+    """Why two trials must not be compared, in words; empty where they may."""
+    one, other = protocol(first.config, first.run), protocol(second.config, second.run)
+    found = [f"other {key}: {one[key]} against {other[key]}" for key in one if one[key] != other[key]]
+    same_size = first.config["recipe"]["image_size"] == second.config["recipe"]["image_size"]
+    prints = [trial.config["dataset"]["fingerprint"] for trial in (first, second)]
+    if not found and same_size and prints[0] != prints[1]:
+        found.append(
+            f"other images: the names are the same, the pixels are not ({prints[0][:8]} against {prints[1][:8]})"
+        )
+    return found

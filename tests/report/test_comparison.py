@@ -1,0 +1,231 @@
+"""Comparisons: the right pairs, the right words, and refusals with their reasons."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stored import outcomes, store_trial
+
+from flowers_bench.cli.compare import compare, rows_of
+from flowers_bench.errors import UsageError
+from flowers_bench.report.comparison import Comparison
+from flowers_bench.report.comparison_text import sentence, sentences
+from flowers_bench.report.leaderboard import Leaderboard
+from flowers_bench.store import Store
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`good` is clearly better than `plain`, `same` is not; `alone` has one seed, of its own."""
+    root = tmp_path_factory.mktemp("stored")
+    for seed in range(3):
+        store_trial(root, "wise/good", seed, outcomes(seed, 0.80 + 0.002 * seed), seconds=90)
+        store_trial(root, "wise/plain", seed, outcomes(seed, 0.70))
+        store_trial(root, "odd/same", seed, outcomes(10 + seed, 0.70 + 0.01 * (seed - 1)))
+    store_trial(root, "odd/alone", 7, outcomes(7, 0.70))
+    return root
+
+
+@pytest.fixture
+def runs(stored: Path, tmp_path: Path) -> Path:
+    """A copy that a test may add to."""
+    return shutil.copytree(stored, tmp_path / "runs")
+
+
+def test_a_clear_difference_is_claimed_with_its_cost(runs: Path) -> None:
+    (pair,) = Comparison.all_of(rows_of(["wise/good", "wise/plain"], runs)).pairs
+    assert pair.claimed
+    assert pair.difference.value == pytest.approx(0.101, abs=0.002)
+    assert pair.won - pair.lost == pytest.approx(400 * pair.difference.value)
+    assert pair.time_ratio == pytest.approx(1.5)
+    assert "wise/good is better than wise/plain by 10.1 points [" in sentence(pair)
+    assert "costs 1.5x the training time" in sentence(pair)
+
+
+def test_the_worse_is_called_worse(runs: Path) -> None:
+    (pair,) = Comparison.all_of(rows_of(["wise/plain", "wise/good"], runs)).pairs
+    assert "wise/plain is worse than wise/good by 10.1 points [" in sentence(pair)
+
+
+def test_no_difference_says_what_would_help(runs: Path) -> None:
+    (pair,) = Comparison.all_of(rows_of(["odd/same", "wise/plain"], runs)).pairs
+    assert not pair.claimed
+    text = sentence(pair)
+    assert "no difference can be claimed between odd/same and wise/plain" in text
+    assert "more test images" in text or "more seed" in text
+
+
+def test_all_pairs_are_adjusted_together(runs: Path) -> None:
+    comparison = Comparison.all_of(rows_of(["wise/good", "wise/plain", "odd/same"], runs))
+    assert [(p.first, p.second) for p in comparison.pairs] == [
+        ("wise/good", "wise/plain"),
+        ("wise/good", "odd/same"),
+        ("wise/plain", "odd/same"),
+    ]
+    assert min(p.p_holm for p in comparison.pairs) == pytest.approx(3 * min(p.p for p in comparison.pairs))
+
+
+def test_a_trial_id_is_that_seed_alone(runs: Path) -> None:
+    ids = [
+        f.id
+        for f in Store(runs).finished()
+        if f.result()["label"] in ("wise/good", "wise/plain") and f.result()["seed"] == 1
+    ]
+    (pair,) = Comparison.all_of(rows_of([ids[0][:8], ids[1]], runs)).pairs
+    assert pair.seeds == (1,)
+    assert pair.p == pair.mcnemar[0]
+    assert "what another seed would change is not in the interval" in sentence(pair)
+
+
+def test_only_common_seeds_are_paired(runs: Path) -> None:
+    store_trial(runs, "wise/good", 5, outcomes(5, 0.99))
+    (pair,) = Comparison.all_of(rows_of(["wise/good", "wise/plain"], runs)).pairs
+    assert pair.seeds == (0, 1, 2)
+    assert pair.difference.value == pytest.approx(0.101, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dataset": {"name": "garden"}}, "other dataset: meadow against garden"),
+        ({"dataset": {"split_checksum": "6" * 64}}, "other split"),
+        ({"dataset": {"notes": ["64 px copies"]}}, "other images: as they are against 64 px copies"),
+        ({"dataset": {"fingerprint": "e" * 64}}, "the pixels are not"),
+        ({"run": {"search": 20}}, "other search budget: none against 20"),
+    ],
+)
+def test_what_is_not_comparable_is_refused_with_the_reason(runs: Path, change: dict, words: str) -> None:
+    for seed in range(3):
+        store_trial(runs, "far/away", seed, outcomes(seed, 0.7), **change)
+    comparison = Comparison.all_of(rows_of(["wise/plain", "far/away", "odd/same"], runs))
+    assert len(comparison.pairs) == 1
+    assert len(comparison.refused) == 2
+    assert words in comparison.refused[0].reasons[0]
+    assert any("wise/plain and far/away cannot be compared" in line for line in sentences(comparison))
+    with pytest.raises(UsageError, match="cannot be compared"):
+        compare(["wise/plain", "far/away"], runs, "text")
+
+
+def test_without_a_common_seed_there_is_no_pair(runs: Path) -> None:
+    with pytest.raises(UsageError, match="no seed in common: 7 against 0, 1, 2"):
+        compare(["odd/alone", "odd/same"], runs, "text")
+
+
+def test_other_recipes_are_said(runs: Path) -> None:
+    for seed in range(3):
+        store_trial(runs, "long/run", seed, outcomes(seed, 0.7), recipe={"epochs": 9}, backbone="vit")
+    lines = sentences(Comparison.all_of(rows_of(["long/run", "wise/plain"], runs)))
+    assert "not the technique alone: backbone vit / resnet18, epochs 9 / 3" in lines[1]
+
+
+def test_ambiguous_names_list_what_to_type(runs: Path) -> None:
+    for seed in range(3):
+        store_trial(runs, "wise/good", seed, outcomes(seed, 0.9), recipe={"epochs": 9})
+    with pytest.raises(UsageError, match="names 2 configurations") as error:
+        rows_of(["wise/good", "wise/plain"], runs)
+    assert '"wise/good epochs=9"' in str(error.value)
+    rows = rows_of(["wise/good epochs=9", "wise/good epochs=3"], runs)
+    assert [row.name for row in rows] == ["wise/good epochs=9", "wise/good epochs=3"]
+
+
+def test_of_several_datasets_the_common_one_is_meant(runs: Path) -> None:
+    store_trial(runs, "wise/good", 0, outcomes(0, 0.9), dataset={"name": "garden"})
+    rows = rows_of(["wise/good", "wise/plain"], runs)
+    assert {row.config["dataset"]["name"] for row in rows} == {"meadow"}
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["wise/good"], "two names or more"),
+        (["wise/good", "wise/goood"], "Did you mean 'wise/good'"),
+        (["wise/good", "wise"], "names 2 variants: wise/good, wise/plain"),
+        (["wise/good", "wise/good"], "are the same"),
+        (["wise/good", "wise/plain epochs=8"], "was not run with epochs=8"),
+        (["wise/good", "deadbeef"], "unknown technique"),
+    ],
+)
+def test_mistakes_are_explained(runs: Path, names: list[str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        compare(names, runs, "text")
+
+
+def test_a_bare_name_is_its_only_variant(runs: Path) -> None:
+    store_trial(runs, "lone/one", 0, outcomes(0, 0.9))
+    assert [row.name for row in rows_of(["lone", "wise/good"], runs)] == ["lone/one", "wise/good"]
+
+
+def test_formats_agree(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["wise/good", "wise/plain", "odd/alone"]
+    printed = {}
+    for format in ("text", "md", "csv", "json"):
+        compare(names, runs, format)
+        printed[format] = capsys.readouterr().out
+    first, *rest = json.loads(printed["json"])
+    assert len(rest) == 2
+    assert "refused" in rest[0]
+    (line, *_) = csv.DictReader(io.StringIO(printed["csv"]))
+    assert float(line["difference"]) == first["difference"]
+    assert line["mcnemar_p"].split() == [str(p) for p in first["mcnemar_p"]]
+    for format in ("text", "md"):
+        assert first["sentence"] in printed[format]
+        assert "no seed in common" in printed[format]
+    with pytest.raises(UsageError, match="unknown format"):
+        compare(names, runs, "pdf")
+
+
+def test_names_from_plugins_stay_text(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(2):
+        store_trial(runs, "=bad/<b>|x", seed, outcomes(seed, 0.7))
+    compare(["=bad/<b>|x", "wise/good"], runs, "md")
+    assert "<b>" not in capsys.readouterr().out
+    compare(["=bad/<b>|x", "wise/good"], runs, "csv")
+    assert "'=bad/<b>|x" in capsys.readouterr().out
+
+
+def test_leaderboard_compares_each_row_with_its_baseline(runs: Path) -> None:
+    (group,) = Leaderboard.of(Store(runs).finished()).groups
+    assert [(pair.first, pair.second) for pair in group.differences] == [("wise/good", "wise/plain")]
+
+
+def test_configurations_of_other_code_are_other_rows(runs: Path) -> None:
+    folder = store_trial(runs, "wise/good", 0, outcomes(0, 0.9))
+    config = folder.config()
+    config["code"] = {"common": "flowers-bench 0.2.0"}
+    config["id"] = "0" * 16
+    other = runs / ("0" * 16)
+    other.mkdir()
+    for file in folder.path.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    (other / "config.json").write_text(json.dumps(config))
+    (group,) = Leaderboard.of(Store(runs).finished()).groups
+    assert len({row.name for row in group.rows}) == len(group.rows) == 5
+    assert all(len(set(row.seeds)) == len(row.seeds) for row in group.rows)
+
+
+def test_reading_results_needs_no_torch(runs: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from flowers_bench.cli.compare import compare\n"
+        f"compare(['wise/good', 'wise/plain'], Path({str(runs)!r}), 'text'); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_scores_are_the_stored_predictions(runs: Path) -> None:
+    folder = Store(runs).finished()[0]
+    table = folder.predictions()
+    table = table[table["split"] == "test"]
+    scores = folder.scores()
+    assert list(scores.keys) == list(table["key"])
+    assert np.array_equal(scores.logits, np.stack(list(table["logits"])))
+    (folder.path / "predictions.parquet").write_bytes(b"PAR1 damaged")
+    with pytest.raises(UsageError, match=r"predictions\.parquet cannot be read"):
+        folder.scores()

@@ -1,0 +1,163 @@
+"""Finished trials written to a store as a run would leave them, with outcomes that a test chooses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from flowers_bench.measure.quality import quality
+from flowers_bench.store import SCHEMA_VERSION, Store, TrialFolder, write_json
+from flowers_bench.technique import Recipe
+from flowers_bench.trial import Trial
+
+CLASSES = 4
+HARDWARE = {
+    "processor": "Abacus",
+    "cores": 2,
+    "threads": 1,
+    "cpu_capability": "AVX2",
+    "device": "cpu",
+    "load_average": [0.1, 0.1, 0.1],
+    "system": "Linux",
+    "python": "3.11",
+    "versions": {"flowers-bench": "0.1.0", "torch": "2.10"},
+    "kernel": None,
+}
+
+
+def outcomes(seed: int, accuracy: float, images: int = 400) -> np.ndarray:
+    """bool (N,): the same images are hard for everyone."""
+    difficulty = np.random.default_rng(0).normal(0, 1, images)
+    noise = np.random.default_rng([1, seed]).normal(0, 0.5, images)
+    return difficulty + noise < np.quantile(difficulty + noise, accuracy)
+
+
+def store_trial(
+    root: Path,
+    label: str,
+    seed: int,
+    correct: np.ndarray,
+    *,
+    dataset: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    result: Mapping[str, Any] | None = None,
+    run: Mapping[str, Any] | None = None,
+    backbone: str = "resnet18",
+    class_names: tuple[str, ...] = ("rose", "tulip", "daisy", "lily"),
+    seconds: float = 60.0,
+) -> TrialFolder:
+    """A finished trial `technique/variant` whose test images are right or wrong as `correct` (N,) says."""
+    technique, _, variant = label.partition("/")
+    n = len(correct)
+    trial = Trial(
+        technique=technique,
+        variant=variant,
+        model="classifier",
+        loss="cross-entropy",
+        augmentation="standard",
+        sampler="shuffled",
+        predictor="classifier",
+        options=dict(options or {}),
+        dataset={
+            "name": "meadow",
+            "classes": CLASSES,
+            "n_train": 40,
+            "n_val": 20,
+            "n_test": n,
+            "fingerprint": "f" * 64,
+            "split_checksum": "5" * 64,
+            "resolution": "64x64",
+            "notes": [],
+            **(dataset or {}),
+        },
+        data_options={},
+        backbone=backbone,
+        weights={"name": "none", "sha256": None},
+        recipe=Recipe().changed(**{"epochs": 3, **(recipe or {})}),
+        seed=seed,
+        code={"common": "flowers-bench 0.1.0"},
+    )
+    given = {"data_source": "toy", "data_path": None, "cache_dir": "nowhere", "plugin_files": [], "baseline": "plain"}
+    folder = Store(root).prepare(trial, {**given, "command": ["--plugin", label], **(run or {})})
+    labels = np.arange(n) % CLASSES
+    figures, tables = {}, []
+    for split, count in (("val", 20), ("test", n)):
+        logits = _logits(labels[:count], correct[:count], seed)
+        figures[split] = {"n": count, **quality(logits, labels[:count])}
+        keys = [f"{split}/{i:05}" for i in range(count)]
+        tables.append(
+            pd.DataFrame(
+                {
+                    "split": split,
+                    "key": keys,
+                    "label": labels[:count].astype(np.int32),
+                    "prediction": logits.argmax(1).astype(np.int32),
+                    "logits": list(logits),
+                }
+            )
+        )
+    pd.concat(tables, ignore_index=True).to_parquet(folder.path / "predictions.parquet", index=False)
+    history = [_epoch(epoch, figures["val"]["top1"]) for epoch in (1, 2, 3)]
+    (folder.path / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in history))
+    write_json(folder.path / "environment.json", HARDWARE)
+    write_json(
+        folder.path / "result.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "id": trial.id,
+            "label": trial.label,
+            "seed": seed,
+            "best_epoch": 3,
+            "stopped_early": False,
+            **figures,
+            "cost": _cost(seconds),
+            "weights_report": None,
+            "class_names": list(class_names),
+            "hardware": HARDWARE,
+            **(result or {}),
+        },
+    )
+    return folder
+
+
+def _logits(labels: np.ndarray, correct: np.ndarray, seed: int) -> np.ndarray:
+    rng = np.random.default_rng([2, seed])
+    logits = rng.normal(0, 0.5, (len(labels), CLASSES)).astype(np.float32)
+    chosen = np.where(correct, labels, (labels + 1 + rng.integers(0, 2, len(labels))) % CLASSES)
+    logits[np.arange(len(labels)), chosen] += 4
+    return logits
+
+
+def _epoch(epoch: int, top1: float) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "train_loss": 2.0 / epoch,
+        "train_top1_clean": min(1.0, top1 * epoch / 2),
+        "val_top1": top1 * epoch / 3,
+        "val_nll": 2.0 / epoch,
+        "train_seconds": 15.0,
+        "seconds": 20.0,
+        "images": 40,
+    }
+
+
+def _cost(seconds: float) -> dict[str, Any]:
+    return {
+        "parameters": 11_000_000,
+        "trainable_parameters": 2_000_000,
+        "trained_bytes": 8_000_000,
+        "epochs": 3,
+        "train_seconds": 0.8 * seconds,
+        "seconds": seconds,
+        "seconds_to_best": seconds,
+        "train_images_per_second": 120 / (0.8 * seconds),
+        "peak_rss_bytes": 1 << 30,
+        "setup_seconds": 1.0,
+        "test_seconds": 1.0,
+    }
