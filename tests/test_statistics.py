@@ -79,7 +79,7 @@ def test_holm_is_the_closed_test_with_bonferroni(p_values: list[float]) -> None:
 
 def test_where_only_seeds_vary_it_is_students_t_test() -> None:
     """All images alike: what is left is a t-test over seeds, from another implementation."""
-    of_seed = np.array([1, 1, 0, 1, 1, -1, 1])[:, None] * np.ones((1, 50), int)
+    of_seed = np.array([1, 0, 0, 1, 0, -1, 0])[:, None] * np.ones((1, 50), int)
     first, second = of_seed == 1, of_seed == -1
     assert paired_p_value(first, second) == pytest.approx(stats.ttest_1samp(of_seed[:, 0], 0).pvalue, rel=1e-6)
     interval = paired_difference(first, second)
@@ -221,7 +221,7 @@ def test_intervals_of_a_true_difference_cover_it(seeds: int, spread: float) -> N
 def test_holm_keeps_the_chance_of_any_false_claim() -> None:
     """Four equal techniques, six pairs."""
     rng = np.random.default_rng(0)
-    runs = 500
+    runs = 250
     claims = 0
     for _ in range(runs):
         difficulty = rng.normal(0.5, 1.0, 300)

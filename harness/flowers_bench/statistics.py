@@ -57,7 +57,8 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Interval:
     over = (
         "seeds and test images, paired (bootstrap)" if len(first) > 1 else "test images, paired, one seed (bootstrap)"
     )
-    return _bootstrap(_differences(first, second), over)
+    found = _bootstrap(_differences(first, second), over)
+    return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
 
 
 def paired_p_value(first: np.ndarray, second: np.ndarray) -> float:

@@ -126,7 +126,7 @@ def execute(planned: Sequence[Any], out: Path, timeout: float) -> int:
 
 def _print_total(folders: Sequence[TrialFolder]) -> None:
     from flowers_bench.measure.cost import total_cost
-    from flowers_bench.report.text import duration
+    from flowers_bench.report.numbers import duration
 
     total = total_cost(folders)
     failed = f", {total['failed']} of them failed" if total["failed"] else ""

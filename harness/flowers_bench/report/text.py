@@ -76,7 +76,7 @@ def print_text(board: Leaderboard) -> None:
             table.add_row(*map(escape, cells(row)))
         console.print(table)
         for line in footnotes(group):
-            console.print(line, markup=False)
+            console.print(line, markup=False, soft_wrap=True)
 
 
 def markdown(board: Leaderboard) -> str:
