@@ -13,6 +13,7 @@ from torch import Tensor
 STAGES = {1: (64, 56), 2: (128, 28), 3: (256, 14), 4: (512, 7)}
 BATCHES = (1, 8, 32)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+CUDA_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Call = Callable[[], object]
 
@@ -25,6 +26,7 @@ class Case:
     batch: int
     dtype: torch.dtype = torch.float32
     layout: torch.memory_format = torch.channels_last
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         channels, side = STAGES[self.stage]
@@ -32,7 +34,7 @@ class Case:
 
         def draw(*shape: int) -> Tensor:
             values = torch.randn(*shape, generator=generator).to(self.dtype)
-            return values.contiguous(memory_format=self.layout).requires_grad_()
+            return values.to(self.device).contiguous(memory_format=self.layout).requires_grad_()
 
         self.input = draw(self.batch, channels, side, side)
         self.weight = draw(channels, channels, 3, 3)
@@ -96,11 +98,13 @@ PEERS: dict[str, Callable[[Case], Call]] = {
 }
 
 
-def why_not(peer: str, direction: Callable[..., Call], dtype: torch.dtype) -> str | None:
+def why_not(peer: str, direction: Callable[..., Call], dtype: torch.dtype, device: str = "cpu") -> str | None:
     """Why a peer cannot take part, or None."""
     if peer == "torchvision" and dtype == torch.bfloat16:
-        return "torchvision has no bfloat16 on a CPU"
+        return "torchvision has no bfloat16"
     if peer == "onnxruntime":
+        if device != "cpu":
+            return "onnxruntime is compared on the CPU"
         from importlib.util import find_spec
 
         if find_spec("onnxruntime") is None or find_spec("onnx") is None:

@@ -9,7 +9,7 @@
 // on a device. Not done, each of which should pay there: asynchronous copies and a second buffer, so that sampling
 // hides behind products; larger tiles for wide layers (every 64 outputs sample anew, from L2); several taps in one step
 // where a layer has few channels (3 channels use 3 of 32 steps' depth); a kernel of its own for depthwise layers,
-// which are correct here but slow; TF32; vectorised atomics of sm_90.
+// which are correct here but slow; TF32; sums of the input's gradient in shared memory before they go out as atomics.
 #pragma once
 
 #include <cmath>
@@ -32,6 +32,8 @@ struct Problem {
   int64_t segment = 0;
   // Whether 128-bit loads of channels, and of a group's outputs, are aligned.
   bool wide_channels = false, wide_outputs = false;
+  // Whether four neighbouring sums of the input's gradient are.
+  bool wide_sums = false;
   const T* input = nullptr;     // (N, H, W, C)
   const T* offset = nullptr;    // (N, offset groups, taps, 2, OH * OW)
   const T* mask = nullptr;      // (N, offset groups, taps, OH * OW) or null
@@ -393,7 +395,9 @@ struct BackwardColumns {
       multiply(p, first, end, tap, channel, stop, team);
       const int count = static_cast<int>(stop - channel);
       team.phase([&](int thread, Registers& r) {
-        if (p.grad_input) scatter(p, s, channel, count, thread);
+        constexpr int kWidth = Ordered ? 1 : AtomicWidth<A>::value;
+        if (p.grad_input && p.wide_sums) scatter<kWidth>(p, s, channel, count, thread);
+        if (p.grad_input && !p.wide_sums) scatter<1>(p, s, channel, count, thread);
         if (!Ordered && (p.grad_offset || p.grad_mask)) sum_channels(p, s, channel, count, thread, r);
       });
     }
@@ -421,18 +425,21 @@ struct BackwardColumns {
     team.phase([&](int thread, Registers& r) { r.product.store(s.result, thread); });
   }
 
-  // A warp's threads have neighbouring channels: their atomics to one pixel fill whole sectors.
+  // A warp's threads have neighbouring channels, `Width` each: their atomics to one pixel fill whole sectors.
+  template <int Width>
   static FB_DEVICE void scatter(const Params& p, const Shared& s, int64_t channel, int count, int thread) {
-    constexpr int kAtOnce = Ordered ? 1 : kWays;
-    const int column = thread % kTile;
-    if (column >= count || thread / kTile >= kAtOnce) return;
-    for (int row = thread / kTile; row < kTile; row += kAtOnce) {
+    constexpr int kAcross = kTile / Width, kAtOnce = Ordered ? 1 : kThreads / kAcross;
+    const int column = thread % kAcross * Width;
+    if (column >= count || thread / kAcross >= kAtOnce) return;
+    for (int row = thread / kAcross; row < kTile; row += kAtOnce) {
       const Point<A>& point = s.points[row];
-      const A grad = s.result[row * Strides<T>::kResult + column] * point.scale;
       for (int corner = 0; corner < 4; ++corner) {
         if (point.index[corner] < 0) continue;
-        A* const to = p.grad_input + point.image + point.index[corner] * p.g.channels + channel + column;
-        atomic_add(to, grad * point.weight(corner));
+        A add[Width];
+        for (int i = 0; i < Width; ++i) {
+          add[i] = s.result[row * Strides<T>::kResult + column + i] * point.scale * point.weight(corner);
+        }
+        atomic_add(p.grad_input + point.image + point.index[corner] * p.g.channels + channel + column, add);
       }
     }
   }
@@ -618,6 +625,7 @@ void complete(Problem<T>& p) {
   p.segment = a;
   const auto aligned = [](const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; };
   p.wide_channels = p.segment % Pack<T>::kCount == 0 && aligned(p.input) && aligned(p.weight_t);
+  p.wide_sums = p.segment % 4 == 0 && aligned(p.grad_input);
   p.wide_outputs = p.group_outputs() % Pack<T>::kCount == 0 && aligned(p.weight) && aligned(p.grad);
 }
 

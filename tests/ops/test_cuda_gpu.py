@@ -1,0 +1,155 @@
+"""The op on a real CUDA device: against the float64 reference, and what only a device can show.
+
+No machine of this project has one, so that these tests have not been run yet. `pytest -m gpu` runs them alone.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_cuda_emulated import CASES, TYPES, Call, Results, call_of, compare, reference
+from torch import Tensor
+
+from flowers_bench.ops import _build, deform_conv2d
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+NAMES = ("input", "offset", "mask", "weight", "bias")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    assert _build.has_kernel("cuda"), "there is a device but no CUDA kernel: is there a toolkit? See docs/kernel.md"
+
+
+def on_device(c: Call, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> dict[str, Tensor]:
+    tensors = {name: getattr(c, name) for name in (*NAMES, "grad")}
+    moved = {name: t.to("cuda", dtype) for name, t in tensors.items() if t is not None}
+    moved["input"] = moved["input"].contiguous(memory_format=layout)
+    return moved
+
+
+def forward(c: Call, t: dict[str, Tensor]) -> Tensor:
+    return deform_conv2d(
+        t["input"], t["offset"], t["weight"], t.get("bias"), c.stride, c.padding, c.dilation, t.get("mask")
+    )
+
+
+def compute(c: Call, t: dict[str, Tensor]) -> Results:
+    leaves = {name: t[name].detach().requires_grad_() for name in NAMES if name in t}
+    out = forward(c, leaves)
+    found = torch.autograd.grad(out, list(leaves.values()), t["grad"])
+    return {"out": out.detach(), **{f"grad_{name}": g for name, g in zip(leaves, found, strict=True)}}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_every_result_equals_the_float64_reference(case: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    c = call_of(**CASES[case]).rounded(dtype)
+    found = compute(c, on_device(c, dtype, layout))
+    assert found["out"].is_contiguous(memory_format=layout) or found["out"].numel() == 0
+    compare({name: value.cpu() for name, value in found.items()}, reference(c), dtype)
+
+
+def test_derivatives() -> None:
+    c = call_of(batch=1, channels=4, size=(5, 5), groups=2, offset_groups=2)
+    t = on_device(c, torch.float64)
+    leaves = [t[name].requires_grad_() for name in NAMES]
+    assert torch.autograd.gradcheck(
+        lambda *values: forward(c, dict(zip(NAMES, values, strict=True))), leaves, fast_mode=True, nondet_tol=1e-12
+    )
+
+
+def test_deterministic_when_asked() -> None:
+    """Many positions that all add to the same pixels: any order of atomics would show."""
+    c = call_of(batch=4, channels=64, outputs=64, size=(32, 32))
+    t = on_device(c, torch.float32)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = compute(c, t), compute(c, t)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_a_wild_offset_reaches_its_own_outputs_only(bad: float) -> None:
+    c = call_of(channels=16)
+    before = forward(c, on_device(c, torch.float32))
+    c.offset[1, 4, 2, 3] = bad
+    after = compute(c, on_device(c, torch.float32))
+    touched = torch.zeros_like(before, dtype=torch.bool)
+    touched[1, :, 2, 3] = True
+    assert torch.equal(after["out"][~touched], before[~touched])
+    assert after["grad_input"].isfinite().all()
+
+
+def test_nothing_waits_for_the_device_and_the_current_stream_is_used() -> None:
+    c = call_of(batch=8, channels=64, outputs=64, size=(56, 56))
+    t = on_device(c, torch.float16)
+    expected = forward(c, t)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(10_000_000)
+            scaled = t["input"] * 2  # ready only after the pause, on this stream alone
+            out = forward(c, {**t, "input": scaled, "bias": t["bias"] * 2})
+            assert not side.query()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    torch.testing.assert_close(out, expected * 2, rtol=5e-3, atol=5e-2)
+
+
+def test_a_graph_replays_forward_and_backward() -> None:
+    c = call_of(channels=16, outputs=16)
+    t = on_device(c, torch.float32)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        expected = compute(c, t)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = compute(c, t)
+    graph.replay()
+    torch.cuda.synchronize()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_no_column_matrix_in_device_memory() -> None:
+    """Stage 1, batch 32 of ResNet-18: forward may take its output and layout copies, not 9 times the input."""
+    c = call_of(batch=32, channels=64, outputs=64, size=(56, 56))
+    t = on_device(c, torch.float16, torch.channels_last)
+    forward(c, t)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = forward(c, t)
+    assert torch.cuda.max_memory_allocated() - before < 1.5 * out.numel() * out.element_size()
+
+
+def test_the_second_device_is_left_alone() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    c = call_of()
+    t = {name: value.to("cuda:1") for name, value in on_device(c, torch.float32).items()}
+    with torch.cuda.device(0):
+        out = forward(c, t)
+    assert out.device.index == 1
+    compare({"out": out.cpu()}, reference(c), torch.float32)
+
+
+def test_a_product_beyond_two_to_the_31_elements() -> None:
+    if torch.cuda.mem_get_info()[0] < 20 * 2**30:
+        pytest.skip("needs 20 GiB of device memory")
+    size, channels = 8193, 32  # 2,148,040,704 values
+    # Made in rows, seen as channels-last.
+    images = torch.zeros(1, size, size, channels, dtype=torch.float16, device="cuda").permute(0, 3, 1, 2)
+    images[0, :, -1, -1] = 1
+    offset = torch.zeros(1, 2, size, size, dtype=torch.float16, device="cuda")
+    out = deform_conv2d(images, offset, torch.ones(1, channels, 1, 1, dtype=torch.float16, device="cuda"))
+    assert out[0, 0, -1, -1].item() == channels
+    assert out.sum(dtype=torch.float32).item() == channels
