@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from flowers_bench.ops import _build
 
@@ -87,3 +88,24 @@ def test_kernels_fit_their_block_and_keep_their_values_in_registers(compiled: Co
         assert shared is None or int(shared[1]) <= 48 * 1024, where
         assert int(re.search(r"Used (\d+) registers", said)[1]) <= 255, where  # type: ignore[index]
         assert int(re.search(r"(\d+) bytes spill stores", said)[1]) <= 128, where  # type: ignore[index]
+
+
+def test_device_code_uses_wide_loads_vector_atomics_and_tensor_cores(tmp_path: Path) -> None:
+    """Read off the PTX for Hopper: what the source asks for is what the compiler made of it."""
+    home = _build.cuda_home() or pytest.skip("no CUDA toolkit")
+    headers = Path(torch.__file__).parent / "include"
+    source, listing = _build.source_root() / "deform_conv/cuda/op.cu", tmp_path / "op.ptx"
+    flags = [*_build.NVCC_FLAGS, "-std=c++20", "-arch=compute_90", "-isystem", str(headers)]
+    subprocess.run([home / "bin/nvcc", *flags, "-ptx", source, "-o", listing], check=True)
+    entries = dict(re.findall(r"\.entry (\w+)\((.*?)(?=\.visible|\Z)", listing.read_text(), flags=re.DOTALL))
+
+    def code(kernel: str) -> str:
+        return "".join(text for name, text in entries.items() if re.search(kernel, name))
+
+    for dtype, wide in (("f", r"ld\.global\S*\.v4\.f32"), ("6__half", r"ld\.global\S*\.v4\.u32")):
+        for kernel in ("Forward", "BackwardColumns", "BackwardWeight"):
+            assert re.search(wide, code(rf"\d{kernel}I{dtype}")), (kernel, dtype)
+    assert re.search(r"(atom|red)\.global\.add\.v4\.f32", code("BackwardColumnsIfLb0"))
+    for dtype in ("6__half", "13__nv_bfloat16"):
+        assert "wmma.mma.sync" in code(f"ForwardI{dtype}")
+    assert not re.search(r"\.local\.", code("ForwardI6__half")), "an array that should be registers lies in memory"
