@@ -52,6 +52,12 @@ def accuracy_interval(correct: np.ndarray) -> Interval:
     return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of two or more numbers, one per seed (Student's t): over seeds alone."""
+    half = float(t.ppf(0.975, len(values) - 1)) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
 def paired_difference(first: np.ndarray, second: np.ndarray) -> Interval:
     """Accuracy of `first` minus `second`, both (S, N) on the same seeds and images. Raises `ValueError` otherwise."""
     over = (

@@ -96,7 +96,7 @@ def plugins(plugin_file: Files = None) -> None:
 @app.command()
 def leaderboard(
     out: Out = Path("runs"),
-    format: Annotated[str, typer.Option(help="text, md, csv or json")] = "text",
+    format: Annotated[str, typer.Option(help="text, md, latex, csv or json")] = "text",
     trials: Annotated[bool, typer.Option("--trials", help="One row per trial, with its id")] = False,
 ) -> None:
     """Accuracy with intervals, cost and hardware of all finished trials, one table per comparable protocol."""

@@ -12,6 +12,8 @@ def count(number: float | None) -> str:
     """11228838 as 11.2 M."""
     if number is None:
         return "-"
+    if number >= 1e9:
+        return f"{number / 1e9:.2f} G"
     return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,.0f}"
 
 
@@ -27,6 +29,21 @@ def size(number: float | None) -> str:
     return "-" if number is None else f"{number / 2**20:,.0f} MiB"
 
 
+def milliseconds(number: float | None) -> str:
+    """Milliseconds with three digits."""
+    return "-" if number is None else f"{number:.3g} ms"
+
+
+def rate(number: float | None) -> str:
+    """Images per second."""
+    return "-" if number is None else f"{number:,.3g}/s" if number < 1000 else f"{number:,.0f}/s"
+
+
+def plain(number: float | None) -> str:
+    """Three digits."""
+    return "-" if number is None else f"{number:.3g}"
+
+
 def p_value(p: float) -> str:
     """Two significant digits, and never zero."""
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
@@ -35,6 +52,23 @@ def p_value(p: float) -> str:
 def markdown_cell(text: str) -> str:
     """Text that neither ends a cell nor opens a tag."""
     return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def latex_cell(text: str) -> str:
+    """Text that LaTeX prints as it stands."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+}
 
 
 def inert(value: object) -> object:

@@ -1,11 +1,12 @@
-"""The leaderboard in the terminal, and as Markdown, CSV and JSON."""
+"""The leaderboard in the terminal, and as Markdown, LaTeX, CSV and JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,7 +14,8 @@ from rich.table import Table
 
 from flowers_bench.report.comparison_text import sentence
 from flowers_bench.report.leaderboard import Group, Leaderboard
-from flowers_bench.report.numbers import count, duration, inert, markdown_cell, percent, size
+from flowers_bench.report.measures import EVERYTHING, KINDS, Measure
+from flowers_bench.report.numbers import count, duration, inert, latex_cell, markdown_cell, percent, size
 from flowers_bench.report.rows import Row
 from flowers_bench.store import TrialFolder
 
@@ -63,31 +65,86 @@ def footnotes(group: Group) -> list[str]:
     return lines
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """One table as text: the leaderboard of a group, or its figures of another kind.
+
+    Attributes:
+        left: how many columns, from the first, hold names.
+        notes: what must stand under it.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    body: tuple[tuple[str, ...], ...]
+    left: int
+    notes: tuple[str, ...]
+
+
+def sheets(board: Leaderboard) -> Iterator[Sheet]:
+    """Every table, in order: never two kinds of accuracy in one of them."""
+    for group in board.groups:
+        body = tuple(map(cells, group.rows))
+        yield Sheet(group.title, COLUMNS, body, 3, tuple(footnotes(group)))
+        for kind in KINDS:
+            rows = kind.rows(group.rows)
+            if rows:
+                measures = kind.shown(rows)
+                head = ("technique/variant", "backbone", "seeds", *(measure.title for measure in measures))
+                body = tuple(_kind_cells(row, measures) for row in rows)
+                yield Sheet(f"{group.title}: {kind.title.lower()}", head, body, 2, (kind.note,))
+
+
+def _kind_cells(row: Row, measures: Sequence[Measure]) -> tuple[str, ...]:
+    return (row.name, row.config["backbone"], str(len(row.seeds)), *(measure.text(row) for measure in measures))
+
+
 def print_text(board: Leaderboard) -> None:
     """Tables to stdout, as wide as the terminal, or as wide as they need where stdout is no terminal."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
-    for group in board.groups:
-        table = Table(title=escape(group.title), title_justify="left")
-        for index, column in enumerate(COLUMNS):
-            table.add_column(column, justify="left" if index < 3 else "right", overflow="fold")
-        for row in group.rows:
-            table.add_row(*map(escape, cells(row)))
+    for sheet in sheets(board):
+        table = Table(title=escape(sheet.title), title_justify="left")
+        for index, column in enumerate(sheet.head):
+            table.add_column(column, justify="left" if index < sheet.left else "right", overflow="fold")
+        for line in sheet.body:
+            table.add_row(*map(escape, line))
         console.print(table)
-        for line in footnotes(group):
-            console.print(line, markup=False, soft_wrap=True)
+        for note in sheet.notes:
+            console.print(note, markup=False, soft_wrap=True)
 
 
 def markdown(board: Leaderboard) -> str:
-    """GitHub tables, one per group."""
+    """GitHub tables."""
     lines: list[str] = []
-    for group in board.groups:
-        lines += [f"**{markdown_cell(group.title)}**", "", "| " + " | ".join(COLUMNS) + " |"]
-        lines.append("|" + "---|" * 3 + "---:|" * (len(COLUMNS) - 3))
-        lines += ["| " + " | ".join(markdown_cell(cell) for cell in cells(row)) + " |" for row in group.rows]
-        lines += ["", *(f"- {markdown_cell(line)}" for line in footnotes(group)), ""]
+    for sheet in sheets(board):
+        lines += [f"**{markdown_cell(sheet.title)}**", "", "| " + " | ".join(sheet.head) + " |"]
+        lines.append("|" + "---|" * sheet.left + "---:|" * (len(sheet.head) - sheet.left))
+        lines += ["| " + " | ".join(map(markdown_cell, line)) + " |" for line in sheet.body]
+        lines += ["", *(f"- {markdown_cell(note)}" for note in sheet.notes), ""]
     return "\n".join(lines)
+
+
+def latex(board: Leaderboard) -> str:
+    """Tables for a paper, with booktabs; the notes follow as comments."""
+    lines = [r"% needs \usepackage{booktabs} and \usepackage[T1]{fontenc}"]
+    for sheet in sheets(board):
+        lines += [r"\begin{table}", r"  \centering", rf"  \caption{{{latex_cell(sheet.title)}}}"]
+        lines.append(rf"  \begin{{tabular}}{{{'l' * sheet.left}{'r' * (len(sheet.head) - sheet.left)}}}")
+        lines += [r"    \toprule", _latex_line(sheet.head), r"    \midrule", *map(_latex_line, sheet.body)]
+        lines += [
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            *(f"% {' '.join(note.split())}" for note in sheet.notes),
+            "",
+        ]
+    return "\n".join(lines).rstrip()
+
+
+def _latex_line(line: Sequence[str]) -> str:
+    return "    " + " & ".join(map(latex_cell, line)) + r" \\"
 
 
 def csv_text(board: Leaderboard) -> str:
@@ -120,10 +177,7 @@ def _records(board: Leaderboard) -> list[dict[str, object]]:
             "n_test": row.top1.n_images,
             "mean_per_class": row.mean_per_class,
             "val_top1": row.mean("val", "top1"),
-            "trainable_parameters": row.mean("cost", "trainable_parameters"),
-            "parameters": row.mean("cost", "parameters"),
-            "seconds": row.mean("cost", "seconds"),
-            "peak_rss_bytes": row.mean("cost", "peak_rss_bytes"),
+            **{measure.key: row.mean(*measure.path) for measure in EVERYTHING},
             "hardware": "; ".join(group.hardware),
         }
         for group in board.groups
@@ -131,7 +185,12 @@ def _records(board: Leaderboard) -> list[dict[str, object]]:
     ]
 
 
-FORMATS: dict[str, Callable[[Leaderboard], str]] = {"md": markdown, "csv": csv_text, "json": json_text}
+FORMATS: dict[str, Callable[[Leaderboard], str]] = {
+    "md": markdown,
+    "latex": latex,
+    "csv": csv_text,
+    "json": json_text,
+}
 
 
 def trials_table(folders: Sequence[TrialFolder]) -> str:

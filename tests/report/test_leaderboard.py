@@ -1,0 +1,105 @@
+"""The leaderboard: what may share a table, what may not, and every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from stored import outcomes, store_trial
+
+from flowers_bench.report.leaderboard import Leaderboard
+from flowers_bench.report.numbers import latex_cell
+from flowers_bench.report.text import FORMATS, print_text, sheets
+from flowers_bench.statistics import mean_interval
+from flowers_bench.store import Store
+
+EPISODIC = {"accuracy": 0.875, "low": 0.87, "high": 0.88, "episodes": 600, "n_way": 5, "k_shot": 1, "n_query": 15}
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Leaderboard:
+    root = tmp_path_factory.mktemp("stored")
+    for seed in range(2):
+        store_trial(root, "a/plain", seed, outcomes(seed, 0.7))
+        figures = {
+            "episodic": {"test": {**EPISODIC, "accuracy": 0.8 + 0.05 * seed}},
+            "retrieval": {"recall_at_1": 0.61, "map_at_r": 0.41},
+        }
+        store_trial(root, "proto/net_5%", seed, outcomes(seed, 0.6), result=figures)
+    mixed = {"mixed": {"n": 400, "top_m": 0.55, "all_m": 0.31, "m": 1.9}}
+    store_trial(root, "mix/cut", 0, outcomes(0, 0.5), result=mixed)
+    store_trial(root, "a/plain", 0, outcomes(0, 0.9), dataset={"name": "garden"})
+    return Leaderboard.of(Store(root).finished())
+
+
+def test_episodes_never_stand_in_the_table_of_top1(board: Leaderboard) -> None:
+    for sheet in sheets(board):
+        episodic = any("n-way" in column for column in sheet.head)
+        full = any("top-1" in column for column in sheet.head)
+        assert not (episodic and full)
+
+
+def test_other_kinds_list_only_rows_that_have_them(board: Leaderboard) -> None:
+    found = {sheet.title.rpartition(": ")[2]: sheet for sheet in sheets(board)}
+    assert [line[0] for line in found["few-shot episodes"].body] == ["proto/net_5%"]
+    assert found["few-shot episodes"].body[0][3:6] == ("5", "1", "600")
+    low, high = (100 * x for x in mean_interval([0.8, 0.85]))
+    assert found["few-shot episodes"].body[0][6] == f"82.5 [{low:.1f}, {high:.1f}]"
+    assert found["mixed images"].body[0][3:] == ("1.9", "55.0", "31.0")
+    assert [line[0] for line in found["retrieval"].body] == ["proto/net_5%"]
+
+
+def test_other_datasets_are_other_tables(board: Leaderboard) -> None:
+    assert [group.title.partition(":")[0] for group in board.groups] == ["garden", "meadow"]
+
+
+@pytest.mark.parametrize("format", sorted(FORMATS))
+def test_every_format_has_every_row(board: Leaderboard, format: str) -> None:
+    text = FORMATS[format](board)
+    names = ["a/plain", "mix/cut", r"proto/net\_5\%" if format == "latex" else "proto/net_5%"]
+    assert all(name in text for name in names)
+
+
+def test_csv_and_json_have_the_same_figures(board: Leaderboard) -> None:
+    records = json.loads(FORMATS["json"](board))
+    for record, line in zip(records, csv.DictReader(io.StringIO(FORMATS["csv"](board))), strict=True):
+        assert float(line["test_top1"]) == record["test_top1"]
+        assert line["episodic_accuracy"] == (
+            "" if record["episodic_accuracy"] is None else str(record["episodic_accuracy"])
+        )
+    (proto,) = [record for record in records if record["name"].startswith("proto")]
+    assert proto["episodic_accuracy"] == pytest.approx(0.825)
+    assert proto["map_at_r"] == pytest.approx(0.41)
+
+
+def test_latex_is_whole_and_escaped(board: Leaderboard) -> None:
+    text = FORMATS["latex"](board)
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == len(list(sheets(board)))
+    for line in text.splitlines():
+        if not line.startswith("%"):
+            assert not re.search(r"(?<!\\)[%#$_]", line)
+    widths = {
+        len(re.findall(r"(?<!\\)&", line)) for line in text.splitlines() if line.startswith("    ") and "&" in line
+    }
+    assert widths <= {len(sheet.head) - 1 for sheet in sheets(board)}
+    assert latex_cell(r"a\b{c}_~^") == r"a\textbackslash{}b\{c\}\_\textasciitilde{}\textasciicircum{}"
+
+
+def test_terminal_shows_all_kinds(board: Leaderboard, capsys: pytest.CaptureFixture[str]) -> None:
+    print_text(board)
+    printed = capsys.readouterr().out
+    for words in ("few-shot episodes", "retrieval", "mixed images", "not comparable with top-1"):
+        assert words in printed
+
+
+def test_mean_interval_is_students() -> None:
+    from scipy import stats
+
+    values = [0.5, 0.6, 0.8]
+    expected = stats.ttest_1samp(values, 0).confidence_interval()
+    assert mean_interval(values) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert np.mean(mean_interval(values)) == pytest.approx(np.mean(values))
