@@ -51,6 +51,7 @@ def store_trial(
     backbone: str = "resnet18",
     class_names: tuple[str, ...] = ("rose", "tulip", "daisy", "lily"),
     seconds: float = 60.0,
+    probabilities: bool = True,
 ) -> TrialFolder:
     """A finished trial `technique/variant` whose test images are right or wrong as `correct` (N,) says."""
     technique, _, variant = label.partition("/")
@@ -89,7 +90,7 @@ def store_trial(
     figures, tables = {}, []
     for split, count in (("val", 20), ("test", n)):
         logits = _logits(labels[:count], correct[:count], seed)
-        figures[split] = {"n": count, **quality(logits, labels[:count])}
+        figures[split] = {"n": count, **quality(logits, labels[:count], probabilities=probabilities)}
         keys = [f"{split}/{i:05}" for i in range(count)]
         tables.append(
             pd.DataFrame(

@@ -120,6 +120,17 @@ def compare(
 
 
 @app.command()
+def report(
+    runs: Annotated[Path, typer.Argument(help="The run store")] = Path("runs"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write")] = Path("report.html"),
+) -> None:
+    """One self-contained page: leaderboard, cost, curves, comparisons, confusions, figures, every trial."""
+    from flowers_bench.cli import report as command
+
+    command.report(runs, output)
+
+
+@app.command()
 def show(trial: Annotated[str, typer.Argument(help="A trial id, or its beginning")], out: Out = Path("runs")) -> None:
     """Everything about one trial: configuration, weights, history, figures, cost, environment."""
     from flowers_bench.cli import show as command

@@ -39,6 +39,7 @@ class Row:
         trials: one per seed, in the order of `seeds`.
         keys, labels: of the N test images.
         predicted, confidence, correct: (S, N): the class with the largest score, its softmax, whether it is right.
+        calibrated: (S, N): the same softmax after temperature scaling; None where a seed has no temperature.
         top1: test accuracy with its interval.
     """
 
@@ -48,6 +49,7 @@ class Row:
     labels: np.ndarray
     predicted: np.ndarray
     confidence: np.ndarray
+    calibrated: np.ndarray | None
     correct: np.ndarray
     top1: Interval
 
@@ -88,6 +90,11 @@ def build_row(name: str, trials: Iterable[Finished]) -> Row:
     trials = tuple(sorted(trials, key=lambda trial: int(trial.config["seed"])))
     scores = [trial.folder.scores() for trial in trials]
     correct = np.stack([correct_in_top_k(s.logits, s.labels) for s in scores])
+    temperatures = [trial.result.get("temperature") for trial in trials]
+    calibrated = None
+    if all(temperatures):
+        pairs = zip(scores, temperatures, strict=True)
+        calibrated = np.stack([softmax(s.logits / temperature, axis=1).max(1) for s, temperature in pairs])
     return Row(
         name=name,
         trials=trials,
@@ -95,6 +102,7 @@ def build_row(name: str, trials: Iterable[Finished]) -> Row:
         labels=scores[0].labels,
         predicted=np.stack([s.logits.argmax(1) for s in scores]),
         confidence=np.stack([softmax(s.logits, axis=1).max(1) for s in scores]),
+        calibrated=calibrated,
         correct=correct,
         top1=accuracy_interval(correct),
     )

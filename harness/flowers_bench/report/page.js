@@ -1,0 +1,274 @@
+"use strict";
+(() => {
+  const DATA = JSON.parse(document.getElementById("data").textContent);
+  const COLOURS = 8;
+  const all = (root, query) => [...root.querySelectorAll(query)];
+  const make = (tag, attributes = {}, ...children) => {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    node.append(...children);
+    return node;
+  };
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  // plotly reads a little HTML in its texts: names must not be read so.
+  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const short = (text, length = 34) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
+
+  /* plotly is run when the first plot comes into view, so that the page opens at once. */
+  let plotly = null;
+  const loadPlotly = () => {
+    if (plotly) return plotly;
+    document.head.append(make("script", {}, document.getElementById("plotly").textContent));
+    plotly = window.Plotly;
+    return plotly;
+  };
+
+  const faint = (colour) => {
+    const [r, g, b] = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
+    return `rgba(${r},${g},${b},0.15)`;
+  };
+  const draw = (element, traces, x, y, extra = {}) => {
+    const ink = css("--ink"), line = css("--line"), narrow = element.clientWidth < 480;
+    const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, tickfont: { color: css("--muted") } };
+    const layout = {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 12 : 13, color: ink },
+      margin: { l: 52, r: 12, t: extra.title ? 34 : 10, b: 44 }, hovermode: "closest",
+      hoverlabel: { bgcolor: css("--card"), bordercolor: line, font: { color: ink } },
+      legend: { orientation: "h", y: narrow ? -0.34 : -0.22, yanchor: "top", x: 0 }, showlegend: true,
+      ...extra, xaxis: { ...axis, ...x }, yaxis: { ...axis, ...y },
+    };
+    return loadPlotly().react(element, traces, layout, { displayModeBar: false, responsive: true });
+  };
+  const band = (x, curve, colour) => ({
+    x: [...x, ...[...x].reverse()], y: [...curve.high, ...[...curve.low].reverse()], fill: "toself", mode: "lines",
+    line: { width: 0 }, fillcolor: faint(colour), hoverinfo: "skip", showlegend: false, type: "scatter",
+  });
+  const percent = (values) => values.map((v) => (v === null ? null : 100 * v));
+
+  class Group {
+    constructor(section) {
+      this.section = section;
+      this.data = DATA[section.dataset.group];
+      this.rows = this.data.rows;
+      this.chosen = new Set([...this.rows.keys()].filter((i) => i < this.data.drawn));
+      this.drawn = new Set();
+      this.watch();
+      all(section, ".draw").forEach((box) => {
+        const row = Number(box.closest("tr").dataset.row);
+        box.checked = this.chosen.has(row);
+        box.addEventListener("change", () => {
+          this.chosen[box.checked ? "add" : "delete"](row);
+          this.redraw();
+        });
+      });
+      all(section, ".cost, .curve, .scaling").forEach((menu) => menu.addEventListener("change", () => this.redraw()));
+      const scaling = this.find(".scaling");
+      if (!this.rows.some((row) => row.reliability.raw)) scaling.value = "scaled";
+      if (!this.rows.some((row) => row.reliability.scaled)) scaling.closest("label").hidden = true;
+      const menu = this.find(".explore");
+      menu.addEventListener("change", () => this.explore(Number(menu.value)));
+      this.explore(0);
+      const search = this.find(".find");
+      if (search) search.addEventListener("input", () => this.filter(search.value));
+      this.fill(section);
+    }
+
+    find(query) { return this.section.querySelector(query); }
+    colour(row) { return css(`--c${row % COLOURS}`); }
+    dash(row) { return ["solid", "dash", "dot", "dashdot"][Math.floor(row / COLOURS) % 4]; }
+    label(row) { return plain(short(this.rows[row].name)); }
+    picked() { return [...this.chosen].sort((a, b) => a - b); }
+
+    watch() {
+      const stress = this.find("[data-plots=stress]");
+      if (stress) {
+        const kinds = new Set(this.rows.flatMap((row) => Object.keys(row.stress)));
+        kinds.forEach((kind) => stress.append(make("div", { class: "plot", "data-plot": "stress", "data-kind": kind, role: "img", "aria-label": `Accuracy under ${kind}` })));
+      }
+      const seen = new IntersectionObserver((entries) => entries.filter((e) => e.isIntersecting).forEach((entry) => {
+        seen.unobserve(entry.target);
+        this.drawn.add(entry.target);
+        this.plot(entry.target);
+      }), { rootMargin: "300px" });
+      all(this.section, ".plot").forEach((element) => seen.observe(element));
+    }
+
+    redraw() { this.drawn.forEach((element) => this.plot(element)); }
+
+    plot(element) { this[element.dataset.plot](element); }
+
+    cost(element) {
+      const key = this.find(".cost").value;
+      const title = this.data.costs.find((cost) => cost.key === key).title;
+      const points = [...this.rows.keys()].filter((i) => this.rows[i].costs[key] !== null);
+      const value = (i) => this.rows[i].costs[key];
+      const front = [];
+      let best = -1;
+      for (const i of [...points].sort((a, b) => value(a) - value(b) || this.rows[b].top1[1] - this.rows[a].top1[1])) {
+        if (this.rows[i].top1[1] > best) { best = this.rows[i].top1[1]; front.push(i); }
+      }
+      const y = (i) => 100 * this.rows[i].top1[1];
+      const unit = { seconds: 60, seconds_to_best: 60, peak_rss_bytes: 2 ** 20, trained_bytes: 2 ** 20, parameters: 1e6, trainable_parameters: 1e6, flops: 1e9 }[key] || 1;
+      const words = { seconds: "minutes", seconds_to_best: "minutes", peak_rss_bytes: "MiB", trained_bytes: "MiB", parameters: "millions", trainable_parameters: "millions", flops: "10⁹", latency_p50: "ms", latency_p95: "ms", throughput: "images/s", train_images_per_second: "images/s" }[key];
+      const x = (i) => value(i) / unit;
+      // A name is written where no other stands already; the others show theirs on touch.
+      const span = (list) => Math.max(...list) - Math.min(...list) || 1, across = points.map((i) => Math.log(value(i) || 1));
+      const [wide, high] = [span(across), span(points.map(y))], written = [];
+      for (const i of [...front, ...points]) {
+        const near = (j) => Math.abs(Math.log((value(i) || 1) / (value(j) || 1))) < 0.16 * wide && Math.abs(y(i) - y(j)) < 0.06 * high;
+        if (!written.some(near)) written.push(i);
+      }
+      const trace = (name, chosen, colours, opacity) => ({
+        type: "scatter", mode: "markers+text", name, x: chosen.map(x), y: chosen.map(y), opacity,
+        text: chosen.map((i) => (written.includes(i) ? this.label(i) : "")), textposition: "top center", textfont: { size: 11, color: css("--muted") }, cliponaxis: false,
+        customdata: chosen.map((i) => `${plain(this.rows[i].name)}<br>${plain(this.rows[i].backbone)}`),
+        hovertemplate: "%{customdata}<br>%{y:.1f} %<br>%{x:.4g} " + words + "<extra></extra>",
+        error_y: { type: "data", symmetric: false, array: chosen.map((i) => 100 * this.rows[i].top1[2] - y(i)), arrayminus: chosen.map((i) => y(i) - 100 * this.rows[i].top1[0]), thickness: 1.2, width: 3, color: css("--muted") },
+        marker: { size: 11, color: colours, line: { color: css("--card"), width: 1.5 } },
+      });
+      const picked = points.filter((i) => this.chosen.has(i)), others = points.filter((i) => !this.chosen.has(i));
+      draw(element, [
+        { type: "scatter", mode: "lines", name: "front", x: front.map(x), y: front.map(y), line: { color: css("--pollen"), width: 2.5, shape: "hv" }, hoverinfo: "skip" },
+        trace("ticked rows", picked, picked.map((i) => this.colour(i)), 1),
+        trace("other rows", others, css("--muted"), 0.55),
+      ], { title: { text: `${title}, ${words}` }, type: points.length && Math.min(...points.map(value)) > 0 ? "log" : "linear" }, { title: { text: "test top-1 %" } }, { showlegend: false });
+    }
+
+    curves(element) {
+      const key = this.find(".curve").value, share = key !== "train_loss";
+      const traces = this.picked().flatMap((i) => {
+        const found = this.rows[i].curves[key], scaled = share ? Object.fromEntries(Object.entries(found).map(([k, v]) => [k, percent(v)])) : found;
+        const x = scaled.mean.map((_, epoch) => epoch + 1);
+        return [band(x, scaled, this.colour(i)), {
+          type: "scatter", mode: x.length < 2 ? "markers" : "lines", name: this.label(i), x, y: scaled.mean, line: { color: this.colour(i), width: 2.2, dash: this.dash(i) },
+          hovertemplate: `epoch %{x}: %{y:.4g}<extra>${this.label(i)}</extra>`,
+        }];
+      });
+      const epochs = Math.max(1, ...this.picked().map((i) => this.rows[i].curves[key].mean.length));
+      draw(element, traces, { title: { text: "epoch" }, tickformat: "d", dtick: epochs <= 12 ? 1 : undefined }, { title: { text: share ? `${this.data.curves[key]}, %` : this.data.curves[key] } });
+    }
+
+    calibration(element) {
+      const key = this.find(".scaling").value;
+      const traces = this.picked().filter((i) => this.rows[i].reliability[key]).map((i) => {
+        const found = this.rows[i].reliability[key], total = found.n.reduce((a, b) => a + b, 0);
+        const full = [...found.n.keys()].filter((bin) => found.n[bin] > 0);
+        return {
+          type: "scatter", mode: "lines+markers", name: this.label(i), x: full.map((b) => 100 * found.confidence[b]), y: full.map((b) => 100 * found.accuracy[b]),
+          line: { color: this.colour(i), width: 1.8, dash: this.dash(i) }, marker: { size: full.map((b) => 4 + 16 * Math.sqrt(found.n[b] / total)) },
+          customdata: full.map((b) => found.n[b]), hovertemplate: `confidence %{x:.0f} %: right in %{y:.0f} % of %{customdata}<extra>${this.label(i)}</extra>`,
+        };
+      });
+      const ideal = { type: "scatter", mode: "lines", x: [0, 100], y: [0, 100], line: { color: css("--muted"), dash: "dot", width: 1.5 }, hoverinfo: "skip", showlegend: false };
+      draw(element, [ideal, ...traces], { title: { text: "confidence, %" }, range: [0, 102] }, { title: { text: "right, %" }, range: [0, 102] });
+    }
+
+    stress(element) {
+      const kind = element.dataset.kind;
+      const traces = this.picked().filter((i) => this.rows[i].stress[kind]).flatMap((i) => {
+        const found = this.rows[i].stress[kind], curve = { low: percent(found.low), high: percent(found.high) };
+        return [band(found.levels, curve, this.colour(i)), {
+          type: "scatter", mode: "lines+markers", name: this.label(i), x: found.levels, y: percent(found.mean), line: { color: this.colour(i), width: 2, dash: this.dash(i) },
+          hovertemplate: `%{x}: %{y:.1f} %<extra>${this.label(i)}</extra>`,
+        }];
+      });
+      draw(element, traces, {}, { title: { text: "top-1 %" } }, { title: { text: plain(kind), font: { size: 14 } }, showlegend: this.picked().length < 4 });
+    }
+
+    image(key, alt) {
+      const uri = this.data.images[key];
+      return uri ? make("img", { src: uri, alt, title: key }) : null;
+    }
+
+    fill(root) { all(root, "img[data-image]").forEach((image) => { image.src = this.data.images[image.dataset.image]; }); }
+
+    explore(index) {
+      const row = this.rows[index], name = (c) => this.data.classes[c];
+      const pairs = row.confused.map((pair) => {
+        const strip = make("div", { class: "strip" });
+        const add = (keys, text) => keys.map((key) => this.image(key, text)).filter(Boolean).forEach((image) => strip.append(image));
+        add(pair.mistaken, `${name(pair.label)}, taken for ${name(pair.taken)}`);
+        if (strip.childElementCount) {
+          strip.append(make("span", { class: "arrow" }, "≈", make("span", { class: "hidden" }, " looks like ")));
+          add(pair.typical, name(pair.taken));
+        }
+        const text = make("p", {}, make("strong", {}, name(pair.label)), " taken for ", make("strong", {}, name(pair.taken)), make("span", { class: "muted" }, `: ${pair.images} of ${pair.of} images`));
+        return make("li", {}, text, ...(strip.childElementCount ? [strip] : []));
+      });
+      const gallery = (images, kind, caption) => make("ul", { class: `gallery ${kind}` }, ...images.map((found) => {
+        const image = this.image(found.key, name(found.label));
+        return make("li", {}, make("figure", {}, ...(image ? [image] : []), make("figcaption", {}, ...caption(found))));
+      }));
+      const sure = (found) => make("span", { class: "muted" }, `${(100 * found.sure).toFixed(0)} % sure`);
+      this.find(".explorer").replaceChildren(
+        make("h4", {}, "Most confused pairs"), pairs.length ? make("ul", { class: "pairs" }, ...pairs) : make("p", { class: "empty" }, "No image is mistaken."),
+        make("h4", {}, "Wrong, and most sure of it"), row.wrong.length ? gallery(row.wrong, "bad", (f) => [name(f.label), ", taken for ", name(f.taken), make("br"), sure(f)]) : make("p", { class: "empty" }, "No image is wrong with every seed."),
+        make("h4", {}, "Right, and most sure of it"), row.right.length ? gallery(row.right, "good", (f) => [name(f.label), make("br"), sure(f)]) : make("p", { class: "empty" }, "No image is right with every seed."),
+      );
+    }
+
+    filter(text) {
+      const words = text.toLowerCase().split(/\s+/);
+      all(this.section, ".board tbody tr").forEach((line) => { line.hidden = !words.every((word) => line.textContent.toLowerCase().includes(word)); });
+    }
+  }
+
+  function sortable(table) {
+    all(table, "thead th").forEach((head, column) => {
+      const button = head.querySelector("button");
+      if (!button) return;
+      button.addEventListener("click", () => {
+        const text = head.dataset.kind === "text";
+        const ascending = head.hasAttribute("aria-sort") ? head.getAttribute("aria-sort") === "descending" : text;
+        all(table, "thead th").forEach((other) => other.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+        const value = (line) => {
+          const cell = line.children[column];
+          if (text) return cell.textContent.trim();
+          const number = parseFloat(cell.dataset.value ?? cell.textContent);
+          return Number.isNaN(number) ? null : number;
+        };
+        const lines = all(table, "tbody tr").map((line) => [value(line), line]);
+        lines.sort(([a], [b]) => {
+          if (a === null || b === null) return (a === null) - (b === null);
+          return (ascending ? 1 : -1) * (text ? a.localeCompare(b, undefined, { numeric: true }) : a - b);
+        });
+        table.tBodies[0].append(...lines.map(([, line]) => line));
+      });
+    });
+  }
+
+  const groups = all(document, ".group").map((section) => new Group(section));
+  all(document, "table.sortable").forEach(sortable);
+  all(document, ".copy").forEach((button) => button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(button.previousElementSibling.textContent);
+    button.textContent = "Copied";
+  }));
+
+  /* One group at a time, where there are several; a link into one opens it, and what it points to. */
+  function show() {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const section = target?.closest(".group") ?? groups.find(({ section }) => !section.hidden)?.section;
+    if (section && groups.length > 1) {
+      groups.forEach((group) => { group.section.hidden = group.section !== section; });
+      all(document, ".groups a").forEach((link) => (link.hash === `#${section.id}` ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current")));
+    }
+    if (target?.tagName === "DETAILS") target.open = true;
+    if (target && target !== section) target.scrollIntoView();
+  }
+  window.addEventListener("hashchange", show);
+  show();
+
+  const THEMES = ["automatic", "light", "dark"], button = document.getElementById("theme");
+  let theme = 0;
+  const repaint = () => groups.forEach((group) => group.redraw());
+  button.addEventListener("click", () => {
+    theme = (theme + 1) % THEMES.length;
+    button.textContent = `Theme: ${THEMES[theme]}`;
+    if (theme) document.documentElement.dataset.theme = THEMES[theme];
+    else delete document.documentElement.dataset.theme;
+    repaint();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+})();

@@ -1,0 +1,359 @@
+"""The HTML report: one page, everything in it, nothing fetched from elsewhere.
+
+What is shown is computed here and in the modules beside this one; `page.html` lays it out, `page.js` draws the plots
+with plotly, which travels inside the page.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from flowers_bench import __version__
+from flowers_bench.environment import describe_hardware
+from flowers_bench.report.comparison import Comparison, Pair
+from flowers_bench.report.comparison_text import sentence
+from flowers_bench.report.leaderboard import Group, Leaderboard
+from flowers_bench.report.measures import COSTS, KINDS, QUALITY, Kind
+from flowers_bench.report.numbers import duration, p_value, percent
+from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, figures
+from flowers_bench.report.rows import Finished, Row
+from flowers_bench.store import TrialFolder
+
+#: Rows of the comparison matrix, which is about the best ones; `flowers-bench compare` takes any.
+COMPARED = 12
+#: Rows that the plots show until others are chosen.
+DRAWN = 6
+#: Pairs of classes in the confusion explorer, and examples of each.
+CONFUSED, EXAMPLES = 12, 3
+BINS = 15
+_CURVES = {"val_top1": "validation accuracy", "train_top1_clean": "training accuracy", "train_loss": "training loss"}
+
+
+def render(board: Leaderboard, unfinished: Sequence[TrialFolder], made: datetime | None = None) -> str:
+    """The whole page as text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from plotly.offline import get_plotlyjs
+
+    # Everything that a plugin, a dataset or a trial named is escaped: by autoescape in the text, by `tojson` in the data.
+    environment = Environment(
+        loader=PackageLoader("flowers_bench.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    machines = _machines(board)
+    share = max(1, len(board.groups))
+    groups = [_group(place, group, machines, share) for place, group in enumerate(board.groups)]
+    return environment.get_template("page.html").render(
+        version=__version__,
+        made=(made or datetime.now(timezone.utc)).strftime("%d %B %Y, %H:%M UTC"),
+        groups=groups,
+        data={group["id"]: group.pop("data") for group in groups},
+        machines=list(machines.values()),
+        unfinished=[_unfinished(folder) for folder in unfinished],
+        trials=sum(len(row.trials) for group in board.groups for row in group.rows),
+        rows=sum(len(group.rows) for group in board.groups),
+        css=_asset("page.css"),
+        js=_asset("page.js"),
+        plotly=get_plotlyjs().replace("</script", "<\\/script"),
+    )
+
+
+def _asset(name: str) -> str:
+    return files("flowers_bench.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _machines(board: Leaderboard) -> dict[str, dict[str, Any]]:
+    """Every environment that differs in more than its load, with a letter."""
+    found: dict[str, dict[str, Any]] = {}
+    for trial in (trial for group in board.groups for row in group.rows for trial in row.trials):
+        key = _machine_key(trial)
+        if key not in found:
+            facts = {k: v for k, v in trial.result["hardware"].items() if k != "load_average"}
+            shown = describe_hardware(trial.result["hardware"])
+            found[key] = {"number": len(found) + 1, "shown": shown, "facts": _flat(facts)}
+    return found
+
+
+def _machine_key(trial: Finished) -> str:
+    return json.dumps({k: v for k, v in trial.result["hardware"].items() if k != "load_average"}, sort_keys=True)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as names and text."""
+    found: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return found
+
+
+def _group(place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], groups: int) -> dict[str, Any]:
+    rows = group.rows
+    compared = Comparison.all_of(rows[:COMPARED])
+    examples = Examples(rows[0].trials[0], IMAGES_BUDGET // groups)
+    names = rows[0].trials[0].result["class_names"]
+    hard = _hard(rows)
+    examples.want(image["key"] for image in hard)
+    explorer = [_explore(row, examples) for row in rows]
+    bounds = [row.top1.low for row in rows], [row.top1.high for row in rows]
+    return {
+        "id": f"g{place}",
+        "title": group.title,
+        "dataset": rows[0].config["dataset"]["name"],
+        "notes": group.notes,
+        "hardware": group.hardware,
+        "verdicts": _verdicts(group, compared),
+        "rows": [_row(f"g{place}r{i}", row, machines) for i, row in enumerate(rows)],
+        "scale": {"low": min(bounds[0]), "high": max(bounds[1])},
+        "costs": [measure for measure in COSTS if any(row.mean(*measure.path) is not None for row in rows)],
+        "kinds": [found for kind in (QUALITY, *KINDS) if (found := _kind(kind, rows))],
+        "matrix": _matrix(rows[:COMPARED], compared),
+        "figures": figures(rows, FIGURES_BUDGET // groups),
+        "hard": [image | {"label": names[image["label"]]} for image in hard],
+        "missing": examples.missing,
+        "has_stress": any("stress" in trial.result for row in rows for trial in row.trials),
+        "data": {
+            "rows": [_series(row) | found for row, found in zip(rows, explorer, strict=True)],
+            "classes": names,
+            "costs": [{"key": m.key, "title": m.title} for m in COSTS],
+            "curves": _CURVES,
+            "images": examples.uris,
+            "drawn": DRAWN,
+        },
+    }
+
+
+def _verdicts(group: Group, compared: Comparison) -> list[str]:
+    """What can be said about the best row, and about each row against its baseline."""
+    best = group.rows[0]
+    found = [f"{best.name} has the highest test accuracy: {_accuracy(best)}."]
+    against = [pair for pair in compared.pairs if pair.first == best.name]
+    equal = [pair.second for pair in against if not pair.claimed]
+    if against:
+        among = f"the {len(against)} next best" if len(group.rows) > COMPARED else "all others"
+        found.append(
+            f"No difference can be claimed between it and {', '.join(equal)}."
+            if equal
+            else f"It is better than {among}, beyond what seeds and test images explain."
+        )
+    about = [sentence(pair, len(group.differences)) for pair in group.differences]
+    return found + [
+        f"{text[0].upper()}{text[1:]}." if text.startswith("no difference") else f"{text}." for text in about
+    ]
+
+
+def _accuracy(row: Row) -> str:
+    return f"{percent(row.top1.value)} % [{percent(row.top1.low)}, {percent(row.top1.high)}]"
+
+
+def _row(identifier: str, row: Row, machines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    config = row.config
+    chosen = {k: config[k] for k in ("model", "loss", "augmentation", "sampler", "predictor", "options", "recipe")}
+    return {
+        "id": identifier,
+        "name": row.name,
+        "backbone": config["backbone"],
+        "weights": config["weights"]["name"],
+        "seeds": len(row.seeds),
+        "top1": row.top1,
+        "accuracy": _accuracy(row),
+        "per_class": row.mean_per_class,
+        "val": row.mean("val", "top1"),
+        "costs": {measure.key: (row.mean(*measure.path), measure.text(row)) for measure in COSTS},
+        "facts": _flat({"weights": config["weights"], **chosen, "code": config["code"]}),
+        "trials": [_trial(trial, machines) for trial in row.trials],
+    }
+
+
+def _trial(trial: Finished, machines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    result = trial.result
+    return {
+        "id": trial.folder.id,
+        "seed": trial.config["seed"],
+        "test": percent(result["test"]["top1"]),
+        "val": percent(result["val"]["top1"]),
+        "epochs": f"{result['best_epoch']} of {result['cost']['epochs']}",
+        "time": duration(result["cost"]["seconds"]),
+        "machine": machines[_machine_key(trial)]["number"],
+        "load": f"{result['hardware']['load_average'][0]:.1f}",
+        "command": shlex.join(["flowers-bench", *map(str, trial.run.get("command", []))]),
+    }
+
+
+def _kind(kind: Kind, rows: tuple[Row, ...]) -> dict[str, Any] | None:
+    having = kind.rows(rows)
+    if not having:
+        return None
+    measures = kind.shown(having)
+    body = [(row.name, [measure.text(row) for measure in measures]) for row in having]
+    return {"title": kind.title, "note": kind.note, "head": [measure.title for measure in measures], "body": body}
+
+
+def _matrix(rows: Sequence[Row], compared: Comparison) -> dict[str, Any]:
+    """Row minus column, in points; what may be claimed is marked."""
+    pairs = {(pair.first, pair.second): pair for pair in compared.pairs}
+    largest = max((abs(pair.difference.value) for pair in compared.pairs), default=0) or 1.0
+    names = [row.name for row in rows]
+    body = [[_cell(pairs.get((a, b)), pairs.get((b, a)), largest) for b in names] for a in names]
+    return {"names": names, "body": body, "pairs": len(pairs), "refused": len(compared.refused)}
+
+
+def _cell(pair: Pair | None, mirrored: Pair | None, largest: float) -> dict[str, Any] | None:
+    found = pair or mirrored
+    if found is None:
+        return None
+    sign = 1 if pair else -1
+    value = sign * found.difference.value
+    low, high = sorted((sign * found.difference.low, sign * found.difference.high))
+    return {
+        "value": f"{100 * value:+.1f}",
+        "interval": f"[{100 * low:+.1f}, {100 * high:+.1f}]",
+        "p": p_value(found.p_holm),
+        "claimed": found.claimed,
+        "side": "won" if value > 0 else "lost",
+        "strength": round(8 + 42 * min(1.0, abs(value) / largest)) if found.claimed else 0,
+    }
+
+
+def _series(row: Row) -> dict[str, Any]:
+    """What the plots draw of a row."""
+    return {
+        "name": row.name,
+        "backbone": row.config["backbone"],
+        "top1": _rounded([row.top1.low, row.top1.value, row.top1.high]),
+        "costs": {measure.key: row.mean(*measure.path) for measure in COSTS},
+        "curves": {key: _curve([trial.folder.history() for trial in row.trials], key) for key in _CURVES},
+        "reliability": _reliability(row),
+        "stress": _stress(row),
+    }
+
+
+def _rounded(values: Any) -> list[float | None]:
+    return [None if value is None or not np.isfinite(value) else round(float(value), 4) for value in values]
+
+
+def _curve(histories: Sequence[Sequence[Mapping[str, Any]]], key: str) -> dict[str, list[float | None]]:
+    """Mean, least and largest over the seeds that reached each epoch."""
+    values = [[epoch[key] for epoch in history if key in epoch] for history in histories]
+    by_epoch = [[seed[i] for seed in values if len(seed) > i] for i in range(max(map(len, values), default=0))]
+    return {
+        "mean": _rounded(np.mean(found) for found in by_epoch),
+        "low": _rounded(min(found) for found in by_epoch),
+        "high": _rounded(max(found) for found in by_epoch),
+    }
+
+
+def _reliability(row: Row) -> dict[str, Any]:
+    """Confidence and accuracy by bins of confidence, all seeds together: as predicted, and after temperature scaling.
+    Scores that were never meant as probabilities appear after scaling only."""
+    raw = any("ece" in trial.result["test"] or "temperature" not in trial.result for trial in row.trials)
+    return {
+        "raw": _bins(row.confidence, row) if raw else None,
+        "scaled": _bins(row.calibrated, row) if row.calibrated is not None else None,
+    }
+
+
+def _bins(confidence: np.ndarray, row: Row) -> dict[str, list[float | None]]:
+    right = row.predicted == row.labels
+    bins = (np.ceil(confidence * BINS) - 1).clip(0, BINS - 1).astype(int).ravel()
+    n = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(bins, confidence.ravel(), BINS) / n
+        accuracy = np.bincount(bins, right.ravel(), BINS) / n
+    return {"confidence": _rounded(mean), "accuracy": _rounded(accuracy), "n": n.tolist()}
+
+
+def _stress(row: Row) -> dict[str, Any]:
+    """By kind of change: its levels and the accuracy at each, mean and range over seeds."""
+    measured = [trial.result["stress"] for trial in row.trials if "stress" in trial.result]
+    found = {}
+    for kind in measured[0] if measured else ():
+        curves = [stress[kind] for stress in measured if kind in stress]
+        values = np.array([[point["top1"] for point in curve] for curve in curves])
+        found[kind] = {
+            "levels": [point["level"] for point in curves[0]],
+            "mean": _rounded(values.mean(0)),
+            "low": _rounded(values.min(0)),
+            "high": _rounded(values.max(0)),
+        }
+    return found
+
+
+def _explore(row: Row, examples: Examples) -> dict[str, Any]:
+    """The pairs of classes that a row confuses most, and images that it gets right and wrong with most confidence."""
+    wrong = row.predicted != row.labels
+    sure = row.confidence.mean(0)
+    pairs = []
+    classes = int(max(row.predicted.max(), row.labels.max())) + 1
+    counts = np.bincount((row.labels * classes + row.predicted)[wrong], minlength=classes**2)
+    for code in np.argsort(-counts, kind="stable")[:CONFUSED]:
+        if counts[code] == 0:
+            break
+        label, taken = divmod(int(code), classes)
+        mistaken = (row.labels == label) & (row.predicted == taken).any(0)
+        typical = (row.labels == taken) & ~wrong.any(0)
+        pairs.append(
+            {
+                "label": label,
+                "taken": taken,
+                "images": round(int(counts[code]) / len(row.seeds), 1),
+                "of": int((row.labels == label).sum()),
+                "mistaken": _keys(row, mistaken, sure, EXAMPLES),
+                "typical": _keys(row, typical, sure, EXAMPLES - 1),
+            }
+        )
+    found = {
+        "confused": pairs,
+        "wrong": _pictured(row, wrong.all(0), sure),
+        "right": _pictured(row, ~wrong.any(0), sure),
+    }
+    examples.want(key for pair in pairs for key in (*pair["mistaken"], *pair["typical"]))
+    examples.want(image["key"] for image in (*found["wrong"], *found["right"]))
+    return found
+
+
+def _keys(row: Row, chosen: np.ndarray, sure: np.ndarray, count: int) -> list[str]:
+    places = np.flatnonzero(chosen)
+    return [row.keys[i] for i in places[np.argsort(-sure[places], kind="stable")[:count]]]
+
+
+def _pictured(row: Row, chosen: np.ndarray, sure: np.ndarray) -> list[dict[str, Any]]:
+    places = np.flatnonzero(chosen)
+    best = places[np.argsort(-sure[places], kind="stable")[:6]]
+    return [
+        {
+            "key": row.keys[i],
+            "label": int(row.labels[i]),
+            "taken": int(row.predicted[0, i]),
+            "sure": round(float(sure[i]), 3),
+        }
+        for i in best
+    ]
+
+
+def _hard(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The images that the fewest rows and seeds get right."""
+    share = np.mean([row.correct.mean(0) for row in rows], axis=0)
+    places = np.argsort(share, kind="stable")[:12]
+    return [{"key": rows[0].keys[i], "label": int(rows[0].labels[i]), "share": f"{100 * share[i]:.0f}"} for i in places]
+
+
+def _unfinished(folder: TrialFolder) -> dict[str, str]:
+    config, failure = folder.config(), folder.failure()
+    return {
+        "id": folder.id,
+        "name": f"{config['technique']}/{config['variant']}",
+        "seed": str(config["seed"]),
+        "why": str(failure["error"]) if failure else "not finished yet",
+    }

@@ -1,0 +1,75 @@
+"""A store with something for every part of the page, hostile names included, and the page made from it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from stored import CLASSES, outcomes, store_trial
+
+from flowers_bench.cli.report import report
+from flowers_bench.store import Store, write_json
+
+MEADOW = Path(__file__).with_name("meadow.py")
+HOSTILE = "<img src=x onerror=window.hacked=1>"
+NAMES = ("rose", "</script><script>window.hacked=1</script>", HOSTILE, "'\"&lt;b&gt;${window.hacked=1}")
+assert len(NAMES) == CLASSES
+
+
+def measured(seed: int) -> dict[str, Any]:
+    """Figures beyond accuracy, as trials store them."""
+    levels = [{"level": level, "top1": 0.8 - 0.1 * level - 0.01 * seed} for level in range(1, 6)]
+    return {
+        "temperature": 1.4,
+        "retrieval": {"recall_at_1": 0.6, "map_at_r": 0.4},
+        "episodic": {"test": {"accuracy": 0.9, "episodes": 600, "n_way": 5, "k_shot": 1, "n_query": 15}},
+        "stress": {"rotation": levels, "blur": levels},
+    }
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    run = {"data_source": "meadow", "cache_dir": str(root), "plugin_files": [str(MEADOW)]}
+    for seed in range(2):
+        common = {"class_names": NAMES, "run": run}
+        scores = {**common, "result": measured(seed), "probabilities": False, "seconds": 90}
+        store_trial(root, "wise/good", seed, outcomes(seed, 0.8), **scores)
+        store_trial(root, "wise/plain", seed, outcomes(seed, 0.7), **common)
+        hostile = {**run, "command": ["--plugin", HOSTILE]}
+        store_trial(root, f"{HOSTILE}/</script>", seed, outcomes(5 + seed, 0.6), class_names=NAMES, run=hostile)
+        store_trial(root, "wise/good", seed, outcomes(seed, 0.8), dataset={"name": "garden", "notes": [HOSTILE]})
+    folder = next(f for f in Store(root).finished() if f.result()["label"] == "wise/good" and "stress" in f.result())
+    (folder.path / "figures").mkdir()
+    Image.new("RGB", (300, 80), "orange").save(folder.path / "figures" / "sampling.png")
+    failed = store_trial(root, "wise/broken", 0, outcomes(0, 0.5))
+    (failed.path / "result.json").unlink()
+    write_json(failed.path / "failure.json", {"kind": "TrialFailed", "error": f"the loss is nan {HOSTILE}"})
+    return root
+
+
+@pytest.fixture(scope="session")
+def page_file(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    report(runs, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def browser() -> Any:
+    """A headless Chromium, where there is one."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason='playwright is not installed: pip install ".[test]"')
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    with sync_api.sync_playwright() as playwright:
+        if found is None and Path(playwright.chromium.executable_path).is_file():
+            found = playwright.chromium.executable_path
+        if found is None:
+            pytest.skip("no Chromium found: apt install chromium, or set CHROMIUM to its path")
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,0 +1,113 @@
+"""The page as text: complete, self-contained, and nothing in it taken for markup that was a name."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from stored import outcomes, store_trial
+
+from flowers_bench.cli.report import report
+from flowers_bench.errors import UsageError
+from flowers_bench.report.leaderboard import Leaderboard
+from flowers_bench.report.page import _curve, _reliability
+from flowers_bench.store import Store
+
+
+@pytest.fixture(scope="module")
+def text(page_file: Path) -> str:
+    return page_file.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def data(text: str) -> dict:
+    return json.loads(re.search(r'id="data">(.*?)</script>', text, re.S).group(1))
+
+
+def test_every_trial_is_there_with_its_command(text: str, runs: Path) -> None:
+    for folder in Store(runs).finished():
+        assert folder.id in text
+    assert "flowers-bench --plugin wise/good" in text
+
+
+def test_failed_trials_are_not_hidden(text: str) -> None:
+    assert "wise/broken" in text
+    assert "the loss is nan" in text
+
+
+def test_names_are_never_markup(text: str) -> None:
+    markup = re.sub(r'<script type="text/plain" id="plotly">.*?</script>', "", text, flags=re.S)
+    assert "<img src=x" not in markup
+    assert "<script>window" not in markup
+    assert html.escape("<img src=x onerror=window.hacked=1>") in markup
+
+
+def test_nothing_refers_to_elsewhere(text: str) -> None:
+    markup = re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', markup)
+    assert "default-src 'none'" in markup
+    assert "@import" not in markup
+    assert "url(" not in markup
+
+
+def test_plots_have_the_stored_figures(data: dict) -> None:
+    (group,) = [g for g in data.values() if any(row["stress"] for row in g["rows"])]
+    row = next(row for row in group["rows"] if row["name"] == "wise/good")
+    assert row["stress"]["rotation"]["levels"] == [1, 2, 3, 4, 5]
+    assert row["stress"]["rotation"]["mean"][0] == pytest.approx(0.695)
+    assert row["curves"]["train_loss"]["mean"] == [2.0, 1.0, 0.6667]
+    assert row["costs"]["seconds"] == 90
+    assert row["reliability"]["raw"] is None, "trials with a temperature and no ECE have no probabilities before it"
+    assert sum(row["reliability"]["scaled"]["n"]) == 2 * 400
+
+
+def test_examples_show_what_they_say(data: dict, runs: Path) -> None:
+    (group,) = [g for g in data.values() if any(row["stress"] for row in g["rows"])]
+    row = next(row for row in group["rows"] if row["name"] == "wise/good")
+    folder = next(f for f in Store(runs).finished() if f.result()["label"] == "wise/good" and "stress" in f.result())
+    scores = folder.scores()
+    predicted = dict(zip(scores.keys, scores.logits.argmax(1), strict=True))
+    labels = dict(zip(scores.keys, scores.labels, strict=True))
+    assert row["wrong"]
+    assert all(predicted[image["key"]] != labels[image["key"]] for image in row["wrong"])
+    assert all(predicted[image["key"]] == labels[image["key"]] for image in row["right"])
+    assert all(labels[key] == pair["label"] for pair in row["confused"] for key in pair["mistaken"])
+    assert group["images"][row["wrong"][0]["key"]].startswith("data:image/webp;base64,")
+
+
+def test_without_the_images_the_page_says_so(tmp_path: Path) -> None:
+    store_trial(tmp_path, "wise/good", 0, outcomes(0, 0.8))
+    report(tmp_path, tmp_path / "report.html")
+    assert "the images are not at hand: nowhere is not there" in (tmp_path / "report.html").read_text()
+
+
+def test_mistakes_are_explained(tmp_path: Path, runs: Path) -> None:
+    with pytest.raises(UsageError, match="no finished trials"):
+        report(tmp_path, tmp_path / "report.html")
+    with pytest.raises(UsageError, match="there is no folder"):
+        report(runs, tmp_path / "not" / "there.html")
+
+
+def test_an_unreadable_picture_does_not_stop_the_page(runs: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(runs, tmp_path / "runs")
+    next(copy.glob("*/figures/sampling.png")).write_bytes(b"no picture")
+    report(copy, tmp_path / "report.html")
+    assert "sampling" not in re.sub(r"<script.*?</script>", "", (tmp_path / "report.html").read_text(), flags=re.S)
+
+
+def test_curve_of_seeds_that_stopped_at_different_epochs() -> None:
+    histories = [[{"x": 1.0}, {"x": 3.0}], [{"x": 2.0}]]
+    assert _curve(histories, "x") == {"mean": [1.5, 3.0], "low": [1.0, 3.0], "high": [2.0, 3.0]}
+    assert _curve([[]], "x") == {"mean": [], "low": [], "high": []}
+
+
+def test_reliability_counts_every_prediction_once(runs: Path) -> None:
+    (row,) = [r for g in Leaderboard.of(Store(runs).finished()).groups for r in g.rows if r.name == "wise/plain"]
+    raw = _reliability(row)["raw"]
+    assert sum(raw["n"]) == row.confidence.size
+    weighted = sum(n * a for n, a in zip(raw["n"], raw["accuracy"], strict=True) if n)
+    assert weighted / row.confidence.size == pytest.approx(row.top1.value, abs=1e-3)

@@ -1,0 +1,171 @@
+"""The page in a real browser: quiet, usable by keyboard, accessible, on a phone, in light and dark, with many trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stored import outcomes, store_trial
+
+from flowers_bench.cli.report import report
+
+PHONE = {"viewport": {"width": 390, "height": 844}}
+DARK = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"}
+LIGHT = {"viewport": {"width": 1280, "height": 900}}
+
+
+class Watched:
+    """A page and whatever it complained about or asked the network for."""
+
+    def __init__(self, browser: Any, file: Path, **options: Any) -> None:
+        self.page = browser.new_context(reduced_motion="reduce", **options).new_page()
+        self.trouble: list[str] = []
+        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        self.page.on("console", lambda m: self.trouble.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else self.trouble.append(r.url))
+        self.page.goto(file.as_uri())
+
+    def draw_all(self) -> None:
+        """Bring every plot of the shown group into view, so that it is drawn."""
+        for plot in self.page.locator(".group:not([hidden]) .plot").all():
+            plot.scroll_into_view_if_needed()
+            plot.locator("svg.main-svg").first.wait_for()
+
+
+@pytest.fixture
+def watched(browser: Any, page_file: Path) -> Iterator[Watched]:
+    watched = Watched(browser, page_file, **LIGHT)
+    yield watched
+    watched.page.context.close()
+
+
+def test_everything_is_drawn_without_trouble(watched: Watched) -> None:
+    for link in watched.page.locator(".groups a").all():
+        link.click()
+        watched.draw_all()
+        assert watched.page.locator(".group:not([hidden])").count() == 1
+    assert watched.trouble == []
+
+
+def test_hostile_names_show_as_text(watched: Watched) -> None:
+    watched.page.locator(".groups a", has_text="meadow").click()
+    watched.draw_all()
+    page = watched.page
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img[src=x]").count() == 0
+    hostile = "<img src=x onerror=window.hacked=1>"
+    assert hostile in page.locator(".group:not([hidden]) .board").inner_text()
+    assert hostile in page.locator(".group:not([hidden]) .explorer").inner_text()
+    assert "<img src=x" in " ".join(page.locator("[data-plot=curves] .legendtext").all_text_contents())
+    assert page.locator(".command code", has_text=hostile).count() > 0
+
+
+@pytest.mark.parametrize("options", [LIGHT, DARK, PHONE], ids=["light", "dark", "phone"])
+def test_axe_finds_nothing_serious(browser: Any, page_file: Path, options: dict[str, Any]) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    watched = Watched(browser, page_file, **options)
+    watched.page.locator(".groups a", has_text="meadow").click()
+    watched.draw_all()
+    watched.page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    found = axe.Axe().run(watched.page).response["violations"]
+    serious = {
+        v["id"]: [n["html"][:120] for n in v["nodes"]][:3] for v in found if v["impact"] in ("serious", "critical")
+    }
+    assert serious == {}
+    watched.page.context.close()
+
+
+def test_a_phone_scrolls_in_one_direction_only(browser: Any, page_file: Path) -> None:
+    watched = Watched(browser, page_file, **PHONE)
+    watched.draw_all()
+    assert watched.page.evaluate("document.documentElement.scrollWidth") <= 390
+    watched.page.context.close()
+
+
+def test_sorting_by_keyboard(watched: Watched) -> None:
+    watched.page.locator(".groups a", has_text="meadow").click()
+    board = watched.page.locator(".group:not([hidden]) .board")
+    names = board.locator("tbody th")
+    first = names.all_inner_texts()
+    assert first[0] == "wise/good"
+    head = board.get_by_role("button", name="top-1 %")
+    head.focus()
+    watched.page.keyboard.press("Enter")
+    assert names.all_inner_texts() == first[::-1]
+    assert board.locator("th[aria-sort=ascending]").inner_text().startswith("top-1 %")
+    board.get_by_role("button", name="technique").press("Space")
+    assert names.all_inner_texts() == sorted(first, key=str.lower)
+
+
+def test_every_control_is_reached_by_tab(watched: Watched) -> None:
+    watched.page.locator(".groups a", has_text="garden").click()
+    wanted = watched.page.evaluate(
+        "[...document.querySelectorAll('button, select, input, summary, a[href]')]"
+        ".filter((e) => e.checkVisibility() && !e.closest('details:not([open]) > :not(summary)')).length"
+    )
+    watched.page.evaluate("document.activeElement.blur()")
+    reached = set()
+    for _ in range(4 * wanted):
+        watched.page.keyboard.press("Tab")
+        mark = "(window.marks ??= new Map(), marks.set(document.activeElement, marks.get(document.activeElement) ?? marks.size), marks.get(document.activeElement))"
+        reached.add(watched.page.evaluate(mark))
+    tags = watched.page.evaluate(
+        "[...marks.keys()].filter((e) => e.matches('button, select, input, summary, a[href]')).length"
+    )
+    assert tags == wanted
+
+
+def test_ticked_rows_are_drawn(watched: Watched) -> None:
+    watched.page.locator(".groups a", has_text="meadow").click()
+    watched.draw_all()
+    curves = watched.page.locator(".group:not([hidden]) [data-plot=curves]")
+    before = curves.evaluate("(e) => e.data.length")
+    watched.page.locator(".group:not([hidden]) .draw").first.press("Space")
+    assert curves.evaluate("(e) => e.data.length") == before - 2
+    watched.page.locator(".group:not([hidden]) .curve").select_option("train_loss")
+    assert curves.evaluate("(e) => e.data.at(-1).y[0]") == 2.0
+
+
+def test_the_explorer_follows_its_menu(watched: Watched) -> None:
+    watched.page.locator(".groups a", has_text="meadow").click()
+    explorer = watched.page.locator(".group:not([hidden]) .explorer")
+    before = explorer.inner_text()
+    assert explorer.locator("img").first.evaluate("(i) => i.decode().then(() => i.naturalWidth)") == 88
+    watched.page.locator(".group:not([hidden]) .explore").select_option("2")
+    assert explorer.inner_text() != before
+
+
+def test_the_theme_can_be_chosen(watched: Watched) -> None:
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = watched.page.evaluate(colour)
+    button = watched.page.locator("#theme")
+    button.press("Enter")
+    assert watched.page.evaluate(colour) == light
+    button.press("Enter")
+    assert watched.page.evaluate(colour) != light
+    assert button.inner_text() == "Theme: dark"
+
+
+def test_a_link_to_a_row_opens_it(watched: Watched) -> None:
+    watched.page.locator(".groups a", has_text="meadow").click()
+    watched.page.locator(".group:not([hidden]) .board tbody th a").first.click()
+    assert watched.page.locator("details.row[open] .command").first.is_visible()
+
+
+@pytest.mark.slow
+def test_five_hundred_trials_open_in_two_seconds(browser: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(167):
+        for seed in range(3):
+            accuracy = 0.5 + 0.4 * rng.random()
+            store_trial(tmp_path / "runs", f"technique{number // 10}/variant{number}", seed, outcomes(seed, accuracy))
+    report(tmp_path / "runs", tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size < 10e6
+    watched = Watched(browser, tmp_path / "report.html", **LIGHT)
+    timing = watched.page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+    assert timing < 2000
+    watched.draw_all()
+    assert watched.trouble == []
