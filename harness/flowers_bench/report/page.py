@@ -313,7 +313,7 @@ def _explore(row: Row, examples: Examples) -> dict[str, Any]:
                 "typical": _keys(row, typical, sure, EXAMPLES - 1),
             }
         )
-    found = {
+    found: dict[str, Any] = {
         "confused": pairs,
         "wrong": _pictured(row, wrong.all(0), sure),
         "right": _pictured(row, ~wrong.any(0), sure),
