@@ -294,9 +294,9 @@ def _explore(row: Row, examples: Examples) -> dict[str, Any]:
     """The pairs of classes that a row confuses most, and images that it gets right and wrong with most confidence."""
     wrong = row.predicted != row.labels
     sure = row.confidence.mean(0)
-    pairs = []
+    pairs: list[dict[str, Any]] = []
     classes = int(max(row.predicted.max(), row.labels.max())) + 1
-    counts = np.bincount((row.labels * classes + row.predicted)[wrong], minlength=classes**2)
+    counts = np.bincount((row.labels.astype(np.int64) * classes + row.predicted)[wrong], minlength=classes**2)
     for code in np.argsort(-counts, kind="stable")[:CONFUSED]:
         if counts[code] == 0:
             break
