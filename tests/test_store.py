@@ -71,8 +71,10 @@ def test_result_of_another_version_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "result.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION + 1}))
-    with pytest.raises(UsageError, match="schema version"):
+    with pytest.raises(UsageError, match=rf"schema version {SCHEMA_VERSION + 1}; .* reads up to {SCHEMA_VERSION}"):
         Store(tmp_path).folder("t1").result()
+    with pytest.raises(UsageError, match="no schema version"):
+        Store(tmp_path).folder("t1").config()
 
 
 def test_find_by_prefix(tmp_path: Path) -> None:

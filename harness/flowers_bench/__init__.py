@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from flowers_bench.data.dataset import DataRequest, Dataset, DatasetSource, Split
 from flowers_bench.errors import TrialFailed, UsageError
 from flowers_bench.hookspecs import PLUGIN_API, hookimpl
+from flowers_bench.results import load_results
 from flowers_bench.technique import (
     Augmentation,
     AugmentationContext,
@@ -47,4 +48,5 @@ __all__ = [
     "Variant",
     "__version__",
     "hookimpl",
+    "load_results",
 ]

@@ -109,7 +109,7 @@ class TrialFolder:
 
     def config(self) -> dict[str, Any]:
         """The trial's `facts()`."""
-        return read_json(self.path / "config.json")
+        return _supported(self.path / "config.json")
 
     def run(self) -> dict[str, Any]:
         """Where the trial ran from: paths, command, the variant it is to be compared with."""
@@ -177,9 +177,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _supported(path: Path) -> dict[str, Any]:
     value = read_json(path)
     version = value.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if not isinstance(version, int) or version < 1:
+        raise UsageError(f"{path} has no schema version: it is damaged. Remove its folder to run that trial again.")
+    if version > SCHEMA_VERSION:
         raise UsageError(
-            f"{path} has schema version {version}; this flowers-bench reads {SCHEMA_VERSION}. Upgrade flowers-bench."
+            f"{path} has schema version {version}; this flowers-bench reads up to {SCHEMA_VERSION}. Upgrade flowers-bench."
         )
     return value
 

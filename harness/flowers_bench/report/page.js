@@ -115,7 +115,7 @@
       // A name is written where no other stands already; the others show theirs on touch.
       const span = (list) => Math.max(...list) - Math.min(...list) || 1, across = points.map((i) => Math.log(value(i) || 1));
       const [wide, high] = [span(across), span(points.map(y))], written = [];
-      for (const i of [...front, ...points]) {
+      for (const i of [...front, ...points.filter((i) => this.chosen.has(i))]) {
         const near = (j) => Math.abs(Math.log((value(i) || 1) / (value(j) || 1))) < 0.16 * wide && Math.abs(y(i) - y(j)) < 0.06 * high;
         if (!written.some(near)) written.push(i);
       }

@@ -1,0 +1,58 @@
+"""The results of a run store as a table, for notebooks and other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowers_bench.errors import UsageError
+from flowers_bench.store import Store, TrialFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Long lists that `result.json` holds beside the figures; they stay there.
+_LISTS = ("class_names", "weights_report")
+
+
+def load_results(runs: str | Path = "runs") -> pd.DataFrame:
+    """The finished trials of a run store, one row each, in order of technique, variant and seed.
+
+    Columns are named by where a value stands in the trial's files (docs/results-format.md): those of `config.json`
+    (`technique`, `dataset.name`, `recipe.lr`, `options.freeze`, ...) and of `result.json` (`test.top1`, `val.top1`,
+    `cost.seconds`, `hardware.processor`, ...). `id` is the trial's, and names its folder. What a trial does not have is
+    missing (NaN or None). Lists by class are left in the file. Rows of different datasets, splits or protocols must not
+    be compared: `flowers-bench compare` knows which may.
+
+    Args:
+        runs: the run store.
+
+    Raises:
+        UsageError: the folder does not exist, or a result is damaged or of a newer schema than this version reads.
+    """
+    import pandas as pd
+
+    root = Path(runs)
+    if not root.is_dir():
+        raise UsageError(f"{root} is not a folder: name a run store, such as the --out of flowers-bench run.")
+    table = pd.DataFrame([_row(folder) for folder in Store(root).finished()])
+    if table.empty:
+        return pd.DataFrame(columns=["id", "technique", "variant", "seed"])
+    return table.sort_values(["technique", "variant", "seed", "id"], kind="stable").reset_index(drop=True)
+
+
+def _row(folder: TrialFolder) -> dict[str, Any]:
+    result = {key: value for key, value in folder.result().items() if key not in _LISTS}
+    return _flat({"id": folder.id, **folder.config(), **result})
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries under dotted names. A list of numbers or texts is one value; lists by class are left out."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            if key != "per_class":
+                found.update(_flat(value, f"{prefix}{key}."))
+        elif not (isinstance(value, list) and value and isinstance(value[0], (dict, list))):
+            found[f"{prefix}{key}"] = value
+    return found
