@@ -42,7 +42,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store_trial(root, "wise/plain", seed, outcomes(seed, 0.7), **common)
         hostile = {**run, "command": ["--plugin", HOSTILE]}
         store_trial(root, f"{HOSTILE}/</script>", seed, outcomes(5 + seed, 0.6), class_names=NAMES, run=hostile)
-        store_trial(root, "wise/good", seed, outcomes(seed, 0.8), dataset={"name": "garden", "notes": [HOSTILE]})
+    for epochs in (3, 6, 90):
+        garden = {"name": "garden", "notes": [HOSTILE]}
+        store_trial(root, "wise/good", 0, outcomes(0, 0.8), dataset=garden, recipe={"epochs": epochs})
     folder = next(f for f in Store(root).finished() if f.result()["label"] == "wise/good" and "stress" in f.result())
     (folder.path / "figures").mkdir()
     Image.new("RGB", (300, 80), "orange").save(folder.path / "figures" / "sampling.png")

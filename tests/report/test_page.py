@@ -14,7 +14,7 @@ from stored import outcomes, store_trial
 from flowers_bench.cli.report import report
 from flowers_bench.errors import UsageError
 from flowers_bench.report.leaderboard import Leaderboard
-from flowers_bench.report.page import _curve, _reliability
+from flowers_bench.report.page import _curve, _reliability, _sweeps
 from flowers_bench.store import Store
 
 
@@ -111,3 +111,16 @@ def test_reliability_counts_every_prediction_once(runs: Path) -> None:
     assert sum(raw["n"]) == row.confidence.size
     weighted = sum(n * a for n, a in zip(raw["n"], raw["accuracy"], strict=True) if n)
     assert weighted / row.confidence.size == pytest.approx(row.top1.value, abs=1e-3)
+
+
+def test_rows_that_differ_in_one_number_are_a_sweep(tmp_path: Path) -> None:
+    for length in (50, 5, 10):
+        options = {"prompt_length": length, "deep": False}
+        store_trial(tmp_path, f"prompt/p{length}", 0, outcomes(0, 0.6 + length / 500), options=options)
+    store_trial(tmp_path, "prompt/deep", 0, outcomes(0, 0.9), options={"prompt_length": 10, "deep": True})
+    store_trial(tmp_path, "other/x", 0, outcomes(0, 0.9), options={"prompt_length": 99, "deep": False})
+    (group,) = Leaderboard.of(Store(tmp_path).finished()).groups
+    (sweep,) = _sweeps(group.rows)
+    assert sweep["factor"] == "prompt: prompt_length"
+    assert sweep["x"] == [5, 10, 50]
+    assert [round(100 * top1[1]) for top1 in sweep["top1"]] == [61, 62, 70]

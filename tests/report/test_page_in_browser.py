@@ -12,16 +12,14 @@ from stored import outcomes, store_trial
 
 from flowers_bench.cli.report import report
 
-PHONE = {"viewport": {"width": 390, "height": 844}}
-DARK = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"}
-LIGHT = {"viewport": {"width": 1280, "height": 900}}
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 
 class Watched:
     """A page and whatever it complained about or asked the network for."""
 
-    def __init__(self, browser: Any, file: Path, **options: Any) -> None:
-        self.page = browser.new_context(reduced_motion="reduce", **options).new_page()
+    def __init__(self, browser: Any, file: Path, viewport: dict[str, int]) -> None:
+        self.page = browser.new_context(reduced_motion="reduce", viewport=viewport).new_page()
         self.trouble: list[str] = []
         self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
         self.page.on("console", lambda m: self.trouble.append(m.text) if m.type in ("error", "warning") else None)
@@ -37,7 +35,7 @@ class Watched:
 
 @pytest.fixture
 def watched(browser: Any, page_file: Path) -> Iterator[Watched]:
-    watched = Watched(browser, page_file, **LIGHT)
+    watched = Watched(browser, page_file, DESK)
     yield watched
     watched.page.context.close()
 
@@ -63,23 +61,22 @@ def test_hostile_names_show_as_text(watched: Watched) -> None:
     assert page.locator(".command code", has_text=hostile).count() > 0
 
 
-@pytest.mark.parametrize("options", [LIGHT, DARK, PHONE], ids=["light", "dark", "phone"])
-def test_axe_finds_nothing_serious(browser: Any, page_file: Path, options: dict[str, Any]) -> None:
+def test_axe_finds_nothing_serious(watched: Watched) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-    watched = Watched(browser, page_file, **options)
-    watched.page.locator(".groups a", has_text="meadow").click()
+    page = watched.page
+    page.locator(".groups a", has_text="meadow").click()
     watched.draw_all()
-    watched.page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
-    found = axe.Axe().run(watched.page).response["violations"]
-    serious = {
-        v["id"]: [n["html"][:120] for n in v["nodes"]][:3] for v in found if v["impact"] in ("serious", "critical")
-    }
-    assert serious == {}
-    watched.page.context.close()
+    page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    for scheme, size in (("light", DESK), ("dark", DESK), ("dark", PHONE)):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size(size)
+        found = axe.Axe().run(page).response["violations"]
+        serious = [v for v in found if v["impact"] in ("serious", "critical")]
+        assert [(v["id"], v["nodes"][0]["html"][:200]) for v in serious] == [], (scheme, size)
 
 
 def test_a_phone_scrolls_in_one_direction_only(browser: Any, page_file: Path) -> None:
-    watched = Watched(browser, page_file, **PHONE)
+    watched = Watched(browser, page_file, PHONE)
     watched.draw_all()
     assert watched.page.evaluate("document.documentElement.scrollWidth") <= 390
     watched.page.context.close()
@@ -164,7 +161,7 @@ def test_five_hundred_trials_open_in_two_seconds(browser: Any, tmp_path: Path) -
             store_trial(tmp_path / "runs", f"technique{number // 10}/variant{number}", seed, outcomes(seed, accuracy))
     report(tmp_path / "runs", tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 10e6
-    watched = Watched(browser, tmp_path / "report.html", **LIGHT)
+    watched = Watched(browser, tmp_path / "report.html", DESK)
     timing = watched.page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
     assert timing < 2000
     watched.draw_all()

@@ -164,6 +164,16 @@
       draw(element, [ideal, ...traces], { title: { text: "confidence, %" }, range: [0, 102] }, { title: { text: "right, %" }, range: [0, 102] });
     }
 
+    sweep(element) {
+      const found = this.data.sweeps[Number(element.dataset.sweep)], y = found.top1.map((v) => 100 * v[1]), colour = css("--c0");
+      const wide = found.x[0] > 0 && found.x.at(-1) / found.x[0] >= 20;
+      draw(element, [{
+        type: "scatter", mode: "lines+markers", x: found.x, y, line: { color: colour, width: 2 }, marker: { size: 8 },
+        error_y: { type: "data", symmetric: false, array: found.top1.map((v, i) => 100 * v[2] - y[i]), arrayminus: found.top1.map((v, i) => y[i] - 100 * v[0]), thickness: 1.2, width: 3, color: css("--muted") },
+        customdata: found.names.map(plain), hovertemplate: "%{customdata}<br>%{x}: %{y:.1f} %<extra></extra>",
+      }], { title: { text: plain(found.key) }, type: wide ? "log" : "linear" }, { title: { text: "top-1 %" } }, { title: { text: plain(found.factor), font: { size: 14 } }, showlegend: false });
+    }
+
     stress(element) {
       const kind = element.dataset.kind;
       const traces = this.picked().filter((i) => this.rows[i].stress[kind]).flatMap((i) => {

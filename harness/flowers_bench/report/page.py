@@ -23,13 +23,15 @@ from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import COSTS, KINDS, QUALITY, Kind
 from flowers_bench.report.numbers import duration, p_value, percent
 from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, figures
-from flowers_bench.report.rows import Finished, Row
+from flowers_bench.report.rows import Finished, Row, factors
 from flowers_bench.store import TrialFolder
 
 #: Rows of the comparison matrix, which is about the best ones; `flowers-bench compare` takes any.
 COMPARED = 12
 #: Rows that the plots show until others are chosen.
 DRAWN = 6
+#: Values of a factor that make a sweep.
+SWEPT = 3
 #: Pairs of classes in the confusion explorer, and examples of each.
 CONFUSED, EXAMPLES = 12, 3
 BINS = 15
@@ -59,12 +61,22 @@ def render(board: Leaderboard, unfinished: Sequence[TrialFolder], made: datetime
         data={group["id"]: group.pop("data") for group in groups},
         machines=list(machines.values()),
         unfinished=[_unfinished(folder) for folder in unfinished],
+        total=_total(board, unfinished),
         trials=sum(len(row.trials) for group in board.groups for row in group.rows),
         rows=sum(len(group.rows) for group in board.groups),
         css=_asset("page.css"),
         js=_asset("page.js"),
         plotly=get_plotlyjs().replace("</script", "<\\/script"),
     )
+
+
+def _total(board: Leaderboard, unfinished: Sequence[TrialFolder]) -> str | None:
+    """What all of it took, failed and repeated attempts included; None where that was not noted."""
+    from flowers_bench.measure.cost import total_cost
+
+    finished = (trial.folder for group in board.groups for row in group.rows for trial in row.trials)
+    seconds = total_cost([*finished, *unfinished])["seconds"]
+    return duration(seconds) if seconds else None
 
 
 def _asset(name: str) -> str:
@@ -103,7 +115,7 @@ def _group(place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], 
     compared = Comparison.all_of(rows[:COMPARED])
     examples = Examples(rows[0].trials[0], IMAGES_BUDGET // groups)
     names = rows[0].trials[0].result["class_names"]
-    hard = _hard(rows)
+    hard, sweeps = _hard(rows), _sweeps(rows)
     examples.want(image["key"] for image in hard)
     explorer = [_explore(row, examples) for row in rows]
     bounds = [row.top1.low for row in rows], [row.top1.high for row in rows]
@@ -122,6 +134,7 @@ def _group(place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], 
         "figures": figures(rows, FIGURES_BUDGET // groups),
         "hard": [image | {"label": names[image["label"]]} for image in hard],
         "missing": examples.missing,
+        "sweeps": [sweep["factor"] for sweep in sweeps],
         "has_stress": any("stress" in trial.result for row in rows for trial in row.trials),
         "data": {
             "rows": [_series(row) | found for row, found in zip(rows, explorer, strict=True)],
@@ -129,6 +142,7 @@ def _group(place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], 
             "costs": [{"key": m.key, "title": m.title} for m in COSTS],
             "curves": _CURVES,
             "images": examples.uris,
+            "sweeps": sweeps,
             "drawn": DRAWN,
         },
     }
@@ -237,6 +251,35 @@ def _series(row: Row) -> dict[str, Any]:
         "reliability": _reliability(row),
         "stress": _stress(row),
     }
+
+
+def _sweeps(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows of a technique that differ in one number alone (their variant's name apart), by that number."""
+    found: dict[tuple[Any, ...], list[tuple[float, Row]]] = {}
+    for row in rows:
+        own = {key: value for key, value in factors(row.config).items() if key not in ("variant", "harness_revision")}
+        for key, value in own.items():
+            if (number := _number(value)) is not None:
+                rest = tuple(sorted((k, v) for k, v in own.items() if k != key))
+                found.setdefault((row.config["technique"], key, rest), []).append((number, row))
+    sweeps = []
+    for (technique, key, _), points in found.items():
+        if len({number for number, _ in points}) >= SWEPT:
+            points.sort(key=lambda point: point[0])
+            top1 = [_rounded([row.top1.low, row.top1.value, row.top1.high]) for _, row in points]
+            names = [row.name for _, row in points]
+            sweeps.append(
+                {"factor": f"{technique}: {key}", "key": key, "x": [x for x, _ in points], "top1": top1, "names": names}
+            )
+    return sweeps
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if np.isfinite(number) else None
 
 
 def _rounded(values: Any) -> list[float | None]:
