@@ -132,13 +132,12 @@ FB_DEVICE const T* pixel(const Problem<T>& p, const Point<Accumulator<T>>& point
 
 // ---- Tiles in shared memory ----
 
-// Rows are padded: by one word where threads read single values of a column, so that these lie in different banks;
-// by 16 bytes where tensor cores load, which want rows so aligned.
+// Rows are padded by 16 bytes: still aligned for vector loads and tensor cores, and in different banks.
 template <typename T>
 struct Strides {
-  static constexpr int kPad = sizeof(T) == 2 ? 8 : 1;
+  static constexpr int kPad = 16 / sizeof(T);
   static constexpr int kLeft = kDepth + kPad;
-  static constexpr int kRight = kTile + (sizeof(T) == 2 ? 8 : 0);
+  static constexpr int kRight = kTile + kPad;
   static constexpr int kResult = kTile + 4;
 };
 
@@ -146,7 +145,7 @@ template <typename T>
 struct alignas(128) Tiles {
   using A = Accumulator<T>;
   struct alignas(128) Factors {
-    T left[kTile * Strides<T>::kLeft];      // [row][depth]
+    T left[kTile * Strides<T>::kLeft];  // [row][depth]; transposed, in a product that says so: like `right`
     alignas(128) T right[kDepth * Strides<T>::kRight];  // [depth][column]
   };
   union {
@@ -170,10 +169,10 @@ FB_DEVICE void load_matrix(const T* from, int64_t stride, int64_t rows, int64_t 
 }
 
 // Samples of `count` channels from `channel` on at the first `Positions` points, into
-// to[position * position_step + channel * channel_step]; zeros beyond `count`.
+// to[position * step + channel]; zeros beyond `count`.
 template <int Positions, int Channels, typename T>
 FB_DEVICE void load_samples(const Problem<T>& p, const Point<Accumulator<T>>* points, int64_t channel, int64_t count,
-                            T* to, int position_step, int channel_step, int thread) {
+                            T* to, int step, int thread) {
   using A = Accumulator<T>;
   constexpr int kCount = Pack<T>::kCount, kPacks = Channels / kCount;
   for (int item = thread; item < Positions * kPacks; item += kThreads) {
@@ -189,19 +188,23 @@ FB_DEVICE void load_samples(const Problem<T>& p, const Point<Accumulator<T>>* po
     }
     for (int i = 0; i < kCount; ++i) {
       const A value = i < valid ? sum[i] * point.scale : A(0);
-      to[item / kPacks * position_step + (first + i) * channel_step] = narrowed<T>(value);
+      to[item / kPacks * step + first + i] = narrowed<T>(value);
     }
   }
 }
 
 // ---- Products ----
 
-// result += left * right, each thread a grid of 4 x 4 values, 16 apart.
-template <typename T>
+// result += left * right, each thread a square of 4 x 4 values: as many loads of four as there are multiplications by 8.
+template <typename T, bool Transposed>
 struct ThreadProduct {
   using A = Accumulator<T>;
   static constexpr int kEach = kTile / 16;
+  static constexpr int kAligned = kEach * sizeof(T) < 16 ? kEach * sizeof(T) : 16;
   A sum[kEach][kEach];
+
+  FB_DEVICE static int row(int thread) { return thread / 16 * kEach; }
+  FB_DEVICE static int column(int thread) { return thread % 16 * kEach; }
 
   FB_DEVICE void clear(int) {
     for (int i = 0; i < kEach; ++i) {
@@ -209,28 +212,40 @@ struct ThreadProduct {
     }
   }
 
+  FB_DEVICE static void load(const T* from, A (&to)[kEach]) {
+    from = static_cast<const T*>(__builtin_assume_aligned(from, kAligned));
+    for (int i = 0; i < kEach; ++i) to[i] = widen(from[i]);
+  }
+
+  // Depths beyond `depth` hold zeros up to the next multiple of 4.
   FB_DEVICE void add(const typename Tiles<T>::Factors& f, int depth, int thread) {
-    const int row = thread / 16, column = thread % 16;
-    for (int k = 0; k < depth; ++k) {
-      A left[kEach], right[kEach];
-      for (int i = 0; i < kEach; ++i) left[i] = widen(f.left[(row + 16 * i) * Strides<T>::kLeft + k]);
-      for (int j = 0; j < kEach; ++j) right[j] = widen(f.right[k * Strides<T>::kRight + column + 16 * j]);
+    for (int k = 0; k < depth; k += kEach) {
+      A left[kEach][kEach];  // [depth][row] if transposed, else [row][depth]
       for (int i = 0; i < kEach; ++i) {
-        for (int j = 0; j < kEach; ++j) sum[i][j] += left[i] * right[j];
+        load(Transposed ? f.left + (k + i) * Strides<T>::kRight + row(thread)
+                        : f.left + (row(thread) + i) * Strides<T>::kLeft + k,
+             left[i]);
+      }
+      for (int at = 0; at < kEach; ++at) {
+        A right[kEach];
+        load(f.right + (k + at) * Strides<T>::kRight + column(thread), right);
+        for (int i = 0; i < kEach; ++i) {
+          for (int j = 0; j < kEach; ++j) sum[i][j] += (Transposed ? left[at][i] : left[i][at]) * right[j];
+        }
       }
     }
   }
 
   FB_DEVICE void store(A* result, int thread) const {
-    const int row = thread / 16, column = thread % 16;
     for (int i = 0; i < kEach; ++i) {
-      for (int j = 0; j < kEach; ++j) result[(row + 16 * i) * Strides<T>::kResult + column + 16 * j] = sum[i][j];
+      A* const to = result + (row(thread) + i) * Strides<T>::kResult + column(thread);
+      for (int j = 0; j < kEach; ++j) to[j] = sum[i][j];
     }
   }
 };
 
 // The same by tensor cores: each of 8 warps has 16 rows and 32 columns.
-template <typename T>
+template <typename T, bool Transposed>
 struct WarpProduct {
   static constexpr int kEach = kTile * kTile / (16 * 16) / (kThreads / kWarp);
   WarpSum sum[kEach];
@@ -247,8 +262,12 @@ struct WarpProduct {
   FB_DEVICE void add(const typename Tiles<T>::Factors& f, int depth, int thread) {
     if (!speaks_for_warp(thread)) return;
     for (int k = 0; k < depth; k += 16) {
-      WarpLeft<T> left;
-      left.load(f.left + row(thread) * Strides<T>::kLeft + k, Strides<T>::kLeft);
+      WarpLeft<T, Transposed> left;
+      if constexpr (Transposed) {
+        left.load(f.left + k * Strides<T>::kRight + row(thread), Strides<T>::kRight);
+      } else {
+        left.load(f.left + row(thread) * Strides<T>::kLeft + k, Strides<T>::kLeft);
+      }
       for (int j = 0; j < kEach; ++j) {
         WarpRight<T> right;
         right.load(f.right + k * Strides<T>::kRight + column(thread) + 16 * j, Strides<T>::kRight);
@@ -264,16 +283,16 @@ struct WarpProduct {
   }
 };
 
-template <typename T, bool TensorCores>
+template <typename T, bool Transposed, bool TensorCores>
 struct ProductOf {
-  using type = ThreadProduct<T>;
+  using type = ThreadProduct<T, Transposed>;
 };
-template <typename T>
-struct ProductOf<T, true> {
-  using type = WarpProduct<T>;
+template <typename T, bool Transposed>
+struct ProductOf<T, Transposed, true> {
+  using type = WarpProduct<T, Transposed>;
 };
-template <typename T>
-using Product = typename ProductOf<T, HasTensorCores<T>::value>::type;
+template <typename T, bool Transposed = false>
+using Product = typename ProductOf<T, Transposed, HasTensorCores<T>::value>::type;
 
 // ---- Forward ----
 
@@ -314,7 +333,7 @@ struct Forward {
       const int64_t depth = end - channel;
       const T* weight = p.weight + ((group * p.g.taps() + tap) * p.group_channels() + channel - begin) * outputs;
       team.phase([&](int thread, Registers&) {
-        load_samples<kTile, kDepth>(p, s.points, channel, depth, s.factors.left, Strides<T>::kLeft, 1, thread);
+        load_samples<kTile, kDepth>(p, s.points, channel, depth, s.factors.left, Strides<T>::kLeft, thread);
         load_matrix<kDepth, kTile>(weight + output, outputs, depth, outputs - output, p.wide_outputs, s.factors.right,
                                    Strides<T>::kRight, thread);
       });
@@ -505,7 +524,7 @@ struct BackwardWeight {
   using Params = Problem<T>;
   using Shared = Tiles<T>;
   struct Registers {
-    Product<T> product;
+    Product<T, true> product;  // of samples [position][channel]
   };
 
   static FB_HD int64_t tiles(const Params& p) { return ceil_div(p.group_outputs(), kTile); }
@@ -527,7 +546,7 @@ struct BackwardWeight {
         s.points[thread] = locate(p, first + thread, end, tap, channel / p.offset_channels());
       });
       team.phase([&](int thread, Registers&) {
-        load_samples<kDepth, kTile>(p, s.points, channel, count, s.factors.left, 1, Strides<T>::kLeft, thread);
+        load_samples<kDepth, kTile>(p, s.points, channel, count, s.factors.left, Strides<T>::kRight, thread);
         load_matrix<kDepth, kTile>(p.grad + first * p.g.out_channels + group * p.group_outputs() + output,
                                    p.g.out_channels, end - first, p.group_outputs() - output, p.wide_outputs,
                                    s.factors.right, Strides<T>::kRight, thread);

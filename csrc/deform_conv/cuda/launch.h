@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../geometry.h"
 
@@ -231,18 +232,19 @@ struct WarpSum {
   }
 };
 
-template <typename T, typename Side>
+template <typename T, typename Side, bool Transposed>
 struct WarpTile {
-  nvcuda::wmma::fragment<Side, 16, 16, 16, T, nvcuda::wmma::row_major> fragment;
+  using Layout = std::conditional_t<Transposed, nvcuda::wmma::col_major, nvcuda::wmma::row_major>;
+  nvcuda::wmma::fragment<Side, 16, 16, 16, T, Layout> fragment;
   FB_DEVICE void load(const T* from, int stride) { nvcuda::wmma::load_matrix_sync(fragment, from, stride); }
 };
+template <typename T, bool Transposed>
+using WarpLeft = WarpTile<T, nvcuda::wmma::matrix_a, Transposed>;
 template <typename T>
-using WarpLeft = WarpTile<T, nvcuda::wmma::matrix_a>;
-template <typename T>
-using WarpRight = WarpTile<T, nvcuda::wmma::matrix_b>;
+using WarpRight = WarpTile<T, nvcuda::wmma::matrix_b, false>;
 
-template <typename T>
-FB_DEVICE void multiply_add(const WarpLeft<T>& left, const WarpRight<T>& right, WarpSum& sum) {
+template <typename Left, typename Right>
+FB_DEVICE void multiply_add(const Left& left, const Right& right, WarpSum& sum) {
   nvcuda::wmma::mma_sync(sum.fragment, left.fragment, right.fragment, sum.fragment);
 }
 
@@ -264,22 +266,22 @@ struct WarpSum {
   }
 };
 
-template <typename T>
+template <typename T, bool Transposed>
 struct WarpTile {
   float at[16][16];
   void load(const T* from, int stride) {
     for (int i = 0; i < 16; ++i) {
-      for (int j = 0; j < 16; ++j) at[i][j] = widen(from[i * stride + j]);
+      for (int j = 0; j < 16; ++j) at[i][j] = widen(Transposed ? from[j * stride + i] : from[i * stride + j]);
     }
   }
 };
+template <typename T, bool Transposed>
+using WarpLeft = WarpTile<T, Transposed>;
 template <typename T>
-using WarpLeft = WarpTile<T>;
-template <typename T>
-using WarpRight = WarpTile<T>;
+using WarpRight = WarpTile<T, false>;
 
-template <typename Tile>
-void multiply_add(const Tile& left, const Tile& right, WarpSum& sum) {
+template <typename Left, typename Right>
+void multiply_add(const Left& left, const Right& right, WarpSum& sum) {
   for (int i = 0; i < 16; ++i) {
     for (int k = 0; k < 16; ++k) {
       for (int j = 0; j < 16; ++j) sum.at[i][j] += left.at[i][k] * right.at[k][j];
