@@ -108,6 +108,8 @@ inline void narrow(float value, BFloat16& to) { to = BFloat16(value); }
 template <int N, typename A>
 void atomic_add(A* to, const A (&value)[N]) {
   for (int i = 0; i < N; ++i) to[i] += value[i];
+  // The device would stop at an address that is not aligned.
+  if (N > 1 && reinterpret_cast<uintptr_t>(to) % (N * sizeof(A)) != 0) to[0] = A(NAN);
 }
 
 namespace emulation {
