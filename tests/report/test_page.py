@@ -76,6 +76,9 @@ def test_examples_show_what_they_say(data: dict, runs: Path) -> None:
     assert all(predicted[image["key"]] != labels[image["key"]] for image in row["wrong"])
     assert all(predicted[image["key"]] == labels[image["key"]] for image in row["right"])
     assert all(labels[key] == pair["label"] for pair in row["confused"] for key in pair["mistaken"])
+    recognised = [predicted[key] == 1 for key in scores.keys if labels[key] == 1]
+    assert row["per_class"][1][0] == len(recognised)
+    assert row["per_class"][1][1] == pytest.approx(sum(recognised) / len(recognised), abs=0.1), "one of its two seeds"
     assert group["images"][row["wrong"][0]["key"]].startswith("data:image/webp;base64,")
 
 

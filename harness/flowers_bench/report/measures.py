@@ -70,6 +70,7 @@ def _whole(value: float | None) -> str:
 
 
 _LATENCY = ("cost", "inference", "float32", "latency")
+#: Of these, less is better.
 COSTS = (
     Measure("trainable_parameters", "trainable", ("cost", "trainable_parameters"), count),
     Measure("parameters", "parameters", ("cost", "parameters"), count),
@@ -80,6 +81,9 @@ COSTS = (
     Measure("trained_bytes", "stored size", ("cost", "trained_bytes"), size),
     Measure("latency_p50", "latency p50", (*_LATENCY, "p50_ms", "value"), milliseconds),
     Measure("latency_p95", "latency p95", (*_LATENCY, "p95_ms", "value"), milliseconds),
+)
+#: Of these, more is better.
+SPEEDS = (
     Measure("throughput", "throughput", ("cost", "inference", "float32", "throughput", "images_per_second"), rate),
     Measure("train_images_per_second", "training speed", ("cost", "train_images_per_second"), rate),
 )
@@ -133,4 +137,4 @@ KINDS = (
         ),
     ),
 )
-EVERYTHING = (*COSTS, *QUALITY.measures, *(measure for kind in KINDS for measure in kind.measures))
+EVERYTHING = (*COSTS, *SPEEDS, *QUALITY.measures, *(measure for kind in KINDS for measure in kind.measures))

@@ -110,7 +110,7 @@
       }
       const y = (i) => 100 * this.rows[i].top1[1];
       const unit = { seconds: 60, seconds_to_best: 60, peak_rss_bytes: 2 ** 20, trained_bytes: 2 ** 20, parameters: 1e6, trainable_parameters: 1e6, flops: 1e9 }[key] || 1;
-      const words = { seconds: "minutes", seconds_to_best: "minutes", peak_rss_bytes: "MiB", trained_bytes: "MiB", parameters: "millions", trainable_parameters: "millions", flops: "10⁹", latency_p50: "ms", latency_p95: "ms", throughput: "images/s", train_images_per_second: "images/s" }[key];
+      const words = { seconds: "minutes", seconds_to_best: "minutes", peak_rss_bytes: "MiB", trained_bytes: "MiB", parameters: "millions", trainable_parameters: "millions", flops: "10⁹", latency_p50: "ms", latency_p95: "ms" }[key];
       const x = (i) => value(i) / unit;
       // A name is written where no other stands already; the others show theirs on touch.
       const span = (list) => Math.max(...list) - Math.min(...list) || 1, across = points.map((i) => Math.log(value(i) || 1));
@@ -211,10 +211,18 @@
         return make("li", {}, make("figure", {}, ...(image ? [image] : []), make("figcaption", {}, ...caption(found))));
       }));
       const sure = (found) => make("span", { class: "muted" }, `${(100 * found.sure).toFixed(0)} % sure`);
+      const columns = ["class", "test images", "recognised %", "right when named %"];
+      const heads = columns.map((title, i) => make("th", { scope: "col", ...(i ? { class: "number" } : { "data-kind": "text" }) }, make("button", { type: "button" }, title)));
+      const lines = row.per_class.map(([n, ...shares], c) => make("tr", {}, make("th", { scope: "row" }, name(c)), make("td", { class: "number" }, String(n)),
+        ...shares.map((share) => make("td", { class: "number", "data-value": share ?? "" }, share === null ? "-" : (100 * share).toFixed(1)))));
+      const table = make("table", { class: "sortable" }, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...lines));
+      sortable(table);
+      const classes = make("details", { class: "kind" }, make("summary", {}, "Class by class"), make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Class by class" }, table));
       this.find(".explorer").replaceChildren(
         make("h4", {}, "Most confused pairs"), pairs.length ? make("ul", { class: "pairs" }, ...pairs) : make("p", { class: "empty" }, "No image is mistaken."),
         make("h4", {}, "Wrong, and most sure of it"), row.wrong.length ? gallery(row.wrong, "bad", (f) => [name(f.label), ", taken for ", name(f.taken), make("br"), sure(f)]) : make("p", { class: "empty" }, "No image is wrong with every seed."),
         make("h4", {}, "Right, and most sure of it"), row.right.length ? gallery(row.right, "good", (f) => [name(f.label), make("br"), sure(f)]) : make("p", { class: "empty" }, "No image is right with every seed."),
+        classes,
       );
     }
 

@@ -20,7 +20,7 @@ from flowers_bench.environment import describe_hardware
 from flowers_bench.report.comparison import Comparison, Pair
 from flowers_bench.report.comparison_text import sentence
 from flowers_bench.report.leaderboard import Group, Leaderboard
-from flowers_bench.report.measures import COSTS, KINDS, QUALITY, Kind
+from flowers_bench.report.measures import COSTS, KINDS, QUALITY, SPEEDS, Kind, Measure
 from flowers_bench.report.numbers import duration, p_value, percent
 from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, figures
 from flowers_bench.report.rows import Finished, Row, factors
@@ -125,10 +125,11 @@ def _group(place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], 
         "dataset": rows[0].config["dataset"]["name"],
         "notes": group.notes,
         "hardware": group.hardware,
+        "overs": sorted({row.top1.over for row in rows}),
         "verdicts": _verdicts(group, compared),
         "rows": [_row(f"g{place}r{i}", row, machines) for i, row in enumerate(rows)],
         "scale": {"low": min(bounds[0]), "high": max(bounds[1])},
-        "costs": [measure for measure in COSTS if any(row.mean(*measure.path) is not None for row in rows)],
+        "costs": [measure for measure in (*COSTS, *SPEEDS) if _measured(measure, rows)],
         "kinds": [found for kind in (QUALITY, *KINDS) if (found := _kind(kind, rows))],
         "matrix": _matrix(rows[:COMPARED], compared),
         "figures": figures(rows, FIGURES_BUDGET // groups),
@@ -139,13 +140,17 @@ def _group(place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], 
         "data": {
             "rows": [_series(row) | found for row, found in zip(rows, explorer, strict=True)],
             "classes": names,
-            "costs": [{"key": m.key, "title": m.title} for m in COSTS],
+            "costs": [{"key": m.key, "title": m.title} for m in COSTS if _measured(m, rows)],
             "curves": _CURVES,
             "images": examples.uris,
             "sweeps": sweeps,
             "drawn": DRAWN,
         },
     }
+
+
+def _measured(measure: Measure, rows: Sequence[Row]) -> bool:
+    return any(row.mean(*measure.path) is not None for row in rows)
 
 
 def _verdicts(group: Group, compared: Comparison) -> list[str]:
@@ -184,10 +189,16 @@ def _row(identifier: str, row: Row, machines: Mapping[str, Mapping[str, Any]]) -
         "accuracy": _accuracy(row),
         "per_class": row.mean_per_class,
         "val": row.mean("val", "top1"),
-        "costs": {measure.key: (row.mean(*measure.path), measure.text(row)) for measure in COSTS},
+        "costs": {m.key: (row.mean(*m.path), _cost_text(m, row)) for m in (*COSTS, *SPEEDS)},
         "facts": _flat({"weights": config["weights"], **chosen, "code": config["code"]}),
         "trials": [_trial(trial, machines) for trial in row.trials],
     }
+
+
+def _cost_text(measure: Measure, row: Row) -> str:
+    """A count of operations that leaves some out is a lower bound, and says so."""
+    uncounted = measure.key == "flops" and any(trial.result["cost"].get("flops_uncounted") for trial in row.trials)
+    return f"{'≥ ' if uncounted else ''}{measure.text(row)}"
 
 
 def _trial(trial: Finished, machines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -358,12 +369,24 @@ def _explore(row: Row, examples: Examples) -> dict[str, Any]:
         )
     found: dict[str, Any] = {
         "confused": pairs,
+        "per_class": _per_class(row, wrong),
         "wrong": _pictured(row, wrong.all(0), sure),
         "right": _pictured(row, ~wrong.any(0), sure),
     }
     examples.want(key for pair in pairs for key in (*pair["mistaken"], *pair["typical"]))
     examples.want(image["key"] for image in (*found["wrong"], *found["right"]))
     return found
+
+
+def _per_class(row: Row, wrong: np.ndarray) -> list[list[float | None]]:
+    """Of each class: its test images, the share of them that is recognised, the share right of what is taken for it."""
+    classes = len(row.trials[0].result["class_names"])
+    n = np.bincount(row.labels, minlength=classes)
+    hits = np.bincount(np.broadcast_to(row.labels, wrong.shape)[~wrong], minlength=classes)
+    taken = np.bincount(row.predicted.ravel(), minlength=classes)
+    with np.errstate(invalid="ignore"):
+        recall, precision = hits / (n * len(wrong)), hits / taken
+    return [[int(count), *_rounded(shares)] for count, *shares in zip(n, recall, precision, strict=True)]
 
 
 def _keys(row: Row, chosen: np.ndarray, sure: np.ndarray, count: int) -> list[str]:
