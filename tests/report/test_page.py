@@ -14,7 +14,7 @@ from stored import outcomes, store_trial
 from flowers_bench.cli.report import report
 from flowers_bench.errors import UsageError
 from flowers_bench.report.leaderboard import Leaderboard
-from flowers_bench.report.page import _curve, _reliability, _sweeps
+from flowers_bench.report.plots import curve, reliability, sweeps
 from flowers_bench.store import Store
 
 
@@ -104,13 +104,13 @@ def test_an_unreadable_picture_does_not_stop_the_page(runs: Path, tmp_path: Path
 
 def test_curve_of_seeds_that_stopped_at_different_epochs() -> None:
     histories = [[{"x": 1.0}, {"x": 3.0}], [{"x": 2.0}]]
-    assert _curve(histories, "x") == {"mean": [1.5, 3.0], "low": [1.0, 3.0], "high": [2.0, 3.0]}
-    assert _curve([[]], "x") == {"mean": [], "low": [], "high": []}
+    assert curve(histories, "x") == {"mean": [1.5, 3.0], "low": [1.0, 3.0], "high": [2.0, 3.0]}
+    assert curve([[]], "x") == {"mean": [], "low": [], "high": []}
 
 
 def test_reliability_counts_every_prediction_once(runs: Path) -> None:
     (row,) = [r for g in Leaderboard.of(Store(runs).finished()).groups for r in g.rows if r.name == "wise/plain"]
-    raw = _reliability(row)["raw"]
+    raw = reliability(row)["raw"]
     assert sum(raw["n"]) == row.confidence.size
     weighted = sum(n * a for n, a in zip(raw["n"], raw["accuracy"], strict=True) if n)
     assert weighted / row.confidence.size == pytest.approx(row.top1.value, abs=1e-3)
@@ -123,7 +123,7 @@ def test_rows_that_differ_in_one_number_are_a_sweep(tmp_path: Path) -> None:
     store_trial(tmp_path, "prompt/deep", 0, outcomes(0, 0.9), options={"prompt_length": 10, "deep": True})
     store_trial(tmp_path, "other/x", 0, outcomes(0, 0.9), options={"prompt_length": 99, "deep": False})
     (group,) = Leaderboard.of(Store(tmp_path).finished()).groups
-    (sweep,) = _sweeps(group.rows)
+    (sweep,) = sweeps(group.rows)
     assert sweep["factor"] == "prompt: prompt_length"
     assert sweep["x"] == [5, 10, 50]
     assert [round(100 * top1[1]) for top1 in sweep["top1"]] == [61, 62, 70]

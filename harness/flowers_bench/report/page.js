@@ -260,8 +260,13 @@
   const groups = all(document, ".group").map((section) => new Group(section));
   all(document, "table.sortable").forEach(sortable);
   all(document, ".copy").forEach((button) => button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(button.previousElementSibling.textContent);
-    button.textContent = "Copied";
+    const text = button.previousElementSibling;
+    try {
+      await navigator.clipboard.writeText(text.textContent);
+      button.textContent = "Copied";
+    } catch { // a browser that keeps the clipboard from files: leave it selected
+      getSelection().selectAllChildren(text);
+    }
   }));
 
   /* One group at a time, where there are several; a link into one opens it, and what it points to. */

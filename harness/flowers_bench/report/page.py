@@ -13,29 +13,23 @@ from datetime import datetime, timezone
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
-
 from flowers_bench import __version__
 from flowers_bench.environment import describe_hardware
 from flowers_bench.report.comparison import Comparison, Pair
 from flowers_bench.report.comparison_text import sentence
+from flowers_bench.report.explorer import explore, hardest
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import COSTS, KINDS, QUALITY, SPEEDS, Kind, Measure
 from flowers_bench.report.numbers import duration, p_value, percent
 from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, figures
-from flowers_bench.report.rows import Finished, Row, factors
+from flowers_bench.report.plots import CURVES, series, sweeps
+from flowers_bench.report.rows import Finished, Row
 from flowers_bench.store import TrialFolder
 
 #: Rows of the comparison matrix, which is about the best ones; `flowers-bench compare` takes any.
 COMPARED = 12
 #: Rows that the plots show until others are chosen.
 DRAWN = 6
-#: Values of a factor that make a sweep.
-SWEPT = 3
-#: Pairs of classes in the confusion explorer, and examples of each.
-CONFUSED, EXAMPLES = 12, 3
-BINS = 15
-_CURVES = {"val_top1": "validation accuracy", "train_top1_clean": "training accuracy", "train_loss": "training loss"}
 
 
 def render(board: Leaderboard, unfinished: Sequence[TrialFolder], made: datetime | None = None) -> str:
@@ -115,9 +109,9 @@ def _group(place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], 
     compared = Comparison.all_of(rows[:COMPARED])
     examples = Examples(rows[0].trials[0], IMAGES_BUDGET // groups)
     names = rows[0].trials[0].result["class_names"]
-    hard, sweeps = _hard(rows), _sweeps(rows)
+    hard, swept = hardest(rows), sweeps(rows)
     examples.want(image["key"] for image in hard)
-    explorer = [_explore(row, examples) for row in rows]
+    explored = [explore(row, examples) for row in rows]
     bounds = [row.top1.low for row in rows], [row.top1.high for row in rows]
     return {
         "id": f"g{place}",
@@ -135,15 +129,15 @@ def _group(place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], 
         "figures": figures(rows, FIGURES_BUDGET // groups),
         "hard": [image | {"label": names[image["label"]]} for image in hard],
         "missing": examples.missing,
-        "sweeps": [sweep["factor"] for sweep in sweeps],
+        "sweeps": [sweep["factor"] for sweep in swept],
         "has_stress": any("stress" in trial.result for row in rows for trial in row.trials),
         "data": {
-            "rows": [_series(row) | found for row, found in zip(rows, explorer, strict=True)],
+            "rows": [series(row) | found for row, found in zip(rows, explored, strict=True)],
             "classes": names,
             "costs": [{"key": m.key, "title": m.title} for m in COSTS if _measured(m, rows)],
-            "curves": _CURVES,
+            "curves": CURVES,
             "images": examples.uris,
-            "sweeps": sweeps,
+            "sweeps": swept,
             "drawn": DRAWN,
         },
     }
@@ -249,170 +243,6 @@ def _cell(pair: Pair | None, mirrored: Pair | None, largest: float) -> dict[str,
         "side": "won" if value > 0 else "lost",
         "strength": round(8 + 42 * min(1.0, abs(value) / largest)) if found.claimed else 0,
     }
-
-
-def _series(row: Row) -> dict[str, Any]:
-    """What the plots draw of a row."""
-    return {
-        "name": row.name,
-        "backbone": row.config["backbone"],
-        "top1": _rounded([row.top1.low, row.top1.value, row.top1.high]),
-        "costs": {measure.key: row.mean(*measure.path) for measure in COSTS},
-        "curves": {key: _curve([trial.folder.history() for trial in row.trials], key) for key in _CURVES},
-        "reliability": _reliability(row),
-        "stress": _stress(row),
-    }
-
-
-def _sweeps(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows of a technique that differ in one number alone (their variant's name apart), by that number."""
-    found: dict[tuple[Any, ...], list[tuple[float, Row]]] = {}
-    for row in rows:
-        own = {key: value for key, value in factors(row.config).items() if key not in ("variant", "harness_revision")}
-        for key, value in own.items():
-            if (number := _number(value)) is not None:
-                rest = tuple(sorted((k, v) for k, v in own.items() if k != key))
-                found.setdefault((row.config["technique"], key, rest), []).append((number, row))
-    sweeps = []
-    for (technique, key, _), points in found.items():
-        if len({number for number, _ in points}) >= SWEPT:
-            points.sort(key=lambda point: point[0])
-            top1 = [_rounded([row.top1.low, row.top1.value, row.top1.high]) for _, row in points]
-            names = [row.name for _, row in points]
-            sweeps.append(
-                {"factor": f"{technique}: {key}", "key": key, "x": [x for x, _ in points], "top1": top1, "names": names}
-            )
-    return sweeps
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if np.isfinite(number) else None
-
-
-def _rounded(values: Any) -> list[float | None]:
-    return [None if value is None or not np.isfinite(value) else round(float(value), 4) for value in values]
-
-
-def _curve(histories: Sequence[Sequence[Mapping[str, Any]]], key: str) -> dict[str, list[float | None]]:
-    """Mean, least and largest over the seeds that reached each epoch."""
-    values = [[epoch[key] for epoch in history if key in epoch] for history in histories]
-    by_epoch = [[seed[i] for seed in values if len(seed) > i] for i in range(max(map(len, values), default=0))]
-    return {
-        "mean": _rounded(np.mean(found) for found in by_epoch),
-        "low": _rounded(min(found) for found in by_epoch),
-        "high": _rounded(max(found) for found in by_epoch),
-    }
-
-
-def _reliability(row: Row) -> dict[str, Any]:
-    """Confidence and accuracy by bins of confidence, all seeds together: as predicted, and after temperature scaling.
-    Scores that were never meant as probabilities appear after scaling only."""
-    raw = any("ece" in trial.result["test"] or "temperature" not in trial.result for trial in row.trials)
-    return {
-        "raw": _bins(row.confidence, row) if raw else None,
-        "scaled": _bins(row.calibrated, row) if row.calibrated is not None else None,
-    }
-
-
-def _bins(confidence: np.ndarray, row: Row) -> dict[str, list[float | None]]:
-    right = row.predicted == row.labels
-    bins = (np.ceil(confidence * BINS) - 1).clip(0, BINS - 1).astype(int).ravel()
-    n = np.bincount(bins, minlength=BINS)
-    with np.errstate(invalid="ignore"):
-        mean = np.bincount(bins, confidence.ravel(), BINS) / n
-        accuracy = np.bincount(bins, right.ravel(), BINS) / n
-    return {"confidence": _rounded(mean), "accuracy": _rounded(accuracy), "n": n.tolist()}
-
-
-def _stress(row: Row) -> dict[str, Any]:
-    """By kind of change: its levels and the accuracy at each, mean and range over seeds."""
-    measured = [trial.result["stress"] for trial in row.trials if "stress" in trial.result]
-    found = {}
-    for kind in measured[0] if measured else ():
-        curves = [stress[kind] for stress in measured if kind in stress]
-        values = np.array([[point["top1"] for point in curve] for curve in curves])
-        found[kind] = {
-            "levels": [point["level"] for point in curves[0]],
-            "mean": _rounded(values.mean(0)),
-            "low": _rounded(values.min(0)),
-            "high": _rounded(values.max(0)),
-        }
-    return found
-
-
-def _explore(row: Row, examples: Examples) -> dict[str, Any]:
-    """The pairs of classes that a row confuses most, and images that it gets right and wrong with most confidence."""
-    wrong = row.predicted != row.labels
-    sure = row.confidence.mean(0)
-    pairs: list[dict[str, Any]] = []
-    classes = int(max(row.predicted.max(), row.labels.max())) + 1
-    counts = np.bincount((row.labels.astype(np.int64) * classes + row.predicted)[wrong], minlength=classes**2)
-    for code in np.argsort(-counts, kind="stable")[:CONFUSED]:
-        if counts[code] == 0:
-            break
-        label, taken = divmod(int(code), classes)
-        mistaken = (row.labels == label) & (row.predicted == taken).any(0)
-        typical = (row.labels == taken) & ~wrong.any(0)
-        pairs.append(
-            {
-                "label": label,
-                "taken": taken,
-                "images": round(int(counts[code]) / len(row.seeds), 1),
-                "of": int((row.labels == label).sum()),
-                "mistaken": _keys(row, mistaken, sure, EXAMPLES),
-                "typical": _keys(row, typical, sure, EXAMPLES - 1),
-            }
-        )
-    found: dict[str, Any] = {
-        "confused": pairs,
-        "per_class": _per_class(row, wrong),
-        "wrong": _pictured(row, wrong.all(0), sure),
-        "right": _pictured(row, ~wrong.any(0), sure),
-    }
-    examples.want(key for pair in pairs for key in (*pair["mistaken"], *pair["typical"]))
-    examples.want(image["key"] for image in (*found["wrong"], *found["right"]))
-    return found
-
-
-def _per_class(row: Row, wrong: np.ndarray) -> list[list[float | None]]:
-    """Of each class: its test images, the share of them that is recognised, the share right of what is taken for it."""
-    classes = len(row.trials[0].result["class_names"])
-    n = np.bincount(row.labels, minlength=classes)
-    hits = np.bincount(np.broadcast_to(row.labels, wrong.shape)[~wrong], minlength=classes)
-    taken = np.bincount(row.predicted.ravel(), minlength=classes)
-    with np.errstate(invalid="ignore"):
-        recall, precision = hits / (n * len(wrong)), hits / taken
-    return [[int(count), *_rounded(shares)] for count, *shares in zip(n, recall, precision, strict=True)]
-
-
-def _keys(row: Row, chosen: np.ndarray, sure: np.ndarray, count: int) -> list[str]:
-    places = np.flatnonzero(chosen)
-    return [row.keys[i] for i in places[np.argsort(-sure[places], kind="stable")[:count]]]
-
-
-def _pictured(row: Row, chosen: np.ndarray, sure: np.ndarray) -> list[dict[str, Any]]:
-    places = np.flatnonzero(chosen)
-    best = places[np.argsort(-sure[places], kind="stable")[:6]]
-    return [
-        {
-            "key": row.keys[i],
-            "label": int(row.labels[i]),
-            "taken": int(row.predicted[0, i]),
-            "sure": round(float(sure[i]), 3),
-        }
-        for i in best
-    ]
-
-
-def _hard(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The images that the fewest rows and seeds get right."""
-    share = np.mean([row.correct.mean(0) for row in rows], axis=0)
-    places = np.argsort(share, kind="stable")[:12]
-    return [{"key": rows[0].keys[i], "label": int(rows[0].labels[i]), "share": f"{100 * share[i]:.0f}"} for i in places]
 
 
 def _unfinished(folder: TrialFolder) -> dict[str, str]:

@@ -1,0 +1,86 @@
+"""What is mistaken for what: confused pairs of classes, figures by class, and telling images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowers_bench.report.pictures import Examples
+from flowers_bench.report.plots import rounded
+from flowers_bench.report.rows import Row
+
+#: Pairs of classes, examples of each, and images of any other kind.
+CONFUSED, EXAMPLES, PICTURED, HARDEST = 12, 3, 6, 12
+
+
+def explore(row: Row, examples: Examples) -> dict[str, Any]:
+    """The pairs of classes that a row confuses most, and images that it gets right and wrong with most confidence."""
+    wrong = row.predicted != row.labels
+    sure = row.confidence.mean(0)
+    pairs: list[dict[str, Any]] = []
+    classes = int(max(row.predicted.max(), row.labels.max())) + 1
+    counts = np.bincount((row.labels.astype(np.int64) * classes + row.predicted)[wrong], minlength=classes**2)
+    for code in np.argsort(-counts, kind="stable")[:CONFUSED]:
+        if counts[code] == 0:
+            break
+        label, taken = divmod(int(code), classes)
+        mistaken = (row.labels == label) & (row.predicted == taken).any(0)
+        typical = (row.labels == taken) & ~wrong.any(0)
+        pairs.append(
+            {
+                "label": label,
+                "taken": taken,
+                "images": round(int(counts[code]) / len(row.seeds), 1),
+                "of": int((row.labels == label).sum()),
+                "mistaken": _keys(row, mistaken, sure, EXAMPLES),
+                "typical": _keys(row, typical, sure, EXAMPLES - 1),
+            }
+        )
+    found: dict[str, Any] = {
+        "confused": pairs,
+        "per_class": _per_class(row, wrong),
+        "wrong": _pictured(row, wrong.all(0), sure),
+        "right": _pictured(row, ~wrong.any(0), sure),
+    }
+    examples.want(key for pair in pairs for key in (*pair["mistaken"], *pair["typical"]))
+    examples.want(image["key"] for image in (*found["wrong"], *found["right"]))
+    return found
+
+
+def _per_class(row: Row, wrong: np.ndarray) -> list[list[float | None]]:
+    """Of each class: its test images, the share of them that is recognised, the share right of what is taken for it."""
+    classes = len(row.trials[0].result["class_names"])
+    n = np.bincount(row.labels, minlength=classes)
+    hits = np.bincount(np.broadcast_to(row.labels, wrong.shape)[~wrong], minlength=classes)
+    taken = np.bincount(row.predicted.ravel(), minlength=classes)
+    with np.errstate(invalid="ignore"):
+        recall, precision = hits / (n * len(wrong)), hits / taken
+    return [[int(count), *rounded(shares)] for count, *shares in zip(n, recall, precision, strict=True)]
+
+
+def _keys(row: Row, chosen: np.ndarray, sure: np.ndarray, count: int) -> list[str]:
+    places = np.flatnonzero(chosen)
+    return [row.keys[i] for i in places[np.argsort(-sure[places], kind="stable")[:count]]]
+
+
+def _pictured(row: Row, chosen: np.ndarray, sure: np.ndarray) -> list[dict[str, Any]]:
+    places = np.flatnonzero(chosen)
+    best = places[np.argsort(-sure[places], kind="stable")[:PICTURED]]
+    return [
+        {
+            "key": row.keys[i],
+            "label": int(row.labels[i]),
+            "taken": int(row.predicted[0, i]),
+            "sure": round(float(sure[i]), 3),
+        }
+        for i in best
+    ]
+
+
+def hardest(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The images that the fewest rows and seeds get right."""
+    share = np.mean([row.correct.mean(0) for row in rows], axis=0)
+    places = np.argsort(share, kind="stable")[:HARDEST]
+    return [{"key": rows[0].keys[i], "label": int(rows[0].labels[i]), "share": f"{100 * share[i]:.0f}"} for i in places]

@@ -1,0 +1,111 @@
+"""What the page's plots draw, as plain JSON values: learning curves, reliability, stress, sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flowers_bench.report.measures import COSTS
+from flowers_bench.report.rows import Row, factors
+
+#: Values of a factor that make a sweep.
+SWEPT = 3
+#: Bins of a reliability diagram.
+BINS = 15
+#: What can be drawn of a trial's history, and what it is called.
+CURVES = {"val_top1": "validation accuracy", "train_top1_clean": "training accuracy", "train_loss": "training loss"}
+
+
+def series(row: Row) -> dict[str, Any]:
+    """What the plots draw of a row."""
+    return {
+        "name": row.name,
+        "backbone": row.config["backbone"],
+        "top1": rounded([row.top1.low, row.top1.value, row.top1.high]),
+        "costs": {measure.key: row.mean(*measure.path) for measure in COSTS},
+        "curves": {key: curve([trial.folder.history() for trial in row.trials], key) for key in CURVES},
+        "reliability": reliability(row),
+        "stress": _stress(row),
+    }
+
+
+def sweeps(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows of a technique that differ in one number alone (their variant's name apart), by that number."""
+    found: dict[tuple[Any, ...], list[tuple[float, Row]]] = {}
+    for row in rows:
+        own = {key: value for key, value in factors(row.config).items() if key not in ("variant", "harness_revision")}
+        for key, value in own.items():
+            if (number := _number(value)) is not None:
+                rest = tuple(sorted((k, v) for k, v in own.items() if k != key))
+                found.setdefault((row.config["technique"], key, rest), []).append((number, row))
+    swept = []
+    for (technique, key, _), points in found.items():
+        if len({number for number, _ in points}) >= SWEPT:
+            points.sort(key=lambda point: point[0])
+            top1 = [rounded([row.top1.low, row.top1.value, row.top1.high]) for _, row in points]
+            names = [row.name for _, row in points]
+            swept.append(
+                {"factor": f"{technique}: {key}", "key": key, "x": [x for x, _ in points], "top1": top1, "names": names}
+            )
+    return swept
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if np.isfinite(number) else None
+
+
+def curve(histories: Sequence[Sequence[Mapping[str, Any]]], key: str) -> dict[str, list[float | None]]:
+    """Mean, least and largest over the seeds that reached each epoch."""
+    values = [[epoch[key] for epoch in history if key in epoch] for history in histories]
+    by_epoch = [[seed[i] for seed in values if len(seed) > i] for i in range(max(map(len, values), default=0))]
+    return {
+        "mean": rounded(np.mean(found) for found in by_epoch),
+        "low": rounded(min(found) for found in by_epoch),
+        "high": rounded(max(found) for found in by_epoch),
+    }
+
+
+def reliability(row: Row) -> dict[str, Any]:
+    """Confidence and accuracy by bins of confidence, all seeds together: as predicted, and after temperature scaling.
+    Scores that were never meant as probabilities appear after scaling only."""
+    raw = any("ece" in trial.result["test"] or "temperature" not in trial.result for trial in row.trials)
+    return {
+        "raw": _bins(row.confidence, row) if raw else None,
+        "scaled": _bins(row.calibrated, row) if row.calibrated is not None else None,
+    }
+
+
+def _bins(confidence: np.ndarray, row: Row) -> dict[str, list[float | None]]:
+    right = row.predicted == row.labels
+    bins = (np.ceil(confidence * BINS) - 1).clip(0, BINS - 1).astype(int).ravel()
+    n = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(bins, confidence.ravel(), BINS) / n
+        accuracy = np.bincount(bins, right.ravel(), BINS) / n
+    return {"confidence": rounded(mean), "accuracy": rounded(accuracy), "n": n.tolist()}
+
+
+def _stress(row: Row) -> dict[str, Any]:
+    """By kind of change: its levels and the accuracy at each, mean and range over seeds."""
+    measured = [trial.result["stress"] for trial in row.trials if "stress" in trial.result]
+    found = {}
+    for kind in measured[0] if measured else ():
+        curves = [stress[kind] for stress in measured if kind in stress]
+        values = np.array([[point["top1"] for point in curve] for curve in curves])
+        found[kind] = {
+            "levels": [point["level"] for point in curves[0]],
+            "mean": rounded(values.mean(0)),
+            "low": rounded(values.min(0)),
+            "high": rounded(values.max(0)),
+        }
+    return found
+
+
+def rounded(values: Any) -> list[float | None]:
+    return [None if value is None or not np.isfinite(value) else round(float(value), 4) for value in values]
