@@ -12,9 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowers_bench.ops import DeformConv2d, OffsetDeformConv2d, deform_conv2d
 
-# Minutes of compiling and tracing: not part of the default run until it has been timed on a quiet machine.
-pytestmark = pytest.mark.slow
-
 BACKWARD = torch.ops.flowers_bench.deform_conv2d_backward.default
 ONES = ([1, 1], [1, 1], [1, 1])
 
@@ -36,6 +33,7 @@ def call(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mas
     return deform_conv2d(input, offset, weight, bias, padding=1, mask=mask)
 
 
+@pytest.mark.slow  # half a minute each: it traces second derivatives
 @pytest.mark.parametrize("masked", [True, False])
 def test_opcheck_of_backward(masked: bool) -> None:
     """With a single tap, since tracing the second derivative takes its time for each."""
