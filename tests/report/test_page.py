@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from stored import outcomes, store_trial
 
 from flowers_bench.cli.report import report
 from flowers_bench.errors import UsageError
+from flowers_bench.report.explorer import hardest
 from flowers_bench.report.leaderboard import Leaderboard
 from flowers_bench.report.plots import curve, reliability, sweeps
 from flowers_bench.store import Store
@@ -106,6 +108,13 @@ def test_curve_of_seeds_that_stopped_at_different_epochs() -> None:
     histories = [[{"x": 1.0}, {"x": 3.0}], [{"x": 2.0}]]
     assert curve(histories, "x") == {"mean": [1.5, 3.0], "low": [1.0, 3.0], "high": [2.0, 3.0]}
     assert curve([[]], "x") == {"mean": [], "low": [], "high": []}
+
+
+def test_hardest_images_are_of_several_classes(runs: Path) -> None:
+    rows = next(g.rows for g in Leaderboard.of(Store(runs).finished()).groups if g.title.startswith("meadow"))
+    found = hardest(rows)
+    assert [image["share"] for image in found][:4] == ["0"] * 4
+    assert max(Counter(image["label"] for image in found).values()) == 2
 
 
 def test_reliability_counts_every_prediction_once(runs: Path) -> None:

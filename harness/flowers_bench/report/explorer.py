@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,7 +81,13 @@ def _pictured(row: Row, chosen: np.ndarray, sure: np.ndarray) -> list[dict[str, 
 
 
 def hardest(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The images that the fewest rows and seeds get right."""
+    """The images that the fewest rows and seeds get right, two of a class at most."""
     share = np.mean([row.correct.mean(0) for row in rows], axis=0)
-    places = np.argsort(share, kind="stable")[:HARDEST]
-    return [{"key": rows[0].keys[i], "label": int(rows[0].labels[i]), "share": f"{100 * share[i]:.0f}"} for i in places]
+    found: list[dict[str, Any]] = []
+    shown: Counter[int] = Counter()
+    for place in np.argsort(share, kind="stable"):
+        label = int(rows[0].labels[place])
+        if shown[label] < 2 and len(found) < HARDEST:
+            shown[label] += 1
+            found.append({"key": rows[0].keys[place], "label": label, "share": f"{100 * share[place]:.0f}"})
+    return found

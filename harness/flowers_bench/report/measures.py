@@ -27,7 +27,7 @@ class Measure:
         title: its column's head.
         path: where it stands in `result.json`.
         format: a number as people read it.
-        interval: whether to give one, over seeds.
+        interval: whether to give one, over seeds; the figure is a share then.
     """
 
     key: str
@@ -45,7 +45,7 @@ class Measure:
         if not self.interval or len(numbers) < 2:
             return found
         low, high = mean_interval(numbers)
-        return f"{found} [{self.format(max(0.0, low))}, {self.format(high)}]"
+        return f"{found} [{self.format(max(0.0, low))}, {self.format(min(1.0, high))}]"
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,8 @@
         if (this.rows[i].top1[1] > best) { best = this.rows[i].top1[1]; front.push(i); }
       }
       const y = (i) => 100 * this.rows[i].top1[1];
-      const unit = { seconds: 60, seconds_to_best: 60, peak_rss_bytes: 2 ** 20, trained_bytes: 2 ** 20, parameters: 1e6, trainable_parameters: 1e6, flops: 1e9 }[key] || 1;
-      const words = { seconds: "minutes", seconds_to_best: "minutes", peak_rss_bytes: "MiB", trained_bytes: "MiB", parameters: "millions", trainable_parameters: "millions", flops: "10⁹", latency_p50: "ms", latency_p95: "ms" }[key];
+      const long = Math.max(...points.map(value)) >= 120, unit = { seconds: long ? 60 : 1, seconds_to_best: long ? 60 : 1, peak_rss_bytes: 2 ** 20, trained_bytes: 2 ** 20, parameters: 1e6, trainable_parameters: 1e6, flops: 1e9 }[key] || 1;
+      const words = { seconds: long ? "minutes" : "s", seconds_to_best: long ? "minutes" : "s", peak_rss_bytes: "MiB", trained_bytes: "MiB", parameters: "millions", trainable_parameters: "millions", flops: "10⁹", latency_p50: "ms", latency_p95: "ms" }[key];
       const x = (i) => value(i) / unit;
       // A name is written where no other stands already; the others show theirs on touch.
       const span = (list) => Math.max(...list) - Math.min(...list) || 1, across = points.map((i) => Math.log(value(i) || 1));
