@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
@@ -23,6 +23,7 @@ from flowers_bench.statistics import (
 MATRICES = st.tuples(st.integers(1, 4), st.integers(1, 40)).flatmap(lambda shape: arrays(bool, shape))
 
 
+@settings(max_examples=30)
 @given(MATRICES)
 def test_interval_contains_the_estimate_and_stays_in_range(correct: np.ndarray) -> None:
     interval = accuracy_interval(correct)
@@ -32,12 +33,14 @@ def test_interval_contains_the_estimate_and_stays_in_range(correct: np.ndarray) 
     assert (interval.n_seeds, interval.n_images) == correct.shape
 
 
+@settings(max_examples=30)
 @given(MATRICES)
 def test_difference_with_oneself_is_nothing(correct: np.ndarray) -> None:
     interval = paired_difference(correct, correct)
     assert (interval.low, interval.value, interval.high) == (0, 0, 0)
 
 
+@settings(max_examples=30)
 @given(MATRICES, st.data())
 def test_difference_turns_its_sign(first: np.ndarray, data: st.DataObject) -> None:
     second = data.draw(arrays(bool, first.shape))
