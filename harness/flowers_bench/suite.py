@@ -32,6 +32,7 @@ class Request:
         seeds: how many, from 0.
         settings: `--set` values: recipe fields, part options, and `data.KEY` for the dataset.
         store: where the trials will be kept, for techniques that build on finished ones.
+        jobs: how many trials will run at once; the processor's threads are divided among them.
     """
 
     techniques: Sequence[str]
@@ -44,6 +45,7 @@ class Request:
     augmentation: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     store: Path | None = None
+    jobs: int = 1
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,16 @@ def plan(host: Host, request: Request, plugin_files: Sequence[Path], progress: P
             "cache_dir": str(request.cache_dir.resolve()),
             "store": str(request.store.resolve()) if request.store else None,
             "plugin_files": [str(file.resolve()) for file in plugin_files],
-            "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or None,
+            "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or _share_of_threads(request.jobs),
         }
         planned += _trials(host, request, parts, source, recipe, datasets[recipe.image_size], data_options, run)
     unique = {item.trial.id: item for item in planned}
     return sorted(unique.values(), key=lambda item: item.trial.seed)
+
+
+def _share_of_threads(jobs: int) -> int | None:
+    """Threads of each of `jobs` trials that run at once; None (as many as torch takes) for one alone."""
+    return max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 else None
 
 
 def find_source(host: Host, data: str) -> tuple[DatasetSource, Path | None]:

@@ -131,7 +131,11 @@ class Recipe:
             ("lr_scale", all(v >= 0 for v in self.lr_scale.values()), "factors of at least 0"),
             ("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1"),
             ("weight_decay", 0 <= self.weight_decay <= 10, "between 0 and 10"),
-            ("warmup_epochs", 0 <= self.warmup_epochs <= self.epochs, "between 0 and epochs"),
+            (
+                "warmup_epochs",
+                0 <= self.warmup_epochs <= self.epochs,
+                f"between 0 and epochs ({self.epochs}); set both: --set epochs=... --set warmup_epochs=...",
+            ),
             ("batch_size", 1 <= self.batch_size <= 65536, "between 1 and 65536"),
             ("epochs", 0 <= self.epochs <= 100000, "between 0 and 100000"),
             ("patience", self.patience is None or self.patience >= 1, "at least 1, or none"),

@@ -60,12 +60,16 @@ def run(
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that one trial may take")] = 86400,
     out: Out = Path("runs"),
+    jobs: Annotated[int, typer.Option(min=1, help="Trials at once; threads are divided, memory is watched")] = 1,
+    shard: Annotated[str, typer.Option(help="I/N: only the I-th of N parts of the trials, for job arrays")] = "1/1",
 ) -> None:
     """Train, evaluate and store trials, then print the leaderboard. Finished trials are not run again."""
     from flowers_bench.cli import run as command
 
     raise typer.Exit(
-        command.run(plugin, data, data_dir, backbone, weights, loss, augmentation, seeds, set_ or [], timeout, out)
+        command.run(
+            plugin, data, data_dir, backbone, weights, loss, augmentation, seeds, set_ or [], timeout, out, jobs, shard
+        )
     )
 
 

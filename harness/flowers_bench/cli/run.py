@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -41,6 +42,8 @@ def run(
     settings: Sequence[str],
     timeout: float,
     out: Path,
+    jobs: int,
+    shard: str,
 ) -> int:
     """Returns the exit code: 0 done, 1 a trial failed, 130 interrupted. Raises `UsageError` before anything trains."""
     from flowers_bench.suite import Request, plan
@@ -49,9 +52,23 @@ def run(
     host = discover(files)
     names += [name for file in files for name in _techniques_of(host, file)]
     cache = data_dir or user_cache_path("flowers-bench")
-    request = Request(names, data, cache, seeds, backbone, weights, loss, augmentation, parse_settings(settings), out)
-    planned = plan(host, request, files, progress=_track)
-    return execute(planned, out, timeout)
+    part = parse_shard(shard)
+    request = Request(
+        names, data, cache, seeds, backbone, weights, loss, augmentation, parse_settings(settings), out, jobs
+    )
+    planned = plan(host, request, files, progress=_track)[part]
+    if not planned:
+        messages.print(f"shard {shard} has no trial: there are fewer trials than shards")
+        return 0
+    return execute(planned, out, timeout, jobs)
+
+
+def parse_shard(text: str) -> slice:
+    """`2/4` to every fourth trial from the second on: shards of one command share nothing and leave nothing out."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise UsageError(f"--shard {text}: expected I/N with I from 1 to N, such as --shard 2/4.")
+    return slice(int(index) - 1, None, int(count))
 
 
 def split_plugins(text: str) -> tuple[list[Path], list[str]]:
@@ -92,7 +109,7 @@ def _track(items: Iterable[T], description: str, total: int) -> Iterable[T]:
     return track(items, description=description, total=total, console=messages)
 
 
-def execute(planned: Sequence[Any], out: Path, timeout: float) -> int:
+def execute(planned: Sequence[Any], out: Path, timeout: float, jobs: int = 1) -> int:
     """Run what is not finished yet, with progress, then print the leaderboard of this plan's trials."""
     from flowers_bench.environment import kernel_in_use
     from flowers_bench.executors.local import run_all
@@ -113,7 +130,7 @@ def execute(planned: Sequence[Any], out: Path, timeout: float) -> int:
         messages.print(f"{len(planned) - len(todo)} of {len(planned)} trials are finished already")
     labels = {item.trial.id: f"{item.trial.label} seed {item.trial.seed}" for item in planned}
     with TrialProgress(labels, len(todo)) as progress:
-        outcomes = run_all(todo, progress.on_event, timeout)
+        outcomes = run_all(todo, progress.on_event, timeout, jobs)
     finished = [folder for folder in folders if folder.finished()]
     if finished:
         print_text(Leaderboard.of(finished))
@@ -157,11 +174,12 @@ def _announce(planned: Sequence[Any], out: Path) -> None:
 
 
 class TrialProgress:
-    """Bars on stderr: trials in all, and the steps of the running epoch with images/s and time left."""
+    """Bars on stderr: trials in all, and of each that runs the steps of its epoch with images/s and time left."""
 
     def __init__(self, labels: dict[str, str], total: int) -> None:
         self._labels = labels
         self._total = total
+        self._running: dict[str, TaskID] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -175,25 +193,24 @@ class TrialProgress:
     def __enter__(self) -> TrialProgress:
         self._progress.start()
         self._trials = self._progress.add_task("trials", total=self._total, note="")
-        self._epoch = self._progress.add_task("", total=None, note="", visible=False)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._progress.update(self._epoch, visible=False)
+        for task in self._running.values():
+            self._progress.remove_task(task)
         self._progress.stop()
 
-    def on_event(self, folder: Any, event: dict[str, Any]) -> None:
+    def on_event(self, folder: TrialFolder, event: dict[str, Any]) -> None:
         """Show one event of a trial."""
         label = self._labels[folder.id]
         kind = event["event"]
         if kind == "step":
             self._progress.update(
-                self._epoch,
+                self._bar(folder),
                 description=f"{label} epoch {event['epoch']}",
                 total=event["steps"],
                 completed=event["step"],
                 note=f"{event['rate']:.0f} images/s",
-                visible=True,
             )
         elif kind == "epoch":
             messages.print(
@@ -202,7 +219,9 @@ class TrialProgress:
                 markup=False,
             )
         elif kind in ("starting", "testing"):
-            self._progress.update(self._epoch, description=f"{label} {kind}", total=None, note="", visible=True)
+            self._progress.update(self._bar(folder), description=f"{label} {kind}", total=None, note="")
+        elif kind == "waiting":
+            messages.print(f"{label} {event['reason']}", markup=False)
         elif kind == "warning":
             messages.print(f"warning: {event['text']}", markup=False)
         elif kind == "resumed":
@@ -211,3 +230,10 @@ class TrialProgress:
             messages.print(f"{label} FAILED: {event['reason']}", markup=False, style="red")
         if kind in ("done", "failed"):
             self._progress.advance(self._trials)
+        if kind in ("done", "failed", "interrupted") and folder.id in self._running:
+            self._progress.remove_task(self._running.pop(folder.id))
+
+    def _bar(self, folder: TrialFolder) -> TaskID:
+        if folder.id not in self._running:
+            self._running[folder.id] = self._progress.add_task("", total=None, note="")
+        return self._running[folder.id]

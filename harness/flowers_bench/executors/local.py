@@ -14,10 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from flowers_bench.executors import worker
+from flowers_bench.executors.memory import MemoryGuard
 from flowers_bench.store import TrialFolder, write_json
 
 OnEvent = Callable[[TrialFolder, dict[str, Any]], None]
@@ -33,55 +37,120 @@ class Outcome:
     reason: str = ""
 
 
-def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float) -> list[Outcome]:
-    """Run prepared trials in order; stops early only when interrupted.
+def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, jobs: int = 1) -> list[Outcome]:
+    """Run prepared trials, started in order; starts no more once interrupted.
 
     Args:
         folders: as `Store.prepare` made them.
-        on_event: told every event of every trial.
+        on_event: told every event of every trial, one at a time.
         timeout: seconds that one trial may take.
+        jobs: how many run at once. A trial waits where its expected memory would not fit (see `memory.py`).
     """
-    outcomes: list[Outcome] = []
-    for folder in folders:
-        started = time.monotonic()
-        outcome = _run_one(folder, on_event, timeout)
+    run = _Run(on_event, timeout, MemoryGuard() if jobs > 1 else None)
+    with run.interrupts_handled(), ThreadPoolExecutor(jobs) as pool:
+        return [outcome for outcome in pool.map(run.one, folders) if outcome is not None]
+
+
+class _Run:
+    """The trials that run at the moment, and whether any more may start."""
+
+    def __init__(self, on_event: OnEvent, timeout: float, memory: MemoryGuard | None) -> None:
+        self._on_event = on_event
+        self._timeout = timeout
+        self._lock = threading.Lock()  # of on_event, and of what follows
+        self._processes: dict[int, BaseProcess] = {}
+        self._stopping = threading.Event()
+        self._memory = memory
+
+    def one(self, folder: TrialFolder) -> Outcome | None:
+        """The trial's outcome; None if the run was interrupted before it started."""
+        with self._room_for(folder):
+            if self._stopping.is_set():
+                return None
+            started = time.monotonic()
+            outcome = self._watch(folder)
         folder.note_attempt(time.monotonic() - started, outcome.state)
-        outcomes.append(outcome)
-        on_event(folder, {"event": outcome.state, "reason": outcome.reason})
+        self._tell(folder, outcome.state, outcome.reason)
         if outcome.state == "interrupted":
-            break
-    return outcomes
+            self._stopping.set()
+        return outcome
 
+    def _room_for(self, folder: TrialFolder) -> contextlib.AbstractContextManager[None]:
+        if self._memory is None:
+            return contextlib.nullcontext()
+        return self._memory.held_for(folder, self._stopping, lambda reason: self._tell(folder, "waiting", reason))
 
-def _run_one(folder: TrialFolder, on_event: OnEvent, timeout: float) -> Outcome:
-    # Threads that wait by spinning bring a machine to a crawl as soon as anything else runs on it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
-    reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=worker.main, args=(folder, writer))
-    process.start()
-    writer.close()
-    timed_out = threading.Event()
+    def _tell(self, folder: TrialFolder, kind: str, reason: str) -> None:
+        with self._lock:
+            self._on_event(folder, {"event": kind, "reason": reason})
 
-    def on_timeout() -> None:
-        timed_out.set()
-        _kill(process.pid)
+    def _watch(self, folder: TrialFolder) -> Outcome:
+        process, events = self._start(folder)
+        if self._stopping.is_set():  # the interrupt came before this process was known
+            os.kill(process.pid or 0, signal.SIGINT)
+        timed_out = threading.Event()
 
-    timer = threading.Timer(timeout, on_timeout)
-    timer.start()
-    try:
-        with _interrupts_forwarded(process.pid):
-            while True:
-                on_event(folder, reader.recv())
-    except EOFError:
-        process.join()
-    finally:
-        timer.cancel()
-        if process.is_alive():
+        def on_timeout() -> None:
+            timed_out.set()
             _kill(process.pid)
-        process.join()
-    return _outcome(folder, process.exitcode or 0, timeout if timed_out.is_set() else None)
+
+        timer = threading.Timer(self._timeout, on_timeout)
+        timer.start()
+        try:
+            while True:
+                event = events.recv()
+                with self._lock:
+                    self._on_event(folder, event)
+        except EOFError:
+            process.join()
+        finally:
+            timer.cancel()
+            if process.is_alive():
+                _kill(process.pid)
+            process.join()
+            self._processes.pop(process.pid or 0, None)
+        return _outcome(folder, process.exitcode or 0, self._timeout if timed_out.is_set() else None)
+
+    def _start(self, folder: TrialFolder) -> tuple[BaseProcess, Connection]:
+        # Threads that wait by spinning bring a machine to a crawl as soon as anything else runs on it.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOAD)
+        # One at a time: a child started meanwhile would inherit the pipe's other end, and its death go unnoticed.
+        with self._lock:
+            reader, writer = context.Pipe(duplex=False)
+            process = context.Process(target=worker.main, args=(folder, writer))
+            process.start()
+            writer.close()
+            self._processes[process.pid or 0] = process
+        return process, reader
+
+    @contextlib.contextmanager
+    def interrupts_handled(self) -> Iterator[None]:
+        """While active, the first SIGINT asks the trials to finish their epoch, the second kills them and the run."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def on_interrupt(signum: int, frame: object) -> None:
+            again = self._stopping.is_set()
+            self._stopping.set()
+            if not again:
+                sys.stderr.write("\nstopping after this epoch; press Ctrl-C again to stop at once\n")
+            for pid in list(self._processes):
+                if again:
+                    _kill(pid)
+                else:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGINT)
+            if again:
+                raise KeyboardInterrupt
+
+        previous = signal.signal(signal.SIGINT, on_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
 
 def _kill(pid: int | None) -> None:
@@ -90,30 +159,6 @@ def _kill(pid: int | None) -> None:
         with contextlib.suppress(ProcessLookupError):
             kill(pid or 0, signal.SIGKILL)
             return
-
-
-@contextlib.contextmanager
-def _interrupts_forwarded(pid: int | None) -> Iterator[None]:
-    """While active, the first SIGINT asks the trial to finish its epoch, the second kills it and the run."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    count = 0
-
-    def on_interrupt(signum: int, frame: object) -> None:
-        nonlocal count
-        count += 1
-        if count > 1:
-            _kill(pid)
-            raise KeyboardInterrupt
-        sys.stderr.write("\nstopping after this epoch; press Ctrl-C again to stop at once\n")
-        os.kill(pid or 0, signal.SIGINT)
-
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _outcome(folder: TrialFolder, code: int, timed_out_after: float | None) -> Outcome:

@@ -48,7 +48,7 @@ def _run(folder: TrialFolder, emit: Any) -> int:
     emit({"event": "starting"})
     try:
         run_trial(folder, emit)
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):  # the latter before the trial listens for the signal itself
         return INTERRUPTED
     except (TrialFailed, UsageError) as error:
         write_json(folder.path / "failure.json", {"kind": type(error).__name__, "error": str(error)})

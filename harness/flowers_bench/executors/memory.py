@@ -1,0 +1,78 @@
+"""Whether one more trial fits into memory.
+
+A trial needs what a finished trial of the same kind peaked at; of a kind that never finished in this store, as much as the
+largest known; of the very first, `UNKNOWN`. What the running ones have not taken yet is set aside for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+
+from flowers_bench.errors import UsageError
+from flowers_bench.store import Store, TrialFolder
+
+#: Bytes that a trial is taken to need while nothing has been measured in its store.
+UNKNOWN = 2 * 2**30
+_LOOK_AGAIN = 2.0  # seconds
+
+
+class MemoryGuard:
+    """Lets a trial start when its expected peak fits; the first one always starts, since waiting would not help it."""
+
+    def __init__(self, available: Callable[[], int] = lambda: psutil.virtual_memory().available) -> None:
+        self._available = available
+        self._changed = threading.Condition()
+        self._expected: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def held_for(self, folder: TrialFolder, stopping: threading.Event, say: Callable[[str], None]) -> Iterator[None]:
+        """Wait until the trial fits (or `stopping`), and count it in until the block ends. `say` hears why it waits."""
+        need = expected_peak(folder)
+        told = False
+        with self._changed:
+            while self._expected and not stopping.is_set() and (free := self._free()) < need:
+                if not told:
+                    say(
+                        f"waits for memory: needs about {need / 2**30:.1f} GiB, {max(free, 0) / 2**30:.1f} GiB are left"
+                    )
+                    told = True
+                self._changed.wait(_LOOK_AGAIN)
+            self._expected[folder.id] = need
+        try:
+            yield
+        finally:
+            with self._changed:
+                del self._expected[folder.id]
+                self._changed.notify_all()
+
+    def _free(self) -> int:
+        taken = sum(child.memory_info().rss for child in _descendants())
+        return self._available() - max(0, sum(self._expected.values()) - taken)
+
+
+def _descendants() -> Iterator[psutil.Process]:
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.memory_info()
+            yield child
+
+
+def expected_peak(folder: TrialFolder) -> int:
+    """Bytes that this trial is expected to peak at, from what its store knows."""
+    kind = _kind(folder.config())
+    same: list[int] = []
+    others: list[int] = []
+    for other in Store(folder.path.parent).finished():
+        with contextlib.suppress(UsageError, KeyError):  # a damaged neighbour is not this trial's affair
+            (same if _kind(other.config()) == kind else others).append(other.result()["cost"]["peak_rss_bytes"])
+    return max(same or others or [UNKNOWN])
+
+
+def _kind(config: dict[str, Any]) -> tuple[Any, ...]:
+    recipe = config["recipe"]
+    return (config["model"], config["backbone"], recipe["image_size"], recipe["batch_size"], recipe["precision"])
