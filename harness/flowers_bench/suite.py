@@ -67,8 +67,17 @@ class _Parts:
     predictor: str
 
 
-def plan(host: Host, request: Request, plugin_files: Sequence[Path], progress: Progress = silent) -> list[Planned]:
+def plan(
+    host: Host,
+    request: Request,
+    plugin_files: Sequence[Path],
+    progress: Progress = silent,
+    loaded: dict[Any, Dataset] | None = None,
+) -> list[Planned]:
     """The trials of a request, in the order in which they run: all techniques of seed 0, then of seed 1, ...
+
+    Args:
+        loaded: datasets read by earlier calls for the same plan; this call adds its own.
 
     Raises:
         UsageError: anything unknown, contradictory or unfit, before anything is trained.
@@ -77,13 +86,14 @@ def plan(host: Host, request: Request, plugin_files: Sequence[Path], progress: P
     data_options, settings = _split_settings(source, request.settings)
     chosen = [_parts(host, request, name) for name in _with_baselines(host, request.techniques)]
     _refuse_unknown_settings(chosen, settings)
-    datasets: dict[int, Dataset] = {}
+    datasets = {} if loaded is None else loaded
     planned: list[Planned] = []
     for parts in chosen:
         recipe = _recipe(source, parts, settings)
-        if recipe.image_size not in datasets:
+        key = (source.name, path, recipe.image_size, tuple(sorted((k, str(v)) for k, v in data_options.items())))
+        if key not in datasets:
             data = DataRequest(request.cache_dir, path, stored_side(recipe.image_size), data_options, progress)
-            datasets[recipe.image_size] = source.load(data)
+            datasets[key] = source.load(data)
         run = {
             "data_source": source.name,
             "data_path": str(path.resolve()) if path else None,
@@ -92,7 +102,7 @@ def plan(host: Host, request: Request, plugin_files: Sequence[Path], progress: P
             "plugin_files": [str(file.resolve()) for file in plugin_files],
             "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or _share_of_threads(request.jobs),
         }
-        planned += _trials(host, request, parts, source, recipe, datasets[recipe.image_size], data_options, run)
+        planned += _trials(host, request, parts, source, recipe, datasets[key], data_options, run)
     unique = {item.trial.id: item for item in planned}
     return sorted(unique.values(), key=lambda item: item.trial.seed)
 
@@ -196,7 +206,10 @@ def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, st
             f"{p.technique.name}/{p.variant_name}" for p in chosen if key not in recipe_fields | set(_options(p))
         ]
         if lacking:
-            raise UsageError(f"--set {key}: {', '.join(lacking)} has no such option.")
+            shared = recipe_fields | set.intersection(*(set(_options(parts)) for parts in chosen))
+            raise UsageError(
+                f"{key}: {', '.join(lacking)} has no such option. Valid choices: {', '.join(sorted(shared))}."
+            )
 
 
 def _options(parts: _Parts) -> dict[str, Any]:

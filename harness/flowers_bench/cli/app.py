@@ -43,8 +43,13 @@ def _root(
 
 @app.command()
 def run(
-    plugin: Plugin,
-    data: Annotated[str, typer.Option(help="petals, flowers102, or a folder of images")] = "petals",
+    suite: Annotated[
+        str | None, typer.Argument(help="study, study-small or a suite of your own, ./mine.toml; else give --plugin")
+    ] = None,
+    plugin: Plugin = "",
+    data: Annotated[
+        str | None, typer.Option(help="petals, flowers102, or a folder of images [default: petals, or the suite's]")
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Where downloads and caches lie (default: the user's cache)")
     ] = None,
@@ -54,23 +59,32 @@ def run(
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Another loss than the technique's")] = None,
     augmentation: Annotated[str | None, typer.Option(help="Another augmentation than the technique's")] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many seeds, from 0")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="How many seeds, from 0 [default: 3, or the suite's]")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE: a recipe field, an option, or data.KEY")
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=V1,V2,...: a trial for each value; repeated, for each combination"),
+    ] = None,
+    format: Annotated[str, typer.Option(help="text or md: how the tables are printed")] = "text",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that one trial may take")] = 86400,
     out: Out = Path("runs"),
     jobs: Annotated[int, typer.Option(min=1, help="Trials at once; threads are divided, memory is watched")] = 1,
     shard: Annotated[str, typer.Option(help="I/N: only the I-th of N parts of the trials, for job arrays")] = "1/1",
 ) -> None:
-    """Train, evaluate and store trials, then print the leaderboard. Finished trials are not run again."""
+    """Train, evaluate and store trials, then print the leaderboard. Finished trials are not run again.
+
+    With a suite, the other options replace what the suite says, in all of its trials.
+    """
     from flowers_bench.cli import run as command
 
-    raise typer.Exit(
-        command.run(
-            plugin, data, data_dir, backbone, weights, loss, augmentation, seeds, set_ or [], timeout, out, jobs, shard
-        )
-    )
+    factors = {"data": data, "backbone": backbone, "weights": weights, "loss": loss, "augmentation": augmentation}
+    given = {key: value for key, value in factors.items() if value is not None}
+    asked = command.Asked(suite, plugin, given, seeds, set_ or [], sweep or [], data_dir, out, jobs, shard)
+    raise typer.Exit(command.run(asked, format, timeout))
 
 
 @app.command("list")

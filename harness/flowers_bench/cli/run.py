@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,47 +21,103 @@ from rich.progress import (
 )
 
 from flowers_bench.cli import FAILED, INTERRUPTED
-from flowers_bench.errors import UsageError
+from flowers_bench.errors import UsageError, unknown_name
 from flowers_bench.host import Host, discover
 
 if TYPE_CHECKING:
     from flowers_bench.store import TrialFolder
+    from flowers_bench.suite import Planned
 
 T = TypeVar("T")
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def run(
-    plugin: str,
-    data: str,
-    data_dir: Path | None,
-    backbone: str | None,
-    weights: str | None,
-    loss: str | None,
-    augmentation: str | None,
-    seeds: int,
-    settings: Sequence[str],
-    timeout: float,
-    out: Path,
-    jobs: int,
-    shard: str,
-) -> int:
+@dataclass(frozen=True)
+class Asked:
+    """The command line of `run`.
+
+    Attributes:
+        suite: name or file, or None where `plugin` names techniques.
+        factors: data, backbone, weights, loss and augmentation, as far as given.
+        settings, sweeps: `KEY=VALUE` and `KEY=V1,V2` texts.
+        shard: `I/N`.
+    """
+
+    suite: str | None
+    plugin: str
+    factors: Mapping[str, str]
+    seeds: int | None
+    settings: Sequence[str]
+    sweeps: Sequence[str]
+    data_dir: Path | None
+    out: Path
+    jobs: int
+    shard: str
+
+
+def run(asked: Asked, format: str, timeout: float) -> int:
     """Returns the exit code: 0 done, 1 a trial failed, 130 interrupted. Raises `UsageError` before anything trains."""
+    if format not in ("text", "md"):
+        raise unknown_name("format", format, ("text", "md"))
+    files, names = split_plugins(asked.plugin)
+    if asked.suite is not None and names:
+        raise UsageError("a suite names its techniques itself; beside it, --plugin takes plugin files only: ./mine.py")
+    if asked.suite is None and not files and not names:
+        raise UsageError(
+            "name a technique, --plugin NAME (`flowers-bench list` shows them), or a suite: run study-small"
+        )
+    host = discover(files)
+    if asked.suite is not None:
+        return _run_suite(host, files, asked, asked.suite, format, timeout)
+    names += [name for file in files for name in _techniques_of(host, file)]
+    return _execute_part(_plan(host, files, names, asked), asked, format, timeout)
+
+
+def _plan(host: Host, files: Sequence[Path], names: Sequence[str], asked: Asked) -> list[Planned]:
+    from flowers_bench.grid import plan_sweep
     from flowers_bench.suite import Request, plan
 
-    files, names = split_plugins(plugin)
-    host = discover(files)
-    names += [name for file in files for name in _techniques_of(host, file)]
-    cache = data_dir or user_cache_path("flowers-bench")
-    part = parse_shard(shard)
     request = Request(
-        names, data, cache, seeds, backbone, weights, loss, augmentation, parse_settings(settings), out, jobs
+        names,
+        cache_dir=asked.data_dir or user_cache_path("flowers-bench"),
+        seeds=asked.seeds or 3,
+        settings=parse_settings(asked.settings),
+        store=asked.out,
+        jobs=asked.jobs,
+        **{"data": "petals", **asked.factors},
     )
-    planned = plan(host, request, files, progress=_track)[part]
-    if not planned:
-        messages.print(f"shard {shard} has no trial: there are fewer trials than shards")
+    sweep = parse_sweeps(asked.sweeps)
+    for key in sweep:
+        if key in asked.factors or key in request.settings:
+            raise UsageError(f"--sweep {key}: this is given a single value too. Leave that out.")
+    return plan_sweep(host, request, sweep, files, _track) if sweep else plan(host, request, files, _track)
+
+
+def _run_suite(host: Host, files: Sequence[Path], asked: Asked, name: str, format: str, timeout: float) -> int:
+    from flowers_bench.grid import in_order, overridden, plan_suite, read_suite
+    from flowers_bench.report.reported import beside_reported, print_reported
+    from flowers_bench.store import Store
+    from flowers_bench.suite import Request
+
+    if asked.sweeps:
+        raise UsageError("--sweep goes with --plugin; in a suite, write the list of values into its file.")
+    cache = asked.data_dir or user_cache_path("flowers-bench")
+    suite = overridden(read_suite(name), {**asked.factors, **parse_settings(asked.settings)}, asked.seeds)
+    messages.print(f"suite {suite.path}: {suite.summary}", markup=False)
+    tables = plan_suite(host, suite, Request([], "petals", cache, 1, store=asked.out, jobs=asked.jobs), files, _track)
+    code = _execute_part(in_order(item for table in tables for item in table.planned), asked, format, timeout)
+    rows = beside_reported(tables, Store(asked.out))
+    if rows:
+        print_reported(rows, suite.source, format)
+    return code
+
+
+def _execute_part(planned: Sequence[Planned], asked: Asked, format: str, timeout: float) -> int:
+    part = planned[parse_shard(asked.shard)]
+    if not part:
+        messages.print(f"shard {asked.shard} has no trial: there are fewer trials than shards")
         return 0
-    return execute(planned, out, timeout, jobs)
+    return execute(part, asked.out, timeout, asked.jobs, format)
 
 
 def parse_shard(text: str) -> slice:
@@ -74,8 +131,6 @@ def parse_shard(text: str) -> slice:
 def split_plugins(text: str) -> tuple[list[Path], list[str]]:
     """`a,b/c,./mine.py` to plugin files and technique names."""
     items = [item.strip() for item in text.split(",") if item.strip()]
-    if not items:
-        raise UsageError("--plugin is empty: name a technique; `flowers-bench list` shows them.")
     files = [Path(item) for item in items if item.endswith(".py")]
     return files, [item for item in items if not item.endswith(".py")]
 
@@ -103,18 +158,34 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def parse_sweeps(sweeps: Sequence[str]) -> dict[str, list[str]]:
+    """`["prompt_length=5,10"]` to `{"prompt_length": ["5", "10"]}`; refuses empty and repeated values."""
+    found = {}
+    for item in sweeps:
+        key, equals, text = (part.strip() for part in item.partition("="))
+        values = [value.strip() for value in text.split(",")]
+        if not equals or not key or not all(values):
+            raise UsageError(f"--sweep {item}: expected KEY=V1,V2,..., such as --sweep prompt_length=5,10,25.")
+        if key in found or len(set(values)) < len(values):
+            raise UsageError(f"--sweep {item}: {key if key in found else 'a value'} is given twice.")
+        if key in ("technique", "seeds"):
+            raise UsageError(f"--sweep {key}: say --plugin A,B or --seeds N.")
+        found[key] = values
+    return found
+
+
 def _track(items: Iterable[T], description: str, total: int) -> Iterable[T]:
     from rich.progress import track
 
     return track(items, description=description, total=total, console=messages)
 
 
-def execute(planned: Sequence[Any], out: Path, timeout: float, jobs: int = 1) -> int:
+def execute(planned: Sequence[Planned], out: Path, timeout: float, jobs: int, format: str) -> int:
     """Run what is not finished yet, with progress, then print the leaderboard of this plan's trials."""
     from flowers_bench.environment import kernel_in_use
     from flowers_bench.executors.local import run_all
     from flowers_bench.report.leaderboard import Leaderboard
-    from flowers_bench.report.text import print_text
+    from flowers_bench.report.text import markdown, print_text
     from flowers_bench.store import Store
 
     store = Store(out)
@@ -132,7 +203,9 @@ def execute(planned: Sequence[Any], out: Path, timeout: float, jobs: int = 1) ->
     with TrialProgress(labels, len(todo)) as progress:
         outcomes = run_all(todo, progress.on_event, timeout, jobs)
     finished = [folder for folder in folders if folder.finished()]
-    if finished:
+    if finished and format == "md":
+        print(markdown(Leaderboard.of(finished)))
+    elif finished:
         print_text(Leaderboard.of(finished))
     _print_total(folders)
     if any(outcome.state == "interrupted" for outcome in outcomes):
@@ -159,17 +232,13 @@ def _announce(planned: Sequence[Any], out: Path) -> None:
     )
     for note in data["notes"]:
         messages.print(f"  note: {note}", markup=False)
-    seen = set()
-    for item in planned:
-        trial = item.trial
-        if trial.label not in seen:
-            seen.add(trial.label)
-            recipe = trial.recipe
-            messages.print(
-                f"{trial.label}: {trial.backbone}, weights {trial.weights['name']}, {recipe.image_size} px, at most {recipe.epochs} epochs, "
-                f"{recipe.optimizer} lr {recipe.lr:g}, batch {recipe.batch_size}",
-                markup=False,
-            )
+    lines = [
+        f"{trial.label}: {trial.backbone}, weights {trial.weights['name']}, {trial.recipe.image_size} px, at most "
+        f"{trial.recipe.epochs} epochs, {trial.recipe.optimizer} lr {trial.recipe.lr:g}, batch {trial.recipe.batch_size}"
+        for trial in (item.trial for item in planned)
+    ]
+    for line in dict.fromkeys(lines):
+        messages.print(line, markup=False)
     messages.print(f"{len(planned)} trials, store {out}", markup=False)
 
 

@@ -1,0 +1,296 @@
+"""Grids of trials: `--sweep` on the command line, and suites, which are TOML files of `[[trials]]` tables.
+
+In a table any factor may be a list, and the table means every combination of its lists. A suite is planned whole
+before anything trains, and what is wrong with it is said with the line that it stands on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flowers_bench.data.dataset import Dataset, Progress, silent
+from flowers_bench.errors import UsageError, unknown_name
+from flowers_bench.host import Host
+from flowers_bench.suite import Planned, Request, plan
+from flowers_bench.technique import Recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+#: The suites that come with the package.
+BUILT_IN = Path(__file__).parent / "suites"
+#: Keys of a table that are not settings but fields of a `Request`; each may be a list.
+FACTORS = ("technique", "data", "backbone", "weights", "loss", "augmentation")
+_TOP = ("summary", "source", "defaults", "trials")
+_REPORTED = ("row", "top1")
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What a publication reports for a row.
+
+    Attributes:
+        row: its name there.
+        top1: test accuracy in percent.
+    """
+
+    row: str
+    top1: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """One `[[trials]]` table, defaults filled in.
+
+    Attributes:
+        values: factors and settings, each a list of at least one value.
+        seeds: how many, from 0.
+        reported: the published figure it is to be seen beside, or None.
+        line: of its header, from 1.
+        lines: of each key.
+    """
+
+    values: Mapping[str, Sequence[Any]]
+    seeds: int
+    reported: Reported | None
+    line: int
+    lines: Mapping[str, int]
+
+    def cells(self) -> Iterable[dict[str, str]]:
+        """Every combination, values as text."""
+        for combination in itertools.product(*self.values.values()):
+            yield dict(zip(self.values, map(str, combination), strict=True))
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite as read: names are not resolved yet.
+
+    Attributes:
+        path: the file.
+        source: where the reported figures come from.
+        tables: in the file's order.
+    """
+
+    path: Path
+    summary: str
+    source: str
+    tables: tuple[Table, ...]
+
+    def error(self, line: int, problem: object) -> UsageError:
+        """A mistake of the file's author: where it stands, and what it is."""
+        return UsageError(f"{self.path}, line {line}: {problem}")
+
+
+@dataclass(frozen=True)
+class PlannedTable:
+    """A table's trials."""
+
+    table: Table
+    planned: tuple[Planned, ...]
+
+
+def read_suite(name: str) -> Suite:
+    """The suite of that name or in that file.
+
+    Raises:
+        UsageError: no such suite, not TOML, a key or a value that no suite may have; with the line.
+    """
+    path = _find(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from error  # tomllib says the line
+    lines = _lines(text)
+    suite = Suite(path, str(content.get("summary", "")), str(content.get("source", "")), ())
+    for key in content:
+        if key not in _TOP:
+            raise suite.error(lines.top.get(key, 1), unknown_name("key", key, _TOP))
+    defaults, tables = content.get("defaults", {}), content.get("trials", [])
+    if not isinstance(defaults, dict):
+        raise suite.error(lines.top.get("defaults", 1), "defaults must be a table: [defaults]")
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise suite.error(lines.top.get("trials", 1), "a suite names its trials in at least one [[trials]] table.")
+    if len(lines.tables) != len(tables):
+        raise suite.error(1, "write each table of trials with a header line of its own: [[trials]].")
+    found = [_table(suite, defaults, *item) for item in zip(tables, lines.tables, strict=True)]
+    return replace(suite, tables=tuple(found))
+
+
+def _find(name: str) -> Path:
+    if name.endswith(".toml"):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UsageError(f"suite {name}: no such file.")
+        return path
+    known = {path.stem: path for path in BUILT_IN.glob("*.toml")}
+    if name not in known:
+        raise unknown_name("suite", name, [*known, "a file ending in .toml"])
+    return known[name]
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Where things stand, which `tomllib` does not tell: keys before the first table, then each `[[trials]]`."""
+
+    top: dict[str, int]
+    defaults: dict[str, int]
+    tables: list[tuple[int, dict[str, int]]]
+
+
+def _lines(text: str) -> _Lines:
+    found = _Lines({}, {}, [])
+    keys = found.top
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.match(r"\s*\[\[\s*trials\s*\]\]", line):
+            keys = {}
+            found.tables.append((number, keys))
+        elif header := re.match(r"\s*\[\s*\"?([\w-]+)", line):
+            found.top.setdefault(header[1], number)
+            keys = found.defaults if header[1] == "defaults" else {}
+        elif key := re.match(r"\s*(?:\"([^\"]+)\"|([\w-]+))[\s.\w-]*=", line):
+            keys.setdefault(key[1] or key[2], number)
+    return found
+
+
+def _table(
+    suite: Suite, defaults: Mapping[str, Any], own: Mapping[str, Any], where: tuple[int, dict[str, int]]
+) -> Table:
+    line, lines = where
+    values = {**defaults, **own}
+    if "technique" not in values:
+        raise suite.error(line, 'these trials have no technique. Say: technique = "NAME/VARIANT"')
+    seeds = values.pop("seeds", 3)
+    if type(seeds) is not int or not 1 <= seeds <= 1000:
+        raise suite.error(lines.get("seeds", line), f"seeds = {seeds!r}: expected how many, from 1 to 1000.")
+    reported = values.pop("reported", None)
+    factors = {key: value if isinstance(value, list) else [value] for key, value in values.items()}
+    for key, choices in factors.items():
+        if not choices or not all(isinstance(choice, (str, int, float, bool)) for choice in choices):
+            raise suite.error(lines.get(key, line), f"{key} = {values[key]!r}: expected a value, or a list of values.")
+    table = Table(factors, seeds, None, line, lines)
+    if reported is None:
+        return table
+    at = lines.get("reported", line)
+    if not isinstance(reported, dict) or set(reported) != set(_REPORTED):
+        raise suite.error(at, 'expected reported = {row = "its name", top1 = 88.16}')
+    if not isinstance(reported["top1"], (int, float)) or not 0 <= reported["top1"] <= 100:
+        raise suite.error(at, f"top1 = {reported['top1']!r}: expected a percentage.")
+    if len(list(table.cells())) > 1:
+        raise suite.error(at, "a reported figure belongs to one configuration, and this table has several.")
+    return replace(table, reported=Reported(str(reported["row"]), float(reported["top1"])))
+
+
+def overridden(suite: Suite, given: Mapping[str, Any], seeds: int | None) -> Suite:
+    """The suite with factors and settings of the command line in place of its own, and as many seeds.
+
+    Options of the suite's own data do not outlive it: another `data` drops them.
+    """
+    tables = []
+    for table in suite.tables:
+        kept = {k: v for k, v in table.values.items() if not ("data" in given and k.startswith("data."))}
+        values = {**kept, **{key: [value] for key, value in given.items()}}
+        tables.append(replace(table, values=values, seeds=seeds or table.seeds))
+    return replace(suite, tables=tuple(tables))
+
+
+def plan_suite(
+    host: Host, suite: Suite, request: Request, files: Sequence[Path], progress: Progress = silent
+) -> list[PlannedTable]:
+    """The trials of every table.
+
+    Args:
+        request: gives the folders; its factors are the defaults of tables that do not name them.
+
+    Raises:
+        UsageError: an unknown key, a technique without that option, a combination that does not fit; with the line.
+    """
+    loaded: dict[Any, Dataset] = {}
+    return [
+        PlannedTable(table, _planned(host, suite, table, request, files, progress, loaded)) for table in suite.tables
+    ]
+
+
+def _planned(
+    host: Host,
+    suite: Suite,
+    table: Table,
+    request: Request,
+    files: Sequence[Path],
+    progress: Progress,
+    loaded: dict[Any, Dataset],
+) -> tuple[Planned, ...]:
+    known = _known_keys(host)
+    for key in table.values:
+        if key not in known:
+            raise suite.error(table.lines.get(key, table.line), unknown_name("key", key, known))
+    found: list[Planned] = []
+    for cell in table.cells():
+        try:
+            found += plan(host, of_cell(host, replace(request, seeds=table.seeds), cell), files, progress, loaded)
+        except UsageError as error:
+            raise suite.error(_line_of(table, cell, str(error)), error) from error
+    return tuple(found)
+
+
+def _known_keys(host: Host) -> set[str]:
+    parts = [entry.value for kind in (host.models, host.losses, host.augmentations) for entry in kind.values()]
+    options = {name for part in parts for name in part.options}
+    data = {f"data.{name}" for entry in host.datasets.values() for name in entry.value.options}
+    return {*FACTORS, "seeds", "reported", *Recipe().facts(), *options, *data}
+
+
+def _line_of(table: Table, cell: Mapping[str, str], problem: str) -> int:
+    """The line of the key that the problem names, or whose value it names; else of the table's header."""
+    words = set(re.findall(r"[\w./-]*\w", problem))
+    # Named keys before named values, settings before factors: `freeze: mixing/mixup has no such option` is about freeze.
+    keys = sorted(cell, key=lambda key: (key not in words, key in FACTORS))
+    for key in keys:
+        if key in table.lines and (key in words or words & {cell[key], *cell[key].split("/")}):
+            return table.lines[key]
+    return table.line
+
+
+def of_cell(host: Host, request: Request, cell: Mapping[str, str]) -> Request:
+    """The request for one combination. A grid runs what it names: a bare name is the default variant alone."""
+    base, _, variant = cell["technique"].partition("/")
+    technique = host.find("technique", host.techniques, base).value
+    name = f"{base}/{technique.variant(variant or None)[0]}"
+    factors: dict[str, Any] = {key: cell[key] for key in FACTORS[1:] if key in cell}
+    settings = {key: value for key, value in cell.items() if key not in FACTORS}
+    return replace(request, techniques=[name], **factors, settings={**request.settings, **settings})
+
+
+def plan_sweep(
+    host: Host,
+    request: Request,
+    sweep: Mapping[str, Sequence[str]],
+    files: Sequence[Path],
+    progress: Progress = silent,
+) -> list[Planned]:
+    """The request's techniques with every combination of the swept settings (or factors, such as `backbone`).
+
+    Raises:
+        UsageError: as `plan`.
+    """
+    grid = Table({"technique": list(request.techniques), **sweep}, request.seeds, None, 1, {})
+    loaded: dict[Any, Dataset] = {}
+    found = [
+        item for cell in grid.cells() for item in plan(host, of_cell(host, request, cell), files, progress, loaded)
+    ]
+    return in_order(found)
+
+
+def in_order(planned: Iterable[Planned]) -> list[Planned]:
+    """Each trial once, all of seed 0 first: whoever stops early has whole comparisons."""
+    unique = {item.trial.id: item for item in planned}
+    return sorted(unique.values(), key=lambda item: item.trial.seed)

@@ -1,0 +1,107 @@
+"""A suite's rows beside the figures that a publication reports for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flowers_bench.grid import PlannedTable, Reported
+from flowers_bench.report.numbers import markdown_cell, percent
+from flowers_bench.report.rows import Finished, Row, build_row
+from flowers_bench.store import Store
+
+COLUMNS = (
+    "reported as",
+    "technique/variant",
+    "data",
+    "backbone",
+    "weights",
+    "seeds",
+    "n",
+    "test top-1 %",
+    "95 % interval",
+    "reported %",
+)
+_LEFT = 5
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A reported figure, and the row that was measured here, or None while no trial of it is finished."""
+
+    reported: Reported
+    label: str
+    row: Row | None
+
+
+def beside_reported(tables: Sequence[PlannedTable], store: Store) -> list[Beside]:
+    """A line for each table of trials that names a reported figure, from the finished trials in the store."""
+    found = []
+    for item in tables:
+        if item.table.reported:
+            label = item.planned[0].trial.label
+            folders = [store.folder(planned.trial.id) for planned in item.planned]
+            trials = [Finished.load(folder) for folder in folders if folder.finished()]
+            found.append(Beside(item.table.reported, label, build_row(label, trials) if trials else None))
+    return found
+
+
+def cells(line: Beside) -> tuple[str, ...]:
+    """One line as text, in the order of `COLUMNS`."""
+    reported = f"{line.reported.top1:.2f}"
+    row = line.row
+    if row is None:
+        return (line.reported.row, line.label, *["-"] * 6, "not finished", reported)
+    return (
+        line.reported.row,
+        line.label,
+        row.config["dataset"]["name"],
+        row.config["backbone"],
+        row.config["weights"]["name"],
+        str(len(row.seeds)),
+        str(len(row.keys)),
+        percent(row.top1.value),
+        f"[{percent(row.top1.low)}, {percent(row.top1.high)}]",
+        reported,
+    )
+
+
+def notes(lines: Sequence[Beside], source: str) -> list[str]:
+    """What must stand under the table."""
+    found = [f"reported: {source}"] if source else []
+    overs = sorted({line.row.top1.over for line in lines if line.row})
+    if overs:
+        found.append(f"n: test images; intervals: 95 %, over {'; '.join(overs)}")
+    if any(line.row is None or line.row.config["dataset"]["name"] != "flowers102" for line in lines):
+        found.append(
+            "measured and reported figures are of different data, backbones or weights where the columns say so: "
+            "what can be compared is the order of the rows, not the figures"
+        )
+    return found
+
+
+def print_reported(lines: Sequence[Beside], source: str, format: str) -> None:
+    """To stdout, as `text` or `md`."""
+    title = "Measured here, beside what was reported"
+    if format == "md":
+        print(f"**{title}**\n\n| {' | '.join(COLUMNS)} |")
+        print("|" + "---|" * _LEFT + "---:|" * (len(COLUMNS) - _LEFT))
+        for line in lines:
+            print(f"| {' | '.join(map(markdown_cell, cells(line)))} |")
+        print("\n" + "\n".join(f"- {markdown_cell(note)}" for note in notes(lines, source)))
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if index < _LEFT else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*map(escape, cells(line)))
+    console.print(table)
+    for note in notes(lines, source):
+        console.print(note, markup=False, soft_wrap=True)
