@@ -251,7 +251,8 @@ def _known_keys(host: Host) -> set[str]:
 
 def _line_of(table: Table, cell: Mapping[str, str], problem: str) -> int:
     """The line of the key that the problem names, or whose value it names; else of the table's header."""
-    words = set(re.findall(r"[\w./-]*\w", problem))
+    wrong = re.split(r"Did you mean|[Vv]alid", problem)[0]  # what follows are other names
+    words = set(re.findall(r"[\w./-]*\w", wrong)) | set(re.findall(r"[\w.-]*\w", wrong))
     # Named keys before named values, settings before factors: `freeze: mixing/mixup has no such option` is about freeze.
     keys = sorted(cell, key=lambda key: (key not in words, key in FACTORS))
     for key in keys:

@@ -1,0 +1,131 @@
+"""Suites and sweeps: what they mean, and that their mistakes are refused with the line they stand on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import TOY, Run
+
+from flowers_bench.errors import UsageError
+from flowers_bench.grid import BUILT_IN, PlannedTable, overridden, plan_suite, plan_sweep, read_suite
+from flowers_bench.host import Host, discover
+from flowers_bench.suite import Request
+
+SMALL = """\
+[defaults]
+data = "toy"
+backbone = "test_resnet"
+weights = "none"
+image_size = 16
+"""
+
+
+@pytest.fixture(scope="module")
+def host() -> Host:
+    return discover([TOY])
+
+
+def planned(host: Host, folder: Path, text: str) -> list[PlannedTable]:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return plan_suite(host, read_suite(str(path)), Request([], "toy", folder / "cache", 1), [TOY])
+
+
+def test_a_table_means_every_combination(host: Host, tmp_path: Path) -> None:
+    text = SMALL + '[[trials]]\ntechnique = ["transfer/k0", "mixing"]\nlr = [1e-3, 1e-2]\nfreeze = [0, 1]\nseeds = 2\n'
+    (table,) = planned(host, tmp_path, text)
+    found = [(t.trial.label, t.trial.recipe.lr, t.trial.options["freeze"], t.trial.seed) for t in table.planned]
+    labels = ("transfer/k0", "mixing/random")  # a bare name is the default variant, without its baseline
+    expected = [(name, lr, k, seed) for name in labels for lr in (1e-3, 1e-2) for k in (0, 1) for seed in (0, 1)]
+    assert sorted(found) == sorted(expected)
+    assert len({item.trial.id for item in table.planned}) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "words"),
+    [
+        ('technique = "transfer/k0"\nfreez = 1\n', 8, ["unknown key 'freez'", "Did you mean 'freeze'?", "lr"]),
+        ('technique = "transfr"\n', 7, ["unknown technique", "Did you mean 'transfer'?"]),
+        ('technique = "transfer/k9"\n', 7, ["variant of transfer", "k0"]),
+        ('lr = 1e-3\ntechnique = "transfer/k0"\nmargin = 0.2\n', 9, ["unknown setting 'margin'", "freeze"]),
+        ('technique = "transfer/k0"\nlr = [1e-3, "fast"]\n', 8, ["a finite number"]),
+        ('technique = "transfer/k0"\nepochs = -1\n', 8, ["between 0 and"]),
+        ('technique = "transfer/k0"\nbackbone = "resnet19"\n', 8, ["resnet19"]),
+        ('technique = "triplet"\naugmentation = "mixup"\n', 8, ["mixup", "hard_targets"]),
+        ('technique = "prompt-tuning"\n', 7, ["test_resnet", "vision transformer"]),
+        ('technique = "transfer/k0"\nseeds = 0\n', 8, ["from 1 to 1000"]),
+        ('technique = "transfer/k0"\nlr = []\n', 8, ["a list of values"]),
+        ('technique = "transfer/k0"\nfreeze = [0, 1]\nreported = {row = "a", top1 = 1}\n', 9, ["one configuration"]),
+        ('technique = "transfer/k0"\nreported = 88\n', 8, ["top1 = "]),
+        ("lr = 1e-3\n", 6, ["no technique"]),
+    ],
+)
+def test_mistakes_are_refused_with_their_line(
+    host: Host, tmp_path: Path, table: str, line: int, words: list[str]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        planned(host, tmp_path, f"{SMALL}[[trials]]\n{table}")
+    assert f"line {line}: " in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_what_is_no_suite_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown suite 'studdy'.*Did you mean 'study'"):
+        read_suite("studdy")
+    with pytest.raises(UsageError, match="no such file"):
+        read_suite(str(tmp_path / "none.toml"))
+    path = tmp_path / "mine.toml"
+    for text, problem in (
+        ("a = \n", "line 1"),
+        ('summary = "x"\ndata = "toy"\n[[trials]]\n', "line 2: unknown key 'data'"),
+        ("trials = []\n", "line 1: a suite names"),
+        ('trials = [{technique = "knn"}]\n', "header line"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=problem):
+            read_suite(str(path))
+
+
+def test_the_command_line_replaces_what_the_suite_says(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[[trials]]\ntechnique = "knn"\ndata = "petals"\n"data.species" = 20\nlr = [1, 2]\nseeds = 3\n')
+    (table,) = overridden(read_suite(str(path)), {"data": "flowers102", "lr": "3"}, 1).tables
+    assert dict(table.values) == {"technique": ["knn"], "data": ["flowers102"], "lr": ["3"]}
+    assert table.seeds == 1
+
+
+def test_a_sweep_runs_each_value(host: Host, tmp_path: Path) -> None:
+    request = Request(
+        ["triplet"], "toy", tmp_path, 1, "test_resnet", "none", settings={"image_size": "16", "batch_size": "8"}
+    )
+    found = plan_sweep(host, request, {"margin": ["0.1", "0.3"], "lr": ["1e-3", "1e-2"]}, [TOY])
+    values = [(item.trial.options["margin"], item.trial.recipe.lr) for item in found]
+    assert values == [(0.1, 1e-3), (0.1, 1e-2), (0.3, 1e-3), (0.3, 1e-2)]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_IN.glob("*.toml")))
+def test_built_in_suites_name_what_exists(host: Host, name: str) -> None:
+    suite = read_suite(name)
+    reported = [table.reported for table in suite.tables if table.reported]
+    assert len(reported) == len({entry.row for entry in reported}) == 15  # every figure of the study's section 3
+    for table in suite.tables:
+        for cell in table.cells():
+            base, _, variant = cell["technique"].partition("/")
+            host.techniques[base].value.variant(variant)
+
+
+@pytest.mark.slow
+def test_run_a_suite(flowers_bench: Run, tmp_path: Path) -> None:
+    text = SMALL + 'epochs = 1\nwarmup_epochs = 0\nseeds = 1\n[[trials]]\ntechnique = "transfer/k0"\n'
+    (tmp_path / "mine.toml").write_text(f'source = "a report"\n{text}reported = {{row = "their row", top1 = 88.16}}\n')
+    first = flowers_bench("run", "mine.toml", "--plugin", str(TOY), "--format", "md")
+    assert first.returncode == 0, first.stderr
+    line = next(line for line in first.stdout.splitlines() if line.startswith("| their row"))
+    assert line.startswith("| their row | transfer/k0 | toy | test_resnet | none | 1 |")
+    assert line.endswith("| 88.16 |")
+    assert "reported: a report" in first.stdout
+    again = flowers_bench("run", "mine.toml", "--plugin", str(TOY), "--format", "md")
+    assert "1 of 1 trials are finished already" in again.stderr
+    assert next(line for line in again.stdout.splitlines() if line.startswith("| their row")) == line
