@@ -58,6 +58,7 @@ def test_a_table_means_every_combination(host: Host, tmp_path: Path) -> None:
         ('technique = "transfer/k0"\nlr = []\n', 8, ["a list of values"]),
         ('technique = "transfer/k0"\nfreeze = [0, 1]\nreported = {row = "a", top1 = 1}\n', 9, ["one configuration"]),
         ('technique = "transfer/k0"\nreported = 88\n', 8, ["top1 = "]),
+        ('technique = "transfer/k0"\nk = 3\n', 8, ["unknown setting 'k'", "freeze"]),  # a predictor's option
         ("lr = 1e-3\n", 6, ["no technique"]),
     ],
 )

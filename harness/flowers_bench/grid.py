@@ -19,6 +19,7 @@ from flowers_bench.errors import UsageError, unknown_name
 from flowers_bench.host import Host
 from flowers_bench.suite import Planned, Request, plan
 from flowers_bench.technique import Recipe
+from flowers_bench.training.prediction import PREDICTORS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -244,7 +245,7 @@ def _planned(
 
 def _known_keys(host: Host) -> set[str]:
     parts = [entry.value for kind in (host.models, host.losses, host.augmentations) for entry in kind.values()]
-    options = {name for part in parts for name in part.options}
+    options = {name for part in parts for name in part.options} | {name for own in PREDICTORS.values() for name in own}
     data = {f"data.{name}" for entry in host.datasets.values() for name in entry.value.options}
     return {*FACTORS, "seeds", "reported", *Recipe().facts(), *options, *data}
 
