@@ -64,7 +64,7 @@ def run(asked: Asked, format: str, timeout: float) -> int:
         raise UsageError("a suite names its techniques itself; beside it, --plugin takes plugin files only: ./mine.py")
     if asked.suite is None and not files and not names:
         raise UsageError(
-            "name a technique, --plugin NAME (`flowers-bench list` shows them), or a suite: run study-small"
+            "--plugin is empty or missing: name a technique (`flowers-bench list` shows them), or a suite: run study-small"
         )
     host = discover(files)
     if asked.suite is not None:
