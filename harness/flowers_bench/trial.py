@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowers_bench.errors import UsageError
 from flowers_bench.technique import Recipe
 
 #: Bumped when the same configuration would give other numbers (a changed loop, sampler or preprocessing).
@@ -66,10 +67,7 @@ class Trial:
     @property
     def id(self) -> str:
         """16 hexadecimal digits of the SHA-256 over `facts()`, without the dataset's notes, which are for people."""
-        facts = self.facts()
-        del facts["dataset"]["notes"]
-        canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return config_id(self.facts())
 
     def facts(self) -> dict[str, Any]:
         """Plain JSON values: what is hashed, and what `config.json` holds."""
@@ -96,6 +94,35 @@ class Trial:
                 "report": self.protocol.report,
             },
         }
+
+
+def trial_from_config(config: Mapping[str, Any]) -> Trial:
+    """The trial that a `config.json` describes. Raises `UsageError` if its id does not match its content."""
+    facts = {k: v for k, v in config.items() if k not in ("schema_version", "id", "harness_revision")}
+    try:
+        trial = Trial(
+            **{
+                **facts,
+                "recipe": Recipe().changed(**facts["recipe"]),
+                "protocol": Protocol(**facts["protocol"]),
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"config.json of trial {config.get('id')} is damaged: {error}. Remove its folder.") from error
+    if trial.id != config.get("id"):
+        raise UsageError(
+            f"config.json of trial {config.get('id')} does not match its id (it hashes to {trial.id}): it was edited, or "
+            "written by another version. Remove its folder."
+        )
+    return trial
+
+
+def config_id(config: Mapping[str, Any]) -> str:
+    """The id of the trial that a `config.json` (or `Trial.facts()`) describes, whichever version wrote it."""
+    facts = {key: value for key, value in config.items() if key not in ("schema_version", "id")}
+    facts["dataset"] = {key: value for key, value in facts.get("dataset", {}).items() if key != "notes"}
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def derive_seed(seed: int, *axes: str | int) -> int:

@@ -154,3 +154,43 @@ def show(trial: Annotated[str, typer.Argument(help="A trial id, or its beginning
     from flowers_bench.cli import show as command
 
     command.show(trial, out)
+
+
+@app.command()
+def predict(
+    trial: Annotated[str, typer.Argument(help="A trial id, or its beginning")],
+    images: Annotated[list[Path], typer.Argument(help="Image files")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes")] = 5,
+    format: Annotated[str, typer.Option(help="text or json")] = "text",
+    out: Out = Path("runs"),
+) -> None:
+    """What a finished trial's model sees in pictures: the likeliest classes, with calibrated probabilities."""
+    from flowers_bench.cli import predict as command
+
+    command.predict(trial, images, top, format, out)
+
+
+@app.command()
+def export(
+    trial: Annotated[str, typer.Argument(help="A trial id, or its beginning")],
+    format: Annotated[str, typer.Option(help="onnx or pt2")] = "onnx",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file (default: named after the trial)")
+    ] = None,
+    out: Out = Path("runs"),
+) -> None:
+    """A finished trial's model as one file, checked against the original on images of its test split."""
+    from flowers_bench.cli import export as command
+
+    command.export(trial, format, output, out)
+
+
+@app.command()
+def merge(
+    sources: Annotated[list[Path], typer.Argument(help="Run stores")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The store that takes them all in")],
+) -> None:
+    """Unite run stores of several machines; refuses trials that contradict each other."""
+    from flowers_bench.cli import merge as command
+
+    command.merge(sources, output)

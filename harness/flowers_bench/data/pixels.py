@@ -38,17 +38,21 @@ def evaluation_transform(image_size: int) -> Callable[[Tensor], Tensor]:
 
 
 class Normalizer:
-    """uint8 (N, 3, H, W) to float32, scaled to [0, 1], minus mean, over standard deviation, channels-last."""
+    """uint8 (N, 3, H, W) to float32, scaled to [0, 1], minus mean, over standard deviation, channels-last.
+
+    Attributes:
+        mean, scale: (1, 3, 1, 1), so that (uint8 - mean) * scale is what comes out.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         self.device = device
-        self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
-        self._scale = 1 / (torch.tensor(std, device=device).view(1, 3, 1, 1) * 255)
+        self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
+        self.scale = 1 / (torch.tensor(std, device=device).view(1, 3, 1, 1) * 255)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalise one batch."""
         images = images.to(self.device, memory_format=torch.channels_last)
-        return (images.float() - self._mean) * self._scale
+        return (images.float() - self.mean) * self.scale
 
 
 def evaluation_batches(images: Images, image_size: int, normalize: Normalizer, batch_size: int) -> Iterator[Tensor]:

@@ -114,9 +114,10 @@ class Evaluator:
         """Logits and embeddings of images, as `forward` below."""
         return forward(model, self.batches(images))
 
-    def fit(self, model: nn.Module, train: Split) -> Fitted:
-        """Fit what the predictor needs on the training split: nothing for a classifier."""
-        if self.predictor == "classifier":
+    def fit(self, model: nn.Module, train: Split | None) -> Fitted:
+        """Fit what the predictor needs on the training split, which a classifier does without."""
+        if self.predictor == "classifier" or train is None:
+            assert self.predictor == "classifier", f"{self.predictor} is fitted on training images"
             return Fitted(self, model, lambda logits, queries, rows: logits)
         _, support = self.forward(model, train.images)
         labels, classes = torch.from_numpy(np.asarray(train.labels)), self.num_classes
@@ -177,7 +178,9 @@ def mean_logits(queries: Tensor, means: Tensor, distance: str) -> Tensor:
     (Vinyals et al. 2016): (Q, D), (C, D) to (Q, C)."""
     if distance == "cosine":
         return F.normalize(queries, dim=1) @ F.normalize(means, dim=1).T
-    return -torch.cdist(queries, means).square()
+    # By default it chooses its way by the number of queries, which a graph for any number cannot.
+    mode = "use_mm_for_euclid_dist" if torch.compiler.is_exporting() else "use_mm_for_euclid_dist_if_necessary"
+    return -torch.cdist(queries, means, compute_mode=mode).square()
 
 
 def knn_logits(

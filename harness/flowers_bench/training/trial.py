@@ -35,34 +35,13 @@ from flowers_bench.measure.quality import (
 )
 from flowers_bench.measure.retrieval import retrieval
 from flowers_bench.store import SCHEMA_VERSION, TrialFolder, read_json, write_atomically, write_json
-from flowers_bench.technique import AugmentationContext, LossContext, ModelContext, Recipe
+from flowers_bench.technique import AugmentationContext, LossContext, ModelContext
 from flowers_bench.training.loop import Emit, Parts, Training
 from flowers_bench.training.prediction import EVALUATION_BATCH, Evaluator, Fitted, gives_probabilities
-from flowers_bench.trial import Protocol, Trial, derive_seed
+from flowers_bench.trial import Trial, derive_seed, trial_from_config
 
 #: So many test images at most are mixed to see which classes are found in them.
 MIXED_SAMPLE = 1000
-
-
-def trial_from_config(config: Mapping[str, Any]) -> Trial:
-    """The trial that a `config.json` describes. Raises `UsageError` if its id does not match its content."""
-    facts = {k: v for k, v in config.items() if k not in ("schema_version", "id", "harness_revision")}
-    try:
-        trial = Trial(
-            **{
-                **facts,
-                "recipe": Recipe().changed(**facts["recipe"]),
-                "protocol": Protocol(**facts["protocol"]),
-            }
-        )
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"config.json of trial {config.get('id')} is damaged: {error}. Remove its folder.") from error
-    if trial.id != config.get("id"):
-        raise UsageError(
-            f"config.json of trial {config.get('id')} does not match its id (it hashes to {trial.id}): it was edited, or "
-            "written by another version. Remove its folder."
-        )
-    return trial
 
 
 def run_trial(folder: TrialFolder, emit: Emit) -> None:

@@ -1,0 +1,14 @@
+"""`flowers-bench merge A B ... -o DIR`: one run store of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def merge(sources: Sequence[Path], output: Path) -> None:
+    """Print what was taken. Raises `UsageError` for stores that contradict each other; nothing is written then."""
+    from flowers_bench.merge import merge_stores
+
+    merged = merge_stores(sources, output)
+    print(f"{merged.taken} trials taken, {merged.present} were there already; {output} has {merged.total}")

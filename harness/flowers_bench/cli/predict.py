@@ -1,0 +1,67 @@
+"""`flowers-bench predict TRIAL IMAGE ...`: what a trained model sees in a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowers_bench.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FORMATS = ("text", "json")
+
+
+def predict(trial: str, images: Sequence[Path], top: int, format: str, out: Path) -> None:
+    """Print the `top` classes of each image with their probabilities.
+
+    Raises:
+        UsageError: no such trial, or images that cannot be read, all of them named.
+    """
+    from flowers_bench.store import Store
+
+    if format not in FORMATS:
+        raise unknown_name("format", format, FORMATS)
+    folder = Store(out).find(trial)
+    if not folder.finished():
+        raise UsageError(f"trial {folder.id} is not finished: it has no model yet.")
+    pixels = _decoded(images, folder.config()["recipe"]["image_size"])
+    import torch
+
+    from flowers_bench.training.trained import Trained
+
+    trained = Trained.load(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    probabilities = trained.probabilities(torch.from_numpy(array).permute(2, 0, 1) for array in pixels)
+    records = [
+        {"image": str(path), "calibrated": trained.temperature is not None, "predictions": _top(row, trained, top)}
+        for path, row in zip(images, probabilities, strict=True)
+    ]
+    if format == "json":
+        print(json.dumps(records, indent=1, ensure_ascii=False))
+    else:
+        _print(records)
+
+
+def _decoded(images: Sequence[Path], image_size: int) -> list[Any]:
+    """Before the model is loaded, so that a bad image is said at once."""
+    from flowers_bench.data.decode import decode_images
+    from flowers_bench.data.pixels import stored_side
+
+    return list(decode_images(images, stored_side(image_size)))
+
+
+def _top(row: np.ndarray, trained: Any, top: int) -> list[dict[str, Any]]:
+    order = row.argsort(kind="stable")[::-1][:top]
+    return [{"class": trained.class_names[c], "label": int(c), "probability": float(row[c])} for c in order]
+
+
+def _print(records: Sequence[dict[str, Any]]) -> None:
+    for record in records:
+        print(record["image"])
+        for found in record["predictions"]:
+            print(f"  {100 * found['probability']:5.1f} %  {found['class']}")
+    if records and not records[0]["calibrated"]:
+        print("not calibrated: every validation image was right, so no temperature could be fitted")

@@ -1,0 +1,134 @@
+"""What a finished trial is good for afterwards: predict, export and merge, by the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lives import live
+from PIL import Image
+from scipy.special import softmax
+
+from flowers_bench import cli
+from flowers_bench.store import TrialFolder
+from flowers_bench.training.trained import dataset_of, temperature_of
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> TrialFolder:
+    return live(tmp_path_factory.mktemp("trained"), "toy/plain", **{"data.noise": "150"})
+
+
+@pytest.fixture(scope="module")
+def neighbours(tmp_path_factory: pytest.TempPathFactory) -> TrialFolder:
+    return live(tmp_path_factory.mktemp("neighbours"), "knn/k5")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """The command in this process, in an empty folder: (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["flowers-bench", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def pictures(folder: TrialFolder, where: Path, count: int) -> list[Path]:
+    """Test images of the trial's dataset as files."""
+    images = dataset_of(folder).test.images
+    paths = [where / f"{i}.png" for i in range(count)]
+    for i, path in enumerate(paths):
+        Image.fromarray(images[i].permute(1, 2, 0).numpy()).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("which", ["trial", "neighbours"])
+def test_predict_gives_the_calibrated_probabilities_of_the_test_split(
+    command, tmp_path: Path, which: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(which)
+    paths = pictures(folder, tmp_path, 3)
+    code, out, _ = command("predict", folder.id[:8], *paths, "--format", "json", "--out", folder.path.parent)
+    assert code == 0
+    table = folder.predictions()
+    logits = np.stack(list(table[table["split"] == "test"]["logits"]))[:3]
+    expected = softmax(logits.astype(float) / (temperature_of(folder) or 1), axis=1)
+    for record, path, row in zip(json.loads(out), paths, expected, strict=True):
+        assert record["image"] == str(path)
+        assert record["calibrated"] is (temperature_of(folder) is not None)
+        found = record["predictions"]
+        assert [f["probability"] for f in found] == pytest.approx(sorted(row, reverse=True), abs=1e-4)
+        assert found[0]["class"] == f"class {row.argmax()}"
+        assert found[0]["label"] == row.argmax()
+
+
+def test_predict_prints_the_best_classes(command, trial: TrialFolder, tmp_path: Path) -> None:
+    (path,) = pictures(trial, tmp_path, 1)
+    code, out, _ = command("predict", trial.id, path, "--top", 2, "--out", trial.path.parent)
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == str(path)
+    assert [line.split("%")[1].strip()[:6] for line in lines[1:3]] == ["class ", "class "]
+    assert len(lines) == 3
+
+
+def test_bad_images_are_all_named_before_anything_is_predicted(command, trial: TrialFolder, tmp_path: Path) -> None:
+    (path,) = pictures(trial, tmp_path, 1)
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "cut.png").write_bytes(path.read_bytes()[:100])
+    bad = [tmp_path / name for name in ("text.jpg", "cut.png", "nothere.jpg")]
+    code, out, err = command("predict", trial.id, bad[0], path, *bad[1:], "--out", trial.path.parent)
+    assert (code, out) == (2, "")
+    for name in bad:
+        assert f"image {name}" in err
+    assert "Traceback" not in err
+
+
+def test_export_says_how_exact_it_is(command, trial: TrialFolder, tmp_path: Path) -> None:
+    code, out, _ = command("export", trial.id, "--format", "pt2", "--out", trial.path.parent)
+    assert code == 0
+    assert (tmp_path / f"toy-plain-{trial.id[:8]}.pt2").is_file()
+    assert "checked on 32 test images: logits differ by at most 0" in out
+    assert "best class on 0" in out
+
+
+def test_merge_says_what_it_took(command, trial: TrialFolder, neighbours: TrialFolder, tmp_path: Path) -> None:
+    code, out, _ = command("merge", trial.path.parent, neighbours.path.parent, "-o", "all")
+    assert code == 0
+    assert "2 trials taken, 0 were there already; all has 2" in out
+    assert command("show", neighbours.id, "--out", "all")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "abc", "a.jpg"], "no trial"),
+        (["predict", "TRIAL"], "Missing argument"),
+        (["predict", "TRIAL", "a.jpg", "--format", "xml"], "Valid choices: json, text"),
+        (["predict", "TRIAL", "a.jpg", "--top", "0"], "--top"),
+        (["export", "TRIAL", "--format", "onyx"], "Did you mean 'onnx'"),
+        (["export", "TRIAL", "-o", "no/such/folder.onnx"], "there is no folder"),
+        (["merge", "nothere", "-o", "all"], "not a run store"),
+        (["merge", "nothere"], "Missing option"),
+    ],
+)  # fmt: skip
+def test_mistakes_exit_with_2(command, trial: TrialFolder, tmp_path: Path, arguments: list[str], words: str) -> None:
+    given = [trial.id if argument == "TRIAL" else argument for argument in arguments]
+    out = [] if arguments[0] == "merge" else ["--out", trial.path.parent]
+    code, _, err = command(*given, *out)
+    assert code == 2
+    assert words in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,152 @@
+"""Merging stores: nothing is lost, nothing contradicts, nothing escapes, and all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from lives import planned
+
+from flowers_bench import merge
+from flowers_bench.errors import UsageError
+from flowers_bench.merge import Merged, merge_stores
+from flowers_bench.store import SCHEMA_VERSION, Store, TrialFolder, write_json
+from flowers_bench.suite import Planned
+from flowers_bench.trial import config_id
+
+Make = Callable[..., TrialFolder]
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> list[Planned]:
+    path = tmp_path_factory.mktemp("plan")
+    return [planned(path, "transfer/scratch", epochs=str(epochs), warmup_epochs="0") for epochs in (1, 2, 3)]
+
+
+@pytest.fixture
+def make(tmp_path: Path, trials: list[Planned]) -> Make:
+    def make(store: str, which: int, *, finished: bool = True, logit: float = 1.0, epochs: int = 1) -> TrialFolder:
+        folder = Store(tmp_path / store).prepare(trials[which].trial, {**trials[which].run, "from": store})
+        (folder.path / "history.jsonl").write_text('{"epoch": 1}\n' * epochs)
+        if finished:
+            table = pd.DataFrame({"split": ["test"], "key": ["a"], "label": [0], "logits": [np.array([logit, 0])]})
+            table.to_parquet(folder.path / "predictions.parquet", index=False)
+            write_json(folder.path / "result.json", {"schema_version": SCHEMA_VERSION, "test": {"top1": logit}})
+        return folder
+
+    return make
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_stores_are_united_whole(make: Make, tmp_path: Path) -> None:
+    first, second = make("a", 0), make("b", 1)
+    (first.path / "figures").mkdir()
+    (first.path / "figures" / "offsets.png").write_bytes(b"picture")
+    (first.path / ".lock").touch()
+    assert merge_stores([tmp_path / "a", tmp_path / "b"], tmp_path / "all") == Merged(2, 0, 2)
+    merged = content(tmp_path / "all")
+    assert merged == {
+        k: v for root in ("a", "b") for k, v in content(tmp_path / root).items() if not k.endswith(".lock")
+    }
+    assert [folder.id for folder in Store(tmp_path / "all").finished()] == sorted((first.id, second.id))
+    # Once more changes nothing, and a third machine can be added to what is there.
+    assert merge_stores([tmp_path / "a"], tmp_path / "all") == Merged(0, 1, 2)
+    make("c", 2)
+    assert merge_stores([tmp_path / "c"], tmp_path / "all") == Merged(1, 0, 3)
+    assert {k: v for k, v in content(tmp_path / "all").items() if k in merged} == merged
+    assert not list((tmp_path / "all").glob(".*"))
+
+
+def test_the_finished_trial_is_taken_and_then_the_one_that_got_further(make: Make, tmp_path: Path) -> None:
+    make("a", 0, finished=False, epochs=5)
+    make("b", 0, epochs=1)
+    make("a", 1, finished=False, epochs=1)
+    make("b", 1, finished=False, epochs=2)
+    for sources, target in ((["a", "b"], "x"), (["b", "a"], "y"), (["b"], "a")):
+        merge_stores([tmp_path / name for name in sources], tmp_path / target)
+        assert [folder.run()["from"] for folder in Store(tmp_path / target).trials()] == ["b", "b"]
+        assert len(Store(tmp_path / target).finished()) == 1
+
+
+def test_same_predictions_of_one_trial_are_no_contradiction(make: Make, tmp_path: Path) -> None:
+    make("a", 0)
+    make("b", 0)
+    assert merge_stores([tmp_path / "a", tmp_path / "b"], tmp_path / "all") == Merged(1, 1, 1)
+
+
+def test_other_predictions_of_one_trial_are_refused_and_nothing_is_written(make: Make, tmp_path: Path) -> None:
+    make("a", 0)
+    make("a", 1)
+    folder = make("b", 0, logit=0.5)
+    with pytest.raises(UsageError, match=rf"{folder.id} has other predictions in .*b \(test 50.00 %\) than in .*a"):
+        merge_stores([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+
+
+def test_renamed_and_edited_trials_are_refused(make: Make, tmp_path: Path) -> None:
+    folder = make("a", 0)
+    shutil.copytree(folder.path, tmp_path / "renamed" / ("0" * 16))
+    with pytest.raises(UsageError, match="renamed or edited"):
+        merge_stores([tmp_path / "renamed"], tmp_path / "all")
+    write_json(folder.path / "config.json", {**folder.config(), "seed": 7})
+    with pytest.raises(UsageError, match="renamed or edited"):
+        merge_stores([tmp_path / "a"], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+
+
+def test_links_out_of_the_store_are_refused(make: Make, tmp_path: Path) -> None:
+    folder = make("a", 0)
+    (tmp_path / "secret").write_text("secret")
+    (folder.path / "log.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(UsageError, match=r"log\.txt is a link"):
+        merge_stores([tmp_path / "a"], tmp_path / "all")
+    os.rename(folder.path, tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "log.txt").unlink()
+    folder.path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="is a link"):
+        merge_stores([tmp_path / "a"], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+
+
+def test_what_is_no_store_is_refused(make: Make, tmp_path: Path) -> None:
+    make("a", 0)
+    with pytest.raises(UsageError, match="nothere is not a run store"):
+        merge_stores([tmp_path / "a", tmp_path / "nothere"], tmp_path / "all")
+
+
+def test_broken_off_it_leaves_whole_trials_and_can_be_repeated(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for which in range(3):
+        make("a", which)
+    copies = []
+
+    def fails(source: Path, *arguments: object, **options: object) -> object:
+        copies.append(source)
+        if len(copies) == 2:
+            raise OSError("disk full")
+        return copytree(source, *arguments, **options)
+
+    copytree = merge.shutil.copytree
+    monkeypatch.setattr(merge.shutil, "copytree", fails)
+    with pytest.raises(OSError, match="disk full"):
+        merge_stores([tmp_path / "a"], tmp_path / "all")
+    assert [path.name for path in (tmp_path / "all").iterdir()] == [copies[0].name]
+    assert merge_stores([tmp_path / "a"], tmp_path / "all") == Merged(2, 1, 3)
+    assert content(tmp_path / "all") == content(tmp_path / "a")
+
+
+def test_ids_of_other_versions_are_checked_too(trials: list[Planned]) -> None:
+    facts = json.loads(json.dumps(trials[0].trial.facts()))
+    assert config_id(facts) == trials[0].trial.id
+    assert config_id({**facts, "schema_version": 9, "id": "whatever"}) == trials[0].trial.id
+    assert config_id({**facts, "harness_revision": 99}) != trials[0].trial.id
