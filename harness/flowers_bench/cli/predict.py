@@ -34,7 +34,7 @@ def predict(trial: str, images: Sequence[Path], top: int, format: str, out: Path
     from flowers_bench.training.trained import Trained
 
     trained = Trained.load(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    probabilities = trained.probabilities(torch.from_numpy(array).permute(2, 0, 1) for array in pixels)
+    probabilities = trained.probabilities(torch.from_numpy(array.copy()).permute(2, 0, 1) for array in pixels)
     records = [
         {"image": str(path), "calibrated": trained.temperature is not None, "predictions": _top(row, trained, top)}
         for path, row in zip(images, probabilities, strict=True)
