@@ -20,6 +20,7 @@ def planned(
     data: str = "toy",
     loss: str | None = None,
     augmentation: str | None = None,
+    backbone: str = "test_resnet",
     **settings: str,
 ) -> Planned:
     """One trial of `technique/variant`, with a tiny backbone from scratch."""
@@ -28,7 +29,7 @@ def planned(
         data,
         tmp_path / "cache",
         seeds=1,
-        backbone="test_resnet",
+        backbone=backbone,
         weights="none",
         loss=loss,
         augmentation=augmentation,

@@ -126,6 +126,19 @@ def test_a_model_that_cannot_be_traced_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_does_not_run_is_refused(
+    plain: TrialFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(images: np.ndarray) -> np.ndarray:
+        raise RuntimeError(f"expected 2 images, got {len(images)}")
+
+    write, _, where = export.FORMATS["pt2"]
+    monkeypatch.setitem(export.FORMATS, "pt2", (write, lambda file: fails, where))
+    with pytest.raises(UsageError, match=r"cannot be exported \(RuntimeError: expected 2 images, got 32\)"):
+        export_trial(plain, "pt2", tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_packages_are_named(plain: TrialFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else True)
     with pytest.raises(UsageError, match=r"needs onnxruntime: pip install 'flowers-bench\[onnx\]'"):
@@ -140,10 +153,10 @@ def test_missing_packages_are_named(plain: TrialFolder, tmp_path: Path, monkeypa
         ("knn/k5", {}),
         ("knn/nearest-mean", {}),
         ("linear-probe/logistic", {}),
-        ("cosine-loss", QUICK),
-        ("multiscale-vgg", {**QUICK, "backbone": "vgg11", "image_size": "32"}),
-        ("lora", {**QUICK, "backbone": "test_vit", "image_size": "32"}),
-        ("prompt-tuning", {**QUICK, "backbone": "test_vit", "image_size": "32"}),
+        ("cosine-loss/combined", QUICK),
+        ("multiscale-vgg/both", {**QUICK, "backbone": "vgg11", "image_size": "32"}),
+        ("lora/qv", {**QUICK, "backbone": "test_vit", "image_size": "32"}),
+        ("prompt-tuning/deep", {**QUICK, "backbone": "test_vit", "image_size": "32"}),
     ],
 )
 def test_every_kind_of_model_and_predictor(name: str, more: dict[str, str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,8 @@ def export_trial(folder: TrialFolder, format: str, path: Path) -> Exported:
         write, open_, where = FORMATS[format]
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as temporary:
             file = Path(temporary) / path.name
-            with _quiet():
-                _write(write, Deployed(trained).eval(), images, file, json.dumps(_facts(folder, trained)))
+            with _quiet(), _failures_explained():
+                write(Deployed(trained).eval(), images[:2], file, json.dumps(_facts(folder, trained)))
                 found = open_(file)(images.numpy())
             exported = _compared(expected, found, side, where)
             file.replace(path)
@@ -111,10 +111,11 @@ def _require_packages(format: str) -> None:
         )
 
 
-def _write(write: Callable[..., None], model: nn.Module, images: Tensor, file: Path, facts: str) -> None:
+@contextlib.contextmanager
+def _failures_explained() -> Iterator[None]:
     try:
-        write(model, images[:2], file, facts)
-    except Exception as error:  # exporters raise whatever the operation at fault made them stumble over
+        yield
+    except Exception as error:  # exporters and runtimes raise whatever the operation at fault made them stumble over
         reason = (str(error).strip().splitlines() or [""])[0][:300]
         raise UsageError(f"this model cannot be exported ({type(error).__name__}: {reason}).") from error
 

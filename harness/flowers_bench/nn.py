@@ -200,7 +200,8 @@ class PromptedBlocks(nn.Sequential):
         length = self.prompts.shape[1]
         for index, block in enumerate(self):
             if index < len(self.prompts):
-                prompts = self.prompts[index].expand(len(tokens), -1, -1)
+                # Not len(tokens), which an exported graph would take for a constant.
+                prompts = self.prompts[index].expand(tokens.shape[0], -1, -1)
             mixed = block(torch.cat([before, prompts, after], dim=1))
             before, prompts, after = mixed.split([self.prefix, length, after.shape[1]], dim=1)
         return torch.cat([before, after], dim=1)
