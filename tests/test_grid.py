@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import TOY, Run
+from lives import TOY
 
 from flowers_bench.errors import UsageError
 from flowers_bench.grid import BUILT_IN, PlannedTable, overridden, plan_suite, plan_sweep, read_suite
@@ -118,7 +120,7 @@ def test_built_in_suites_name_what_exists(host: Host, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_run_a_suite(flowers_bench: Run, tmp_path: Path) -> None:
+def test_run_a_suite(flowers_bench: Callable[..., Any], tmp_path: Path) -> None:
     text = SMALL + 'epochs = 1\nwarmup_epochs = 0\nseeds = 1\n[[trials]]\ntechnique = "transfer/k0"\n'
     (tmp_path / "mine.toml").write_text(f'source = "a report"\n{text}reported = {{row = "their row", top1 = 88.16}}\n')
     first = flowers_bench("run", "mine.toml", "--plugin", str(TOY), "--format", "md")
