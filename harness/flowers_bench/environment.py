@@ -42,6 +42,8 @@ def kernel_in_use() -> str | None:
 def bfloat16_in_hardware(device: torch.device) -> bool:
     """Whether the device multiplies in bfloat16; where it does not, autocast only costs time."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_capability(device) >= (8, 0)
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())

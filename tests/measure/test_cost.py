@@ -14,6 +14,7 @@ from scipy.stats import binom
 from torch import nn
 from torch.nn import functional as F
 
+from flowers_bench.environment import bfloat16_in_hardware
 from flowers_bench.measure import inference
 from flowers_bench.measure.cost import flops, parameter_counts, peak_memory, total_cost, training_cost
 from flowers_bench.measure.energy import Meter
@@ -179,6 +180,14 @@ def test_quantile_interval_covers(p: float) -> None:
     assert high is not None
     assert binom.cdf(high - 1, n, p) - binom.cdf(low - 1, n, p) >= 0.95
     assert quantile(np.arange(12.0), 0.95)[2] is None
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
+def test_bfloat16_is_in_the_hardware_of_gpus_from_ampere_on(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert bfloat16_in_hardware(torch.device("cuda")) is expected
 
 
 def test_machine_state_stands_beside_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
