@@ -7,12 +7,9 @@ import io
 import json
 from collections.abc import Callable, Sequence
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from flowers_bench.report.comparison import ALPHA, Comparison, Pair, Refusal
 from flowers_bench.report.numbers import inert, markdown_cell, p_value
+from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
 from flowers_bench.statistics import Interval
 
 COLUMNS = (
@@ -119,21 +116,16 @@ def footnotes(comparison: Comparison) -> list[str]:
     ]
 
 
+def _sheet(comparison: Comparison) -> Sheet:
+    return Sheet("", COLUMNS, tuple(map(cells, comparison.pairs)), 2, tuple(footnotes(comparison)))
+
+
 def print_text(comparison: Comparison) -> None:
     """Sentences first, then the table."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+    console = stdout()
     for line in sentences(comparison):
         console.print(line, markup=False, soft_wrap=True)
-    table = Table()
-    for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
-    for pair in comparison.pairs:
-        table.add_row(*map(escape, cells(pair)))
-    console.print(table)
-    for line in footnotes(comparison):
-        console.print(line, markup=False, soft_wrap=True)
+    print_sheet(_sheet(comparison), console)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -141,9 +133,7 @@ def markdown(comparison: Comparison) -> str:
     lines = [
         f"- {markdown_cell(line)}" if line[0] != " " else f"  {markdown_cell(line)}" for line in sentences(comparison)
     ]
-    lines += ["", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * 2 + "---:|" * (len(COLUMNS) - 2)]
-    lines += ["| " + " | ".join(map(markdown_cell, cells(pair))) + " |" for pair in comparison.pairs]
-    return "\n".join([*lines, "", *(f"- {line}" for line in footnotes(comparison))])
+    return "\n".join([*lines, "", *markdown_lines(_sheet(comparison))])
 
 
 def csv_text(comparison: Comparison) -> str:

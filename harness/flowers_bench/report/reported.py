@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from flowers_bench.grid import PlannedTable, Reported
-from flowers_bench.report.numbers import markdown_cell, percent
+from flowers_bench.report.numbers import percent
 from flowers_bench.report.rows import Finished, Row, build_row
+from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
 from flowers_bench.store import Store
 
 COLUMNS = (
@@ -26,7 +23,6 @@ COLUMNS = (
     "95 % interval",
     "reported %",
 )
-_LEFT = 5
 
 
 @dataclass(frozen=True)
@@ -87,21 +83,8 @@ def notes(lines: Sequence[Beside], source: str) -> list[str]:
 def print_reported(lines: Sequence[Beside], source: str, format: str) -> None:
     """To stdout, as `text` or `md`."""
     title = "Measured here, beside what was reported"
+    sheet = Sheet(title, COLUMNS, tuple(map(cells, lines)), 5, tuple(notes(lines, source)))
     if format == "md":
-        print(f"**{title}**\n\n| {' | '.join(COLUMNS)} |")
-        print("|" + "---|" * _LEFT + "---:|" * (len(COLUMNS) - _LEFT))
-        for line in lines:
-            print(f"| {' | '.join(map(markdown_cell, cells(line)))} |")
-        print("\n" + "\n".join(f"- {markdown_cell(note)}" for note in notes(lines, source)))
-        return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if index < _LEFT else "right", overflow="fold")
-    for line in lines:
-        table.add_row(*map(escape, cells(line)))
-    console.print(table)
-    for note in notes(lines, source):
-        console.print(note, markup=False, soft_wrap=True)
+        print("\n".join(markdown_lines(sheet)))
+    else:
+        print_sheet(sheet, stdout())

@@ -6,17 +6,13 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from flowers_bench.report.comparison_text import sentence
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import EVERYTHING, KINDS, Measure
-from flowers_bench.report.numbers import count, duration, inert, latex_cell, markdown_cell, percent, size
+from flowers_bench.report.numbers import count, duration, inert, latex_cell, percent, size
 from flowers_bench.report.rows import Row
+from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
 from flowers_bench.store import TrialFolder
 
 COLUMNS = (
@@ -55,7 +51,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def footnotes(group: Group) -> list[str]:
     """What must stand under every table: differences, how intervals were made, notes, hardware."""
-    overs = sorted({f"{row.top1.over}" for row in group.rows})
+    overs = sorted({row.top1.over for row in group.rows})
     lines = [sentence(pair, len(group.differences)) for pair in group.differences]
     lines.append(
         f"intervals: 95 %, over {'; '.join(overs)}; the test split was read once, by the checkpoint chosen on validation"
@@ -63,22 +59,6 @@ def footnotes(group: Group) -> list[str]:
     lines += [f"note: {note}" for note in group.notes]
     lines += [f"measured on: {hardware}" for hardware in group.hardware]
     return lines
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """One table as text: the leaderboard of a group, or its figures of another kind.
-
-    Attributes:
-        left: how many columns, from the first, hold names.
-        notes: what must stand under it.
-    """
-
-    title: str
-    head: tuple[str, ...]
-    body: tuple[tuple[str, ...], ...]
-    left: int
-    notes: tuple[str, ...]
 
 
 def sheets(board: Leaderboard) -> Iterator[Sheet]:
@@ -100,30 +80,15 @@ def _kind_cells(row: Row, measures: Sequence[Measure]) -> tuple[str, ...]:
 
 
 def print_text(board: Leaderboard) -> None:
-    """Tables to stdout, as wide as the terminal, or as wide as they need where stdout is no terminal."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+    """Tables to stdout."""
+    console = stdout()
     for sheet in sheets(board):
-        table = Table(title=escape(sheet.title), title_justify="left")
-        for index, column in enumerate(sheet.head):
-            table.add_column(column, justify="left" if index < sheet.left else "right", overflow="fold")
-        for line in sheet.body:
-            table.add_row(*map(escape, line))
-        console.print(table)
-        for note in sheet.notes:
-            console.print(note, markup=False, soft_wrap=True)
+        print_sheet(sheet, console)
 
 
 def markdown(board: Leaderboard) -> str:
     """GitHub tables."""
-    lines: list[str] = []
-    for sheet in sheets(board):
-        lines += [f"**{markdown_cell(sheet.title)}**", "", "| " + " | ".join(sheet.head) + " |"]
-        lines.append("|" + "---|" * sheet.left + "---:|" * (len(sheet.head) - sheet.left))
-        lines += ["| " + " | ".join(map(markdown_cell, line)) + " |" for line in sheet.body]
-        lines += ["", *(f"- {markdown_cell(note)}" for note in sheet.notes), ""]
-    return "\n".join(lines)
+    return "\n".join(line for sheet in sheets(board) for line in (*markdown_lines(sheet), ""))
 
 
 def latex(board: Leaderboard) -> str:
