@@ -69,6 +69,11 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(np.square(probabilities - truth).sum(1).mean())
 
 
+def equal_width_bins(confidence: np.ndarray) -> np.ndarray:
+    """Which of `BINS` bins of equal width, closed at the right, each confidence falls into. Any shape."""
+    return np.asarray((np.ceil(confidence * BINS) - 1).clip(0, BINS - 1).astype(np.intp))
+
+
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, *, adaptive: bool = False) -> float:
     """Expected calibration error: the gap between confidence and accuracy, averaged over `BINS` bins by their images.
 
@@ -82,7 +87,7 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, *, adaptive
         bins = np.empty(len(order), np.intp)
         bins[order] = np.arange(len(order)) * BINS // len(order)
     else:
-        bins = (np.ceil(confidence * BINS) - 1).clip(0, BINS - 1).astype(np.intp)
+        bins = equal_width_bins(confidence)
     return float(np.abs(np.bincount(bins, gap, BINS)).sum() / len(labels))
 
 
@@ -120,8 +125,13 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
 
 def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """int64 (C, C): how many images of each class (row) were taken for each class (column)."""
-    classes = logits.shape[1]
-    return np.bincount(labels * classes + logits.argmax(1), minlength=classes**2).reshape(classes, classes)
+    return confusion_counts(logits.argmax(1), labels, logits.shape[1])
+
+
+def confusion_counts(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """The same from predicted classes, of one shape with `labels` or with more axes before it, such as one of seeds."""
+    codes = labels.astype(np.int64) * classes + predicted
+    return np.bincount(codes.ravel(), minlength=classes**2).reshape(classes, classes)
 
 
 def most_confused(matrix: np.ndarray, count: int = CONFUSED) -> list[tuple[int, int, int]]:

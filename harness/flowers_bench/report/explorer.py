@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flowers_bench.measure.quality import PerClass, confusion_counts, most_confused
 from flowers_bench.report.pictures import Examples
 from flowers_bench.report.plots import rounded
 from flowers_bench.report.rows import Row
@@ -20,20 +21,16 @@ def explore(row: Row, examples: Examples) -> dict[str, Any]:
     """The pairs of classes that a row confuses most, and images that it gets right and wrong with most confidence."""
     wrong = row.predicted != row.labels
     sure = row.confidence.mean(0)
+    matrix = confusion_counts(row.predicted, row.labels, len(row.trials[0].result["class_names"]))
     pairs: list[dict[str, Any]] = []
-    classes = int(max(row.predicted.max(), row.labels.max())) + 1
-    counts = np.bincount((row.labels.astype(np.int64) * classes + row.predicted)[wrong], minlength=classes**2)
-    for code in np.argsort(-counts, kind="stable")[:CONFUSED]:
-        if counts[code] == 0:
-            break
-        label, taken = divmod(int(code), classes)
+    for label, taken, images in most_confused(matrix, CONFUSED):
         mistaken = (row.labels == label) & (row.predicted == taken).any(0)
         typical = (row.labels == taken) & ~wrong.any(0)
         pairs.append(
             {
                 "label": label,
                 "taken": taken,
-                "images": round(int(counts[code]) / len(row.seeds), 1),
+                "images": round(images / len(row.seeds), 1),
                 "of": int((row.labels == label).sum()),
                 "mistaken": _keys(row, mistaken, sure, EXAMPLES),
                 "typical": _keys(row, typical, sure, EXAMPLES - 1),
@@ -41,7 +38,7 @@ def explore(row: Row, examples: Examples) -> dict[str, Any]:
         )
     found: dict[str, Any] = {
         "confused": pairs,
-        "per_class": _per_class(row, wrong),
+        "per_class": _per_class(matrix, len(row.seeds)),
         "wrong": _pictured(row, wrong.all(0), sure),
         "right": _pictured(row, ~wrong.any(0), sure),
     }
@@ -50,15 +47,11 @@ def explore(row: Row, examples: Examples) -> dict[str, Any]:
     return found
 
 
-def _per_class(row: Row, wrong: np.ndarray) -> list[list[float | None]]:
+def _per_class(matrix: np.ndarray, seeds: int) -> list[list[float | None]]:
     """Of each class: its test images, the share of them that is recognised, the share right of what is taken for it."""
-    classes = len(row.trials[0].result["class_names"])
-    n = np.bincount(row.labels, minlength=classes)
-    hits = np.bincount(np.broadcast_to(row.labels, wrong.shape)[~wrong], minlength=classes)
-    taken = np.bincount(row.predicted.ravel(), minlength=classes)
-    with np.errstate(invalid="ignore"):
-        recall, precision = hits / (n * len(wrong)), hits / taken
-    return [[int(count), *rounded(shares)] for count, *shares in zip(n, recall, precision, strict=True)]
+    found = PerClass.of(matrix)
+    shares = zip(found.n // seeds, found.recall, found.precision, strict=True)
+    return [[int(n), *rounded(both)] for n, *both in shares]
 
 
 def _keys(row: Row, chosen: np.ndarray, sure: np.ndarray, count: int) -> list[str]:

@@ -6,7 +6,7 @@ classes is easier than among all, so that accuracy never stands in one column wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,10 @@ class Measure:
     format: Format
     interval: bool = False
 
+    def measured(self, rows: Iterable[Row]) -> bool:
+        """Whether any of these rows has it."""
+        return any(row.mean(*self.path) is not None for row in rows)
+
     def text(self, row: Row) -> str:
         """The mean over seeds, with its interval where one is asked for and there are seeds for it."""
         numbers = [float(value) for trial in row.trials if (value := at(trial.result, self.path)) is not None]
@@ -58,11 +62,11 @@ class Kind:
 
     def rows(self, rows: tuple[Row, ...]) -> tuple[Row, ...]:
         """Those of which it was measured."""
-        return tuple(row for row in rows if any(row.mean(*m.path) is not None for m in self.measures))
+        return tuple(row for row in rows if any(measure.measured([row]) for measure in self.measures))
 
     def shown(self, rows: tuple[Row, ...]) -> tuple[Measure, ...]:
         """The measures that any of these rows has."""
-        return tuple(m for m in self.measures if any(row.mean(*m.path) is not None for row in rows))
+        return tuple(measure for measure in self.measures if measure.measured(rows))
 
 
 def _whole(value: float | None) -> str:

@@ -123,7 +123,7 @@ def _group(place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], 
         "verdicts": _verdicts(group, compared),
         "rows": [_row(f"g{place}r{i}", row, machines) for i, row in enumerate(rows)],
         "scale": {"low": min(bounds[0]), "high": max(bounds[1])},
-        "costs": [measure for measure in (*COSTS, *SPEEDS) if _measured(measure, rows)],
+        "costs": [measure for measure in (*COSTS, *SPEEDS) if measure.measured(rows)],
         "kinds": [found for kind in (QUALITY, *KINDS) if (found := _kind(kind, rows))],
         "matrix": _matrix(rows[:COMPARED], compared),
         "figures": figures(rows, FIGURES_BUDGET // groups),
@@ -134,17 +134,13 @@ def _group(place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], 
         "data": {
             "rows": [series(row) | found for row, found in zip(rows, explored, strict=True)],
             "classes": names,
-            "costs": [{"key": m.key, "title": m.title} for m in COSTS if _measured(m, rows)],
+            "costs": [{"key": m.key, "title": m.title} for m in COSTS if m.measured(rows)],
             "curves": CURVES,
             "images": examples.uris,
             "sweeps": swept,
             "drawn": DRAWN,
         },
     }
-
-
-def _measured(measure: Measure, rows: Sequence[Row]) -> bool:
-    return any(row.mean(*measure.path) is not None for row in rows)
 
 
 def _verdicts(group: Group, compared: Comparison) -> list[str]:

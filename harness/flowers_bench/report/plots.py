@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from flowers_bench.measure.quality import BINS, equal_width_bins
 from flowers_bench.report.measures import COSTS
 from flowers_bench.report.rows import Row, factors
 
 #: Values of a factor that make a sweep.
 SWEPT = 3
-#: Bins of a reliability diagram.
-BINS = 15
 #: What can be drawn of a trial's history, and what it is called.
 CURVES = {"val_top1": "validation accuracy", "train_top1_clean": "training accuracy", "train_loss": "training loss"}
 
@@ -83,7 +82,7 @@ def reliability(row: Row) -> dict[str, Any]:
 
 def _bins(confidence: np.ndarray, row: Row) -> dict[str, list[float | None]]:
     right = row.predicted == row.labels
-    bins = (np.ceil(confidence * BINS) - 1).clip(0, BINS - 1).astype(int).ravel()
+    bins = equal_width_bins(confidence).ravel()
     n = np.bincount(bins, minlength=BINS)
     with np.errstate(invalid="ignore"):
         mean = np.bincount(bins, confidence.ravel(), BINS) / n
