@@ -17,7 +17,7 @@ from typing import Any
 from flowers_bench.data.dataset import Dataset, Progress, silent
 from flowers_bench.errors import UsageError, unknown_name
 from flowers_bench.host import Host
-from flowers_bench.suite import Planned, Request, plan
+from flowers_bench.suite import Planned, Request, in_order, plan
 from flowers_bench.technique import Recipe
 from flowers_bench.training.prediction import PREDICTORS
 
@@ -290,9 +290,3 @@ def plan_sweep(
         item for cell in grid.cells() for item in plan(host, of_cell(host, request, cell), files, progress, loaded)
     ]
     return in_order(found)
-
-
-def in_order(planned: Iterable[Planned]) -> list[Planned]:
-    """Each trial once, all of seed 0 first: whoever stops early has whole comparisons."""
-    unique = {item.trial.id: item for item in planned}
-    return sorted(unique.values(), key=lambda item: item.trial.seed)

@@ -223,6 +223,22 @@ class Store:
         """Every finished trial."""
         return [folder for folder in self.trials() if folder.finished()]
 
+    def finished_or_refuse(self) -> list[TrialFolder]:
+        """`finished`, for commands that need some. Raises `UsageError` where there are none."""
+        found = self.finished()
+        if not found:
+            raise UsageError(
+                f"no finished trials in {self.root}. Run some: flowers-bench --plugin deformable --out {self.root}"
+            )
+        return found
+
+    def find_trained(self, text: str) -> TrialFolder:
+        """`find`, for commands that need its model. Raises `UsageError` where it is not finished."""
+        folder = self.find(text)
+        if not folder.finished():
+            raise UsageError(f"trial {folder.id} is not finished: it has no model yet.")
+        return folder
+
     def find(self, text: str) -> TrialFolder:
         """The one trial whose id begins with `text`. Raises `UsageError` for none or several."""
         found = [folder for folder in self.trials() if folder.id.startswith(text)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,11 @@ def plan(
             "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or _share_of_threads(request.jobs),
         }
         planned += _trials(host, request, parts, source, recipe, datasets[key], data_options, run)
+    return in_order(planned)
+
+
+def in_order(planned: Iterable[Planned]) -> list[Planned]:
+    """Each trial once, all of seed 0 first: whoever stops early has whole comparisons."""
     unique = {item.trial.id: item for item in planned}
     return sorted(unique.values(), key=lambda item: item.trial.seed)
 

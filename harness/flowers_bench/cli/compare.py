@@ -39,9 +39,7 @@ def rows_of(names: Sequence[str], out: Path) -> list[Row]:
     from flowers_bench.report.rows import Finished, build_row, by_configuration, distinct_names
     from flowers_bench.store import Store
 
-    configurations = by_configuration(map(Finished.load, Store(out).finished()))
-    if not configurations:
-        raise UsageError(f"no finished trials in {out}. Run some: flowers-bench --plugin deformable --out {out}")
+    configurations = by_configuration(map(Finished.load, Store(out).finished_or_refuse()))
     chosen = _together([_matching(name, configurations, out) for name in names])
     for name, found in zip(names, chosen, strict=True):
         if len(found) > 1:

@@ -19,9 +19,7 @@ def export(trial: str, format: str, output: Path | None, out: Path) -> None:
 
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
-    folder = Store(out).find(trial)
-    if not folder.finished():
-        raise UsageError(f"trial {folder.id} is not finished: it has no model yet.")
+    folder = Store(out).find_trained(trial)
     config = folder.config()
     path = output or Path(f"{config['technique']}-{config['variant']}-{folder.id[:8]}.{format}")
     if not path.parent.is_dir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowers_bench.errors import UsageError, unknown_name
+from flowers_bench.errors import unknown_name
 
 
 def print_leaderboard(out: Path, format: str, trials: bool) -> None:
@@ -15,9 +15,7 @@ def print_leaderboard(out: Path, format: str, trials: bool) -> None:
 
     if format != "text" and format not in FORMATS:
         raise unknown_name("format", format, ["text", *FORMATS])
-    folders = Store(out).finished()
-    if not folders:
-        raise UsageError(f"no finished trials in {out}. Run some: flowers-bench --plugin deformable --out {out}")
+    folders = Store(out).finished_or_refuse()
     if trials:
         print(trials_table(folders))
     elif format == "text":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench.errors import UsageError, unknown_name
+from flowers_bench.errors import unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,9 +25,7 @@ def predict(trial: str, images: Sequence[Path], top: int, format: str, out: Path
 
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
-    folder = Store(out).find(trial)
-    if not folder.finished():
-        raise UsageError(f"trial {folder.id} is not finished: it has no model yet.")
+    folder = Store(out).find_trained(trial)
     pixels = _decoded(images, folder.config()["recipe"]["image_size"])
     import torch
 

@@ -14,9 +14,7 @@ def report(runs: Path, output: Path) -> None:
     from flowers_bench.store import Store, write_atomically
 
     store = Store(runs)
-    folders = store.finished()
-    if not folders:
-        raise UsageError(f"no finished trials in {runs}. Run some: flowers-bench --plugin deformable --out {runs}")
+    folders = store.finished_or_refuse()
     if not output.parent.is_dir():
         raise UsageError(f"{output} cannot be written: there is no folder {output.parent}.")
     unfinished = [folder for folder in store.trials() if not folder.finished()]

@@ -54,11 +54,17 @@ class Asked:
     jobs: int
     shard: str
 
+    @property
+    def cache(self) -> Path:
+        """Where downloads and caches lie."""
+        return self.data_dir or user_cache_path("flowers-bench")
+
 
 def run(asked: Asked, format: str, timeout: float) -> int:
     """Returns the exit code: 0 done, 1 a trial failed, 130 interrupted. Raises `UsageError` before anything trains."""
     if format not in ("text", "md"):
         raise unknown_name("format", format, ("text", "md"))
+    parse_shard(asked.shard)  # refused before anything is planned, which may take a download
     files, names = split_plugins(asked.plugin)
     if asked.suite is not None and names:
         raise UsageError("a suite names its techniques itself; beside it, --plugin takes plugin files only: ./mine.py")
@@ -79,7 +85,7 @@ def _plan(host: Host, files: Sequence[Path], names: Sequence[str], asked: Asked)
 
     request = Request(
         names,
-        cache_dir=asked.data_dir or user_cache_path("flowers-bench"),
+        cache_dir=asked.cache,
         seeds=asked.seeds or 3,
         settings=parse_settings(asked.settings),
         store=asked.out,
@@ -94,17 +100,18 @@ def _plan(host: Host, files: Sequence[Path], names: Sequence[str], asked: Asked)
 
 
 def _run_suite(host: Host, files: Sequence[Path], asked: Asked, name: str, format: str, timeout: float) -> int:
-    from flowers_bench.grid import in_order, overridden, plan_suite, read_suite
+    from flowers_bench.grid import overridden, plan_suite, read_suite
     from flowers_bench.report.reported import beside_reported, print_reported
     from flowers_bench.store import Store
-    from flowers_bench.suite import Request
+    from flowers_bench.suite import Request, in_order
 
     if asked.sweeps:
         raise UsageError("--sweep goes with --plugin; in a suite, write the list of values into its file.")
-    cache = asked.data_dir or user_cache_path("flowers-bench")
     suite = overridden(read_suite(name), {**asked.factors, **parse_settings(asked.settings)}, asked.seeds)
     messages.print(f"suite {suite.path}: {suite.summary}", markup=False)
-    tables = plan_suite(host, suite, Request([], "petals", cache, 1, store=asked.out, jobs=asked.jobs), files, _track)
+    tables = plan_suite(
+        host, suite, Request([], "petals", asked.cache, 1, store=asked.out, jobs=asked.jobs), files, _track
+    )
     code = _execute_part(in_order(item for table in tables for item in table.planned), asked, format, timeout)
     rows = beside_reported(tables, Store(asked.out))
     if rows:

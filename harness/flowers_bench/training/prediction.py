@@ -116,9 +116,9 @@ class Evaluator:
 
     def fit(self, model: nn.Module, train: Split | None) -> Fitted:
         """Fit what the predictor needs on the training split, which a classifier does without."""
-        if self.predictor == "classifier" or train is None:
-            assert self.predictor == "classifier", f"{self.predictor} is fitted on training images"
+        if self.predictor == "classifier":
             return Fitted(self, model, lambda logits, queries, rows: logits)
+        assert train is not None, f"{self.predictor} is fitted on training images"
         _, support = self.forward(model, train.images)
         labels, classes = torch.from_numpy(np.asarray(train.labels)), self.num_classes
         options: dict[str, Any] = {
