@@ -55,15 +55,11 @@ def _dataset(trial: Finished) -> Dataset:
 
     if not Path(trial.run["cache_dir"]).is_dir():  # else a dataset would be downloaded again for a page
         raise UsageError(f"{trial.run['cache_dir']} is not there: the trials ran on another machine.")
-    from flowers_bench.data.dataset import DataRequest
-    from flowers_bench.data.pixels import stored_side
+    from flowers_bench.data.reopen import reopen
     from flowers_bench.host import discover
 
     host = discover([Path(path) for path in trial.run["plugin_files"]])
-    source = host.find("dataset", host.datasets, trial.run["data_source"]).value
-    path = Path(trial.run["data_path"]) if trial.run["data_path"] else None
-    side = stored_side(int(trial.config["recipe"]["image_size"]))
-    dataset = source.load(DataRequest(Path(trial.run["cache_dir"]), path, side, trial.config["data_options"]))
+    dataset = reopen(host, trial.run, int(trial.config["recipe"]["image_size"]), trial.config["data_options"])
     if dataset.split_checksum != trial.config["dataset"]["split_checksum"]:
         raise UsageError(f"dataset {dataset.name} has another split by now.")
     return dataset

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from flowers_bench.backbone import Backbone, Weights, file_sha256, mean_and_std, read_state_dict
-from flowers_bench.data.dataset import DataRequest, Dataset, Split
-from flowers_bench.data.pixels import Normalizer, evaluation_transform, stored_side
+from flowers_bench.data.dataset import Dataset, Split
+from flowers_bench.data.pixels import Normalizer, evaluation_transform
+from flowers_bench.data.reopen import reopen
 from flowers_bench.data.samplers import held_out_classes
 from flowers_bench.environment import environment
 from flowers_bench.errors import TrialFailed, UsageError
@@ -108,14 +109,7 @@ def run_trial(folder: TrialFolder, emit: Emit) -> None:
 
 def load_dataset(host: Host, trial: Trial, run: Mapping[str, Any]) -> Dataset:
     """The trial's dataset, from the place noted in `run.json`. Raises `UsageError` if its content has changed."""
-    source = host.find("dataset", host.datasets, run["data_source"]).value
-    request = DataRequest(
-        cache_dir=Path(run["cache_dir"]),
-        path=Path(run["data_path"]) if run["data_path"] else None,
-        stored_side=stored_side(trial.recipe.image_size),
-        options=trial.data_options,
-    )
-    dataset = source.load(request)
+    dataset = reopen(host, run, trial.recipe.image_size, trial.data_options)
     if dataset.fingerprint != trial.dataset["fingerprint"]:
         raise UsageError(
             f"the images of dataset {dataset.name} changed since this trial was planned. Run the command again."

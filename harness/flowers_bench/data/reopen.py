@@ -1,0 +1,24 @@
+"""The dataset of a stored trial, from the place that its `run.json` names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flowers_bench.data.dataset import DataRequest, Dataset
+from flowers_bench.data.pixels import stored_side
+from flowers_bench.host import Host
+
+
+def reopen(host: Host, run: Mapping[str, Any], image_size: int, options: Mapping[str, Any]) -> Dataset:
+    """As it is there now: whether it is still the trial's is for the caller to ask, and how strictly.
+
+    Args:
+        run: the trial's `run.json`.
+        image_size: its recipe's, in pixels.
+        options: its `data_options`.
+    """
+    source = host.find("dataset", host.datasets, run["data_source"]).value
+    path = Path(run["data_path"]) if run["data_path"] else None
+    return source.load(DataRequest(Path(run["cache_dir"]), path, stored_side(image_size), dict(options)))
