@@ -101,6 +101,13 @@ inline Geometry geometry_of(const Call& c) {
   return g;
 }
 
+// What a backward pass asks of its arguments besides.
+inline void check_backward(const Tensor& grad, const Call& c, const Geometry& g, const Needs& needs) {
+  check_shape(grad, "grad", {g.batch, g.out_channels, g.out_height, g.out_width});
+  check_kind(grad, "grad", c.input);
+  STD_TORCH_CHECK(c.mask || !needs.mask, "deform_conv2d: the gradient of a mask that is not there");
+}
+
 // The memory format that the output and the input's gradient take over: channels-last or contiguous.
 inline bool is_channels_last(const Tensor& t) {
   if (t.dim() != 4 || t.is_contiguous()) return false;

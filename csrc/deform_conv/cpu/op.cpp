@@ -452,10 +452,8 @@ Gradients backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, std:
                    bool need_input, bool need_offset, bool need_weight, bool need_bias, bool need_mask) {
   const Call c = {input, offset, weight, std::nullopt, mask, stride, padding, dilation};
   const Geometry g = geometry_of(c);
-  check_shape(grad, "grad", {g.batch, g.out_channels, g.out_height, g.out_width});
-  check_kind(grad, "grad", input);
-  STD_TORCH_CHECK(mask || !need_mask, "deform_conv2d: the gradient of a mask that is not there");
   const Needs needs = {need_input, need_offset, need_weight, need_bias, need_mask};
+  check_backward(grad, c, g, needs);
   return input.scalar_type() == ScalarType::Double ? backward_as<double>(grad, c, g, needs)
                                                    : backward_as<float>(grad, c, g, needs);
 }
