@@ -234,6 +234,9 @@ def register_techniques() -> list[Technique]:
                     recipe=STUDY,
                     baseline="study-full",
                 ),
+                "study-additive": Variant(
+                    "the additive cosine margin with the study's recipe", recipe=STUDY, baseline="study-full"
+                ),
                 "study-full": _plain("the study's baseline, everything trained, with its recipe", 0, STUDY),
                 "study-frozen": _plain(
                     "the study's baseline, only the classifier trained, with its recipe", -1, {**STUDY, "lr": 1e-3}
