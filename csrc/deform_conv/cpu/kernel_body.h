@@ -389,13 +389,15 @@ struct Tile {
     slopes = arena.template take<T>(backward ? entries * kSlopes * size : 0);
   }
 
-  // Positions of a tile, so that what belongs to it fits the cache.
+  // Positions of a tile, so that what belongs to it fits the cache. Forward with a small weight, which stays in the
+  // second-level cache whatever happens, takes few: their columns then stay in the first.
   static int64_t tile_size(const Problem<T>& q, bool backward) {
     const int64_t entry = 4 * sizeof(int32_t) + (backward ? 4 + kSlopes + 3 : 4) * sizeof(T);
     const int64_t outputs = q.gemm_groups() * q.padded(q.width());
     const int64_t each = q.g.offset_groups * q.g.taps() * entry + (kDepth<T> + outputs) * sizeof(T);
     const int64_t fitting = kTileBytes / each / kRows * kRows;
-    return larger(2 * kRows, smaller(fitting, kMaxTile));
+    const bool small_weight = q.weight_size() * int64_t(sizeof(T)) <= kTileBytes / 2;
+    return larger(2 * kRows, smaller(fitting, small_weight && !backward ? 4 * kRows : kMaxTile));
   }
 };
 
@@ -423,7 +425,11 @@ template <typename T>
 void read(const Strided& from, const int64_t* at, int64_t shift, int64_t count, T* to) {
   with_storage(from.storage, T(0), [&](auto* kind) {
     const auto* data = static_cast<decltype(kind)>(from.data) + shift;
-    for (int64_t p = 0; p < count; ++p) to[p] = widen(data[at[p]]);
+    if (from.stride[2] == 1 && at[count - 1] - at[0] == count - 1) {  // in one image: whole vectors
+      for (int64_t p = 0; p < count; ++p) to[p] = widen(data[at[0] + p]);
+    } else {
+      for (int64_t p = 0; p < count; ++p) to[p] = widen(data[at[p]]);
+    }
   });
 }
 

@@ -138,27 +138,36 @@ struct Images {
   int64_t count() const { return last - first; }
 };
 
-// A tensor (N, C, positions) as dense rows of T: itself if it lies so, else a copy of the images at hand.
+// A tensor (N, C, positions) as dense rows of T: itself if it lies so, else copies of the images at hand.
 template <typename T>
 class Rows {
  public:
-  Rows(const Tensor& t, int64_t images_at_once) : held_(is_rows<T>(t) ? t : walkable(t)), from_(view(held_)) {
+  // `room` for so many images at once, where they have to be copied.
+  Rows(const Tensor& t, int64_t room) : held_(is_rows<T>(t) ? t : walkable(t)), from_(view(held_)) {
     channels_ = t.size(1), positions_ = t.size(2) * t.size(3);
-    if (!is_rows<T>(t)) copy_ = Buffer<T>(t, images_at_once * channels_ * positions_);
+    if (!is_rows<T>(t)) copy_ = Buffer<T>(t, room * channels_ * positions_);
   }
 
-  // The rows of image 0, were they all there: those of `images` are.
-  const T* load(const Images& images) const {
-    if (!copy_.data()) return static_cast<const T*>(held_.const_data_ptr());
-    T* const to = copy_.data() - images.first * positions_ * channels_;
-    share(images.count() * positions_, 256, [&](int64_t begin, int64_t end) {
-      const int64_t skipped = images.first * positions_;
-      kernel_for(T(0)).to_rows(from_, channels_, positions_, skipped + begin, skipped + end, to);
-    });
-    return to;
+  // The rows of image 0, were they all there, when the copy begins with image `first`.
+  const T* rows(int64_t first) const { return copy_.data() ? copied(first) : static_cast<const T*>(held_.const_data_ptr()); }
+
+  // Copies one of `shares` equal shares of the images' positions, if need be, when the copy begins with image `first`.
+  void load(const Images& images, int64_t share, int64_t shares, int64_t first) const {
+    if (!copy_.data()) return;
+    const int64_t skipped = images.first * positions_, total = images.count() * positions_;
+    kernel_for(T(0)).to_rows(from_, channels_, positions_, skipped + total * share / shares,
+                             skipped + total * (share + 1) / shares, copied(first));
+  }
+
+  const T* load_in_parallel(const Images& images) const {
+    const int64_t shares = std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), images.count() * positions_ / 256));
+    if (copy_.data()) each_worker(shares, [&](int64_t worker) { load(images, worker, shares, images.first); });
+    return rows(images.first);
   }
 
  private:
+  T* copied(int64_t first) const { return copy_.data() - first * positions_ * channels_; }
+
   Tensor held_;
   Strided from_;
   int64_t channels_, positions_;
@@ -268,21 +277,32 @@ Tensor forward_as(const Call& c, const Geometry& g) {
   Problem<T>& q = prepared.q;
   q.out = view(out);
   const Buffer<T> bias = bias_of<T>(c), packed(c.input, q.weight_size());
-  const Strided weight = view(prepared.weight);
-  share(kernel.forward_units(q), 1,
-        [&](int64_t begin, int64_t end) { kernel.pack_forward(q, weight, begin, end, packed.data()); });
   q.bias = bias.data();
   q.weight = packed.data();
 
-  const int64_t at_once = images_at_once<T>(g, {&c.input}), workers = workers_for(at_once * g.positions());
-  const Rows<T> input(c.input, at_once);
+  // Where memory has to be turned over, a worker does so for whole images of its own, which then lie in its cache, and
+  // waits for nobody; the images that are left, all share.
+  const int64_t positions = g.positions(), workers = workers_for(g.batch * positions);
+  const int64_t own = is_rows<T>(c.input) ? 0 : g.batch / workers, slots = own ? workers : 0;
+  const Images left = {own * workers, g.batch};
+  const auto edge = [&](int64_t worker) { return left.first * positions + left.count() * positions * worker / workers; };
+  const Rows<T> input(c.input, slots + left.count());
   const Scratch scratch(c.input, workers, kernel.forward_scratch(q));
-  for_each_chunk(g.batch, at_once, [&](const Images& images) {
-    q.input = input.load(images);
-    const int64_t begin = images.first * g.positions(), total = images.count() * g.positions();
-    each_worker(workers, [&](int64_t worker) {
-      kernel.forward(q, begin + total * worker / workers, begin + total * (worker + 1) / workers, scratch.of(worker));
-    });
+  const Strided weight = view(prepared.weight);
+  const int64_t units = kernel.forward_units(q);
+  each_worker(workers, [&](int64_t worker) {
+    kernel.pack_forward(q, weight, units * worker / workers, units * (worker + 1) / workers, packed.data());
+    input.load(left, worker, workers, left.first - slots);
+  });
+  each_worker(workers, [&](int64_t worker) {
+    Problem<T> mine = q;
+    for (int64_t image = own * worker; image < own * (worker + 1); ++image) {
+      input.load({image, image + 1}, 0, 1, image - worker);
+      mine.input = input.rows(image - worker);
+      kernel.forward(mine, image * positions, (image + 1) * positions, scratch.of(worker));
+    }
+    mine.input = input.rows(left.first - slots);
+    kernel.forward(mine, edge(worker), edge(worker + 1), scratch.of(worker));
   });
   return out;
 }
@@ -419,8 +439,8 @@ Gradients backward_as(const Tensor& grad, const Call& c, const Geometry& g, cons
   const Scratch scratch(c.input, workers, kernel.backward_scratch(q));
   for_each_chunk(g.batch, at_once, [&](const Images& images) {
     const Split<T> split(q, images, workers, needs.weight);
-    q.input = input_rows.load(images);
-    q.grad = grad_rows.load(images);
+    q.input = input_rows.load_in_parallel(images);
+    q.grad = grad_rows.load_in_parallel(images);
     if (input_sum) q.grad_input = input_sum->start(images);
     sweep(q, split, sums, scratch);
     if (!input_sum) return;
