@@ -149,7 +149,9 @@ class Rows {
   }
 
   // The rows of image 0, were they all there, when the copy begins with image `first`.
-  const T* rows(int64_t first) const { return copy_.data() ? copied(first) : static_cast<const T*>(held_.const_data_ptr()); }
+  const T* rows(int64_t first) const {
+    return copy_.data() ? copied(first) : static_cast<const T*>(held_.const_data_ptr());
+  }
 
   // Copies one of `shares` equal shares of the images' positions, if need be, when the copy begins with image `first`.
   void load(const Images& images, int64_t share, int64_t shares, int64_t first) const {
@@ -160,7 +162,8 @@ class Rows {
   }
 
   const T* load_in_parallel(const Images& images) const {
-    const int64_t shares = std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), images.count() * positions_ / 256));
+    const int64_t worthwhile = images.count() * positions_ / 256, threads = torch::stable::get_num_threads();
+    const int64_t shares = std::max<int64_t>(1, std::min(threads, worthwhile));
     if (copy_.data()) each_worker(shares, [&](int64_t worker) { load(images, worker, shares, images.first); });
     return rows(images.first);
   }
@@ -285,7 +288,8 @@ Tensor forward_as(const Call& c, const Geometry& g) {
   const int64_t positions = g.positions(), workers = workers_for(g.batch * positions);
   const int64_t own = is_rows<T>(c.input) ? 0 : g.batch / workers, slots = own ? workers : 0;
   const Images left = {own * workers, g.batch};
-  const auto edge = [&](int64_t worker) { return left.first * positions + left.count() * positions * worker / workers; };
+  const int64_t left_begin = left.first * positions, left_total = left.count() * positions;
+  const auto edge = [&](int64_t worker) { return left_begin + left_total * worker / workers; };
   const Rows<T> input(c.input, slots + left.count());
   const Scratch scratch(c.input, workers, kernel.forward_scratch(q));
   const Strided weight = view(prepared.weight);
