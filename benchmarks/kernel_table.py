@@ -82,25 +82,35 @@ def rows(batches: tuple[int, ...], rounds: int, peers: tuple[str, ...]) -> None:
         print(f"stage {stage} {name}: {geometric_mean(values):.2f}")
 
 
+def alone(run: Call) -> Call:
+    """`run` with one thread."""
+
+    def with_one_thread() -> object:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return run()
+        finally:
+            torch.set_num_threads(threads)
+
+    return with_one_thread
+
+
 def scaling(rounds: int) -> None:
-    """Print how much faster all threads are than one, and bfloat16 against float32."""
-    threads = torch.get_num_threads()
-    print(f"\n| stage | direction | 1 thread / {threads} threads | bfloat16 / float32 |\n|---:|---|---:|---:|")
+    """Print how much faster all threads are than one, ours and the plain convolution's, and bfloat16 against float32."""
+    gain = f"1 thread / {torch.get_num_threads()} threads"
+    print(f"\n| stage | direction | {gain}, ours | {gain}, conv2d | bfloat16 / float32 |\n|---:|---|---:|---:|---:|")
     for stage in STAGES:
         for direction in (forward, forward_backward):
-            run = direction(Case(stage, 8), "flowers_bench")
+            ours, plain = (direction(Case(stage, 8), peer) for peer in ("flowers_bench", "conv2d"))
             half = direction(Case(stage, 8, torch.bfloat16), "flowers_bench")
-
-            def alone(run: Call = run) -> object:
-                torch.set_num_threads(1)
-                try:
-                    return run()
-                finally:
-                    torch.set_num_threads(threads)
-
-            found = interleaved({"one": alone, "all": run, "half": half}, rounds)
-            gain, halved = ratio(found, "one", "all"), ratio(found, "half", "all")
-            print(f"| {stage} | {direction.__name__} | {gain:.2f} | {halved:.2f} |", flush=True)
+            runs = {"ours": ours, "half": half, "plain": plain, "ours1": alone(ours), "plain1": alone(plain)}
+            found = interleaved(runs, rounds)
+            print(
+                f"| {stage} | {direction.__name__} | {ratio(found, 'ours1', 'ours'):.2f} "
+                f"| {ratio(found, 'plain1', 'plain'):.2f} | {ratio(found, 'half', 'ours'):.2f} |",
+                flush=True,
+            )
 
 
 def main() -> None:
