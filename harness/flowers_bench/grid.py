@@ -1,7 +1,8 @@
 """Grids of trials: `--sweep` on the command line, and suites, which are TOML files of `[[trials]]` tables.
 
 In a table any factor may be a list, and the table means every combination of its lists. A suite is planned whole
-before anything trains, and what is wrong with it is said with the line that it stands on.
+before anything trains, and what is wrong with it is said with the line that it stands on. Its `[[figures]]` say what
+is to be drawn of the finished trials.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ else:
 BUILT_IN = Path(__file__).parent / "suites"
 #: Keys of a table that are not settings but fields of a `Request`; each may be a list.
 FACTORS = ("technique", "data", "backbone", "weights", "loss", "augmentation")
-_TOP = ("summary", "source", "defaults", "trials")
+_TOP = ("summary", "source", "defaults", "trials", "figures")
 _REPORTED = ("row", "top1")
 
 
@@ -45,6 +46,29 @@ class Reported:
 
     row: str
     top1: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a suite wants drawn of its finished trials.
+
+    Attributes:
+        name: stem of its files' names.
+        title: what it shows.
+        technique: `NAME/VARIANT` of the rows that it shows.
+        draw: `curves` over epochs, `sweep` over a factor, or `pictures` that the techniques drew.
+        factor: of a sweep: a recipe field or an option.
+    """
+
+    name: str
+    title: str
+    technique: tuple[str, ...]
+    draw: str
+    factor: str | None = None
+
+
+#: How figures are drawn.
+DRAWN = ("curves", "sweep", "pictures")
 
 
 @dataclass(frozen=True)
@@ -79,12 +103,14 @@ class Suite:
         path: the file.
         source: where the reported figures come from.
         tables: in the file's order.
+        figures: likewise.
     """
 
     path: Path
     summary: str
     source: str
     tables: tuple[Table, ...]
+    figures: tuple[Figure, ...] = ()
 
     def error(self, line: int, problem: object) -> UsageError:
         """A mistake of the file's author: where it stands, and what it is."""
@@ -124,7 +150,39 @@ def read_suite(name: str) -> Suite:
     if len(lines.tables) != len(tables):
         raise suite.error(1, "write each table of trials with a header line of its own: [[trials]].")
     found = [_table(suite, defaults, *item) for item in zip(tables, lines.tables, strict=True)]
-    return replace(suite, tables=tuple(found))
+    return replace(suite, tables=tuple(found), figures=_figures(suite, content.get("figures", []), lines))
+
+
+def _figures(suite: Suite, content: Any, lines: _Lines) -> tuple[Figure, ...]:
+    """A suite's figures: tables, or the name of another suite that has the same."""
+    at = lines.top.get("figures", 1)
+    if isinstance(content, str):
+        if content == suite.path.stem:
+            raise suite.error(at, "figures names this suite itself.")
+        return read_suite(content).figures
+    if not isinstance(content, list) or not all(isinstance(table, dict) for table in content):
+        raise suite.error(at, 'expected [[figures]] tables, or figures = "the name of a suite that has the same"')
+    return tuple(_figure(suite, table, *where) for table, where in zip(content, lines.figures, strict=False))
+
+
+def _figure(suite: Suite, table: Mapping[str, Any], line: int, lines: Mapping[str, int]) -> Figure:
+    known = [f.name for f in fields(Figure)]
+    for key in table:
+        if key not in known:
+            raise suite.error(lines.get(key, line), unknown_name("key", key, known))
+    draw, wanted = table.get("draw"), ["name", "title", "technique", "draw"]
+    if draw not in DRAWN:
+        raise suite.error(lines.get("draw", line), unknown_name("draw", str(draw), DRAWN))
+    for key in [*wanted, *(["factor"] if draw == "sweep" else [])]:
+        if key not in table:
+            raise suite.error(line, f"this figure has no {key}. Needed: {', '.join(wanted)}; a sweep: factor.")
+    techniques = table["technique"] if isinstance(table["technique"], list) else [table["technique"]]
+    texts = [*techniques, *(value for key, value in table.items() if key != "technique")]
+    if not techniques or not all(isinstance(text, str) for text in texts):
+        raise suite.error(line, "a figure's values are text; technique may be a list.")
+    if not re.fullmatch(r"[\w][\w.-]*", table["name"]):
+        raise suite.error(lines.get("name", line), f"name = {table['name']!r}: letters, digits, '.', '-' and '_' only.")
+    return Figure(table["name"], table["title"], tuple(techniques), draw, table.get("factor"))
 
 
 def _find(name: str) -> Path:
@@ -141,20 +199,21 @@ def _find(name: str) -> Path:
 
 @dataclass(frozen=True)
 class _Lines:
-    """Where things stand, which `tomllib` does not tell: keys before the first table, then each `[[trials]]`."""
+    """Where things stand, which `tomllib` does not tell: keys before the first table, then each table of a list."""
 
     top: dict[str, int]
     defaults: dict[str, int]
     tables: list[tuple[int, dict[str, int]]]
+    figures: list[tuple[int, dict[str, int]]]
 
 
 def _lines(text: str) -> _Lines:
-    found = _Lines({}, {}, [])
+    found = _Lines({}, {}, [], [])
     keys = found.top
     for number, line in enumerate(text.splitlines(), 1):
-        if re.match(r"\s*\[\[\s*trials\s*\]\]", line):
+        if header := re.match(r"\s*\[\[\s*(trials|figures)\s*\]\]", line):
             keys = {}
-            found.tables.append((number, keys))
+            (found.tables if header[1] == "trials" else found.figures).append((number, keys))
         elif header := re.match(r"\s*\[\s*\"?([\w-]+)", line):
             found.top.setdefault(header[1], number)
             keys = found.defaults if header[1] == "defaults" else {}

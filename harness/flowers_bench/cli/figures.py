@@ -1,0 +1,39 @@
+"""`flowers-bench figures`: what a suite wants drawn, from the run store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from flowers_bench.errors import UsageError
+
+
+def figures(suite: str, runs: Path, output: Path) -> None:
+    """Write the files and name them; what cannot be drawn is named with the command that makes its trials.
+
+    Raises:
+        UsageError: an empty store, a suite without figures, a folder that cannot be written.
+    """
+    from flowers_bench.grid import read_suite
+    from flowers_bench.report.figures import draw_figures
+    from flowers_bench.store import Store
+
+    wanted = read_suite(suite)
+    if not wanted.figures:
+        raise UsageError(f"suite {wanted.path} has no [[figures]]; docs/study.md tells how to write some.")
+    folders = Store(runs).finished_or_refuse()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        drawn = draw_figures(wanted.figures, folders, output)
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error}.") from error
+    console = Console(highlight=False, soft_wrap=True)
+    for item in drawn:
+        for path in item.files:
+            console.print(f"{path}: {item.figure.title}", markup=False)
+    absent = [item for item in drawn if not item.files]
+    for item in absent:
+        console.print(f"absent: {item.figure.name} ({item.figure.title}): {item.why}", markup=False)
+    if absent:
+        console.print(f"what is absent comes with: flowers-bench run {suite} --out {runs}", markup=False)

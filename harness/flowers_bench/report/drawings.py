@@ -1,0 +1,219 @@
+"""How a suite's figures are drawn: curves over epochs, sweeps over a factor, pictures that techniques drew.
+
+Every drawing says under itself what it was measured on: data, backbone, seeds, test images, and what its intervals are.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowers_bench.grid import Figure
+from flowers_bench.report.numbers import percent
+from flowers_bench.report.plots import curve
+from flowers_bench.report.rows import Row, factors
+from flowers_bench.store import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+#: A sweep has at least so many values.
+FEWEST = 2
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A suite's figure, and the rows of one dataset, protocol and backbone that it shows."""
+
+    figure: Figure
+    rows: tuple[Row, ...]
+
+    def caption(self, shown: str) -> str:
+        """What the figure is of; `shown` says what its lines or pictures are."""
+        config = self.rows[0].config
+        data = config["dataset"]
+        weights = sorted({str(row.config["weights"]["name"]) for row in self.rows})
+        seeds = sorted({len(row.seeds) for row in self.rows})
+        count = f"{seeds[0]} seed{'s' if seeds[-1] > 1 else ''}"
+        return ". ".join(
+            (
+                f"{data['name']}: {data['classes']} classes, {data['n_train']} train / {data['n_val']} val / "
+                f"{data['n_test']} test images, {config['recipe']['image_size']} px, split {data['split_checksum'][:8]}",
+                f"{config['backbone']}, weights {' or '.join(weights)}",
+                count if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds",
+                shown,
+                *(f"Note: {note}" for note in data["notes"]),
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawing, to be saved as a file with this suffix."""
+
+    canvas: Canvas
+    suffix: str
+
+    def save(self, path: Path) -> None:
+        """Write the file, atomically, the same bytes for the same drawing."""
+        import matplotlib
+
+        metadata = {"Date": None} if self.suffix == ".svg" else {"Software": None}
+        with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+            write_atomically(
+                path,
+                lambda temporary: self.canvas.savefig(temporary, format=self.suffix[1:], dpi=150, metadata=metadata),
+                durable=False,
+            )
+
+
+def _canvas(panel: Panel, width: float, height: float, caption: str) -> Any:
+    """An empty drawing with title and caption. Not pyplot's, which would keep it alive, and may look for a display."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(width, height), layout="constrained")
+    canvas.suptitle(panel.figure.title, fontsize=11)
+    canvas.supxlabel(textwrap.fill(caption, int(width * 15)), fontsize=7, color="0.3", parse_math=False)
+    return canvas
+
+
+def draw_curves(panel: Panel) -> Drawing | str:
+    """Accuracy and loss by epoch, a colour for each row; the legend has the test accuracy."""
+    trained = [row for row in panel.rows if any(trial.folder.history() for trial in row.trials)]
+    if not trained:
+        return "its trials have no history"
+    overs = "; ".join(sorted({row.top1.over for row in trained}))
+    canvas = _canvas(
+        panel,
+        12,
+        4.4,
+        panel.caption(
+            "Lines: mean over seeds; bands: smallest to largest. Legend: test accuracy in percent with its 95 % "
+            f"interval, over {overs}. Training loss is each technique's own, and not comparable between them"
+        ),
+    )
+    accuracy, loss = canvas.subplots(1, 2)
+    handles = []
+    for number, row in enumerate(trained):
+        histories = [trial.folder.history() for trial in row.trials]
+        colour = f"C{number % 10}"
+        line = _band(accuracy, curve(histories, "val_top1"), colour, "-", 100)
+        _band(accuracy, curve(histories, "train_top1_clean"), colour, "--", 100)
+        _band(loss, curve(histories, "train_loss"), colour, "--", 1)
+        line.set_label(f"{row.name}: {percent(row.top1.value)} [{percent(row.top1.low)}, {percent(row.top1.high)}]")
+        handles.append(line)
+    for axes in (accuracy, loss):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    accuracy.set(xlabel="epoch", ylabel="accuracy, % (solid: validation, dashed: training)", ylim=(0, 100))
+    loss.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+    canvas.legend(handles=handles, loc="outside right upper", fontsize=7)
+    return Drawing(canvas, ".svg")
+
+
+def _band(axes: Any, values: Mapping[str, Sequence[float | None]], colour: str, style: str, factor: float) -> Any:
+    mean, low, high = (factor * np.array(values[key], dtype=float) for key in ("mean", "low", "high"))
+    epochs = np.arange(1, len(mean) + 1)
+    axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+    (line,) = axes.plot(epochs, mean, style, color=colour, linewidth=1.3)
+    return line
+
+
+def draw_sweep(panel: Panel) -> Drawing | str:
+    """Accuracy and loss by the factor's value, a line for each setting of everything else; under each value of the
+    factor the share of the parameters that is trained, where it depends on it."""
+    lines = _swept(panel)
+    if not lines:
+        return f"its trials have fewer than {FEWEST} values of {panel.figure.factor}"
+    values = sorted({value for points in lines.values() for value in points})
+    rows = [row for points in lines.values() for row in points.values()]
+    overs = "; ".join(sorted({row.top1.over for row in rows}))
+    canvas = _canvas(panel, 9, 4.4, panel.caption(f"Bars: 95 % intervals of test accuracy, over {overs}"))
+    accuracy, loss = canvas.subplots(1, 2)
+    for number, (name, points) in enumerate(lines.items()):
+        places = [values.index(value) for value in points]
+        found, colour = list(points.values()), f"C{number}"
+        _bars(accuracy, places, found, colour, f"test{name}")
+        accuracy.plot(places, [100 * (row.mean("val", "top1") or 0) for row in found], ":", color=colour,
+                      marker=".", label=f"validation{name}")  # fmt: skip
+        for split, style in (("test", "-o"), ("val", ":.")):
+            losses = [row.mean(split, "nll") for row in found]
+            if all(value is not None for value in losses):
+                loss.plot(places, losses, style, color=colour, markersize=4)
+    shares = _tuned_shares(rows, str(panel.figure.factor))
+    for axes in (accuracy, loss):
+        axes.set_xticks(range(len(values)), [f"{value:g}{shares.get(value, '')}" for value in values], fontsize=8)
+        axes.set_xlabel(f"{panel.figure.factor}{' (below: tuned share of the parameters)' if shares else ''}")
+    accuracy.set_ylabel("accuracy, %")
+    loss.set_ylabel("loss: -log p, nats (solid: test, dotted: validation)")
+    accuracy.legend(fontsize=7)
+    return Drawing(canvas, ".svg")
+
+
+def _swept(panel: Panel) -> dict[str, dict[float, Row]]:
+    """Rows by what else was set, in words, and by the factor's value."""
+    key = panel.figure.factor
+    groups: dict[tuple[Any, ...], dict[float, Row]] = {}
+    for row in panel.rows:
+        own = factors(row.config)
+        if key in own:
+            rest = tuple(sorted((k, v) for k, v in own.items() if k not in (key, "variant", "harness_revision")))
+            groups.setdefault(rest, {})[float(own[key])] = row
+    lines = {rest: points for rest, points in groups.items() if len(points) >= FEWEST}
+    shared = set.intersection(*map(set, lines)) if lines else set()
+    return {
+        "".join(f", {k}={v}" for k, v in rest if (k, v) not in shared): dict(sorted(points.items()))
+        for rest, points in lines.items()
+    }
+
+
+def _bars(axes: Any, places: Sequence[int], rows: Sequence[Row], colour: str, label: str) -> None:
+    value, low, high = (100 * np.array([getattr(row.top1, name) for row in rows]) for name in ("value", "low", "high"))
+    axes.errorbar(places, value, np.stack([value - low, high - value]), color=colour, marker="o", markersize=4,
+                  capsize=3, label=label)  # fmt: skip
+
+
+def _tuned_shares(rows: Sequence[Row], factor: str) -> dict[float, str]:
+    """A second line under each value: the share of the parameters that is trained; none where it is always the same."""
+    shares = {}
+    for row in rows:
+        trained, total = row.mean("cost", "trainable_parameters"), row.mean("cost", "parameters")
+        if trained is not None and total:
+            shares[float(factors(row.config)[factor])] = f"\n{100 * trained / total:.3g} %"
+    return shares if len(set(shares.values())) > 1 else {}
+
+
+def draw_pictures(panel: Panel) -> Drawing | str:
+    """What the techniques drew after training, of each row's first seed, one under the other."""
+    from matplotlib.image import imread
+
+    found = [
+        (f"{row.name}, seed {row.seeds[0]}", imread(path))
+        for row in panel.rows
+        for path in sorted((row.trials[0].folder.path / "figures").glob("*.png"))
+    ]
+    if not found:
+        return "its trials drew no pictures"
+    width = 11.0
+    heights = [width * image.shape[0] / image.shape[1] for _, image in found]
+    canvas = _canvas(
+        panel, width, sum(heights) + 0.3 * len(found) + 1.2, panel.caption("Pictures: of the seed that is named")
+    )
+    for axes, (name, image) in zip(
+        np.atleast_1d(canvas.subplots(len(found), 1, height_ratios=heights)), found, strict=True
+    ):
+        axes.imshow(image)
+        axes.set_title(name, fontsize=8, parse_math=False)
+        axes.set_axis_off()
+    return Drawing(canvas, ".png")
+
+
+DRAWINGS: dict[str, Callable[[Panel], Drawing | str]] = {
+    "curves": draw_curves,
+    "sweep": draw_sweep,
+    "pictures": draw_pictures,
+}
