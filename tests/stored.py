@@ -13,7 +13,7 @@ import pandas as pd
 from flowers_bench.measure.quality import quality
 from flowers_bench.store import SCHEMA_VERSION, Store, TrialFolder, write_json
 from flowers_bench.technique import Recipe
-from flowers_bench.trial import Trial
+from flowers_bench.trial import Protocol, Trial
 
 CLASSES = 4
 HARDWARE = {
@@ -48,6 +48,7 @@ def store_trial(
     options: Mapping[str, Any] | None = None,
     result: Mapping[str, Any] | None = None,
     run: Mapping[str, Any] | None = None,
+    protocol: Protocol = Protocol(),  # noqa: B008 - frozen
     backbone: str = "resnet18",
     class_names: tuple[str, ...] = ("rose", "tulip", "daisy", "lily"),
     seconds: float = 60.0,
@@ -83,6 +84,7 @@ def store_trial(
         recipe=Recipe().changed(**{"epochs": 3, **(recipe or {})}),
         seed=seed,
         code={"common": "flowers-bench 0.1.0"},
+        protocol=protocol,
     )
     given = {"data_source": "toy", "data_path": None, "cache_dir": "nowhere", "plugin_files": [], "baseline": "plain"}
     folder = Store(root).prepare(trial, {**given, "command": ["--plugin", label], **(run or {})})

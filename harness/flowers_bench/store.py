@@ -13,6 +13,7 @@ runs/<trial id>/config.json         the trial: what the id is a hash of
                 failure.json        why the last attempt failed; replaced by the next attempt
                 log.txt             what the trial's process printed
                 figures/            pictures
+runs/search/                        a run store of its own: trials of `--search`, which have no test figures
 ```
 """
 

@@ -17,7 +17,7 @@ from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.errors import UsageError, unknown_name
 from flowers_bench.host import Host, Registered
 from flowers_bench.measure.episodic import queries_per_class
-from flowers_bench.technique import Augmentation, Loss, Model, ModelContext, Recipe, Technique, Variant
+from flowers_bench.technique import Augmentation, Loss, Model, ModelContext, Option, Recipe, Technique, Variant
 from flowers_bench.training.prediction import PREDICTORS
 from flowers_bench.trial import Trial
 
@@ -104,6 +104,21 @@ def plan(
         }
         planned += _trials(host, request, parts, source, recipe, datasets[key], data_options, run)
     return in_order(planned)
+
+
+def searchable(host: Host, request: Request, label: str) -> tuple[Recipe, dict[str, Option]]:
+    """Where a search for `technique/variant` starts: its recipe, and its options that declare where to look. What the
+    variant or the request sets is not searched: that is what it is.
+
+    Raises:
+        UsageError: as `plan`.
+    """
+    source, _ = find_source(host, request.data)
+    _, settings = _split_settings(source, request.settings)
+    parts = _parts(host, request, label)
+    fixed = {*parts.variant.options, *settings}
+    options = {name: option for name, option in _options(parts).items() if option.search and name not in fixed}
+    return _recipe(source, parts, settings), options
 
 
 def in_order(planned: Iterable[Planned]) -> list[Planned]:

@@ -46,6 +46,8 @@ class Option:
         help: one line.
         choices: the only valid values, if not empty.
         minimum, maximum: inclusive bounds of a number.
+        search: where `--search` looks: the bounds of a number (tried on a logarithmic scale where the upper one is at
+            least ten times the lower), or the values to try; empty: it is not searched.
     """
 
     default: Value
@@ -53,6 +55,7 @@ class Option:
     choices: tuple[Value, ...] = ()
     minimum: float = -math.inf
     maximum: float = math.inf
+    search: tuple[Value, ...] = ()
 
     def parse(self, name: str, value: Any) -> Value:
         """`value` (text or a TOML value) as this option's type; raises `UsageError` naming the valid choices."""

@@ -17,11 +17,22 @@ HARNESS_REVISION = 1
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which split trains, which selects the checkpoint, which reports. The same for all techniques compared."""
+    """Which split trains, which selects the checkpoint, which reports. The same for all techniques compared.
+
+    Attributes:
+        report: `test`, or `none` for a trial of a search, which must not know.
+        search: how many configurations were tried, by their validation accuracy, to find the recipe; 0: it is as given.
+    """
 
     train: str = "train"
     select: str = "val"
     report: str = "test"
+    search: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        found = {"train": self.train, "select": self.select, "report": self.report}
+        return {**found, "search": self.search} if self.search else found  # without one, ids are as ever
 
 
 @dataclass(frozen=True)
@@ -88,11 +99,7 @@ class Trial:
             "recipe": self.recipe.facts(),
             "seed": self.seed,
             "code": dict(self.code),
-            "protocol": {
-                "train": self.protocol.train,
-                "select": self.protocol.select,
-                "report": self.protocol.report,
-            },
+            "protocol": self.protocol.facts(),
         }
 
 

@@ -98,7 +98,9 @@ def register_models() -> list[Model]:
 
 @hookimpl
 def register_losses() -> list[Loss]:
-    smoothing = Option(0.0, "share of the target given to all classes alike", minimum=0, maximum=0.99)
+    smoothing = Option(
+        0.0, "share of the target given to all classes alike", minimum=0, maximum=0.99, search=(0.0, 0.2)
+    )
     return [
         Loss(
             "cross-entropy",
@@ -118,12 +120,15 @@ def register_augmentations() -> list[Augmentation]:
             "standard",
             "random resized crop, flip, colour jitter",
             options={
-                "min_scale": Option(0.35, "smallest share of the image's area in a crop", minimum=0.01, maximum=1),
+                "min_scale": Option(
+                    0.35, "smallest share of the image's area in a crop", minimum=0.01, maximum=1, search=(0.1, 0.8)
+                ),
                 "jitter": Option(
                     0.3,
                     "strength of brightness, contrast and saturation jitter; 0: none",
                     minimum=0,
                     maximum=1,
+                    search=(0.0, 0.5),
                 ),
             },
             image=standard_augmentation,

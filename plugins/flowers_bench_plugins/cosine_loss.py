@@ -78,7 +78,9 @@ def build_cosine(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
 
 
 # One setting of model and loss: the classifier exists if it is trained.
-WEIGHT = Option(0.1, "lambda, the weight of cross-entropy; 0: no classifier", minimum=0, maximum=1000)
+WEIGHT = Option(
+    0.1, "lambda, the weight of cross-entropy; 0: no classifier", minimum=0, maximum=1000, search=(0.01, 1.0)
+)
 
 
 @hookimpl

@@ -134,7 +134,7 @@ def build_distillation(context: LossContext) -> Callable[[Output, Tensor], Tenso
     return distillation
 
 
-WEIGHT = Option(0.9, "a, the teacher's share of the loss; 0: no teacher", minimum=0, maximum=1)
+WEIGHT = Option(0.9, "a, the teacher's share of the loss; 0: no teacher", minimum=0, maximum=1, search=(0.5, 1.0))
 
 
 @hookimpl
@@ -162,7 +162,9 @@ def register_losses() -> list[Loss]:
             needs=frozenset({"logits", "teacher"}),
             options={
                 "distill_weight": WEIGHT,
-                "temperature": Option(4.0, "T, how much the predictions are softened", minimum=0.01, maximum=1000),
+                "temperature": Option(
+                    4.0, "T, how much the predictions are softened", minimum=0.01, maximum=1000, search=(1.0, 10.0)
+                ),
             },
             build=build_distillation,
         )

@@ -131,8 +131,10 @@ def build_hybrid_focal_margin(context: LossContext) -> Callable[[Output, Tensor]
     return lambda output, target: focal(output.logits, target, gamma) + weight * large_margin(output.logits, target)
 
 
-GAMMA = Option(2.0, "how strongly easy images are discounted; 0: not at all", minimum=0, maximum=20)
-SCALE = Option(30.0, "the cosines' factor s, of the model and the loss alike", minimum=0.1, maximum=1000)
+GAMMA = Option(2.0, "how strongly easy images are discounted; 0: not at all", minimum=0, maximum=20, search=(0.0, 5.0))
+SCALE = Option(
+    30.0, "the cosines' factor s, of the model and the loss alike", minimum=0.1, maximum=1000, search=(10.0, 64.0)
+)
 
 
 @hookimpl
@@ -151,8 +153,8 @@ def register_models() -> list[Model]:
 
 @hookimpl
 def register_losses() -> list[Loss]:
-    margin = Option(0.2, "by how much the true class's cosine must lead", minimum=0, maximum=1)
-    weight = Option(0.3, "lambda, the weight of the margin term", minimum=0, maximum=100)
+    margin = Option(0.2, "by how much the true class's cosine must lead", minimum=0, maximum=1, search=(0.05, 0.5))
+    weight = Option(0.3, "lambda, the weight of the margin term", minimum=0, maximum=100, search=(0.03, 3.0))
     return [
         Loss("focal", "focal loss of the logits", frozenset({"logits"}), {"gamma": GAMMA}, build=build_focal),
         Loss(

@@ -62,7 +62,7 @@ def register_models() -> list[Model]:
             "a frozen vision transformer with low-rank updates in its attention",
             needs=frozenset({"tokens"}),
             options={
-                "rank": Option(8, "r, the rank of each update", minimum=1, maximum=1024),
+                "rank": Option(8, "r, the rank of each update", minimum=1, maximum=1024, search=(2, 32)),
                 "lora_alpha": Option(
                     16.0, "the update's scale, which is divided by the rank", minimum=0, maximum=10000
                 ),

@@ -156,16 +156,24 @@ def batch_transform(mix: Mix) -> Callable[[AugmentationContext], Callable[[Tenso
 @hookimpl
 def register_augmentations() -> list[Augmentation]:
     crop = {
-        "min_scale": Option(0.35, "smallest share of the image's area in a crop", minimum=0.01, maximum=1),
-        "jitter": Option(0.3, "strength of brightness, contrast and saturation jitter; 0: none", minimum=0, maximum=1),
+        "min_scale": Option(
+            0.35, "smallest share of the image's area in a crop", minimum=0.01, maximum=1, search=(0.1, 0.8)
+        ),
+        "jitter": Option(
+            0.3,
+            "strength of brightness, contrast and saturation jitter; 0: none",
+            minimum=0,
+            maximum=1,
+            search=(0.0, 0.5),
+        ),
     }
     alphas = {
         "mixup_alpha": Option(
-            0.2, "of MixUp's Beta(alpha, alpha): larger mixes more evenly", minimum=0.01, maximum=100
+            0.2, "of MixUp's Beta(alpha, alpha): larger mixes more evenly", minimum=0.01, maximum=100, search=(0.1, 2.0)
         ),
-        "cutmix_alpha": Option(1.0, "of CutMix's Beta(alpha, alpha)", minimum=0.01, maximum=100),
+        "cutmix_alpha": Option(1.0, "of CutMix's Beta(alpha, alpha)", minimum=0.01, maximum=100, search=(0.1, 2.0)),
     }
-    share = Option(1.0, "share of the batches that are mixed", minimum=0, maximum=1)
+    share = Option(1.0, "share of the batches that are mixed", minimum=0, maximum=1, search=(0.3, 1.0))
     return [
         Augmentation(
             name,

@@ -131,7 +131,7 @@ def register_models() -> list[Model]:
                     0, "how many of the backbone's first stages are frozen; -1: all", minimum=-1, maximum=100
                 ),
                 "hidden": Option(512, "width of the head's hidden layer", minimum=1, maximum=65536),
-                "dropout": Option(0.5, "of the head", minimum=0, maximum=0.95),
+                "dropout": Option(0.5, "of the head", minimum=0, maximum=0.95, search=(0.0, 0.7)),
             },
             build=build_multiscale,
         )

@@ -81,7 +81,9 @@ def register_models() -> list[Model]:
             "a frozen vision transformer with learned tokens among its input",
             needs=frozenset({"tokens"}),
             options={
-                "prompt_length": Option(10, "how many learned tokens; 0: none", minimum=0, maximum=10000),
+                "prompt_length": Option(
+                    10, "how many learned tokens; 0: none", minimum=0, maximum=10000, search=(5, 100)
+                ),
                 "deep": Option(False, "new prompts for every block, or one set for the first"),
             },
             build=build_prompted,

@@ -103,7 +103,9 @@ def register_losses() -> list[Loss]:
                 "distance": Option(
                     "euclidean", "between an embedding and a prototype, squared", choices=("euclidean", "cosine")
                 ),
-                "temperature": Option(0.1, "T: scores are minus the distance over this", minimum=1e-3, maximum=1e3),
+                "temperature": Option(
+                    0.1, "T: scores are minus the distance over this", minimum=1e-3, maximum=1e3, search=(0.02, 1.0)
+                ),
                 "eval_way": Option(5, "classes in a test episode", minimum=2, maximum=10000),
                 "eval_shot": Option(5, "support images of each", minimum=1, maximum=1000),
             },

@@ -213,11 +213,11 @@ def register_models() -> list[Model]:
 def register_losses() -> list[Loss]:
     options = {
         "mining": Option("batch-hard", "which triplets of a batch count", choices=tuple(MINING)),
-        "margin": Option(0.2, "m, where the margin is not soft", minimum=0, maximum=10),
+        "margin": Option(0.2, "m, where the margin is not soft", minimum=0, maximum=10, search=(0.05, 1.0)),
         "soft_margin": Option(False, "log(1 + exp(.)) in place of the margin"),
         "images_per_class": Option(4, "K of the P x K batches, P = batch_size / K", minimum=2, maximum=1000),
     }
-    weight = Option(1.0, "weight of the triplet loss beside cross-entropy", minimum=0, maximum=1000)
+    weight = Option(1.0, "weight of the triplet loss beside cross-entropy", minimum=0, maximum=1000, search=(0.1, 10.0))
     return [
         Loss(
             "triplet",

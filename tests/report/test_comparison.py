@@ -20,6 +20,7 @@ from flowers_bench.report.comparison import Comparison
 from flowers_bench.report.comparison_text import sentence, sentences
 from flowers_bench.report.leaderboard import Leaderboard
 from flowers_bench.store import Store
+from flowers_bench.trial import Protocol
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_only_common_seeds_are_paired(runs: Path) -> None:
         ({"dataset": {"split_checksum": "6" * 64}}, "other split"),
         ({"dataset": {"notes": ["64 px copies"]}}, "other images: as they are against 64 px copies"),
         ({"dataset": {"fingerprint": "e" * 64}}, "the pixels are not"),
-        ({"run": {"search": 20}}, "other search budget: none against 20"),
+        ({"protocol": Protocol(search=20)}, "other search budget: none against best of 20"),
     ],
 )
 def test_what_is_not_comparable_is_refused_with_the_reason(runs: Path, change: dict, words: str) -> None:

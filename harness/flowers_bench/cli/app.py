@@ -69,6 +69,10 @@ def run(
         list[str] | None,
         typer.Option(help="KEY=V1,V2,...: a trial for each value; repeated, for each combination"),
     ] = None,
+    search: Annotated[
+        int,
+        typer.Option(min=0, max=10000, help="Try N configurations of each technique on validation, run the best one"),
+    ] = 0,
     format: Annotated[str, typer.Option(help="text or md: how the tables are printed")] = "text",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that one trial may take")] = 86400,
     out: Out = Path("runs"),
@@ -83,7 +87,7 @@ def run(
 
     factors = {"data": data, "backbone": backbone, "weights": weights, "loss": loss, "augmentation": augmentation}
     given = {key: value for key, value in factors.items() if value is not None}
-    asked = command.Asked(suite, plugin, given, seeds, set_ or [], sweep or [], data_dir, out, jobs, shard)
+    asked = command.Asked(suite, plugin, given, seeds, set_ or [], sweep or [], data_dir, out, jobs, shard, search)
     raise typer.Exit(command.run(asked, format, timeout))
 
 
@@ -146,6 +150,18 @@ def report(
     from flowers_bench.cli import report as command
 
     command.report(runs, output)
+
+
+@app.command()
+def figures(
+    suite: Annotated[str, typer.Argument(help="study, study-small or a suite of your own, ./mine.toml")],
+    runs: Annotated[Path, typer.Argument(help="The run store")] = Path("runs"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to")] = Path("figures"),
+) -> None:
+    """A suite's figures, drawn from its finished trials: curves, sweeps and pictures, as SVG and PNG."""
+    from flowers_bench.cli import figures as command
+
+    command.figures(suite, runs, output)
 
 
 @app.command()

@@ -25,10 +25,11 @@ from flowers_bench.errors import UsageError, unknown_name
 from flowers_bench.host import Host, discover
 
 if TYPE_CHECKING:
-    from flowers_bench.store import TrialFolder
-    from flowers_bench.suite import Planned
+    from flowers_bench.store import Store, TrialFolder
+    from flowers_bench.suite import Planned, Request
 
 T = TypeVar("T")
+AGAIN = "interrupted; run the same command again to continue"
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -41,6 +42,7 @@ class Asked:
         factors: data, backbone, weights, loss and augmentation, as far as given.
         settings, sweeps: `KEY=VALUE` and `KEY=V1,V2` texts.
         shard: `I/N`.
+        search: how many configurations to try for each technique; 0: the recipes as they are.
     """
 
     suite: str | None
@@ -53,6 +55,7 @@ class Asked:
     out: Path
     jobs: int
     shard: str
+    search: int = 0
 
     @property
     def cache(self) -> Path:
@@ -72,18 +75,32 @@ def run(asked: Asked, format: str, timeout: float) -> int:
         raise UsageError(
             "--plugin is empty or missing: name a technique (`flowers-bench list` shows them), or a suite: run study-small"
         )
+    _refuse_beside_search(asked)
     host = discover(files)
     if asked.suite is not None:
         return _run_suite(host, files, asked, asked.suite, format, timeout)
     names += [name for file in files for name in _techniques_of(host, file)]
-    return _execute_part(_plan(host, files, names, asked), asked, format, timeout)
+    request = _request(names, asked)
+    if asked.search:
+        return _search(host, files, request, asked, format, timeout)
+    return _execute_part(_plan(host, files, request, asked), asked, format, timeout)
 
 
-def _plan(host: Host, files: Sequence[Path], names: Sequence[str], asked: Asked) -> list[Planned]:
-    from flowers_bench.grid import plan_sweep
-    from flowers_bench.suite import Request, plan
+def _refuse_beside_search(asked: Asked) -> None:
+    if not asked.search:
+        return
+    if asked.suite is not None or asked.sweeps:
+        raise UsageError(
+            "--search finds a recipe for each technique of --plugin: it goes with neither a suite nor --sweep."
+        )
+    if asked.shard != "1/1":
+        raise UsageError("--search tries one configuration after the other, which --shard cannot divide. Use --jobs.")
 
-    request = Request(
+
+def _request(names: Sequence[str], asked: Asked) -> Request:
+    from flowers_bench.suite import Request
+
+    return Request(
         names,
         cache_dir=asked.cache,
         seeds=asked.seeds or 3,
@@ -92,11 +109,59 @@ def _plan(host: Host, files: Sequence[Path], names: Sequence[str], asked: Asked)
         jobs=asked.jobs,
         **{"data": "petals", **asked.factors},
     )
+
+
+def _plan(host: Host, files: Sequence[Path], request: Request, asked: Asked) -> list[Planned]:
+    from flowers_bench.grid import plan_sweep
+    from flowers_bench.suite import plan
+
     sweep = parse_sweeps(asked.sweeps)
     for key in sweep:
         if key in asked.factors or key in request.settings:
             raise UsageError(f"--sweep {key}: this is given a single value too. Leave that out.")
     return plan_sweep(host, request, sweep, files, _track) if sweep else plan(host, request, files, _track)
+
+
+def _search(host: Host, files: Sequence[Path], request: Request, asked: Asked, format: str, timeout: float) -> int:
+    """Find each technique's recipe on validation, then run that with all seeds."""
+    from flowers_bench.environment import kernel_in_use
+    from flowers_bench.errors import TrialFailed
+    from flowers_bench.executors.local import run_all
+    from flowers_bench.search import search, store_of_search
+
+    store = store_of_search(asked.out)
+    kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
+
+    def run_round(number: int, planned: Sequence[Planned]) -> None:
+        todo = _prepared(planned, store)
+        if todo:
+            messages.print(f"search: configuration {number} of {asked.search}")
+        with TrialProgress({item.trial.id: item.trial.label for item in planned}, len(todo)) as progress:
+            outcomes = run_all(todo, progress.on_event, timeout, asked.jobs)
+        if len(outcomes) < len(todo) or any(outcome.state == "interrupted" for outcome in outcomes):
+            raise KeyboardInterrupt
+
+    try:
+        planned = search(host, request, files, asked.search, run_round, _track)
+    except KeyboardInterrupt:
+        messages.print(AGAIN)
+        return INTERRUPTED
+    except TrialFailed as error:
+        messages.print(str(error), markup=False, style="red")
+        return FAILED
+    for about in {item.trial.label: (item.trial.label, item.run["search"]) for item in planned}.values():
+        messages.print(_found(*about), markup=False)
+    return execute(planned, asked.out, timeout, asked.jobs, format)
+
+
+def _found(label: str, about: Mapping[str, Any]) -> str:
+    from flowers_bench.report.numbers import duration, percent
+
+    settings = ", ".join(f"{key}={value}" for key, value in about["settings"].items()) or "nothing to search"
+    return (
+        f"{label}: {settings}; validation top-1 {percent(about['val_top1'])} %, best of {about['configurations']} "
+        f"configurations in {duration(about['seconds'])}"
+    )
 
 
 def _run_suite(host: Host, files: Sequence[Path], asked: Asked, name: str, format: str, timeout: float) -> int:
@@ -199,11 +264,7 @@ def execute(planned: Sequence[Planned], out: Path, timeout: float, jobs: int, fo
     _announce(planned, out)
     kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
     folders = [store.folder(item.trial.id) for item in planned]
-    todo = [
-        store.prepare(item.trial, {**item.run, "command": sys.argv[1:]})
-        for item in planned
-        if not store.folder(item.trial.id).finished()
-    ]
+    todo = _prepared(planned, store)
     if len(todo) < len(planned):
         messages.print(f"{len(planned) - len(todo)} of {len(planned)} trials are finished already")
     labels = {item.trial.id: f"{item.trial.label} seed {item.trial.seed}" for item in planned}
@@ -216,9 +277,15 @@ def execute(planned: Sequence[Planned], out: Path, timeout: float, jobs: int, fo
         print_text(Leaderboard.of(finished))
     _print_total(folders)
     if any(outcome.state == "interrupted" for outcome in outcomes):
-        messages.print("interrupted; run the same command again to continue")
+        messages.print(AGAIN)
         return INTERRUPTED
     return FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0
+
+
+def _prepared(planned: Sequence[Planned], store: Store) -> list[TrialFolder]:
+    """The folders of those that are not finished yet, each once."""
+    todo = {item.trial.id: item for item in planned if not store.folder(item.trial.id).finished()}
+    return [store.prepare(item.trial, {**item.run, "command": sys.argv[1:]}) for item in todo.values()]
 
 
 def _print_total(folders: Sequence[TrialFolder]) -> None:

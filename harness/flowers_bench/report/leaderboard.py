@@ -8,7 +8,16 @@ from dataclasses import dataclass
 
 from flowers_bench.environment import describe_hardware
 from flowers_bench.report.comparison import Comparison, Pair
-from flowers_bench.report.rows import Finished, Row, build_row, by_configuration, distinct_names, factors, protocol
+from flowers_bench.report.rows import (
+    Finished,
+    Row,
+    build_row,
+    by_configuration,
+    distinct_names,
+    factors,
+    protocol,
+    search_budget,
+)
 from flowers_bench.store import TrialFolder
 
 
@@ -42,7 +51,7 @@ class Leaderboard:
         """From finished trials."""
         groups: dict[str, list[Finished]] = {}
         for trial in map(Finished.load, folders):
-            key = json.dumps(protocol(trial.config, trial.run), sort_keys=True)
+            key = json.dumps(protocol(trial.config), sort_keys=True)
             groups.setdefault(key, []).append(trial)
         return cls(tuple(_group(trials) for _, trials in sorted(groups.items())))
 
@@ -59,6 +68,8 @@ def _group(trials: Sequence[Finished]) -> Group:
         f"{data['name']}: {data['classes']} classes, {data['n_train']} train / {data['n_val']} val / {data['n_test']} test, "
         f"{data['resolution']}, split {data['split_checksum'][:8]}"
     )
+    if budget := search_budget(trials[0].config):
+        title += f"; recipes searched: {budget}"
     machines = [trial.result["hardware"] for trial in trials]
     hardware = {f"{describe_hardware(facts)}, kernel {facts['kernel'] or 'not used'}" for facts in machines}
     with_baselines = [(row, other) for row in rows if (other := _baseline(row, rows)) is not None]

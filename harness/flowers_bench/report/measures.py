@@ -78,6 +78,7 @@ _LATENCY = ("cost", "inference", "float32", "latency")
 COSTS = (
     Measure("trainable_parameters", "trainable", ("cost", "trainable_parameters"), count),
     Measure("parameters", "parameters", ("cost", "parameters"), count),
+    Measure("search_seconds", "search time", ("cost", "search_seconds"), duration),
     Measure("flops", "FLOPs", ("cost", "flops"), count),
     Measure("seconds", "training time", ("cost", "seconds"), duration),
     Measure("seconds_to_best", "time to best", ("cost", "seconds_to_best"), duration),

@@ -150,7 +150,7 @@ def factors(config: Mapping[str, Any]) -> dict[str, str]:
     return {key: str(value) for key, value in found.items() if not key.startswith(_DERIVED)}
 
 
-def protocol(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
+def protocol(config: Mapping[str, Any]) -> dict[str, str]:
     """What two trials must have in common to be comparable, each fact in words.
 
     The pixels' stored size is not among them: 64 px and 128 px input of the same photographs are comparable.
@@ -162,10 +162,16 @@ def protocol(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str
         "split": f"{sizes}, {data['split_checksum'][:8]}",
         "images": "; ".join(data["notes"]) or "as they are",
         "data options": _pairs(config["data_options"]),
-        "protocol": _pairs(config["protocol"]),
-        "search budget": str(run.get("search") or "none"),
+        "protocol": _pairs({key: value for key, value in config["protocol"].items() if key != "search"}),
+        "search budget": search_budget(config) or "none",
         "harness revision": str(config["harness_revision"]),
     }
+
+
+def search_budget(config: Mapping[str, Any]) -> str | None:
+    """How the recipe was found, in words; None where it is as given."""
+    tried = config["protocol"].get("search")
+    return f"best of {tried} configurations on validation" if tried else None
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
@@ -174,7 +180,7 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 def obstacles(first: Finished, second: Finished) -> list[str]:
     """Why two trials must not be compared, in words; empty where they may."""
-    one, other = protocol(first.config, first.run), protocol(second.config, second.run)
+    one, other = protocol(first.config), protocol(second.config)
     found = [f"other {key}: {one[key]} against {other[key]}" for key in one if one[key] != other[key]]
     same_size = first.config["recipe"]["image_size"] == second.config["recipe"]["image_size"]
     prints = [trial.config["dataset"]["fingerprint"] for trial in (first, second)]

@@ -44,9 +44,15 @@ def cells(row: Row) -> tuple[str, ...]:
         percent(row.mean("val", "top1")),
         count(row.mean("cost", "trainable_parameters")),
         count(row.mean("cost", "parameters")),
-        duration(row.mean("cost", "seconds")),
+        _time(row),
         size(row.mean("cost", "peak_rss_bytes")),
     )
+
+
+def _time(row: Row) -> str:
+    """Of one training; and of the search for its recipe, where there was one."""
+    searched = row.mean("cost", "search_seconds")
+    return duration(row.mean("cost", "seconds")) + (f" + {duration(searched)} search" if searched else "")
 
 
 def footnotes(group: Group) -> list[str]:

@@ -28,8 +28,10 @@ PREDICTORS: dict[str, dict[str, Option]] = {
         "distance": Option("euclidean", "between an embedding and a class mean", choices=("euclidean", "cosine")),
         "temperature": Option(1.0, "scores are minus the distance over this", minimum=1e-3, maximum=1e3),
     },
-    "knn": {"k": Option(5, "how many nearest neighbours vote", minimum=1, maximum=100000)},
-    "logistic": {"l2": Option(0.01, "weight of the squared coefficients' penalty", minimum=0, maximum=1e3)},
+    "knn": {"k": Option(5, "how many nearest neighbours vote", minimum=1, maximum=100000, search=(1, 20))},
+    "logistic": {
+        "l2": Option(0.01, "weight of the squared coefficients' penalty", minimum=0, maximum=1e3, search=(1e-4, 1.0))
+    },
 }
 
 

@@ -78,11 +78,18 @@ def run_trial(folder: TrialFolder, emit: Emit) -> None:
     emit({"event": "testing"})
     test_started = time.perf_counter()
     predict = parts.evaluator.fit(model, dataset.train)
-    figures = _measure(trial, parts, predict, dataset, folder)
-    figures["cost"] = {
+    cost = {
         **parameter_counts(model),
         **training_cost(training.history, training.best_epoch),
         **peak_memory(device),
+    }
+    if trial.protocol.report == "none":
+        _finish_searched(folder, trial, training, predict(dataset.val.images).logits, dataset.val, cost)
+        return
+    figures = _measure(trial, parts, predict, dataset, folder)
+    figures["cost"] = {
+        **cost,
+        **({"search_seconds": run["search"]["seconds"]} if run.get("search") else {}),
         "setup_seconds": setup_seconds,
         "test_seconds": time.perf_counter() - test_started,
         **_prediction_cost(trial, parts, predict, dataset),
@@ -105,6 +112,27 @@ def run_trial(folder: TrialFolder, emit: Emit) -> None:
     (folder.path / "failure.json").unlink(missing_ok=True)
     write_json(folder.path / "result.json", result)
     training.discard_checkpoint()
+
+
+def _finish_searched(
+    folder: TrialFolder, trial: Trial, training: Training, logits: np.ndarray, val: Split, cost: dict[str, Any]
+) -> None:
+    """The result of a trial of a search: how good it is on validation, what it took, and nothing of the test split."""
+    if not np.isfinite(logits).all():
+        raise TrialFailed("the trained model gives non-finite scores on the val split.")
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "id": trial.id,
+        "label": trial.label,
+        "seed": trial.seed,
+        "best_epoch": training.best_epoch,
+        "val": {"n": len(val), **quality(logits, np.asarray(val.labels), probabilities=training.parts.probabilities)},
+        "cost": cost,
+    }
+    (folder.path / "failure.json").unlink(missing_ok=True)
+    write_json(folder.path / "result.json", result)
+    training.discard_checkpoint()
+    (folder.path / "model.safetensors").unlink(missing_ok=True)
 
 
 def load_dataset(host: Host, trial: Trial, run: Mapping[str, Any]) -> Dataset:

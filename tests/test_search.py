@@ -1,0 +1,218 @@
+"""The search for a recipe: on validation alone, reproducible, continued where it stopped, equal for every technique."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lives import TOY
+
+from flowers_bench import Option, Recipe
+from flowers_bench.cli.run import Asked, run
+from flowers_bench.data.dataset import Dataset, Split
+from flowers_bench.errors import TrialFailed, UsageError
+from flowers_bench.host import discover
+from flowers_bench.store import Store
+from flowers_bench.suite import Planned, Request
+from flowers_bench.training import trial as trial_module
+from flowers_bench.training.prediction import PREDICTORS
+
+pytest.importorskip("optuna", reason='pip install "flowers-bench[search]"')
+import contextlib
+
+from flowers_bench.search import distributions, search, store_of_search
+
+Execute = Callable[[int, Sequence[Planned]], None]
+
+
+def in_this_process(store: Store) -> Execute:
+    """Runs a round's trials here, failures noted as the executor would."""
+
+    def execute(number: int, planned: Sequence[Planned]) -> None:
+        for item in planned:
+            if not store.folder(item.trial.id).finished():
+                with contextlib.suppress(TrialFailed):
+                    trial_module.run_trial(store.prepare(item.trial, {**item.run, "threads": 1}), lambda event: None)
+                torch.use_deterministic_algorithms(False)
+
+    return execute
+
+
+def find(out: Path, budget: int, techniques: Sequence[str] = ("toy/plain", "toy/short"), execute: Execute | None = None,
+         **settings: str) -> list[Planned]:  # fmt: skip
+    given = {"epochs": "1", "warmup_epochs": "0", **settings}
+    request = Request(techniques, "toy", out / "cache", seeds=2, settings=given, store=out)
+    return search(discover([TOY]), request, [TOY], budget, execute or in_this_process(store_of_search(out)))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Planned]]:
+    out = tmp_path_factory.mktemp("searched")
+    return out, find(out, 4)
+
+
+def test_the_best_on_validation_is_run_with_every_seed(found: tuple[Path, list[Planned]]) -> None:
+    out, planned = found
+    assert [(item.trial.label, item.trial.seed) for item in planned] == [
+        (label, seed) for seed in range(2) for label in ("toy/plain", "toy/short")
+    ]
+    for item in planned:
+        about = item.run["search"]
+        results = {name: store_of_search(out).folder(name) for name in about["trials"]}
+        top1 = {name: folder.result()["val"]["top1"] for name, folder in results.items()}
+        assert len(top1) == 4
+        assert about["val_top1"] == top1[about["chosen"]] == max(top1.values())
+        chosen = results[about["chosen"]].config()
+        assert chosen["recipe"] == item.trial.recipe.facts()
+        assert chosen["options"] == item.trial.options
+        assert item.trial.protocol.search == 4
+        assert len({folder.config()["recipe"]["lr"] for folder in results.values()}) == 4
+
+
+def test_the_first_configuration_is_the_techniques_own(found: tuple[Path, list[Planned]]) -> None:
+    out, planned = found
+    first = store_of_search(out).folder(planned[0].run["search"]["trials"][0]).config()
+    assert first["recipe"]["lr"] == 1e-2
+    assert first["recipe"]["weight_decay"] == 0.05
+    assert first["options"]["label_smoothing"] == 0.0
+
+
+def test_searched_trials_know_nothing_of_the_test_split(
+    found: tuple[Path, list[Planned]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Forbidden:
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> Any:
+            raise AssertionError("a test image was read")
+
+    def load(*arguments: Any) -> Dataset:
+        data = opened(*arguments)
+        test = Split(Forbidden(), data.test.labels, data.test.keys)  # type: ignore[arg-type]
+        return Dataset(**{**vars(data), "test": test})
+
+    opened = trial_module.load_dataset
+    monkeypatch.setattr(trial_module, "load_dataset", load)
+    find(tmp_path, 1, ["toy/short"])
+    (folder,) = store_of_search(tmp_path).finished()
+    assert "test" not in folder.result()
+    assert not (folder.path / "predictions.parquet").exists()
+    assert not (folder.path / "model.safetensors").exists()
+    assert not list(Store(found[0]).trials())  # nor do leaderboards see them
+
+
+def test_stopped_and_continued_it_finds_the_same(found: tuple[Path, list[Planned]], tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    real = in_this_process(store_of_search(tmp_path))
+
+    def stops(number: int, planned: Sequence[Planned]) -> None:
+        if number == 3:
+            raise Killed
+        real(number, planned)
+
+    with pytest.raises(Killed):
+        find(tmp_path, 4, execute=stops)
+    before = {
+        folder.path: (folder.path / "result.json").stat().st_mtime_ns for folder in store_of_search(tmp_path).finished()
+    }
+    assert len(before) == 4
+    again = find(tmp_path, 4)
+    assert [item.trial.id for item in again] == [item.trial.id for item in found[1]]
+    assert again[0].run["search"]["trials"] == found[1][0].run["search"]["trials"]
+    assert all((path / "result.json").stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_what_is_set_is_not_searched(tmp_path: Path) -> None:
+    planned = find(tmp_path, 2, ["toy/short"], lr="0.02", jitter="0.1")
+    assert not {"lr", "jitter"}.intersection(planned[0].run["search"]["settings"])
+    assert "weight_decay" in planned[0].run["search"]["settings"]
+    assert planned[0].trial.recipe.lr == 0.02
+
+
+def test_failed_configurations_count_and_only_failures_fail(tmp_path: Path) -> None:
+    with pytest.raises(TrialFailed, match="toy/explode: none of 2"):
+        find(tmp_path, 2, ["toy/explode"])
+
+
+def test_declared_bounds_fit_their_options() -> None:
+    host = discover()
+    parts = [entry.value for kind in (host.models, host.losses, host.augmentations) for entry in kind.values()]
+    declared = [(name, option) for part in parts for name, option in part.options.items() if option.search]
+    declared += [(name, option) for own in PREDICTORS.values() for name, option in own.items() if option.search]
+    assert len(declared) > 20
+    for name, option in declared:
+        for value in option.search:
+            assert option.parse(name, value) == value
+        (space,) = distributions(Recipe(epochs=0, warmup_epochs=0), {name: option}, {}).values()
+        assert space._contains(space.to_internal_repr(option.default)), name
+
+
+def test_scales() -> None:
+    options = {
+        "wide": Option(1.0, "", search=(0.01, 1.0)),
+        "narrow": Option(1.0, "", search=(0.5, 1.0)),
+        "zero": Option(1.0, "", search=(0.0, 1.0)),
+        "count": Option(8, "", search=(2, 32)),
+        "name": Option("a", "", choices=("a", "b", "c"), search=("a", "b")),
+    }
+    space: Any = distributions(Recipe(weight_decay=0.0), options, {})
+    assert set(space) == {"lr", *options}
+    assert (space["lr"].low, space["lr"].high, space["lr"].log) == (pytest.approx(1e-4), pytest.approx(1e-2), True)
+    assert [space[name].log for name in ("wide", "narrow", "zero", "count")] == [True, False, False, True]
+    assert space["name"].choices == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"suite": "study-small", "plugin": ""}, "neither a suite nor --sweep"),
+        ({"sweeps": ["lr=1,2"]}, "neither a suite nor --sweep"),
+        ({"shard": "1/2"}, "--shard cannot divide"),
+    ],
+)
+def test_what_does_not_go_with_a_search_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    common: dict[str, Any] = {"suite": None, "plugin": "knn", "factors": {}, "seeds": 1, "settings": [], "sweeps": []}
+    more = {"data_dir": tmp_path, "out": tmp_path / "runs", "jobs": 1, "shard": "1/1", "search": 2}
+    with pytest.raises(UsageError, match=words):
+        run(Asked(**{**common, **more, **change}), "text", 60)
+
+
+@pytest.mark.slow
+def test_the_command(flowers_bench: Callable[..., Any], tmp_path: Path) -> None:
+    command = ["--plugin", str(TOY), "--data", "toy", "--search", "3", "--seeds", "2", "--jobs", "2"]
+    first = flowers_bench(*command)
+    assert first.returncode == 0, first.stderr
+    assert "search: configuration 3 of 3" in first.stderr
+    assert "best of 3 configurations" in first.stderr
+    assert "recipes searched: best of 3 configurations on validation" in first.stdout
+    assert " search " in first.stdout  # in the cost column
+    assert len(store_of_search(tmp_path / "runs").finished()) == 6
+    again = flowers_bench(*command)
+    assert again.stdout == first.stdout
+    assert "search: configuration" not in again.stderr
+    untuned = flowers_bench("--plugin", f"{TOY},toy/plain", "--data", "toy", "--seeds", "2")
+    assert untuned.returncode == 0
+    (result,) = {
+        f.result()["cost"].get("search_seconds")
+        for f in Store(tmp_path / "runs").finished()
+        if f.config()["variant"] == "short"
+    }
+    assert result > 0
+    board = flowers_bench("leaderboard").stdout
+    assert board.count("toy/plain") >= 2  # a table of its own
+    refused = flowers_bench(
+        "compare",
+        *[
+            f.id
+            for f in Store(tmp_path / "runs").finished()
+            if f.config()["variant"] == "plain" and f.config()["seed"] == 0
+        ],
+    )
+    assert refused.returncode == 2
+    assert "other search budget" in refused.stderr
