@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import flowers_bench.host
 from flowers_bench.errors import UsageError
 from flowers_bench.host import Host, discover
 
@@ -105,3 +108,32 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_what_a_plugin_prints_stays_out_of_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host_with(tmp_path, noisy="print('garbage')\n" + GOOD)
     assert "garbage" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["import", "hook"])
+def test_a_plugin_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.setattr(flowers_bench.host, "IMPORT_TIMEOUT", 0.3)
+    wait = "\nimport time\ntry:\n    time.sleep(60)\nexcept Exception:\n    pass\n"
+    inside = wait.replace("\n", "\n    ")
+    source = GOOD + wait if where == "import" else GOOD.replace("    return", inside + "\n    return")
+    started = time.monotonic()
+    host = host_with(tmp_path, broken=source, good=GOOD)
+    assert time.monotonic() - started < 10
+    assert "not ready after 0.3 s" in str(host.plugins["broken"].error)
+    assert "mine" in host.losses
+
+
+def test_the_time_limit_leaves_others_timers_alone(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    left = signal.getitimer(signal.ITIMER_REAL)[0]
+    host_with(tmp_path, good=GOOD)
+    assert signal.getsignal(signal.SIGALRM) is before
+    after = signal.getitimer(signal.ITIMER_REAL)[0]
+    assert (left == after == 0) or left - 5 < after <= left
+
+
+def test_an_error_that_cannot_be_shown_does_not_stop_the_others(tmp_path: Path) -> None:
+    source = "class Bad(Exception):\n    def __str__(self):\n        raise ValueError\nraise Bad()"
+    host = host_with(tmp_path, broken=source, good=GOOD)
+    assert "Bad" in str(host.plugins["broken"].error)
+    assert "mine" in host.losses

@@ -13,8 +13,12 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +33,10 @@ from flowers_bench.technique import Augmentation, Loss, Model, Technique
 
 T = TypeVar("T")
 BUILT_IN = "flowers-bench"
+#: The environment variable that switches plugins of other packages off: names with commas, or `all`.
+NO_PLUGIN = "FLOWERS_BENCH_NO_PLUGIN"
+#: Seconds that a plugin may take to be imported and to answer the `register_*` hooks.
+IMPORT_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
@@ -45,17 +53,21 @@ class PluginStatus:
 
     Attributes:
         name: entry-point name, or the file's stem.
-        origin: distribution and version, or the file's path.
+        origin: the distribution's name, or the file's path.
         code: what identifies the code in a trial's id: distribution and version, or the file's SHA-256.
+        version: the distribution's, empty for a file.
         hooks: the hooks it implements.
         error: why it is skipped, or None.
+        off: switched off by the user: not even imported.
     """
 
     name: str
     origin: str
     code: str
+    version: str = ""
     hooks: list[str] = field(default_factory=list)
     error: str | None = None
+    off: bool = False
 
 
 class Host:
@@ -81,13 +93,13 @@ class Host:
         self.plugins[status.name] = status
         try:
             # What a plugin prints while it is imported must not end up in output that scripts parse.
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr), _time_limit(IMPORT_TIMEOUT):
                 module = load()
                 self._register(status, module)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may raise anything, SystemExit included
-            status.error = f"{type(error).__name__}: {error}"
+            status.error = f"{type(error).__name__}: {_text(error)}"
             if self._manager.has_plugin(status.name):
                 self._manager.unregister(name=status.name)
 
@@ -156,9 +168,51 @@ class Host:
         if name in table:
             return table[name]
         status = self.plugins.get(name)
+        if status and status.off:
+            raise UsageError(f"plugin {name!r} ({status.origin}) is switched off by --no-plugin or {NO_PLUGIN}.")
         if status and status.error:
             raise UsageError(f"plugin {name!r} ({status.origin}) is broken and was skipped: {status.error}")
-        raise unknown_name(kind, name, table)
+        raise self.unknown(kind, name, table)
+
+    def unknown(self, kind: str, name: str, known: Iterable[str]) -> UsageError:
+        """The error for a name that nobody registered; plugins that are not asked may be the ones that have it."""
+        skipped = [f"{p.name} (switched off by --no-plugin or {NO_PLUGIN})" for p in self.plugins.values() if p.off]
+        skipped += [f"{p.name} (broken)" for p in self.broken()]
+        note = f" It may be registered by a plugin that was skipped: {', '.join(skipped)}." if skipped else ""
+        return UsageError(f"{unknown_name(kind, name, known)}{note}")
+
+
+class _TookTooLong(BaseException):
+    """Not an `Exception`, so that a plugin's own `except Exception` does not swallow it."""
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise in the middle of whatever Python runs inside after so many seconds; does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_alarm(signum: int, frame: object) -> None:
+        raise _TookTooLong(f"was not ready after {seconds:g} s")
+
+    started = time.monotonic()
+    previous = signal.signal(signal.SIGALRM, on_alarm)
+    waiting, _ = signal.setitimer(signal.ITIMER_REAL, seconds)  # somebody else's, such as a test's own limit
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # first, so that it cannot go off in here
+        left = max(1e-3, waiting - (time.monotonic() - started)) if waiting else 0
+        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_REAL, left)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a plugin's own exception class may be broken, too
+        return "(its message cannot be shown)"
 
 
 def _refuse_unknown_hooks(callers: Sequence[pluggy.HookCaller]) -> None:
@@ -185,6 +239,8 @@ def _refuse_collisions(table: Mapping[str, Registered[Any]], kind: type, values:
 def discover(files: Sequence[Path] = ()) -> Host:
     """Find and load plugins: the built-in ones first, then other packages by name, then single files.
 
+    Other packages' plugins that the environment variable `FLOWERS_BENCH_NO_PLUGIN` names are not imported.
+
     Args:
         files: `.py` files that are plugins themselves.
 
@@ -192,21 +248,49 @@ def discover(files: Sequence[Path] = ()) -> Host:
         UsageError: a file does not exist or is not a .py file, or two plugins have one name.
     """
     host = Host()
-    points = importlib.metadata.entry_points(group=hookspecs.PROJECT)
-
-    def order(point: importlib.metadata.EntryPoint) -> tuple[bool, str]:
-        return (_distribution(point) != BUILT_IN, point.name)
-
-    seen: set[tuple[str, str]] = set()  # an editable install beside a source tree lists its entry points twice
-    for point in sorted(points, key=order):
-        if (point.name, point.value) in seen:
-            continue
-        seen.add((point.name, point.value))
-        label = f"{_distribution(point)} {point.dist.version if point.dist else ''}".strip()
-        host.add(PluginStatus(point.name, label, label), point.load)
+    for point in installed():
+        built_in = _distribution(point) == BUILT_IN
+        version = point.dist.version if point.dist else ""
+        status = PluginStatus(point.name, _distribution(point), f"{_distribution(point)} {version}".strip(), version)
+        taken = host.plugins.get(status.name)
+        if taken:
+            # Somebody else's package must not stop the others: it is skipped, under a name that tells them apart.
+            status.name = f"{point.name} of {status.origin}"
+            status.error = f"the name {point.name!r} is taken by a plugin of {taken.origin}. Uninstall one of them."
+        status.off = not built_in and _switched_off(point.name)
+        if taken or status.off:
+            host.plugins[status.name] = status
+        else:
+            host.add(status, point.load)
     for path in files:
         _add_file(host, path)
     return host
+
+
+def installed() -> list[importlib.metadata.EntryPoint]:
+    """The entry points of all plugin packages: the built-in ones first, then by name."""
+    points = importlib.metadata.entry_points(group=hookspecs.PROJECT)
+    # An editable install beside a source tree lists its entry points twice.
+    unique = {(point.name, point.value): point for point in reversed(list(points))}
+    return sorted(unique.values(), key=lambda point: (_distribution(point) != BUILT_IN, point.name))
+
+
+def switch_off(names: Sequence[str]) -> None:
+    """Have `discover`, here and in the trials' processes, leave out plugins of other packages.
+
+    Raises:
+        UsageError: there is no such plugin, or it is a built-in one.
+    """
+    external = [point.name for point in installed() if _distribution(point) != BUILT_IN]
+    for name in names:
+        if name != "all" and name not in external:
+            raise unknown_name("plugin of another package", name, [*external, "all"])
+    if names:
+        os.environ[NO_PLUGIN] = ",".join([*filter(None, [os.environ.get(NO_PLUGIN)]), *names])
+
+
+def _switched_off(name: str) -> bool:
+    return not {name, "all"}.isdisjoint(item.strip() for item in os.environ.get(NO_PLUGIN, "").split(","))
 
 
 def _distribution(point: importlib.metadata.EntryPoint) -> str:

@@ -140,7 +140,7 @@ def find_source(host: Host, data: str) -> tuple[DatasetSource, Path | None]:
     if not path.is_dir():
         if "/" in data or path.exists():
             raise UsageError(f"--data {data}: {'not a folder' if path.exists() else 'no such folder'}.")
-        raise unknown_name("dataset", data, [*host.datasets, "a folder's path"])
+        raise host.unknown("dataset", data, [*host.datasets, "a folder's path"])
     for name in sorted(host.datasets, key=lambda name: (name == "folder", name)):
         source = host.datasets[name].value
         if source.recognises is not None and source.recognises(path):
@@ -326,6 +326,12 @@ def _try_building(
         except UsageError as error:
             label = f"{parts.technique.name}/{parts.variant_name}"
             raise UsageError(f"{label} does not fit backbone {backbone}: {error}") from error
+        except Exception as error:  # a plugin's own mistake: told like every other reason not to start
+            label = f"{parts.technique.name}/{parts.variant_name}"
+            raise UsageError(
+                f"{label} cannot be built: model {model.name!r} of plugin {parts.model.plugin!r} raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
 
 def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapping[str, Any]) -> None:

@@ -61,7 +61,7 @@ def describe(name: str, files: Sequence[Path]) -> None:
     host = discover(files)
     registered = host.find("technique", host.techniques, name.partition("/")[0])
     technique = registered.value
-    print(f"{technique.name}: {technique.summary}  [{registered.plugin}, {host.plugins[registered.plugin].origin}]")
+    print(f"{technique.name}: {technique.summary}  [{registered.plugin}, {host.plugins[registered.plugin].code}]")
     for paper in technique.papers:
         print(f"  {paper}")
     print(f"\nbackbone {technique.backbone}, weights {technique.weights}")
@@ -99,8 +99,11 @@ def _options(options: Mapping[str, Option]) -> None:
 
 
 def print_plugins(files: Sequence[Path]) -> None:
-    """One line per plugin, broken ones with the reason."""
+    """One line per plugin; broken ones with the reason."""
+    rows = [("name", "version", "origin", "status", "hooks")]
     for status in discover(files).plugins.values():
-        print(
-            f"{status.name:<16} {status.origin:<28} {(status.error and 'BROKEN: ' + status.error) or ', '.join(status.hooks)}"
-        )
+        state = "off" if status.off else "BROKEN" if status.error else "ok"
+        rows.append((status.name, status.version or "-", status.origin, state, status.error or ", ".join(status.hooks)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip())
