@@ -3,6 +3,7 @@
 ```python
 from flowers_bench import Loss, hookimpl
 
+
 @hookimpl
 def register_losses() -> list[Loss]:
     return [Loss("my-loss", "one line for `flowers-bench list`", build=build_my_loss)]
@@ -67,7 +68,7 @@ def trial_started(trial: Mapping[str, Any]) -> None:
 
 @hookspec
 def epoch_finished(trial: Mapping[str, Any], epoch: Mapping[str, Any]) -> None:
-    """An epoch ended. `epoch` is its line of `history.jsonl`: epoch, train_loss, val_top1, val_nll, seconds, lr."""
+    """An epoch ended. `epoch` is its line of `history.jsonl`: `epoch` from 1, `train_loss`, `val_top1`, `seconds`, ..."""
 
 
 @hookspec

@@ -241,7 +241,7 @@ class Loss(Part):
     Attributes:
         build: makes the callable; a `nn.Module` may have parameters of its own, which are then trained too.
         sampler: how batches are drawn for it: `shuffled`, `pk` (P classes x K images) or `episodes`.
-        predictor: how the model that it trained predicts: `classifier`, `nearest-mean` or `knn`.
+        predictor: how the model that it trained predicts: `classifier`, `nearest-mean`, `knn` or `logistic`.
         probabilities: whether softmax of the predictor's scores is what it trains; False where only their order is.
     """
 

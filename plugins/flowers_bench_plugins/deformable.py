@@ -72,6 +72,7 @@ def register_models() -> list[Model]:
         Model(
             "deformable",
             "any CNN with the 3x3 convolutions of one stage made deformable",
+            needs=frozenset({"conv3x3"}),
             options={
                 "stage": Option(3, "which of the backbone's stages, from 1", minimum=1, maximum=100),
                 "modulated": Option(True, "a learned mask per sample (v2), or offsets only (v1)"),

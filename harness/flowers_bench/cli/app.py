@@ -23,6 +23,23 @@ Plugin = Annotated[
     typer.Option("--plugin", "-p", help="Technique NAME[/VARIANT], or several with commas; or a plugin file ./mine.py"),
 ]
 Out = Annotated[Path, typer.Option("--out", help="The run store: a folder with one folder per trial")]
+
+
+def _switch_off(names: list[str] | None) -> None:
+    from flowers_bench.host import switch_off
+
+    switch_off(names or [])
+
+
+#: What its callback does is all that it is for.
+Off = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--no-plugin",
+        callback=_switch_off,
+        help="Switch off a plugin of another package, or `all` of them; may be repeated",
+    ),
+]
 Files = Annotated[list[Path] | None, typer.Option("--plugin-file", help="A .py file that is a plugin; may be repeated")]
 
 
@@ -78,6 +95,7 @@ def run(
     out: Out = Path("runs"),
     jobs: Annotated[int, typer.Option(min=1, help="Trials at once; threads are divided, memory is watched")] = 1,
     shard: Annotated[str, typer.Option(help="I/N: only the I-th of N parts of the trials, for job arrays")] = "1/1",
+    no_plugin: Off = None,
 ) -> None:
     """Train, evaluate and store trials, then print the leaderboard. Finished trials are not run again.
 
@@ -92,7 +110,7 @@ def run(
 
 
 @app.command("list")
-def list_(plugin_file: Files = None) -> None:
+def list_(plugin_file: Files = None, no_plugin: Off = None) -> None:
     """Techniques, variants, models, losses, augmentations and datasets; what each needs and where it comes from."""
     from flowers_bench.cli import catalogue
 
@@ -100,7 +118,9 @@ def list_(plugin_file: Files = None) -> None:
 
 
 @app.command()
-def describe(name: Annotated[str, typer.Argument(help="A technique")], plugin_file: Files = None) -> None:
+def describe(
+    name: Annotated[str, typer.Argument(help="A technique")], plugin_file: Files = None, no_plugin: Off = None
+) -> None:
     """A technique's papers, parts, recipe, variants and options."""
     from flowers_bench.cli import catalogue
 
@@ -108,11 +128,43 @@ def describe(name: Annotated[str, typer.Argument(help="A technique")], plugin_fi
 
 
 @app.command()
-def plugins(plugin_file: Files = None) -> None:
-    """Every plugin found: name, version, origin, hooks, and why a broken one is skipped."""
+def plugins(plugin_file: Files = None, no_plugin: Off = None) -> None:
+    """Every plugin found: name, version, origin, status, hooks, and why a broken one is skipped."""
     from flowers_bench.cli import catalogue
 
     catalogue.print_plugins(plugin_file or [])
+
+
+plugin_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write a plugin of your own, and check it.")
+app.add_typer(plugin_app, name="plugin")
+
+
+@plugin_app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="Lower case, such as mytechnique or second-order")],
+    into: Annotated[Path, typer.Option(help="The folder in which the package's folder is made")] = Path(),
+) -> None:
+    """Write a complete plugin package: a technique with model, loss and augmentation, its tests, README, workflow."""
+    from flowers_bench.cli import plugin as command
+
+    command.new(name, into)
+
+
+@plugin_app.command("check")
+def check(
+    plugin: Annotated[str, typer.Argument(help="An installed plugin, one TECHNIQUE/VARIANT, or a file ./mine.py")],
+    backbone: Annotated[
+        str | None, typer.Option(help="A timm model to check with, where the tiny ones do not fit")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE: options that it cannot run without")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run store of techniques that build on finished trials")] = None,
+) -> None:
+    """The conformance kit: shapes, gradients, seeds, saving, a whole tiny trial. Each failure says what to change."""
+    from flowers_bench.cli import plugin as command
+
+    raise typer.Exit(command.check(plugin, backbone, set_ or [], out))
 
 
 @app.command()

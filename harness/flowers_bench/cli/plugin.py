@@ -1,0 +1,107 @@
+"""`flowers-bench plugin new` and `plugin check`: from an empty folder to a plugin that holds what it promises."""
+
+from __future__ import annotations
+
+import importlib.util
+import keyword
+import os
+import re
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowers_bench.cli import FAILED
+from flowers_bench.errors import UsageError
+from flowers_bench.host import discover
+
+#: A package that works as it stands, but for its name.
+TEMPLATE = Path(__file__).parents[1] / "template"
+TEMPLATE_NAME = "my-technique"
+
+
+def new(name: str, into: Path) -> None:
+    """Write the package `name` into a new folder of that name, whole or not at all.
+
+    Raises:
+        UsageError: the name is invalid or taken, or the folder exists or cannot be written.
+    """
+    _refuse_name(name)
+    folder = into / name
+    if folder.exists():
+        raise UsageError(f"{folder} exists already. Choose another name, or another folder with --into.")
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=into) as temporary:
+            half = Path(temporary) / name
+            shutil.copytree(TEMPLATE, half, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            for path in [path for path in half.rglob("*") if path.is_file()]:
+                path.write_text(_renamed(path.read_text(encoding="utf-8"), name), encoding="utf-8")
+                path.rename(path.with_name(_renamed(path.name, name)))
+            half.rename(folder)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error}.") from error
+    print(f"{folder} is written. Next:\n")
+    print(f"  cd {folder}\n  pip install -e '.[test]'\n  pytest\n  flowers-bench --plugin {name}")
+
+
+def _renamed(text: str, name: str) -> str:
+    return text.replace(TEMPLATE_NAME, name).replace(_module(TEMPLATE_NAME), _module(name))
+
+
+def _module(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _refuse_name(name: str) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > 60:
+        raise UsageError(
+            f"{name!r} cannot be a plugin's name: use at most 60 lower-case letters, digits and single hyphens, beginning "
+            "with a letter, such as second-order."
+        )
+    host = discover()
+    if name in {*host.plugins, *host.techniques, *host.models, *host.losses, *host.augmentations}:
+        raise UsageError(f"the name {name!r} is taken by an installed plugin; `flowers-bench list` shows all.")
+    if keyword.iskeyword(name) or name == "tests" or importlib.util.find_spec(_module(name)) is not None:
+        raise UsageError(
+            f"the name {name!r} is taken: a Python module cannot be called {_module(name)} beside the others."
+        )
+
+
+def check(plugin: str, backbone: str | None, settings: Sequence[str], out: Path | None) -> int:
+    """Run the conformance kit, one line per check. Returns the exit code: 0 if everything passed, else 1."""
+    from flowers_bench.cli.run import parse_settings
+    from flowers_bench.testing import checks
+
+    passed, failed, unplannable = 0, 0, set()
+    for one in checks(plugin, backbone=backbone, settings=parse_settings(settings), store=out):
+        if one.label in unplannable:
+            continue  # it would fail for the same reason
+        started = time.perf_counter()
+        try:
+            one()
+        except Exception as error:
+            failed += 1
+            print(f"FAILED  {one}\n        {_told(error)}", flush=True)
+            if one.name == "can be planned":
+                unplannable.add(one.label)
+        else:
+            passed += 1
+            print(f"ok      {one} ({time.perf_counter() - started:.1f} s)", flush=True)
+    print(f"\n{passed} checks passed, {failed} failed")
+    return FAILED if failed else 0
+
+
+def _told(error: Exception) -> str:
+    """The kit's own words, or what the plugin raised and where."""
+    from flowers_bench.testing import Nonconformance
+
+    if isinstance(error, (Nonconformance, UsageError)):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    others = ("site-packages", f"{os.sep}flowers_bench{os.sep}")
+    own = [frame for frame in frames if not any(part in frame.filename for part in others)]
+    last = (own or frames)[-1]
+    return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"

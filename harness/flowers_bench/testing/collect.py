@@ -1,0 +1,182 @@
+"""Which checks a plugin is given, as calls, and as tests of a module that pytest collects."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from flowers_bench.errors import UsageError, unknown_name
+from flowers_bench.host import BUILT_IN, NO_PLUGIN, Host, Registered, discover, installed
+from flowers_bench.technique import Loss, Model, Recipe, Technique, Variant
+from flowers_bench.testing.contract import CHECKS
+from flowers_bench.testing.subject import Nonconformance, Subject, require
+
+#: The variant's name of a technique that is made up here for a part that none has.
+ALONE = "alone"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of one variant, or of the plugin itself: call it; it raises `Nonconformance`, or what the plugin raises."""
+
+    label: str
+    name: str
+    function: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.function()
+
+    def __str__(self) -> str:
+        return f"{self.label}: {self.name}"
+
+
+def checks(
+    plugin: str | Path,
+    *,
+    backbone: str | None = None,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    store: Path | None = None,
+) -> list[Check]:
+    """The checks of a plugin: of every variant of its techniques, and of parts that none of them uses.
+
+    Args:
+        plugin: a plugin's name, one technique's `NAME/VARIANT`, or the path of a .py file.
+        backbone: a timm model to check with, where neither of the two tiny ones fits.
+        settings: options without which a technique does not run, as `--set` takes them.
+        store: the run store of techniques that build on finished trials.
+
+    Raises:
+        UsageError: there is no such plugin, file or variant.
+    """
+    files = [Path(plugin)] if str(plugin).endswith(".py") else []
+    host = discover(files)
+    name, _, variant = (files[0].stem, "", "") if files else str(plugin).partition("/")
+    if variant:
+        technique = host.find("technique", host.techniques, name).value
+        return checks_of(Subject(host, f"{name}/{technique.variant(variant)[0]}", files, backbone, settings, store))
+    if name not in host.plugins:
+        raise UsageError(
+            f"{unknown_name('plugin', name, host.plugins)} A package's plugin is found once the package is installed "
+            "(pip install -e .), a file by its path (./mine.py)."
+        )
+    found = [
+        Check(name, "loads", partial(_loads, host, name)),
+        Check(name, "does not import torch to be listed", partial(_imports_no_torch, name, files)),
+    ]
+    for label in [*_labels(host, name), *_made_up(host, name)]:
+        found += checks_of(Subject(host, label, files, backbone, settings, store))
+    return found
+
+
+def checks_of(subject: Subject) -> list[Check]:
+    """All checks of one variant; what they plan and load is shared."""
+    return [Check(subject.label, f.__name__.replace("_", " "), partial(f, subject)) for f in CHECKS]
+
+
+def conformance_tests(plugin: str | Path, **how: Any) -> Callable[..., None]:
+    """A test function for pytest, with one test per check: assign it to a name that begins with `test_`.
+
+    A failed check shows what to change, without a traceback; an exception of the plugin's own shows where it was raised.
+
+    Args:
+        plugin, how: as for `checks`. The path of a .py file is best built from the test's own `__file__`.
+    """
+    import pytest
+
+    try:
+        found = checks(plugin, **how)
+    except UsageError as error:
+        raise pytest.Collector.CollectError(str(error)) from error
+
+    @pytest.mark.parametrize("check", found, ids=str)
+    def test_conformance(check: Check) -> None:
+        try:
+            check()
+        except (Nonconformance, UsageError) as error:
+            pytest.fail(str(error), pytrace=False)
+
+    return test_conformance
+
+
+def _loads(host: Host, name: str) -> None:
+    status = host.plugins[name]
+    require(not status.off, f"it is switched off: unset {NO_PLUGIN}.")
+    require(status.error is None, f"it is broken and would be skipped: {status.error}")
+
+
+def _imports_no_torch(name: str, files: Sequence[Path]) -> None:
+    others = [p.name for p in installed() if p.name != name and p.dist and p.dist.name != BUILT_IN]
+    code = (
+        "import sys; from pathlib import Path; from flowers_bench.host import discover\n"
+        "discover([Path(p) for p in sys.argv[1:]]); sys.exit('torch' in sys.modules)"
+    )
+    environment = {**os.environ, NO_PLUGIN: ",".join(others)}
+    done = subprocess.run([sys.executable, "-c", code, *map(str, files)], env=environment, check=False)
+    require(
+        done.returncode == 0, "importing it imports torch: import torch inside the build functions, not at the top."
+    )
+
+
+def _labels(host: Host, plugin: str) -> list[str]:
+    """The variants of the plugin's techniques."""
+    techniques = [found.value for found in host.techniques.values() if found.plugin == plugin]
+    return [f"{technique.name}/{variant}" for technique in techniques for variant in technique.variants]
+
+
+def _made_up(host: Host, plugin: str) -> list[str]:
+    """Techniques made up here and registered, one of each part that none of the plugin's own uses."""
+    used = {
+        (kind, getattr(source, kind))
+        for found in host.techniques.values()
+        if found.plugin == plugin
+        for source in (found.value, *found.value.variants.values())
+        for kind in ("model", "loss", "augmentation")
+    }
+    labels = []
+    for kind, part in _parts(host, plugin):
+        if (kind, part.name) not in used:
+            title = f"{kind} {part.name}"
+            alone = {ALONE: Variant("one part on its own")}
+            technique = Technique(
+                title, part.summary, (), **_fitting(host, kind, part), recipe=Recipe(), variants=alone, default=ALONE
+            )
+            host.techniques[title] = Registered(technique, plugin)
+            labels.append(f"{title}/{ALONE}")
+    return labels
+
+
+def _parts(host: Host, plugin: str) -> Iterator[tuple[str, Any]]:
+    tables: Sequence[tuple[str, Mapping[str, Registered[Any]]]] = (
+        ("model", host.models),
+        ("loss", host.losses),
+        ("augmentation", host.augmentations),
+    )
+    return ((kind, r.value) for kind, table in tables for r in table.values() if r.plugin == plugin)
+
+
+def _fitting(host: Host, kind: str, part: Any) -> dict[str, str]:
+    """Names of a model, a loss and an augmentation, one of them the part, the others the plain ones or the first that
+    fit it."""
+    models, losses = [r.value for r in host.models.values()], [r.value for r in host.losses.values()]
+    chosen = {"model": "classifier", "loss": "cross-entropy", "augmentation": "standard", kind: part.name}
+    if isinstance(part, Model) and "logits" not in part.provides:
+        chosen["loss"] = next(x.name for x in losses if x.predictor != "classifier" and x.needs <= part.provides)
+    if isinstance(part, Loss):
+        wanted = {need for need in part.needs if not need.endswith("_targets")}
+        fitting = [model.name for model in models if wanted <= model.provides]
+        if not fitting:
+            raise UsageError(
+                f"loss {part.name!r} needs {', '.join(sorted(wanted))}, which no model provides. Register one."
+            )
+        chosen["model"] = "classifier" if "classifier" in fitting else fitting[0]
+        if "soft_targets" in part.needs:
+            mixing = (r.value for r in host.augmentations.values() if "soft_targets" in r.value.provides)
+            chosen["augmentation"] = next(augmentation.name for augmentation in mixing)
+    return chosen

@@ -1,0 +1,430 @@
+"""The checks: each takes a subject and raises `Nonconformance` with what to change, or whatever the plugin raises."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowers_bench.errors import UsageError
+from flowers_bench.testing.subject import (
+    CONVOLUTIONAL,
+    TRANSFORMER,
+    Nonconformance,
+    Subject,
+    other_generators,
+    require,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from flowers_bench.nn import Output
+    from flowers_bench.technique import Need
+
+
+def can_be_planned(subject: Subject) -> None:
+    """Names, options, needs and recipe fit together."""
+    technique, _, variant = subject.label.partition("/")
+    value = subject.host.techniques[technique].value
+    baseline = value.variants[variant].baseline
+    require(
+        baseline is None or baseline in value.variants,
+        f"its baseline {baseline!r} is no variant of {technique}: the variants are {', '.join(value.variants)}.",
+    )
+    require(value.default in value.variants, f"the default variant {value.default!r} of {technique} does not exist.")
+    require("\n" not in value.summary, "its summary has several lines: `flowers-bench list` shows one.")
+    try:
+        _ = subject.planned
+    except UsageError as error:
+        raise Nonconformance(
+            f"it cannot be run on a tiny dataset with {subject.backbone or 'a tiny backbone'}: {error} Mend the technique; or, "
+            "where it needs another network or an option, give --backbone and --set."
+        ) from error
+
+
+def outputs_have_their_shapes(subject: Subject) -> None:
+    """Logits (N, C) and embedding (N, D), float32, and whatever else the model says that it provides."""
+    import torch
+
+    from flowers_bench.nn import Output, train_mode
+
+    trial, model = subject.planned.trial, subject.model()
+    provides = subject.host.models[trial.model].value.provides
+    images = torch.randn(8, 3, trial.recipe.image_size, trial.recipe.image_size)
+    train_mode(model)
+    training = model(images)
+    model.eval()
+    with torch.inference_mode():
+        evaluating = model(images)
+    for output, mode in ((training, "training"), (evaluating, "evaluation")):
+        require(
+            isinstance(output, Output),
+            f"the model returned {type(output).__name__} in {mode}: return flowers_bench.nn.Output(logits, embedding).",
+        )
+        n, classes = len(images), subject.data.num_classes if "logits" in provides else 0
+        require(
+            output.logits.shape == (n, classes),
+            f"logits in {mode} are {tuple(output.logits.shape)}, not {(n, classes)}: "
+            + (
+                "give one score per class, or leave 'logits' out of `provides`."
+                if classes
+                else "its `provides` lacks 'logits'; add it."
+            ),
+        )
+        require(
+            output.embedding.ndim == 2 and len(output.embedding) == n and output.embedding.shape[1] > 0,
+            f"the embedding in {mode} is {tuple(output.embedding.shape)}, not ({n}, D): pool it to one vector per image.",
+        )
+        for name in ("logits", "embedding"):
+            value = getattr(output, name)
+            require(value.dtype == torch.float32, f"{name} in {mode} is {value.dtype}: return float32.")
+            require(bool(value.isfinite().all()), f"{name} in {mode} has NaN or infinity at the initial weights.")
+    require(
+        "class_embedding" not in provides or evaluating.embedding.shape[1] == subject.data.num_classes,
+        f"it provides class_embedding, but its embedding has {evaluating.embedding.shape[1]} dimensions, not one per class.",
+    )
+    require(
+        "teacher" not in provides or training.teacher is None or training.teacher.shape == training.logits.shape,
+        "its teacher's logits do not have the shape of its own.",
+    )
+
+
+def loss_is_a_finite_scalar(subject: Subject) -> None:
+    """On an augmented batch, as training sees it."""
+    from flowers_bench.nn import train_mode
+
+    parts = subject.build()
+    images, targets = subject.augmented(parts, 0)
+    train_mode(parts.model)
+    loss = parts.criterion(parts.model(images), targets)
+    require(loss.ndim == 0, f"the loss has shape {tuple(loss.shape)}: average it to a scalar.")
+    require(bool(loss.isfinite()), f"the loss is {loss.item()} at the initial weights.")
+    if any(p.requires_grad for p in parts.model.parameters()):
+        require(loss.requires_grad, "the loss has no gradient: do not detach, and do not compute it in no_grad().")
+
+
+def gradients_reach_every_trainable_parameter(subject: Subject) -> None:
+    """Within a few steps: what starts at zero may hold the others back for one."""
+    parts = subject.build()
+    named = _trainable(parts.model, parts.criterion)
+    reached: set[str] = set()
+    for _ in subject.steps(parts, itertools.repeat(subject.batch(parts), 4), 3e-3):
+        for name, parameter in named.items():
+            if parameter.grad is not None and bool(parameter.grad.count_nonzero()):
+                require(bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite.")
+                reached.add(name)
+    missing = sorted(set(named) - reached)
+    require(
+        not missing,
+        f"no gradient reaches {_some(missing)}: use it in forward, or remove it, or freeze it with requires_grad_(False).",
+    )
+
+
+def _trainable(model: nn.Module, criterion: object) -> dict[str, nn.Parameter]:
+    from torch import nn
+
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if isinstance(criterion, nn.Module):
+        named |= {f"loss.{name}": p for name, p in criterion.named_parameters() if p.requires_grad}
+    return named
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def what_is_frozen_stays_bit_equal(subject: Subject) -> None:
+    """Parameters without gradient, and the buffers of modules all of whose parameters are frozen."""
+    import torch
+
+    parts = subject.build()
+    before = {name: value.clone() for name, value in parts.model.state_dict().items()}
+    frozen = {name for name, p in parts.model.named_parameters() if not p.requires_grad}
+    for name, module in parts.model.named_modules():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            frozen |= {f"{name}.{buffer}".lstrip(".") for buffer, _ in module.named_buffers()}
+    subject.train(parts, [subject.batch(parts)] * 3, lr=0.05)
+    after = parts.model.state_dict()
+    moved = sorted(name for name in frozen & set(before) if not torch.equal(before[name], after[name]))
+    require(
+        not moved,
+        f"frozen, but changed by training: {_some(moved)}. Do not override train() or write to them in forward; "
+        "flowers_bench.nn.freeze keeps whole modules, statistics included.",
+    )
+
+
+def overfits_one_batch(subject: Subject) -> None:
+    """It learns 16 images by heart, as its own predictor sees them."""
+    from flowers_bench.data.dataset import Split
+    from flowers_bench.measure.quality import correct_in_top_k
+
+    rows = subject.rows()
+    split = Split(
+        [subject.data.train.images[int(i)] for i in rows], subject.data.train.labels[rows], [f"{i}" for i in rows]
+    )
+    top1 = 0.0
+    losses: list[float] = []
+    for lr, steps in ((3e-3, 300), (0.3, 300)):  # a linear head on features that nobody trained needs the larger rate
+        parts, losses = subject.build(), []
+        for loss in subject.steps(parts, itertools.repeat(subject.batch(parts), steps), lr):
+            losses.append(loss)
+            if len(losses) % 10 == 0:
+                logits = parts.evaluator.fit(parts.model, split)(split.images).logits
+                top1 = float(correct_in_top_k(logits, split.labels).mean())
+                if top1 == 1.0:
+                    return
+    if losses:  # none: it has nothing to train
+        raise Nonconformance(
+            f"after {len(losses)} steps on one batch it predicts {100 * top1:.0f} % of it; the loss went from {losses[0]:.3g} to "
+            f"{losses[-1]:.3g}. Something between images and loss does not learn: look for a detach, a saturated or wrongly "
+            "scaled output, or dropout that hides everything."
+        )
+
+
+def repeats_with_its_seed(subject: Subject) -> None:
+    """Two trainings agree bit for bit although Python's and numpy's generators differ."""
+    import torch
+
+    states, losses = [], []
+    for other in (1, 2):
+        with other_generators(other):
+            parts = subject.build()
+            losses.append(subject.train(parts, [subject.augmented(parts, seed) for seed in range(2)]))
+            states.append(parts.model.state_dict())
+    different = [name for name, value in states[0].items() if not torch.equal(value, states[1][name])]
+    require(
+        not different and losses[0] == losses[1],
+        f"two trainings with one seed differ ({_some(different) or 'in their losses'}): draw random numbers from torch's global "
+        "generator only, not from random, numpy or a time.",
+    )
+
+
+def evaluation_does_not_depend_on_the_batch(subject: Subject) -> None:
+    """An image's output is its own, whatever is beside it, and a single image is a batch."""
+    import torch
+
+    parts = subject.build()
+    subject.train(parts, [subject.batch(parts)])
+    images, _ = subject.batch(parts)
+    parts.model.eval()
+    with torch.inference_mode():
+        together = parts.model(images)
+        beside = parts.model(torch.cat([images[:1], images[1:].flip(0) * 0.5]))
+        alone = parts.model(images[:1])
+    for name in ("logits", "embedding"):
+        expected = getattr(together, name)[:1]
+        for other in (beside, alone):
+            require(
+                torch.allclose(expected, getattr(other, name)[:1], rtol=1e-3, atol=1e-4),
+                f"the {name} of an image depend on the images beside it: in evaluation use no statistics of the batch.",
+            )
+
+
+def state_dict_goes_round(subject: Subject) -> None:
+    """Saved as safetensors and loaded into a newly built model, the weights give the same outputs."""
+    from safetensors.torch import load_file
+
+    from flowers_bench.training.loop import save_weights
+
+    trained, fresh = subject.build(), subject.build()
+    subject.train(trained, [subject.batch(trained)] * 2)
+    with tempfile.TemporaryDirectory() as folder:
+        save_weights(trained.model, Path(folder) / "model.safetensors")
+        fresh.model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    require(
+        _same_outputs(subject, trained.model, fresh.model),
+        "a model with the saved weights gives other outputs: something that it learns is neither a parameter nor a "
+        "persistent buffer. Register it (register_buffer).",
+    )
+
+
+def _same_outputs(subject: Subject, first: nn.Module, second: nn.Module) -> bool:
+    import torch
+
+    images, _ = subject.batch(subject.build())
+    with torch.inference_mode():
+        a, b = first.eval()(images), second.eval()(images)
+    return torch.equal(a.logits, b.logits) and torch.equal(a.embedding, b.embedding)
+
+
+def can_be_copied(subject: Subject) -> None:
+    """As the moving average of the weights (`ema_decay`) needs it."""
+    parts = subject.build()
+    try:
+        copied = copy.deepcopy(parts.model)
+    except Exception as error:
+        raise Nonconformance(
+            f"copy.deepcopy of the model raised {type(error).__name__}: {error}. Keep open files, generators, locks and "
+            "tensors with a gradient history out of the module."
+        ) from error
+    require(_same_outputs(subject, parts.model, copied), "a copy of the model gives other outputs.")
+
+
+def runs_under_autocast(subject: Subject) -> None:
+    """bfloat16, as `--set precision=bfloat16` trains."""
+    import torch
+
+    from flowers_bench.nn import train_mode
+
+    parts = subject.build()
+    images, targets = subject.augmented(parts, 0)
+    train_mode(parts.model)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = parts.criterion(parts.model(images), targets)
+    require(bool(loss.isfinite()), f"the loss under bfloat16 autocast is {loss.item()}.")
+    if not loss.requires_grad:
+        return
+    loss.backward()
+    for name, parameter in _trainable(parts.model, parts.criterion).items():
+        if parameter.grad is not None:
+            require(bool(parameter.grad.isfinite().all()), f"the gradient of {name} under bfloat16 is not finite.")
+
+
+def loss_says_what_it_needs(subject: Subject) -> None:
+    """It reads nothing of the output that its `needs` leave out, and takes the targets that they allow."""
+    import torch
+    import torch.nn.functional as F
+
+    from flowers_bench.nn import Output, train_mode
+
+    loss = subject.host.losses[subject.planned.trial.loss].value
+    parts = subject.build()
+    images, targets = subject.batch(parts)
+    train_mode(parts.model)
+    with torch.no_grad():
+        full = parts.model(images)
+    # What it does not say that it reads is NaN, or missing.
+    readable = Output(
+        full.logits if loss.needs & {"logits", "cosines"} else full.logits * torch.nan,
+        full.embedding if loss.needs & {"embedding", "class_embedding"} else full.embedding * torch.nan,
+        full.teacher if "teacher" in loss.needs else None,
+    )
+    _require_finite(parts.criterion, readable, targets, loss.name, "it reads something that its `needs` do not name")
+    if not loss.needs & {"hard_targets", "soft_targets"}:
+        soft = F.one_hot(targets, subject.data.num_classes) * 0.8 + 0.2 / subject.data.num_classes
+        _require_finite(parts.criterion, full, soft, loss.name, "it fails on soft targets (N, C): add 'hard_targets'")
+
+
+def _require_finite(
+    criterion: Callable[[Output, Tensor], Tensor], output: Output, target: Tensor, name: str, meaning: str
+) -> None:
+    try:
+        value = criterion(output, target).item()
+    except Exception as error:
+        raise Nonconformance(f"loss {name!r}: {meaning} ({type(error).__name__}: {error}).") from error
+    require(value == value, f"loss {name!r}: {meaning}: logits, embedding or teacher. Add it to `needs`.")
+
+
+def model_says_what_it_needs(subject: Subject) -> None:
+    """Of the two tiny backbones it takes those that its `needs` allow, and refuses others with a `UsageError`."""
+    model = subject.host.models[subject.planned.trial.model].value
+    lacking: dict[str, set[Need]] = {CONVOLUTIONAL: {"tokens"}, TRANSFORMER: {"conv3x3", "stages"}}
+    refused = {backbone: _refuses(subject, backbone) for backbone in lacking}
+    if all(refused.values()):
+        return  # it needs more than either has: --backbone names what it was checked with
+    for backbone, reason in refused.items():
+        named = model.needs & lacking[backbone]
+        require(
+            not reason or bool(named),
+            f"model {model.name!r} refuses the backbone {backbone} ({reason}), which its `needs` do not foretell: add "
+            f"{' or '.join(repr(need) for need in sorted(lacking[backbone]))}.",
+        )
+        require(
+            bool(reason) or not named - {"stages"},  # some transformers have stages, too
+            f"model {model.name!r} says that it needs {', '.join(sorted(named))}, but takes the backbone {backbone}, which has "
+            "none: raise flowers_bench.UsageError there, or remove the need.",
+        )
+
+
+def _refuses(subject: Subject, backbone: str) -> str:
+    """Why the model cannot be built on that backbone; empty if it can."""
+    import torch
+
+    name = subject.planned.trial.model
+    try:
+        with torch.device("meta"):
+            subject.model(backbone)
+    except UsageError as error:
+        return str(error)
+    except Exception as error:
+        raise Nonconformance(
+            f"model {name!r} on backbone {backbone} raised {type(error).__name__}: {error}. For a backbone that does not "
+            "fit, raise flowers_bench.UsageError with what is missing and which backbones have it."
+        ) from error
+    return ""
+
+
+def augmentation_keeps_its_word(subject: Subject) -> None:
+    """uint8 images of any size to (3, S, S), the input untouched; targets of the kind that it provides."""
+    import torch
+
+    parts = subject.build()
+    size = subject.planned.trial.recipe.image_size
+    augmentation = subject.host.augmentations[subject.planned.trial.augmentation].value
+    for height, width in ((size, size), (size // 2, size // 2 + 5), (3 * size, 2 * size)):
+        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+        before = image.clone()
+        found = parts.image_transform(image)
+        require(
+            found.dtype == torch.uint8 and found.shape == (3, size, size),
+            f"augmentation {augmentation.name!r} made {found.dtype} {tuple(found.shape)} of an image {(3, height, width)}: "
+            f"return uint8 (3, {size}, {size}).",
+        )
+        require(torch.equal(image, before), f"augmentation {augmentation.name!r} writes to the image that it is given.")
+    images, targets = subject.augmented(parts, 0)
+    n, classes = len(images), subject.data.num_classes
+    require(
+        images.shape == (n, 3, size, size) and images.is_floating_point(),
+        f"the batch part of {augmentation.name!r} returned images {images.dtype} {tuple(images.shape)}.",
+    )
+    if "soft_targets" in augmentation.provides and targets.ndim == 2:
+        require(
+            targets.shape == (n, classes) and torch.allclose(targets.float().sum(1), torch.ones(n), atol=1e-4),
+            f"augmentation {augmentation.name!r} provides soft targets, but they are {tuple(targets.shape)}, or do not sum to 1.",
+        )
+    else:
+        require(
+            targets.shape == (n,) and targets.dtype == torch.int64,
+            f"augmentation {augmentation.name!r} returned targets {targets.dtype} {tuple(targets.shape)}: return the labels "
+            "(N,), or say that it provides 'soft_targets'.",
+        )
+
+
+def runs_in_a_process_of_its_own(subject: Subject) -> None:
+    """A whole trial as the executor runs it, from plan to result; the stored weights load again."""
+    import torch
+
+    from flowers_bench.executors.local import run_all
+    from flowers_bench.store import Store
+    from flowers_bench.training.trial import load_trained
+
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Store(Path(folder)).prepare(subject.planned.trial, {**subject.planned.run, "command": []})
+        (outcome,) = run_all([trial], lambda folder, event: None, timeout=600)
+        log = (trial.path / "log.txt").read_text(errors="replace")[-2000:] if outcome.state != "done" else ""
+        require(outcome.state == "done", f"the trial {outcome.state}: {outcome.reason}\n{log}")
+        load_trained(trial, torch.device("cpu"))
+
+
+CHECKS: Sequence[Callable[[Subject], None]] = (
+    can_be_planned,
+    outputs_have_their_shapes,
+    loss_is_a_finite_scalar,
+    gradients_reach_every_trainable_parameter,
+    what_is_frozen_stays_bit_equal,
+    overfits_one_batch,
+    repeats_with_its_seed,
+    evaluation_does_not_depend_on_the_batch,
+    state_dict_goes_round,
+    can_be_copied,
+    runs_under_autocast,
+    loss_says_what_it_needs,
+    model_says_what_it_needs,
+    augmentation_keeps_its_word,
+    runs_in_a_process_of_its_own,
+)

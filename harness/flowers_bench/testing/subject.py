@@ -1,0 +1,217 @@
+"""What is checked: one variant, planned and built as a trial would, on a tiny backbone and a few drawn flowers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from platformdirs import user_cache_path
+
+from flowers_bench.errors import UsageError
+from flowers_bench.host import Host
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from flowers_bench.suite import Planned
+    from flowers_bench.training.loop import Parts
+
+#: Small networks to check with: the first one that fits is taken, transformers first where the default one is one.
+CONVOLUTIONAL, TRANSFORMER = "test_resnet", "test_vit"
+#: A tiny trial: 4 classes of 32 px, batches of 16 that P x K and episodes divide, two epochs.
+TINY = {
+    "data.species": 4,
+    "data.train": 8,
+    "data.val": 4,
+    "data.test": 8,
+    "data.size": 32,
+    "image_size": 32,
+    "batch_size": 16,
+    "epochs": 2,
+    "warmup_epochs": 0,
+}
+#: Options of the samplers that the defaults of a part would make too large for four classes.
+TINY_SAMPLING = {"n_way": 4, "k_shot": 2, "n_query": 2, "episodes_per_epoch": 2, "eval_way": 4, "eval_shot": 2}
+
+
+class Nonconformance(AssertionError):
+    """A check failed. The text says what was found and what to change."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One `technique/variant` under check.
+
+    Attributes:
+        host: where everything is registered.
+        label: `technique/variant`.
+        files: plugin files that the trial's process must load, too.
+        backbone: a timm model's name, or None for one of the tiny ones.
+        settings: `--set` values beside the tiny ones.
+        store: where techniques that build on finished trials find them; None: an empty one.
+    """
+
+    host: Host
+    label: str
+    files: Sequence[Path] = ()
+    backbone: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    store: Path | None = None
+
+    @functools.cached_property
+    def planned(self) -> Planned:
+        """The tiny trial. Raises `UsageError` as a run's planning does."""
+        errors: list[UsageError] = []
+        for name in [self.backbone] if self.backbone else self._backbones():
+            try:
+                return self._plan(name)
+            except UsageError as error:
+                errors.append(error)
+        raise errors[0]
+
+    def _backbones(self) -> list[str]:
+        import timm
+
+        technique, _, variant = self.label.partition("/")
+        value = self.host.techniques[technique].value
+        default = value.variants[variant].backbone or value.backbone
+        known = timm.is_model(default)
+        transformer = known and "vision_transformer" in timm.models.model_entrypoint(default).__module__
+        return [TRANSFORMER, CONVOLUTIONAL] if transformer else [CONVOLUTIONAL, TRANSFORMER]
+
+    def _plan(self, backbone: str) -> Planned:
+        from flowers_bench.suite import Request, plan
+
+        settings = {**TINY, **{k: v for k, v in TINY_SAMPLING.items() if k in self._options()}, **self.settings}
+        request = Request(
+            [self.label],
+            "petals",
+            user_cache_path("flowers-bench"),
+            seeds=1,
+            backbone=backbone,
+            weights="none",
+            settings={key: str(value) for key, value in settings.items()},
+            store=self.store,
+        )
+        (planned,) = plan(self.host, request, self.files)
+        return planned
+
+    def _options(self) -> set[str]:
+        name, _, variant_name = self.label.partition("/")
+        technique = self.host.techniques[name].value
+        variant = technique.variants[variant_name]
+        tables: Sequence[tuple[Mapping[str, Any], str]] = (
+            (self.host.models, variant.model or technique.model),
+            (self.host.losses, variant.loss or technique.loss),
+            (self.host.augmentations, variant.augmentation or technique.augmentation),
+        )
+        return {option for table, part in tables if part in table for option in table[part].value.options}
+
+    @functools.cached_property
+    def data(self) -> Any:
+        """The trial's dataset."""
+        from flowers_bench.training.trial import load_dataset
+
+        return load_dataset(self.host, self.planned.trial, self.planned.run)
+
+    def model(self, backbone: str | None = None) -> nn.Module:
+        """The model alone, on the trial's backbone with its options, or on another with its part's default options."""
+        from flowers_bench.backbone import Backbone, Weights
+        from flowers_bench.technique import ModelContext
+
+        trial = self.planned.trial
+        part, classes, size = self.host.models[trial.model].value, self.data.num_classes, trial.recipe.image_size
+        values = part.option_values(self.settings if backbone else trial.options)
+        source = Backbone(backbone or trial.backbone, Weights(), classes, size)
+        return part.build(ModelContext(source, classes, size, values, trial.dataset, self.store))
+
+    def build(self) -> Parts:
+        """The parts, newly initialised from the trial's seed, on the CPU."""
+        import torch
+
+        from flowers_bench.training.trial import build_parts
+
+        return build_parts(self.host, self.planned.trial, self.planned.run, torch.device("cpu"))[0]
+
+    def rows(self) -> Any:
+        """One batch as the loss's sampler draws it: row numbers of the training split (N,)."""
+        import numpy as np
+
+        from flowers_bench.data.samplers import SAMPLERS
+
+        trial = self.planned.trial
+        sampler = SAMPLERS[trial.sampler]
+        rng = np.random.default_rng(0)
+        return next(iter(sampler(self.data.train.labels, trial.recipe.batch_size, trial.options, rng)))
+
+    def batch(self, parts: Parts) -> tuple[Tensor, Tensor]:
+        """That batch, not augmented: images as the model takes them (N, 3, S, S), and its targets: hard ones (N,), or
+        soft ones (N, C) where the loss needs them."""
+        import torch
+        import torch.nn.functional as F
+
+        from flowers_bench.data.pixels import evaluation_transform
+
+        rows, transform = self.rows(), evaluation_transform(self.planned.trial.recipe.image_size)
+        images = parts.normalize(torch.stack([transform(self.data.train.images[int(i)]) for i in rows]))
+        labels = torch.from_numpy(self.data.train.labels[rows])
+        if "soft_targets" in self.host.losses[self.planned.trial.loss].value.needs:
+            return images, F.one_hot(labels, self.data.num_classes).float()
+        return images, labels
+
+    def augmented(self, parts: Parts, seed: int) -> tuple[Tensor, Tensor]:
+        """The same batch as training sees it, its randomness seeded in torch alone."""
+        import torch
+
+        rows = self.rows()
+        torch.manual_seed(seed)
+        images = parts.normalize(torch.stack([parts.image_transform(self.data.train.images[int(i)]) for i in rows]))
+        labels = torch.from_numpy(self.data.train.labels[rows])
+        return parts.batch_transform(images, labels) if parts.batch_transform else (images, labels)
+
+    def train(self, parts: Parts, batches: Sequence[tuple[Tensor, Tensor]], lr: float = 3e-3) -> list[float]:
+        """One step on each batch, as the loop takes them; the loss of each."""
+        return list(self.steps(parts, batches, lr))
+
+    def steps(self, parts: Parts, batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> Iterator[float]:
+        """The same, one step at a time."""
+        from flowers_bench.nn import train_mode
+        from flowers_bench.technique import Recipe
+        from flowers_bench.training.optimizer import build_optimizer
+
+        if not any(p.requires_grad for p in parts.model.parameters()):
+            return
+        optimizer = build_optimizer(Recipe(lr=lr, weight_decay=0.0), parts.model, parts.criterion)
+        for images, targets in batches:
+            train_mode(parts.model)
+            loss = parts.criterion(parts.model(images), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield float(loss.detach())
+
+
+@contextlib.contextmanager
+def other_generators(seed: int) -> Iterator[None]:
+    """Seed the generators of Python and numpy, which no trial restores, and put them back afterwards."""
+    import numpy as np
+
+    kept, kept_numpy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(kept)
+        np.random.set_state(kept_numpy)
+
+
+def require(condition: object, text: str) -> None:
+    """Raise `Nonconformance` with the text unless the condition holds."""
+    if not condition:
+        raise Nonconformance(text)

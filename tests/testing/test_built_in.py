@@ -1,0 +1,72 @@
+"""The built-in techniques pass the conformance kit, as anybody's must."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowers_bench.host import discover
+from flowers_bench.store import Store
+from flowers_bench.technique import Technique
+from flowers_bench.testing import Check, checks
+from flowers_bench.testing.collect import checks_of
+from flowers_bench.testing.subject import Subject
+from flowers_bench.training.trial import run_trial
+
+torch.set_num_threads(1)
+#: What takes seconds a technique, or is covered by tests of each plugin that run by default.
+SLOW = {
+    "overfits one batch",
+    "runs in a process of its own",
+    "repeats with its seed",
+    "state dict goes round",
+    "what is frozen stays bit equal",
+    "can be copied",
+    "runs under autocast",
+    "model says what it needs",
+}
+HOST = discover()
+
+
+def fitting(technique: Technique, variant: str) -> dict[str, str]:
+    """Settings for a network as tiny as the kit's: hundreds of prompts would drown its four patches."""
+    return {"prompt_length": "10"} if technique.variants[variant].options.get("prompt_length", 0) > 10 else {}
+
+
+def every_check() -> list[object]:
+    """Of each technique the default variant; its others, and what takes long, when slow tests are asked for."""
+    found: list[object] = []
+    for name, registered in HOST.techniques.items():
+        if name == "distillation":  # needs a teacher: below
+            continue
+        for variant in registered.value.variants:
+            for check in checks_of(Subject(HOST, f"{name}/{variant}", settings=fitting(registered.value, variant))):
+                slow = check.name in SLOW or variant != registered.value.default
+                found.append(pytest.param(check, id=str(check), marks=[pytest.mark.slow] if slow else []))
+    return found
+
+
+@pytest.mark.parametrize("check", every_check())
+def test_built_in(check: Check) -> None:
+    check()
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A store with a finished trial on the kit's data."""
+    store = tmp_path_factory.mktemp("store")
+    planned = Subject(HOST, "transfer/scratch").planned
+    folder = Store(store).prepare(planned.trial, {**planned.run, "command": []})
+    run_trial(folder, lambda event: None)
+    torch.use_deterministic_algorithms(False)
+    return store, folder.id
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", HOST.techniques["distillation"].value.variants)
+def test_distillation(teacher: tuple[Path, str], variant: str) -> None:
+    store, trial = teacher
+    for check in checks(f"distillation/{variant}", settings={"teacher": trial}, store=store):
+        check()
