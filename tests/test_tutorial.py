@@ -1,0 +1,69 @@
+"""docs/plugins.md, from end to end: every file that it shows is written, every command run, in its order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from environments import own_environment
+
+from flowers_bench.cli.catalogue import describe
+from flowers_bench.errors import UsageError
+from flowers_bench.testing import Nonconformance, checks
+
+TUTORIAL = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text()
+
+
+def blocks() -> Iterator[tuple[str, str]]:
+    """(`python` or `console` or `text`, content) of each fenced block."""
+    return iter(re.findall(r"```(\w+)\n(.*?)```", TUTORIAL, re.S))
+
+
+def mine(folder: Path) -> Path:
+    """The first block's file."""
+    content = next(text for kind, text in blocks() if kind == "python")
+    assert content.startswith("# mine.py\n")
+    (folder / "mine.py").write_text(content)
+    return folder / "mine.py"
+
+
+def test_the_single_file_is_found_and_conforms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = mine(tmp_path)
+    describe("poly", [file])
+    assert "--set epsilon=1.0" in capsys.readouterr().out
+    slow = ("overfits one batch", "runs in a process of its own", "does not import torch to be listed")
+    for check in checks(file):
+        if check.label in ("mine", "poly/poly") and check.name not in slow:
+            check()
+
+
+def test_the_failure_that_it_shows_is_what_the_kit_says(tmp_path: Path) -> None:
+    file = mine(tmp_path)
+    file.write_text(file.read_text().replace(', "hard_targets"', ""))
+    shown = next(text for kind, text in blocks() if kind == "text").splitlines()
+    name = shown[0].split(": ")[1]
+    (check,) = [check for check in checks(file) if str(check) == f"poly/poly: {name}"]
+    with pytest.raises((Nonconformance, UsageError)) as caught:
+        check()
+    assert str(caught.value).startswith(shown[1].strip().partition("...")[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_from_the_first_line_to_the_wheel(tmp_path: Path) -> None:
+    own, cwd, told = own_environment(tmp_path), tmp_path, ""
+    for kind, text in blocks():
+        if kind == "python":
+            name = text.partition("\n")[0].removeprefix("# ")
+            (cwd / name).write_text(text)
+        for line in text.splitlines() if kind == "console" else ():
+            if line.startswith("cd "):
+                cwd /= line.removeprefix("cd ")
+            else:
+                told += own(line, cwd=cwd)
+    assert "poly/poly" in told
+    assert "checks passed, 0 failed" in told
+    assert re.search(r"^poly +0\.1\.0 +poly +ok +register_losses", told, re.M)
+    assert [path.name for path in (cwd / "dist").iterdir()] == ["poly-0.1.0-py3-none-any.whl"]
