@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from flowers_bench.host import discover
 from flowers_bench.store import Store, TrialFolder
 from flowers_bench.suite import Planned, Request, plan
+from flowers_bench.training.loop import Emit
 from flowers_bench.training.trial import run_trial
 
 TOY = Path(__file__).parent / "toy.py"
@@ -21,9 +24,12 @@ def planned(
     loss: str | None = None,
     augmentation: str | None = None,
     backbone: str = "test_resnet",
+    shots: int | None = None,
+    files: Sequence[Path] = (),
+    store: Path | None = None,
     **settings: str,
 ) -> Planned:
-    """One trial of `technique/variant`, with a tiny backbone from scratch."""
+    """One trial of `technique/variant`, with a tiny backbone from scratch; `files` are plugins beside the toy."""
     request = Request(
         [name],
         data,
@@ -34,15 +40,26 @@ def planned(
         loss=loss,
         augmentation=augmentation,
         settings={"image_size": "16", **settings},
+        shots=shots,
+        store=store,
     )
-    (item,) = plan(discover([TOY]), request, [TOY])
+    plugins = [TOY, *files]
+    (item,) = plan(discover(plugins), request, plugins)
     return item
 
 
-def live(tmp_path: Path, name: str, data: str = "toy", store: str = "runs", **settings: str) -> TrialFolder:
-    """The same, run from beginning to end."""
-    item = planned(tmp_path, name, data, **settings)
-    folder = Store(tmp_path / store).prepare(item.trial, {**item.run, "threads": 1, "command": []})
-    run_trial(folder, lambda event: None)
+def live(
+    tmp_path: Path,
+    name: str,
+    data: str = "toy",
+    store: str = "runs",
+    run: Mapping[str, Any] | None = None,
+    emit: Emit = lambda event: None,
+    **asked: Any,
+) -> TrialFolder:
+    """The same, run from beginning to end; `run` is added to its `run.json`."""
+    item = planned(tmp_path, name, data, store=tmp_path / store, **asked)
+    folder = Store(tmp_path / store).prepare(item.trial, {**item.run, "threads": 1, "command": [], **(run or {})})
+    run_trial(folder, emit)
     torch.use_deterministic_algorithms(False)
     return folder

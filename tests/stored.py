@@ -53,6 +53,7 @@ def store_trial(
     class_names: tuple[str, ...] = ("rose", "tulip", "daisy", "lily"),
     seconds: float = 60.0,
     probabilities: bool = True,
+    predictor: str = "classifier",
 ) -> TrialFolder:
     """A finished trial `technique/variant` whose test images are right or wrong as `correct` (N,) says."""
     technique, _, variant = label.partition("/")
@@ -64,7 +65,7 @@ def store_trial(
         loss="cross-entropy",
         augmentation="standard",
         sampler="shuffled",
-        predictor="classifier",
+        predictor=predictor,
         options=dict(options or {}),
         dataset={
             "name": "meadow",

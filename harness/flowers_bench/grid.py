@@ -337,14 +337,18 @@ def plan_sweep(
     sweep: Mapping[str, Sequence[str]],
     files: Sequence[Path],
     progress: Progress = silent,
+    loaded: dict[Any, Dataset] | None = None,
 ) -> list[Planned]:
     """The request's techniques with every combination of the swept settings (or factors, such as `backbone`).
+
+    Args:
+        loaded: as of `plan`.
 
     Raises:
         UsageError: as `plan`.
     """
     grid = Table({"technique": list(request.techniques), **sweep}, request.seeds, None, 1, {})
-    loaded: dict[Any, Dataset] = {}
+    loaded = {} if loaded is None else loaded
     found = [
         item for cell in grid.cells() for item in plan(host, of_cell(host, request, cell), files, progress, loaded)
     ]

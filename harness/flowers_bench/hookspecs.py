@@ -62,17 +62,24 @@ def register_datasets() -> list[DatasetSource]:  # type: ignore[empty-body]
 
 
 @hookspec
-def trial_started(trial: Mapping[str, Any]) -> None:
-    """A trial begins or resumes. `trial` is its `config.json`. Called in the trial's process, as all observers are."""
+def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """A trial begins or resumes. `trial` is its `config.json`, `run` its `run.json`: `store` is the run store's path.
+
+    Called in the trial's process, as all observers are. They get copies, and torch's, numpy's and Python's random
+    numbers go on as if they had not been there: whatever an observer does or raises, the trial's numbers are the same.
+
+    A plugin that states `FLOWERS_BENCH_TRACKER = "package"` is a tracker, which needs that package: its observers are
+    called only where the user asks for it by name, `flowers-bench run --track NAME`.
+    """
 
 
 @hookspec
-def epoch_finished(trial: Mapping[str, Any], epoch: Mapping[str, Any]) -> None:
+def epoch_finished(trial: Mapping[str, Any], run: Mapping[str, Any], epoch: Mapping[str, Any]) -> None:
     """An epoch ended. `epoch` is its line of `history.jsonl`: `epoch` from 1, `train_loss`, `val_top1`, `seconds`, ..."""
 
 
 @hookspec
-def trial_finished(trial: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+def trial_finished(trial: Mapping[str, Any], run: Mapping[str, Any], result: Mapping[str, Any]) -> None:
     """The trial's result is about to be stored. `result` is its `result.json`."""
 
 

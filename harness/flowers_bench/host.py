@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -59,6 +59,7 @@ class PluginStatus:
         hooks: the hooks it implements.
         error: why it is skipped, or None.
         off: switched off by the user: not even imported.
+        tracker: the package that it needs if it is a tracker, whose observers are called only on demand; else None.
     """
 
     name: str
@@ -68,10 +69,15 @@ class PluginStatus:
     hooks: list[str] = field(default_factory=list)
     error: str | None = None
     off: bool = False
+    tracker: str | None = None
 
 
 class Host:
-    """What discovery found. Build one with `discover`."""
+    """What discovery found. Build one with `discover`.
+
+    Attributes:
+        tracking: names of the trackers whose observers are called.
+    """
 
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -82,6 +88,7 @@ class Host:
         self.augmentations: dict[str, Registered[Augmentation]] = {}
         self.techniques: dict[str, Registered[Technique]] = {}
         self.datasets: dict[str, Registered[DatasetSource]] = {}
+        self.tracking: Collection[str] = ()
 
     def add(self, status: PluginStatus, load: Callable[[], object]) -> None:
         """Load one plugin and take in what it registers; on any failure note the reason and skip it whole."""
@@ -110,6 +117,7 @@ class Host:
                 f"written for plugin API {wanted}, this flowers-bench has API {hookspecs.PLUGIN_API}. "
                 "Install matching versions."
             )
+        status.tracker = getattr(module, "FLOWERS_BENCH_TRACKER", None)
         self._manager.register(module, name=status.name)
         callers = self._manager.get_hookcallers(module) or []
         status.hooks = sorted(caller.name for caller in callers)
@@ -147,17 +155,33 @@ class Host:
         ]
 
     def notify(self, hook: str, **arguments: Any) -> list[str]:
-        """Call an observer hook in every plugin. A plugin that raises does not stop the others.
+        """Call an observer hook in every plugin, but for trackers that were not asked for. A plugin that raises does
+        not stop the others.
 
         Returns the failures, one line each: plugin, hook, error.
         """
         failures = []
         for impl in getattr(self._manager.hook, hook).get_hookimpls():
+            if self.plugins[impl.plugin_name].tracker and impl.plugin_name not in self.tracking:
+                continue
             try:
                 impl.function(**{name: arguments[name] for name in impl.argnames})
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # SystemExit included
                 failures.append(f"plugin {impl.plugin_name!r} raised in {hook}: {type(error).__name__}: {error}")
         return failures
+
+    def refuse_unfit_trackers(self, names: Collection[str]) -> None:
+        """Raises `UsageError` for a name that is no tracker's, and for one whose package is not installed."""
+        trackers = {name: status for name, status in self.plugins.items() if status.tracker and not status.error}
+        for name in names:
+            if name not in trackers:
+                raise unknown_name("tracker", name, trackers)
+            status = trackers[name]
+            if importlib.util.find_spec(str(status.tracker)) is None:
+                extra = f"'flowers-bench[{name}]'" if status.origin.startswith(BUILT_IN) else status.tracker
+                raise UsageError(f"--track {name} needs {status.tracker}, which is not installed: pip install {extra}")
 
     def broken(self) -> Iterator[PluginStatus]:
         """The plugins that are skipped."""

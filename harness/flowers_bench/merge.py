@@ -29,7 +29,7 @@ class Merged:
 def merge_stores(sources: Sequence[Path], target: Path) -> Merged:
     """Bring every trial of `sources` into `target`, a store or a folder yet to be made.
 
-    Of a trial that several have, the finished one is taken, or else the one with most epochs behind it.
+    Of a trial that several have, the finished one is taken, rather with `--stress` than without, or else the one with most epochs behind it.
 
     Raises:
         UsageError: a source is no store; a trial is damaged, has links in it, or contradicts another of its id.
@@ -68,7 +68,7 @@ def _checked(root: Path, *, may_be_empty: bool) -> list[TrialFolder]:
 def _better(first: TrialFolder, second: TrialFolder) -> TrialFolder:
     if first.finished() and second.finished():
         _refuse_contradiction(first, second)
-    rank = [(folder.finished(), len(folder.history())) for folder in (first, second)]
+    rank = [(folder.finished(), folder.stressed(), len(folder.history())) for folder in (first, second)]
     return second if rank[1] > rank[0] else first
 
 

@@ -68,14 +68,15 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Interval:
 
 
 def paired_p_value(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided p-value that two techniques are equally accurate, both (S, N) bool on the same seeds and images.
+    """Two-sided p-value that two techniques are equally accurate, both (S, N) on the same seeds and images: bool, or
+    float where an image's outcome is a mean, or a difference, of several.
 
     With several seeds it is that of the bootstrap behind `paired_difference`: below 0.05 exactly where the 95 %
     interval excludes zero (but for Monte Carlo error), and smooth far into the tail, as a correction for many pairs
-    needs. With one seed it is McNemar's, exact, about these two trained networks only.
+    needs. With one seed it is about these two trained networks only, and of bool outcomes McNemar's, exact.
     """
     values = _differences(first, second)
-    if len(values) == 1:
+    if len(values) == 1 and first.dtype == second.dtype == bool:
         return mcnemar(first[0], second[0])
     spread = _Spread.of(values, np.random.default_rng(0))
     return min(1.0, 2 * min(spread.below(-values.mean()), spread.above(-values.mean())))

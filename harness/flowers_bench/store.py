@@ -8,6 +8,7 @@ runs/<trial id>/config.json         the trial: what the id is a hash of
                 checkpoint.pt       last finished epoch, until the trial is finished
                 model.safetensors   the checkpoint chosen on validation
                 predictions.parquet split, key, label, logits per image, validation and test
+                stress.parquet      kind, level, key, correct: test images under change, where `--stress` asked for it
                 result.json         the figures; written last: its presence means the trial is finished
                 attempts.jsonl      a line per attempt to run the trial: how long, and how it ended
                 failure.json        why the last attempt failed; replaced by the next attempt
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 #: Of `result.json` and `config.json`. Readers refuse a newer one.
 SCHEMA_VERSION = 1
+#: Of the changes that `--stress` makes to images; raised when an image would be changed otherwise. Figures of different
+#: revisions are not comparable.
+STRESS_REVISION = 1
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
@@ -108,6 +112,14 @@ class TrialFolder:
         """Whether there is a result."""
         return (self.path / "result.json").is_file()
 
+    def stressed(self) -> bool:
+        """Whether it is finished and was measured under changes as this version makes them (`--stress`)."""
+        return self.finished() and self.result().get("stress_revision") == STRESS_REVISION
+
+    def complete(self, *, stress: bool) -> bool:
+        """Whether nothing is left to do for it."""
+        return self.stressed() if stress else self.finished()
+
     def config(self) -> dict[str, Any]:
         """The trial's `facts()`."""
         return _supported(self.path / "config.json")
@@ -148,6 +160,18 @@ class TrialFolder:
         import pandas as pd
 
         return pd.read_parquet(self.path / "predictions.parquet")
+
+    def stress(self) -> pd.DataFrame:
+        """Columns kind, level, value, key, correct: each test image under each change, of a trial with `--stress`.
+        Raises `UsageError` where the file is missing or damaged."""
+        import pandas as pd
+        import pyarrow as pa
+
+        path = self.path / "stress.parquet"
+        try:
+            return pd.read_parquet(path)
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise UsageError(f"{path} cannot be read: {error}. Remove its folder to run that trial again.") from error
 
     def scores(self, split: str = "test") -> Scores:
         """The predictions of one split as arrays, images in order of their keys: many times quicker than

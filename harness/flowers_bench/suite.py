@@ -14,12 +14,13 @@ from flowers_bench.backbone import Backbone, Weights, check_backbone, resolve_we
 from flowers_bench.data.dataset import DataRequest, Dataset, DatasetSource, Progress, silent
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.samplers import SAMPLERS
+from flowers_bench.data.shots import few_shot
 from flowers_bench.errors import UsageError, unknown_name
 from flowers_bench.host import Host, Registered
 from flowers_bench.measure.episodic import queries_per_class
 from flowers_bench.technique import Augmentation, Loss, Model, ModelContext, Option, Recipe, Technique, Variant
 from flowers_bench.training.prediction import PREDICTORS
-from flowers_bench.trial import Trial
+from flowers_bench.trial import Protocol, Trial
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Request:
         seeds: how many, from 0.
         settings: `--set` values: recipe fields, part options, and `data.KEY` for the dataset.
         store: where the trials will be kept, for techniques that build on finished ones.
+        shots: training images of each class; None: all there are.
         jobs: how many trials will run at once; the processor's threads are divided among them.
     """
 
@@ -45,6 +47,7 @@ class Request:
     augmentation: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     store: Path | None = None
+    shots: int | None = None
     jobs: int = 1
 
 
@@ -102,7 +105,8 @@ def plan(
             "plugin_files": [str(file.resolve()) for file in plugin_files],
             "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or _share_of_threads(request.jobs),
         }
-        planned += _trials(host, request, parts, source, recipe, datasets[key], data_options, run)
+        dataset = few_shot(datasets[key], request.shots, 0)
+        planned += _trials(host, request, parts, source, recipe, dataset, data_options, run)
     return in_order(planned)
 
 
@@ -287,6 +291,7 @@ def _trials(
                 recipe=recipe,
                 seed=seed,
                 code=code,
+                protocol=Protocol(shots=request.shots),
             ),
             {
                 **run,

@@ -22,17 +22,21 @@ class Protocol:
     Attributes:
         report: `test`, or `none` for a trial of a search, which must not know.
         search: how many configurations were tried, by their validation accuracy, to find the recipe; 0: it is as given.
+        shots: training images of each class (`data.shots.few_shot`); None: all there are.
     """
 
     train: str = "train"
     select: str = "val"
     report: str = "test"
     search: int = 0
+    shots: int | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        found = {"train": self.train, "select": self.select, "report": self.report}
-        return {**found, "search": self.search} if self.search else found  # without one, ids are as ever
+        """Plain JSON values. What was not asked for has no key: without it, ids are as ever."""
+        found: dict[str, Any] = {"train": self.train, "select": self.select, "report": self.report}
+        if self.search:
+            found["search"] = self.search
+        return found if self.shots is None else {**found, "shots": self.shots}
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def find_teacher(name: str, store: Path | None, dataset: Mapping[str, Any]) -> P
         what = "is not finished" if folder.path.is_dir() else "does not exist"
         raise UsageError(f"teacher {name} {what} in run store {store}. Run it first, or choose its store with --out.")
     config = folder.config()
-    for key in ("name", "classes", "split_checksum") if dataset else ():
+    for key in ("name", "classes", "n_train", "split_checksum") if dataset else ():
         if config["dataset"][key] != dataset[key]:
             raise UsageError(
                 f"teacher {name} was trained on {config['dataset']['name']} with {key} {config['dataset'][key]}; the student's "

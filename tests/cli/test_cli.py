@@ -42,7 +42,12 @@ def test_run_then_rerun_then_read(flowers_bench, tmp_path: Path) -> None:
     assert pair["sentence"].partition(" (2 seeds")[0] in first.stdout
     shown = flowers_bench("show", listing[0].split()[0][:8])
     assert shown.returncode == 0
-    assert "val_top1" in shown.stdout
+    for words in ("val_top1", "Recipe", "test top-1", "Cost", "Environment", "Files in", "Run it again", "--seeds 2"):
+        assert words in shown.stdout
+    assert "{" not in shown.stdout
+    raw = json.loads(flowers_bench("show", listing[0].split()[0][:8], "--format", "json").stdout)
+    assert raw["result"]["test"]["top1"] >= 0
+    assert len(raw["history"]) == len(Store(tmp_path / "runs").folder(raw["config"]["id"]).history())
 
 
 def test_a_failed_trial_is_stored_as_a_failure_and_the_rest_runs(flowers_bench, tmp_path: Path) -> None:
@@ -67,6 +72,11 @@ def test_a_failed_trial_is_stored_as_a_failure_and_the_rest_runs(flowers_bench, 
         (["--plugin", "deformable", "--set", "lr=1", "--set", "lr=2"], "given twice"),
         (["--plugin", "deformable", "--seeds", "0"], "seeds"),
         (["--plugin", "nothere.py"], "not a plugin file"),
+        (["--plugin", "deformable", "--shots", "1,0"], "expected different whole numbers"),
+        (["--plugin", "deformable", "--shots", "1,x"], "expected different whole numbers"),
+        (["study-small", "--shots", "1"], "not with a suite"),
+        (["--plugin", "deformable", "--track", "tensorbord"], "unknown tracker"),
+        (["show", "abc", "--format", "xml"], "unknown format"),
         (["leaderboard", "--out", "empty"], "no finished trials"),
         (["leaderboard", "--format", "pdf"], "unknown format"),
         (["compare", "deformable", "transfer"], "no finished trials"),

@@ -13,6 +13,7 @@ from stored import CLASSES, outcomes, store_trial
 
 from flowers_bench.cli.report import report
 from flowers_bench.store import Store, write_json
+from flowers_bench.trial import Protocol
 
 MEADOW = Path(__file__).with_name("meadow.py")
 HOSTILE = "<img src=x onerror=window.hacked=1>"
@@ -22,7 +23,10 @@ assert len(NAMES) == CLASSES
 
 def measured(seed: int) -> dict[str, Any]:
     """Figures beyond accuracy, as trials store them."""
-    levels = [{"level": level, "top1": 0.8 - 0.1 * level - 0.01 * seed} for level in range(1, 6)]
+    levels = [
+        {"level": level, "label": f"{level} {HOSTILE}", "top1": 0.8 - 0.1 * level - 0.01 * seed}
+        for level in range(1, 6)
+    ]
     return {
         "temperature": 1.4,
         "retrieval": {"recall_at_1": 0.6, "map_at_r": 0.4},
@@ -42,6 +46,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store_trial(root, "wise/plain", seed, outcomes(seed, 0.7), **common)
         hostile = {**run, "command": ["--plugin", HOSTILE]}
         store_trial(root, f"{HOSTILE}/</script>", seed, outcomes(5 + seed, 0.6), class_names=NAMES, run=hostile)
+    for shots in (1, 2):
+        lawn = {"name": "lawn", "n_train": 4 * shots}
+        for seed in range(2):
+            common = {"dataset": lawn, "protocol": Protocol(shots=shots), "class_names": NAMES}
+            store_trial(root, "wise/good", seed, outcomes(seed, 0.3 * shots), **common)
+            store_trial(root, f"wise/{HOSTILE}", seed, outcomes(seed, 0.2 * shots), **common)
     for epochs in (3, 6, 90):
         garden = {"name": "garden", "notes": [HOSTILE]}
         store_trial(root, "wise/good", 0, outcomes(0, 0.8), dataset=garden, recipe={"epochs": epochs})

@@ -29,10 +29,11 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Leaderboard:
             "episodic": {"test": {**EPISODIC, "accuracy": 0.8 + 0.05 * seed}},
             "retrieval": {"recall_at_1": 0.61, "map_at_r": 0.41},
         }
-        store_trial(root, "proto/net_5%", seed, outcomes(seed, 0.6), result=figures)
+        store_trial(root, "proto/net_5%", seed, outcomes(seed, 0.6), result=figures, predictor="nearest-mean")
     mixed = {"mixed": {"n": 400, "top_m": 0.55, "all_m": 0.31, "m": 1.9}}
     store_trial(root, "mix/cut", 0, outcomes(0, 0.5), result=mixed)
-    store_trial(root, "a/plain", 0, outcomes(0, 0.9), dataset={"name": "garden"})
+    found = {"retrieval": {"recall_at_1": 0.5, "map_at_r": 0.3}}
+    store_trial(root, "a/plain", 0, outcomes(0, 0.9), dataset={"name": "garden"}, result=found)
     return Leaderboard.of(Store(root).finished())
 
 
@@ -51,6 +52,12 @@ def test_other_kinds_list_only_rows_that_have_them(board: Leaderboard) -> None:
     assert found["few-shot episodes"].body[0][6] == f"82.5 [{low:.1f}, 100.0]"
     assert found["mixed images"].body[0][3:] == ("1.9", "55.0", "31.0")
     assert [line[0] for line in found["retrieval"].body] == ["proto/net_5%"]
+
+
+def test_retrieval_is_printed_where_an_embedding_predicts(board: Leaderboard) -> None:
+    titles = [sheet.title for sheet in sheets(board) if sheet.title.endswith("retrieval")]
+    assert len(titles) == 1
+    assert titles[0].startswith("meadow")
 
 
 def test_other_datasets_are_other_tables(board: Leaderboard) -> None:

@@ -135,6 +135,43 @@ def test_the_explorer_follows_its_menu(watched: Watched) -> None:
     assert explorer.inner_text() != before
 
 
+def test_the_confusion_matrix_is_read_by_keyboard(watched: Watched) -> None:
+    page = watched.page
+    page.locator(".groups a", has_text="meadow").click()
+    heat = page.locator(".group:not([hidden]) .heat")
+    canvas, cell = heat.locator("canvas"), heat.locator(".cell")
+    canvas.scroll_into_view_if_needed()
+    canvas.focus()
+    assert cell.inner_text().startswith("rose is recognised: ")
+    rows = page.evaluate("(id) => JSON.parse(document.getElementById('data').textContent)[id].rows", "g1")
+    share = rows[0]["per_class"][0][1]
+    assert cell.inner_text() == f"rose is recognised: {100 * share:.0f} %"
+    page.keyboard.press("ArrowRight")
+    assert cell.inner_text().startswith("rose taken for </script>")
+    page.keyboard.press("End")
+    page.keyboard.press("PageDown")
+    last = cell.inner_text()
+    assert "is recognised" in last
+    painted = "(c) => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
+    assert canvas.evaluate(painted) > 3
+    before = canvas.evaluate("(c) => c.toDataURL()")
+    page.locator(".group:not([hidden]) .explore").select_option("2")
+    assert canvas.evaluate("(c) => c.toDataURL()") != before
+    page.emulate_media(color_scheme="dark")
+    dark = canvas.evaluate("(c) => c.toDataURL()")
+    page.emulate_media(color_scheme="light")
+    assert canvas.evaluate("(c) => c.toDataURL()") != dark
+    assert watched.trouble == []
+
+
+def test_stress_levels_are_named(watched: Watched) -> None:
+    watched.page.locator(".groups a", has_text="meadow").click()
+    watched.draw_all()
+    ticks = watched.page.locator("[data-plot=stress][data-kind=rotation] .xtick text").all_text_contents()
+    assert ticks[0] == "none"
+    assert "<img src=x" in ticks[1]
+
+
 def test_the_theme_can_be_chosen(watched: Watched) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
     light = watched.page.evaluate(colour)

@@ -96,6 +96,13 @@ def run(
     jobs: Annotated[int, typer.Option(min=1, help="Trials at once; threads are divided, memory is watched")] = 1,
     shard: Annotated[str, typer.Option(help="I/N: only the I-th of N parts of the trials, for job arrays")] = "1/1",
     no_plugin: Off = None,
+    shots: Annotated[
+        str, typer.Option(help="K1,K2,...: with so many training images of each class [default: all there are]")
+    ] = "",
+    stress: Annotated[
+        bool, typer.Option("--stress", help="Also measure on changed test images; adds it to finished trials too")
+    ] = False,
+    track: Annotated[str, typer.Option(help="Trackers that follow the trials, with commas: tensorboard, mlflow")] = "",
 ) -> None:
     """Train, evaluate and store trials, then print the leaderboard. Finished trials are not run again.
 
@@ -105,7 +112,9 @@ def run(
 
     factors = {"data": data, "backbone": backbone, "weights": weights, "loss": loss, "augmentation": augmentation}
     given = {key: value for key, value in factors.items() if value is not None}
-    asked = command.Asked(suite, plugin, given, seeds, set_ or [], sweep or [], data_dir, out, jobs, shard, search)
+    asked = command.Asked(
+        suite, plugin, given, seeds, set_ or [], sweep or [], data_dir, out, jobs, shard, search, shots, stress, track
+    )
     raise typer.Exit(command.run(asked, format, timeout))
 
 
@@ -217,11 +226,15 @@ def figures(
 
 
 @app.command()
-def show(trial: Annotated[str, typer.Argument(help="A trial id, or its beginning")], out: Out = Path("runs")) -> None:
-    """Everything about one trial: configuration, weights, history, figures, cost, environment."""
+def show(
+    trial: Annotated[str, typer.Argument(help="A trial id, or its beginning")],
+    format: Annotated[str, typer.Option(help="text or json: all that its files hold")] = "text",
+    out: Out = Path("runs"),
+) -> None:
+    """Everything about one trial: what it is, recipe, quality, cost, environment, files, and how to run it again."""
     from flowers_bench.cli import show as command
 
-    command.show(trial, out)
+    command.show(trial, out, format)
 
 
 @app.command()

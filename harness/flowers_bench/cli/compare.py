@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,18 +21,21 @@ def compare(names: Sequence[str], out: Path, format: str) -> None:
     may be compared."""
     from flowers_bench.report.comparison import Comparison
     from flowers_bench.report.comparison_text import FORMATS, print_text, refusal
+    from flowers_bench.report.stress import under_stress
 
     if format != "text" and format not in FORMATS:
         raise unknown_name("format", format, ["text", *FORMATS])
     if len(names) < 2:
         raise UsageError("compare takes two names or more: flowers-bench compare deformable/stage3 deformable/plain")
-    comparison = Comparison.all_of(rows_of(names, out))
+    rows = rows_of(names, out)
+    comparison = Comparison.all_of(rows)
     if not comparison.pairs:
         raise UsageError("\n".join(refusal(refused) for refused in comparison.refused))
+    stressed = [found for pair in itertools.combinations(rows, 2) if (found := under_stress(*pair))]
     if format == "text":
-        print_text(comparison)
+        print_text(comparison, stressed)
     else:
-        print(FORMATS[format](comparison))
+        print(FORMATS[format](comparison, stressed))
 
 
 def rows_of(names: Sequence[str], out: Path) -> list[Row]:

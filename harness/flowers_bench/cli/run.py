@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +25,7 @@ from flowers_bench.errors import UsageError, unknown_name
 from flowers_bench.host import Host, discover
 
 if TYPE_CHECKING:
+    from flowers_bench.data.dataset import Dataset
     from flowers_bench.store import Store, TrialFolder
     from flowers_bench.suite import Planned, Request
 
@@ -43,6 +44,9 @@ class Asked:
         settings, sweeps: `KEY=VALUE` and `KEY=V1,V2` texts.
         shard: `I/N`.
         search: how many configurations to try for each technique; 0: the recipes as they are.
+        shots: `K1,K2`, or empty for the whole training split.
+        stress: whether to measure on changed test images too.
+        track: names of trackers, with commas.
     """
 
     suite: str | None
@@ -56,11 +60,19 @@ class Asked:
     jobs: int
     shard: str
     search: int = 0
+    shots: str = ""
+    stress: bool = False
+    track: str = ""
 
     @property
     def cache(self) -> Path:
         """Where downloads and caches lie."""
         return self.data_dir or user_cache_path("flowers-bench")
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names in `track`, each once."""
+        return list(dict.fromkeys(name.strip() for name in self.track.split(",") if name.strip()))
 
 
 def run(asked: Asked, format: str, timeout: float) -> int:
@@ -77,6 +89,7 @@ def run(asked: Asked, format: str, timeout: float) -> int:
         )
     _refuse_beside_search(asked)
     host = discover(files)
+    host.refuse_unfit_trackers(asked.trackers)
     if asked.suite is not None:
         return _run_suite(host, files, asked, asked.suite, format, timeout)
     names += [name for file in files for name in _techniques_of(host, file)]
@@ -89,9 +102,9 @@ def run(asked: Asked, format: str, timeout: float) -> int:
 def _refuse_beside_search(asked: Asked) -> None:
     if not asked.search:
         return
-    if asked.suite is not None or asked.sweeps:
+    if asked.suite is not None or asked.sweeps or asked.shots:
         raise UsageError(
-            "--search finds a recipe for each technique of --plugin: it goes with neither a suite nor --sweep."
+            "--search finds a recipe for each technique of --plugin: it goes with neither a suite nor --sweep nor --shots."
         )
     if asked.shard != "1/1":
         raise UsageError("--search tries one configuration after the other, which --shard cannot divide. Use --jobs.")
@@ -100,6 +113,7 @@ def _refuse_beside_search(asked: Asked) -> None:
 def _request(names: Sequence[str], asked: Asked) -> Request:
     from flowers_bench.suite import Request
 
+    factors: dict[str, Any] = {"data": "petals", **asked.factors}
     return Request(
         names,
         cache_dir=asked.cache,
@@ -107,19 +121,25 @@ def _request(names: Sequence[str], asked: Asked) -> Request:
         settings=parse_settings(asked.settings),
         store=asked.out,
         jobs=asked.jobs,
-        **{"data": "petals", **asked.factors},
+        **factors,
     )
 
 
 def _plan(host: Host, files: Sequence[Path], request: Request, asked: Asked) -> list[Planned]:
     from flowers_bench.grid import plan_sweep
-    from flowers_bench.suite import plan
+    from flowers_bench.suite import in_order, plan
 
     sweep = parse_sweeps(asked.sweeps)
     for key in sweep:
         if key in asked.factors or key in request.settings:
             raise UsageError(f"--sweep {key}: this is given a single value too. Leave that out.")
-    return plan_sweep(host, request, sweep, files, _track) if sweep else plan(host, request, files, _track)
+    loaded: dict[Any, Dataset] = {}
+    requests = [replace(request, shots=shots) for shots in parse_shots(asked.shots)]
+    plans = [
+        plan_sweep(host, one, sweep, files, _track, loaded) if sweep else plan(host, one, files, _track, loaded)
+        for one in requests
+    ]
+    return in_order(item for found in plans for item in found)
 
 
 def _search(host: Host, files: Sequence[Path], request: Request, asked: Asked, format: str, timeout: float) -> int:
@@ -151,7 +171,7 @@ def _search(host: Host, files: Sequence[Path], request: Request, asked: Asked, f
         return FAILED
     for about in {item.trial.label: (item.trial.label, item.run["search"]) for item in planned}.values():
         messages.print(_found(*about), markup=False)
-    return execute(planned, asked.out, timeout, asked.jobs, format)
+    return execute(planned, asked, timeout, format)
 
 
 def _found(label: str, about: Mapping[str, Any]) -> str:
@@ -170,6 +190,8 @@ def _run_suite(host: Host, files: Sequence[Path], asked: Asked, name: str, forma
     from flowers_bench.store import Store
     from flowers_bench.suite import Request, in_order
 
+    if asked.shots:
+        raise UsageError("--shots goes with --plugin, not with a suite.")
     if asked.sweeps:
         raise UsageError("--sweep goes with --plugin; in a suite, write the list of values into its file.")
     suite = overridden(read_suite(name), {**asked.factors, **parse_settings(asked.settings)}, asked.seeds)
@@ -189,7 +211,7 @@ def _execute_part(planned: Sequence[Planned], asked: Asked, format: str, timeout
     if not part:
         messages.print(f"shard {asked.shard} has no trial: there are fewer trials than shards")
         return 0
-    return execute(part, asked.out, timeout, asked.jobs, format)
+    return execute(part, asked, timeout, format)
 
 
 def parse_shard(text: str) -> slice:
@@ -198,6 +220,14 @@ def parse_shard(text: str) -> slice:
     if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise UsageError(f"--shard {text}: expected I/N with I from 1 to N, such as --shard 2/4.")
     return slice(int(index) - 1, None, int(count))
+
+
+def parse_shots(text: str) -> list[int | None]:
+    """`1,2,5` to `[1, 2, 5]`, and an empty text to `[None]`: all training images."""
+    values = [value.strip() for value in text.split(",")] if text else []
+    if not all(value.isdecimal() and int(value) > 0 for value in values) or len(set(map(int, values))) < len(values):
+        raise UsageError(f"--shots {text}: expected different whole numbers from 1, such as --shots 1,2,5,10.")
+    return [*sorted(map(int, values))] if values else [None]
 
 
 def split_plugins(text: str) -> tuple[list[Path], list[str]]:
@@ -252,7 +282,7 @@ def _track(items: Iterable[T], description: str, total: int) -> Iterable[T]:
     return track(items, description=description, total=total, console=messages)
 
 
-def execute(planned: Sequence[Planned], out: Path, timeout: float, jobs: int, format: str) -> int:
+def execute(planned: Sequence[Planned], asked: Asked, timeout: float, format: str) -> int:
     """Run what is not finished yet, with progress, then print the leaderboard of this plan's trials."""
     from flowers_bench.environment import kernel_in_use
     from flowers_bench.executors.local import run_all
@@ -260,16 +290,19 @@ def execute(planned: Sequence[Planned], out: Path, timeout: float, jobs: int, fo
     from flowers_bench.report.text import markdown, print_text
     from flowers_bench.store import Store
 
-    store = Store(out)
-    _announce(planned, out)
+    store = Store(asked.out)
+    _announce(planned, asked.out)
     kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
     folders = [store.folder(item.trial.id) for item in planned]
-    todo = _prepared(planned, store)
-    if len(todo) < len(planned):
-        messages.print(f"{len(planned) - len(todo)} of {len(planned)} trials are finished already")
+    finished_before = sum(folder.finished() for folder in folders)
+    todo = _prepared(planned, store, stress=asked.stress, track=asked.trackers)
+    if finished_before:
+        unmeasured = len(todo) - (len(planned) - finished_before)
+        rest = f"; {unmeasured} of them are still to be measured under stress" if unmeasured else ""
+        messages.print(f"{finished_before} of {len(planned)} trials are finished already{rest}")
     labels = {item.trial.id: f"{item.trial.label} seed {item.trial.seed}" for item in planned}
     with TrialProgress(labels, len(todo)) as progress:
-        outcomes = run_all(todo, progress.on_event, timeout, jobs)
+        outcomes = run_all(todo, progress.on_event, timeout, asked.jobs)
     finished = [folder for folder in folders if folder.finished()]
     if finished and format == "md":
         print(markdown(Leaderboard.of(finished)))
@@ -282,10 +315,13 @@ def execute(planned: Sequence[Planned], out: Path, timeout: float, jobs: int, fo
     return FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0
 
 
-def _prepared(planned: Sequence[Planned], store: Store) -> list[TrialFolder]:
-    """The folders of those that are not finished yet, each once."""
-    todo = {item.trial.id: item for item in planned if not store.folder(item.trial.id).finished()}
-    return [store.prepare(item.trial, {**item.run, "command": sys.argv[1:]}) for item in todo.values()]
+def _prepared(
+    planned: Sequence[Planned], store: Store, *, stress: bool = False, track: Sequence[str] = ()
+) -> list[TrialFolder]:
+    """The folders of those where something is left to do, each once."""
+    todo = {item.trial.id: item for item in planned if not store.folder(item.trial.id).complete(stress=stress)}
+    more = {"command": sys.argv[1:], "stress": stress, "track": list(track)}
+    return [store.prepare(item.trial, {**item.run, **more}) for item in todo.values()]
 
 
 def _print_total(folders: Sequence[TrialFolder]) -> None:
@@ -297,11 +333,11 @@ def _print_total(folders: Sequence[TrialFolder]) -> None:
     messages.print(f"these {total['trials']} trials{failed} took {duration(total['seconds'])} in all", markup=False)
 
 
-def _announce(planned: Sequence[Any], out: Path) -> None:
+def _announce(planned: Sequence[Planned], out: Path) -> None:
     first = planned[0].trial
     data = first.dataset
     messages.print(
-        f"[bold]{data['name']}[/bold]: {data['classes']} classes, {data['n_train']} train / {data['n_val']} val / {data['n_test']} test, "
+        f"[bold]{data['name']}[/bold]: {data['classes']} classes, {_train_sizes(planned)} train / {data['n_val']} val / {data['n_test']} test, "
         f"{data['resolution']}, split {data['split_checksum'][:8]}"
     )
     for note in data["notes"]:
@@ -314,6 +350,10 @@ def _announce(planned: Sequence[Any], out: Path) -> None:
     for line in dict.fromkeys(lines):
         messages.print(line, markup=False)
     messages.print(f"{len(planned)} trials, store {out}", markup=False)
+
+
+def _train_sizes(planned: Sequence[Planned]) -> str:
+    return ", ".join(map(str, dict.fromkeys(item.trial.dataset["n_train"] for item in planned)))
 
 
 class TrialProgress:
@@ -363,6 +403,14 @@ class TrialProgress:
             )
         elif kind in ("starting", "testing"):
             self._progress.update(self._bar(folder), description=f"{label} {kind}", total=None, note="")
+        elif kind == "stress":
+            self._progress.update(
+                self._bar(folder),
+                description=f"{label} under stress",
+                total=event["of"],
+                completed=event["done"],
+                note=event["kind"],
+            )
         elif kind == "waiting":
             messages.print(f"{label} {event['reason']}", markup=False)
         elif kind == "warning":

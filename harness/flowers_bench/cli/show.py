@@ -1,39 +1,170 @@
-"""`flowers-bench show TRIAL`: all of one trial."""
+"""`flowers-bench show TRIAL`: all of one trial, as a page to read or as JSON."""
 
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from flowers_bench.errors import unknown_name
+
+if TYPE_CHECKING:
+    from flowers_bench.store import TrialFolder
+
+Line = tuple[str, str]
 
 
-def show(trial: str, out: Path) -> None:
-    """Print the trial's configuration, history and result. Raises `UsageError` for an unknown id."""
+def show(trial: str, out: Path, format: str) -> None:
+    """Print the trial. Raises `UsageError` for an unknown id or format."""
     from flowers_bench.store import Store
 
+    if format not in ("text", "json"):
+        raise unknown_name("format", format, ("text", "json"))
     folder = Store(out).find(trial)
-    config = folder.config()
-    print(
-        f"trial {folder.id}: {config['technique']}/{config['variant']} on {config['dataset']['name']}, seed {config['seed']}"
-    )
-    _section("configuration", config)
-    print("\nhistory")
-    for record in folder.history():
-        print("  " + ", ".join(f"{key} {_short(value)}" for key, value in record.items()))
-    if folder.finished():
-        _section("result", {k: v for k, v in folder.result().items() if k != "class_names"})
+    if format == "json":
+        print(json.dumps(_everything(folder), indent=1, ensure_ascii=False))
+        return
+    for title, lines in _sections(folder):
+        print(f"{title}\n" if not lines else f"\n{title}")
+        width = max((len(key) for key, _ in lines), default=0)
+        for key, value in lines:
+            print(f"  {key:<{width}}  {value}".rstrip())
+
+
+def _everything(folder: TrialFolder) -> dict[str, Any]:
+    """What the trial's files hold, images' predictions apart."""
+    return {
+        "config": folder.config(),
+        "run": folder.run(),
+        "history": folder.history(),
+        "attempts": folder.attempts(),
+        "result": folder.result() if folder.finished() else None,
+        "failure": folder.failure(),
+    }
+
+
+def _sections(folder: TrialFolder) -> Iterator[tuple[str, list[Line]]]:
+    config, run = folder.config(), folder.run()
+    label = f"{config['technique']}/{config['variant']}"
+    data = config["dataset"]
+    yield f"trial {folder.id}: {label} on {data['name']}, seed {config['seed']}", []
+    yield "What it is", _identity(config, run)
+    yield "Recipe", [(key, _text(value)) for key, value in {**config["recipe"], **config["options"]}.items()]
     failure = folder.failure()
     if failure:
-        print(f"\nlast attempt failed: {failure['error']}")
-    print(
-        f"\nfiles in {folder.path}: {', '.join(sorted(p.name for p in folder.path.iterdir() if not p.name.startswith('.')))}"
-    )
+        yield "Last attempt failed", [(str(failure["kind"]), str(failure["error"]))]
+    if folder.finished() and config["protocol"]["report"] == "none":  # a trial of a search
+        yield "Quality", [("val top-1", f"{100 * folder.result()['val']['top1']:.1f} %; the test split was not read")]
+    elif folder.finished():
+        result = folder.result()
+        yield "Quality, with 95 % intervals over test images (one seed)", _quality(folder, result)
+        if "stress" in result:
+            yield "Under stress: test top-1 % from the weakest level to the strongest", _stress(result)
+        yield "Cost", _cost(folder, result["cost"])
+        yield "Environment", _environment(result["hardware"])
+    yield "History", [(f"epoch {record['epoch']}", _epoch(record)) for record in folder.history()]
+    yield f"Files in {folder.path}", [(path.name, _size(path)) for path in _files(folder)]
+    yield "Run it again", [(shlex.join(["flowers-bench", *map(str, run.get("command", []))]), "")]
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _identity(config: Mapping[str, Any], run: Mapping[str, Any]) -> list[Line]:
+    data, weights, shots = config["dataset"], config["weights"], config["protocol"].get("shots")
+    parts = ", ".join(f"{key} {config[key]}" for key in ("model", "loss", "augmentation", "sampler", "predictor"))
+    sizes = f"{data['n_train']} train / {data['n_val']} val / {data['n_test']} test"
+    lines = [
+        ("parts", parts),
+        ("backbone", f"{config['backbone']}, weights {weights['name']}" + _sha(weights["sha256"])),
+        ("data", f"{data['classes']} classes, {sizes}, {data['resolution']}, split {data['split_checksum'][:8]}"),
+        ("protocol", "trained on train, chosen on val, read once on test" + (f"; {shots} shots" if shots else "")),
+        ("compared with", run.get("baseline") or "-"),
+        ("code", ", ".join(f"{plugin} ({code})" for plugin, code in config["code"].items())),
+    ]
+    return [*lines, *(("note", note) for note in data["notes"])]
 
 
-def _section(title: str, value: Any) -> None:
-    print(f"\n{title}")
-    print("  " + json.dumps(value, indent=1, ensure_ascii=False).replace("\n", "\n  "))
+def _sha(digest: str | None) -> str:
+    return f" (sha256 {digest[:12]})" if digest else ""
+
+
+def _quality(folder: TrialFolder, result: Mapping[str, Any]) -> list[Line]:
+    from flowers_bench.measure.quality import correct_in_top_k
+    from flowers_bench.report.numbers import percent, plain
+    from flowers_bench.statistics import accuracy_interval
+
+    scores = folder.scores()
+    lines = []
+    for k in (1, 5):
+        found = accuracy_interval(correct_in_top_k(scores.logits, scores.labels, k)[None])
+        lines.append((f"test top-{k}", f"{percent(found.value)} % [{percent(found.low)}, {percent(found.high)}]"))
+    test, val = result["test"], result["val"]
+    shares = {"mean per class": test.get("mean_per_class"), "macro-F1": test.get("macro_f1"), "val top-1": val["top1"]}
+    lines += [(name, f"{percent(value)} %") for name, value in shares.items() if value is not None]
+    numbers = {key: test[key] for key in ("nll", "brier", "ece", "ece_adaptive") if key in test}
+    numbers |= {f"{key} after scaling": value for key, value in (test.get("calibrated") or {}).items()}
+    lines += [(key.replace("_", " "), plain(value)) for key, value in numbers.items()]
+    for kind in ("retrieval", "episodic", "mixed"):
+        lines += [(f"{kind} {key}".replace("_", " "), _text(value)) for key, value in _flat(result.get(kind) or {})]
+    chosen = f"epoch {result['best_epoch']} of {result['cost']['epochs']}"
+    return [*lines, ("checkpoint", chosen + (", stopped early" if result["stopped_early"] else ""))]
+
+
+def _stress(result: Mapping[str, Any]) -> list[Line]:
+    from flowers_bench.report.numbers import percent
+
+    return [
+        (kind, ", ".join(f"{point['label']} {percent(point['top1'])}" for point in points))
+        for kind, points in result["stress"].items()
+    ] + [("", "intervals stand in result.json under `stress`, each image in stress.parquet")]
+
+
+def _cost(folder: TrialFolder, cost: Mapping[str, Any]) -> list[Line]:
+    from flowers_bench.report.measures import COSTS, SPEEDS
+    from flowers_bench.report.numbers import duration
+    from flowers_bench.report.rows import at
+
+    lines = [
+        (measure.title, measure.format(value))
+        for measure in (*COSTS, *SPEEDS)
+        if (value := at({"cost": cost}, measure.path)) is not None
+    ]
+    if cost.get("flops_uncounted"):
+        lines.append(("FLOPs leave out", ", ".join(cost["flops_uncounted"])))
+    attempts = folder.attempts()
+    total = sum(attempt["seconds"] for attempt in attempts)
+    return [*lines, ("attempts", f"{len(attempts)}, {duration(total)} in all")]
+
+
+def _environment(hardware: Mapping[str, Any]) -> list[Line]:
+    return [(key.replace("_", " "), _text(value)) for key, value in _flat(hardware)]
+
+
+def _epoch(record: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_text(value)}" for key, value in record.items() if key != "epoch")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key} ")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "-"
+    return "-" if value is None else str(value)
+
+
+def _files(folder: TrialFolder) -> Sequence[Path]:
+    return sorted(path for path in folder.path.rglob("*") if path.is_file() and not path.name.startswith("."))
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size / 1024:,.1f} KiB"

@@ -66,6 +66,8 @@ class Dataset:
         split_checksum: SHA-256 over (split, key, label) of all images: the split alone, whatever the pixels.
         resolution: the images' size in words, such as "64x64" or "shortest side 256".
         notes: what must be said wherever a number from this dataset is printed.
+        factor_sweeps: test images made again with one nuisance factor set: by factor, then by value, weakest first;
+            under the keys of the test images that they are. Empty for photographs.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Dataset:
     split_checksum: str
     resolution: str
     notes: Sequence[str] = ()
+    factor_sweeps: Mapping[str, Mapping[float, Split]] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

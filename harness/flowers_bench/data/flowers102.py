@@ -166,14 +166,17 @@ def load(request: DataRequest) -> Dataset:
     jpg = root / _FOLDER / "jpg"
     hashes = content_hashes(jpg, names, request.cache_dir, request.progress, "Flowers102")
     images = _cached(request, jpg, names, hashes)
+    parts = _slices(images, splits)
     return Dataset(
+        train=parts["train"],
+        val=parts["val"],
+        test=parts["test"],
         name="flowers102",
         class_names=CLASS_NAMES,
         fingerprint=_digest(f"flowers102 {request.stored_side}", names, hashes),
         split_checksum=split_checksum(splits),
         resolution=f"shortest side {int(np.median(images.sizes.min(axis=1)))}",
         notes=tuple(_size_note(jpg, names) + copies_note({s: [hashes[k] for k in splits[s][0]] for s in splits})),
-        **_slices(images, splits),
     )
 
 

@@ -131,13 +131,15 @@ def _dataset(
         for split, (keys, labels) in listing.items()
     }
     return Dataset(
+        train=parts["train"],
+        val=parts["val"],
+        test=parts["test"],
         name=root.resolve().name,
         class_names=names,
         fingerprint=_fingerprint(listing, hashes, request.stored_side),
         split_checksum=split_checksum(listing),
         resolution=f"shortest side at most {request.stored_side}",
         notes=tuple(notes),
-        **parts,
     )
 
 

@@ -21,7 +21,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ from flowers_bench.data.cache import Slice, cached_images
 from flowers_bench.data.dataset import DataRequest, Dataset, Split, split_checksum
 from flowers_bench.data.threads import in_order
 from flowers_bench.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Part of the fingerprint: bump it when any pixel would change.
 RENDERER = "petals-2"
@@ -63,6 +66,19 @@ FACTORS: Mapping[str, tuple[float, float]] = {
 }
 #: The factors of a portrait: a flower seen straight on, sharp, whole and in plain light.
 PORTRAIT: Mapping[str, float] = {**dict.fromkeys(FACTORS, 0.0), "scale": 1.0, "light": 1.0}
+#: Factors whose effect is asked for one by one, and the values they are set to: from what is easiest to see on.
+SWEPT: Mapping[str, tuple[float, ...]] = {
+    "scale": (1.15, 1.02, 0.88, 0.75, 0.62),
+    "rotation": (0.0, 0.25 * np.pi, 0.5 * np.pi, 0.75 * np.pi, np.pi),
+    "perspective": (0.0, 0.275, 0.55, 0.825, 1.1),
+    "elastic": (0.0, 0.021, 0.043, 0.064, 0.085),
+    "occlusion": (0.0, 0.11, 0.23, 0.34, 0.45),
+    "light": (1.0, 0.91, 0.83, 0.74, 0.65),
+    "blur": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "clutter": (0.0, 0.25, 0.5, 0.75, 1.0),
+}
+#: For these, as many test images of each species at most are drawn again: it takes milliseconds an image.
+SWEPT_IMAGES = 5
 #: Free random numbers of each image after its factors, by what they are for: (first, how many).
 _FREE = {
     "occluded": (0, 1),
@@ -494,14 +510,58 @@ def load(request: DataRequest) -> Dataset:
         split_checksum=split_checksum({f"{RENDERER} {options['grammar_seed']} {k}": v for k, v in listing.items()}),
         resolution=f"{size}x{size}",
         notes=("drawn by rule, not photographs: use it to compare and to learn, not to predict accuracy on flowers",),
+        factor_sweeps=_sweeps(splits["test"], options),
         **splits,
     )
 
 
+@dataclass
+class _Redrawn:
+    """Images (species, index) of the test split drawn again with `fixed` factors, some at a time when asked for."""
+
+    plan: Sequence[tuple[int, int]]
+    size: int
+    grammar_seed: int
+    fixed: Mapping[str, float]
+    _start: int = 0
+    _drawn: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> Tensor:
+        import torch
+
+        step = _step(self.size)
+        start = index - index % step
+        if self._drawn is None or start != self._start:
+            numbers, indices = zip(*self.plan[start : start + step], strict=True)
+            self._start = start
+            self._drawn, _ = render(numbers, "test", indices, self.size, self.grammar_seed, self.fixed)
+        return torch.from_numpy(self._drawn[index - start].transpose(2, 0, 1))
+
+
+def _sweeps(test: Split, options: Mapping[str, int]) -> dict[str, dict[float, Split]]:
+    """`Dataset.factor_sweeps`: the first test images of each species, at the values of `SWEPT`."""
+    kept = min(options["test"], SWEPT_IMAGES)
+    rows = [n * options["test"] + i for n in range(options["species"]) for i in range(kept)]
+    plan = [(n, i) for n in range(options["species"]) for i in range(kept)]
+    labels, keys = test.labels[rows], [test.keys[row] for row in rows]
+
+    def at(factor: str, value: float) -> Split:
+        return Split(_Redrawn(plan, options["size"], options["grammar_seed"], {factor: value}), labels, keys)
+
+    return {factor: {value: at(factor, value) for value in values} for factor, values in SWEPT.items()}
+
+
+def _step(size: int) -> int:
+    """How many images are drawn at once: few enough for the arithmetic to stay in the processor's cache."""
+    return max(1, 10 * 64 * 64 // size**2)
+
+
 def _rendered(plan: Sequence[tuple[str, int, int]], size: int, grammar_seed: int) -> Iterator[NDArray[np.uint8]]:
     """The images of `plan` (split, species, index), in order, each (S, S, 3)."""
-    # Batches small enough for the arithmetic to stay in the processor's cache.
-    step = max(1, 10 * 64 * 64 // size**2)
+    step = _step(size)
 
     def draw(start: int) -> list[NDArray[np.uint8]]:
         images: list[NDArray[np.uint8]] = []

@@ -162,7 +162,7 @@ def _kill(pid: int | None) -> None:
 
 
 def _outcome(folder: TrialFolder, code: int, timed_out_after: float | None) -> Outcome:
-    if folder.finished():
+    if folder.complete(stress=bool(folder.run().get("stress"))):
         return Outcome(folder, "done")
     if code == worker.INTERRUPTED:
         return Outcome(folder, "interrupted")

@@ -35,7 +35,7 @@ def main(folder: TrialFolder, events: Connection) -> None:
             os._exit(FAILED)
 
     with FileLock(folder.path / ".lock"):
-        code = DONE if folder.finished() else _run(folder, emit)
+        code = _run(folder, emit)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # a plugin's threads or exit handlers must not hold up the run
@@ -43,11 +43,15 @@ def main(folder: TrialFolder, events: Connection) -> None:
 
 def _run(folder: TrialFolder, emit: Any) -> int:
     from flowers_bench.training.loop import Interrupted
+    from flowers_bench.training.stress import stress_trial
     from flowers_bench.training.trial import run_trial
 
     emit({"event": "starting"})
     try:
-        run_trial(folder, emit)
+        if not folder.finished():
+            run_trial(folder, emit)
+        if folder.run().get("stress") and not folder.stressed():
+            stress_trial(folder, emit)
     except (Interrupted, KeyboardInterrupt):  # the latter before the trial listens for the signal itself
         return INTERRUPTED
     except (TrialFailed, UsageError) as error:

@@ -7,9 +7,11 @@ import io
 import json
 from collections.abc import Callable, Sequence
 
+from flowers_bench.report import stress
 from flowers_bench.report.comparison import ALPHA, Comparison, Pair, Refusal
 from flowers_bench.report.numbers import inert, markdown_cell, p_value
 from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
+from flowers_bench.report.stress import UnderStress
 from flowers_bench.statistics import Interval
 
 COLUMNS = (
@@ -120,24 +122,33 @@ def _sheet(comparison: Comparison) -> Sheet:
     return Sheet("", COLUMNS, tuple(map(cells, comparison.pairs)), 2, tuple(footnotes(comparison)))
 
 
-def print_text(comparison: Comparison) -> None:
-    """Sentences first, then the table."""
+def print_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> None:
+    """Sentences first, then the table; the same of changed images, for the pairs that were measured so."""
     console = stdout()
     for line in sentences(comparison):
         console.print(line, markup=False, soft_wrap=True)
     print_sheet(_sheet(comparison), console)
+    for found in stressed:
+        console.print()
+        for line in stress.sentences(found):
+            console.print(line, markup=False, soft_wrap=True)
+        print_sheet(stress.sheet(found), console)
 
 
-def markdown(comparison: Comparison) -> str:
-    """Sentences, a GitHub table, footnotes."""
+def markdown(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> str:
+    """Sentences, a GitHub table, footnotes; the same of changed images."""
     lines = [
         f"- {markdown_cell(line)}" if line[0] != " " else f"  {markdown_cell(line)}" for line in sentences(comparison)
     ]
-    return "\n".join([*lines, "", *markdown_lines(_sheet(comparison))])
+    lines += ["", *markdown_lines(_sheet(comparison))]
+    for found in stressed:
+        lines += ["", *(f"- {markdown_cell(line)}" for line in stress.sentences(found)), ""]
+        lines += markdown_lines(stress.sheet(found))
+    return "\n".join(lines)
 
 
-def csv_text(comparison: Comparison) -> str:
-    """One line per pair, full precision; refused pairs have only names and reasons."""
+def csv_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> str:
+    """One line per pair, full precision; refused pairs have only names and reasons. Changed images are not in it."""
     stream = io.StringIO()
     records = _records(comparison)
     writer = csv.DictWriter(
@@ -150,9 +161,15 @@ def csv_text(comparison: Comparison) -> str:
     return stream.getvalue().rstrip("\n")
 
 
-def json_text(comparison: Comparison) -> str:
-    """A list of pairs, full precision; refused ones have only names and reasons."""
-    return json.dumps(_records(comparison), indent=1, ensure_ascii=False)
+def json_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> str:
+    """A list of pairs, full precision, with `stress` where changed images were measured; refused ones have only names
+    and reasons."""
+    under = {(found.first, found.second): stress.records(found) for found in stressed}
+    records = [
+        {**record, **({"stress": under[key]} if (key := (record["first"], record["second"])) in under else {})}
+        for record in _records(comparison)
+    ]
+    return json.dumps(records, indent=1, ensure_ascii=False)
 
 
 def _records(comparison: Comparison) -> list[dict[str, object]]:
@@ -182,4 +199,4 @@ def _records(comparison: Comparison) -> list[dict[str, object]]:
     return found + [{"first": r.first, "second": r.second, "refused": list(r.reasons)} for r in comparison.refused]
 
 
-FORMATS: dict[str, Callable[[Comparison], str]] = {"md": markdown, "csv": csv_text, "json": json_text}
+FORMATS: dict[str, Callable[..., str]] = {"md": markdown, "csv": csv_text, "json": json_text}

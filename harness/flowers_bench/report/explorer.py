@@ -15,9 +15,27 @@ from flowers_bench.report.rows import Row
 
 #: Pairs of classes, examples of each, and images of any other kind.
 CONFUSED, EXAMPLES, PICTURED, HARDEST = 12, 3, 6, 12
+#: Characters that all confusion matrices of a page may take.
+MATRICES_BUDGET = 2_000_000
 
 
-def explore(row: Row, examples: Examples) -> dict[str, Any]:
+class Matrices:
+    """Confusion matrices as short lists, as many as fit a budget of characters."""
+
+    def __init__(self, budget: int) -> None:
+        self._left = budget
+
+    def take(self, matrix: np.ndarray) -> list[int] | None:
+        """Of each entry that is not zero, row by row: how far it is from the one before, and its images. None once the
+        budget is spent."""
+        places = np.flatnonzero(matrix)
+        steps = np.diff(places, prepend=0)
+        flat: list[int] = np.stack([steps, matrix.ravel()[places]], axis=1).ravel().tolist()
+        self._left -= len(str(flat)) if self._left > 0 else 0
+        return flat if self._left > 0 else None
+
+
+def explore(row: Row, examples: Examples, matrices: Matrices) -> dict[str, Any]:
     """The pairs of classes that a row confuses most, and images that it gets right and wrong with most confidence."""
     wrong = row.predicted != row.labels
     sure = row.confidence.mean(0)
@@ -38,6 +56,7 @@ def explore(row: Row, examples: Examples) -> dict[str, Any]:
         )
     found: dict[str, Any] = {
         "confused": pairs,
+        "matrix": matrices.take(matrix),
         "per_class": _per_class(matrix, len(row.seeds)),
         "wrong": _pictured(row, wrong.all(0), sure),
         "right": _pictured(row, ~wrong.any(0), sure),

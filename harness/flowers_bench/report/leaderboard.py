@@ -64,8 +64,10 @@ def _group(trials: Sequence[Finished]) -> Group:
         key=lambda row: -row.top1.value,
     )
     data = trials[0].config["dataset"]
+    shots = trials[0].config["protocol"].get("shots")
+    train = f"{data['n_train']} train ({shots} of each class)" if shots else f"{data['n_train']} train"
     title = (
-        f"{data['name']}: {data['classes']} classes, {data['n_train']} train / {data['n_val']} val / {data['n_test']} test, "
+        f"{data['name']}: {data['classes']} classes, {train} / {data['n_val']} val / {data['n_test']} test, "
         f"{data['resolution']}, split {data['split_checksum'][:8]}"
     )
     if budget := search_budget(trials[0].config):

@@ -54,14 +54,21 @@ class Measure:
 
 @dataclass(frozen=True)
 class Kind:
-    """Measures of one kind: a table of its own."""
+    """Measures of one kind: a table of its own.
+
+    Attributes:
+        asked: there is no table unless this holds for one of its rows.
+    """
 
     title: str
     note: str
     measures: tuple[Measure, ...]
+    asked: Callable[[Row], bool] = lambda row: True
 
     def rows(self, rows: tuple[Row, ...]) -> tuple[Row, ...]:
         """Those of which it was measured."""
+        if not any(map(self.asked, rows)):
+            return ()
         return tuple(row for row in rows if any(measure.measured([row]) for measure in self.measures))
 
     def shown(self, rows: tuple[Row, ...]) -> tuple[Measure, ...]:
@@ -92,6 +99,8 @@ SPEEDS = (
     Measure("throughput", "throughput", ("cost", "inference", "float32", "throughput", "images_per_second"), rate),
     Measure("train_images_per_second", "training speed", ("cost", "train_images_per_second"), rate),
 )
+#: The kinds of change of `measure.stress`, which is not imported here because it needs torch.
+STRESSES = ("rotation", "scale", "translation", "perspective", "elastic", "blur", "noise", "occlusion", "jpeg")
 QUALITY = Kind(
     "Quality of the test predictions",
     "means over seeds; after scaling: with the temperature fitted on the validation split",
@@ -131,6 +140,14 @@ KINDS = (
             Measure("recall_at_1", "recall@1 %", ("retrieval", "recall_at_1"), percent, True),
             Measure("map_at_r", "MAP@R %", ("retrieval", "map_at_r"), percent, True),
         ),
+        # A classifier's embedding is a by-product: nobody who compares classifiers asked for it.
+        lambda row: row.config["predictor"] in ("nearest-mean", "knn"),
+    ),
+    Kind(
+        "Under stress",
+        "test top-1 % on changed images, mean over five levels, with an interval over seeds; by the checkpoint chosen on "
+        "unchanged validation images. Each level stands in result.json under `stress`, each image in stress.parquet",
+        tuple(Measure(f"stress_{kind}", f"{kind} %", ("robustness", kind), percent, True) for kind in STRESSES),
     ),
     Kind(
         "Mixed images",

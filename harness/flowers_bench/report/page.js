@@ -46,6 +46,82 @@
   });
   const percent = (values) => values.map((v) => (v === null ? null : 100 * v));
 
+  /* A confusion matrix: one canvas, however many classes, with a cell that the pointer and the arrow keys move. */
+  class Heat {
+    constructor(root, classes) {
+      this.root = root;
+      this.classes = classes;
+      [this.canvas, this.status] = [root.querySelector("canvas"), root.querySelector(".cell")];
+      this.cell = [0, 0];
+      this.seen = false;
+      this.canvas.addEventListener("keydown", (event) => this.key(event));
+      this.canvas.addEventListener("pointermove", (event) => this.point(event));
+      this.canvas.addEventListener("pointerdown", (event) => this.point(event));
+      this.canvas.addEventListener("focus", () => this.move(...this.cell));
+      new IntersectionObserver(([entry]) => { if (entry.isIntersecting && !this.seen) { this.seen = true; this.paint(); } }, { rootMargin: "300px" }).observe(root);
+      new ResizeObserver(() => requestAnimationFrame(() => this.paint())).observe(root);
+    }
+
+    show(matrix) {
+      const n = this.classes.length;
+      this.counts = matrix && new Uint32Array(n * n);
+      let place = 0;
+      for (let i = 0; matrix && i < matrix.length; i += 2) { place += matrix[i]; this.counts[place] = matrix[i + 1]; }
+      this.totals = matrix && [...Array(n).keys()].map((c) => this.counts.subarray(c * n, (c + 1) * n).reduce((a, b) => a + b, 0));
+      this.canvas.hidden = !matrix;
+      this.status.textContent = matrix ? "" : "Left out to keep this page small: report on fewer trials to see it.";
+      this.paint();
+    }
+
+    paint() {
+      if (!this.counts || !this.seen || !this.root.clientWidth) return;
+      const n = this.classes.length, size = Math.max(2, Math.min(28, Math.floor(Math.min(this.root.clientWidth, 660) / n)));
+      const [wrong, right, soft, focus] = ["--lost", "--won", "--soft", "--focus"].map(css), context = this.canvas.getContext("2d"), sharp = window.devicePixelRatio || 1;
+      this.size = size;
+      [this.canvas.width, this.canvas.height] = [n * size * sharp, n * size * sharp];
+      [this.canvas.style.width, this.canvas.style.height] = [`${n * size}px`, `${n * size}px`];
+      context.scale(sharp, sharp);
+      context.fillStyle = soft;
+      context.fillRect(0, 0, n * size, n * size);
+      const gap = size > 5 ? 1 : 0;
+      this.counts.forEach((count, k) => {
+        if (!count) return;
+        const [label, taken] = [Math.floor(k / n), k % n];
+        context.globalAlpha = 0.15 + 0.85 * Math.sqrt(count / this.totals[label]);
+        context.fillStyle = label === taken ? right : wrong;
+        context.fillRect(taken * size, label * size, size - gap, size - gap);
+      });
+      context.globalAlpha = 1;
+      if (!this.status.textContent) return;
+      context.strokeStyle = focus;
+      context.lineWidth = 2;
+      context.strokeRect(this.cell[1] * size - 1, this.cell[0] * size - 1, size + 1, size + 1);
+    }
+
+    move(label, taken) {
+      const last = this.classes.length - 1, within = (c) => Math.max(0, Math.min(last, c));
+      this.cell = [within(label), within(taken)];
+      const [a, b] = this.cell, count = this.counts[a * (last + 1) + b], total = this.totals[a];
+      const share = total ? `${(100 * count / total).toFixed(0)} %` : "no test images";
+      this.status.textContent = a === b ? `${this.classes[a]} is recognised: ${share}` : `${this.classes[a]} taken for ${this.classes[b]}: ${share}`;
+      this.paint();
+    }
+
+    point(event) {
+      if (!this.counts) return;
+      const box = this.canvas.getBoundingClientRect();
+      this.move(Math.floor((event.clientY - box.top) / this.size), Math.floor((event.clientX - box.left) / this.size));
+    }
+
+    key(event) {
+      const [a, b] = this.cell, n = this.classes.length;
+      const to = { ArrowUp: [a - 1, b], ArrowDown: [a + 1, b], ArrowLeft: [a, b - 1], ArrowRight: [a, b + 1], Home: [a, 0], End: [a, n - 1], PageUp: [a - 10, b], PageDown: [a + 10, b] }[event.key];
+      if (!to || !this.counts) return;
+      event.preventDefault();
+      this.move(...to);
+    }
+  }
+
   class Group {
     constructor(section) {
       this.section = section;
@@ -66,6 +142,7 @@
       const scaling = this.find(".scaling");
       if (!this.rows.some((row) => row.reliability.raw)) scaling.value = "scaled";
       if (!this.rows.some((row) => row.reliability.scaled)) scaling.closest("label").hidden = true;
+      this.heat = new Heat(this.find(".heat"), this.data.classes);
       const menu = this.find(".explore");
       menu.addEventListener("change", () => this.explore(Number(menu.value)));
       this.explore(0);
@@ -94,7 +171,7 @@
       all(this.section, ".plot").forEach((element) => seen.observe(element));
     }
 
-    redraw() { this.drawn.forEach((element) => this.plot(element)); }
+    redraw() { this.drawn.forEach((element) => this.plot(element)); this.heat.paint(); }
 
     plot(element) { this[element.dataset.plot](element); }
 
@@ -180,10 +257,23 @@
         const found = this.rows[i].stress[kind], curve = { low: percent(found.low), high: percent(found.high) };
         return [band(found.levels, curve, this.colour(i)), {
           type: "scatter", mode: "lines+markers", name: this.label(i), x: found.levels, y: percent(found.mean), line: { color: this.colour(i), width: 2, dash: this.dash(i) },
-          hovertemplate: `%{x}: %{y:.1f} %<extra>${this.label(i)}</extra>`,
+          customdata: found.labels.map(plain), hovertemplate: `%{customdata}: %{y:.1f} %<extra>${this.label(i)}</extra>`,
         }];
       });
-      draw(element, traces, {}, { title: { text: "top-1 %" } }, { title: { text: plain(kind), font: { size: 14 } }, showlegend: this.picked().length < 4 });
+      const first = this.rows.map((row) => row.stress[kind]).find(Boolean);
+      draw(element, traces, { tickvals: first.levels, ticktext: first.labels.map(plain) }, { title: { text: "top-1 %" } }, { title: { text: plain(kind), font: { size: 14 } }, showlegend: this.picked().length < 4 });
+    }
+
+    shots(element) {
+      const traces = this.data.shots.curves.slice(0, COLOURS).flatMap((found, i) => {
+        const [low, mean, high] = [0, 1, 2].map((k) => found.top1.map((v) => 100 * v[k])), colour = css(`--c${i}`), name = plain(short(found.name));
+        return [band(found.x, { low, high }, colour), {
+          type: "scatter", mode: "lines+markers", name, x: found.x, y: mean, line: { color: colour, width: 2 }, marker: { size: 7 },
+          hovertemplate: `%{x} a class: %{y:.1f} %<extra>${name}</extra>`,
+        }];
+      });
+      const ticks = [...new Set(this.data.shots.curves.flatMap((found) => found.x))].sort((a, b) => a - b);
+      draw(element, traces, { title: { text: "training images of each class" }, type: "log", tickvals: ticks, ticktext: ticks.map((x) => String(Math.round(10 * x) / 10)) }, { title: { text: "test top-1 %" } });
     }
 
     image(key, alt) {
@@ -195,6 +285,7 @@
 
     explore(index) {
       const row = this.rows[index], name = (c) => this.data.classes[c];
+      this.heat.show(row.matrix);
       const pairs = row.confused.map((pair) => {
         const strip = make("div", { class: "strip" });
         const add = (keys, text) => keys.map((key) => this.image(key, text)).filter(Boolean).forEach((image) => strip.append(image));

@@ -17,13 +17,15 @@ from flowers_bench import __version__
 from flowers_bench.environment import describe_hardware
 from flowers_bench.report.comparison import Comparison, Pair
 from flowers_bench.report.comparison_text import sentence
-from flowers_bench.report.explorer import explore, hardest
+from flowers_bench.report.explorer import MATRICES_BUDGET, Matrices, explore, hardest
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import COSTS, KINDS, QUALITY, SPEEDS, Kind, Measure
 from flowers_bench.report.numbers import duration, p_value, percent
 from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, figures
-from flowers_bench.report.plots import CURVES, series, sweeps
+from flowers_bench.report.plots import CURVES, series, shots_series, sweeps
 from flowers_bench.report.rows import Finished, Row
+from flowers_bench.report.shots import Family, families
+from flowers_bench.report.stress import sentences, sheet, under_stress
 from flowers_bench.store import TrialFolder
 
 #: Rows of the comparison matrix, which is about the best ones; `flowers-bench compare` takes any.
@@ -47,7 +49,8 @@ def render(board: Leaderboard, unfinished: Sequence[TrialFolder], made: datetime
     )
     machines = _machines(board)
     share = max(1, len(board.groups))
-    groups = [_group(place, group, machines, share) for place, group in enumerate(board.groups)]
+    curves = families(board)
+    groups = [_group(place, group, machines, share, curves.get(place)) for place, group in enumerate(board.groups)]
     return environment.get_template("page.html").render(
         version=__version__,
         made=(made or datetime.now(timezone.utc)).strftime("%d %B %Y, %H:%M UTC"),
@@ -104,14 +107,17 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return found
 
 
-def _group(place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], groups: int) -> dict[str, Any]:
+def _group(
+    place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], groups: int, family: Family | None
+) -> dict[str, Any]:
     rows = group.rows
     compared = Comparison.all_of(rows[:COMPARED])
     examples = Examples(rows[0].trials[0], IMAGES_BUDGET // groups)
     names = rows[0].trials[0].result["class_names"]
     hard, swept = hardest(rows), sweeps(rows)
     examples.want(image["key"] for image in hard)
-    explored = [explore(row, examples) for row in rows]
+    matrices = Matrices(MATRICES_BUDGET // groups)
+    explored = [explore(row, examples, matrices) for row in rows]
     bounds = [row.top1.low for row in rows], [row.top1.high for row in rows]
     return {
         "id": f"g{place}",
@@ -131,7 +137,10 @@ def _group(place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], 
         "missing": examples.missing,
         "sweeps": [sweep["factor"] for sweep in swept],
         "has_stress": any("stress" in trial.result for row in rows for trial in row.trials),
+        "stressed": _stressed(group),
+        "shots": family.sheet() if family else None,
         "data": {
+            "shots": shots_series(family) if family else None,
             "rows": [series(row) | found for row, found in zip(rows, explored, strict=True)],
             "classes": names,
             "costs": [{"key": m.key, "title": m.title} for m in COSTS if m.measured(rows)],
@@ -141,6 +150,14 @@ def _group(place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], 
             "drawn": DRAWN,
         },
     }
+
+
+def _stressed(group: Group) -> list[dict[str, Any]]:
+    """Rows against their baselines on changed images, as sentences and tables."""
+    rows = {row.name: row for row in group.rows}
+    pairs = ((rows[pair.first], rows[pair.second]) for pair in group.differences)
+    found = [stressed for pair in pairs if (stressed := under_stress(*pair))]
+    return [{"sentences": sentences(one), "sheet": sheet(one)} for one in found[:COMPARED]]
 
 
 def _verdicts(group: Group, compared: Comparison) -> list[str]:

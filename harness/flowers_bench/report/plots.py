@@ -10,6 +10,7 @@ import numpy as np
 from flowers_bench.measure.quality import BINS, equal_width_bins
 from flowers_bench.report.measures import COSTS
 from flowers_bench.report.rows import Row, factors
+from flowers_bench.report.shots import Family
 
 #: Values of a factor that make a sweep.
 SWEPT = 3
@@ -49,6 +50,20 @@ def sweeps(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 {"factor": f"{technique}: {key}", "key": key, "x": [x for x, _ in points], "top1": top1, "names": names}
             )
     return swept
+
+
+def shots_series(family: Family) -> dict[str, Any]:
+    """Accuracy against training images of each class, a curve for each configuration."""
+    curves = [
+        {
+            "name": curve.name,
+            "backbone": curve.backbone,
+            "x": [family.columns[column] for column in curve.points],
+            "top1": [rounded([top1.low, top1.value, top1.high]) for top1 in curve.points.values()],
+        }
+        for curve in family.curves
+    ]
+    return {"curves": curves}
 
 
 def _number(text: str) -> float | None:
@@ -91,14 +106,22 @@ def _bins(confidence: np.ndarray, row: Row) -> dict[str, list[float | None]]:
 
 
 def _stress(row: Row) -> dict[str, Any]:
-    """By kind of change: its levels and the accuracy at each, mean and range over seeds."""
-    measured = [trial.result["stress"] for trial in row.trials if "stress" in trial.result]
+    """By kind of change: its levels and the accuracy at each, mean and range over seeds. Level 0 is the images as they
+    are; a factor of the dataset's own has none."""
+    measured = [trial.result for trial in row.trials if "stress" in trial.result]
     found = {}
-    for kind in measured[0] if measured else ():
-        curves = [stress[kind] for stress in measured if kind in stress]
+    for kind in measured[0]["stress"] if measured else ():
+        results = [result for result in measured if kind in result["stress"]]
+        curves = [result["stress"][kind] for result in results]
+        if not kind.startswith("factor "):
+            curves = [
+                [{"level": 0, "label": "none", "top1": result["test"]["top1"]}, *curve]
+                for result, curve in zip(results, curves, strict=True)
+            ]
         values = np.array([[point["top1"] for point in curve] for curve in curves])
         found[kind] = {
             "levels": [point["level"] for point in curves[0]],
+            "labels": [point["label"] for point in curves[0]],
             "mean": rounded(values.mean(0)),
             "low": rounded(values.min(0)),
             "high": rounded(values.max(0)),

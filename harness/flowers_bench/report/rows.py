@@ -139,14 +139,15 @@ def distinct_names(configs: Sequence[Mapping[str, Any]], shown: Collection[str] 
 
 def factors(config: Mapping[str, Any]) -> dict[str, str]:
     """What was chosen for a trial, flat and as text: recipe fields and options by their own names."""
-    found: dict[str, Any] = {"data": config["dataset"]["name"]}
+    found: dict[str, Any] = {"data": config["dataset"]["name"], "shots": "all"}
     for key, value in config.items():
         if not isinstance(value, dict):
             found[key] = value
         elif key in ("recipe", "options"):
             found.update(value)
         else:
-            found.update({key if (key, k) == ("weights", "name") else f"{key}_{k}": v for k, v in value.items()})
+            own_name = {("weights", "name"): "weights", ("protocol", "shots"): "shots"}
+            found.update({own_name.get((key, k), f"{key}_{k}"): v for k, v in value.items()})
     return {key: str(value) for key, value in found.items() if not key.startswith(_DERIVED)}
 
 

@@ -13,6 +13,7 @@ from flowers_bench.report.measures import EVERYTHING, KINDS, Measure
 from flowers_bench.report.numbers import count, duration, inert, latex_cell, percent, size
 from flowers_bench.report.rows import Row
 from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
+from flowers_bench.report.shots import families
 from flowers_bench.store import TrialFolder
 
 COLUMNS = (
@@ -79,6 +80,8 @@ def sheets(board: Leaderboard) -> Iterator[Sheet]:
                 head = ("technique/variant", "backbone", "seeds", *(measure.title for measure in measures))
                 body = tuple(_kind_cells(row, measures) for row in rows)
                 yield Sheet(f"{group.title}: {kind.title.lower()}", head, body, 2, (kind.note,))
+    for family in dict.fromkeys(families(board).values()):
+        yield family.sheet()
 
 
 def _kind_cells(row: Row, measures: Sequence[Measure]) -> tuple[str, ...]:
@@ -141,6 +144,7 @@ def _records(board: Leaderboard) -> list[dict[str, object]]:
             "backbone": row.config["backbone"],
             "weights": row.config["weights"]["name"],
             "seeds": len(row.seeds),
+            "shots": row.config["protocol"].get("shots"),
             "test_top1": row.top1.value,
             "test_top1_low": row.top1.low,
             "test_top1_high": row.top1.high,

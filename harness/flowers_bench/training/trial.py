@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +22,7 @@ from flowers_bench.data.dataset import Dataset, Split
 from flowers_bench.data.pixels import Normalizer, evaluation_transform
 from flowers_bench.data.reopen import reopen
 from flowers_bench.data.samplers import held_out_classes
+from flowers_bench.data.shots import few_shot
 from flowers_bench.environment import environment
 from flowers_bench.errors import TrialFailed, UsageError
 from flowers_bench.figures import FigureContext
@@ -56,21 +59,23 @@ def run_trial(folder: TrialFolder, emit: Emit) -> None:
     started = time.perf_counter()
     config, run = folder.config(), read_json(folder.path / "run.json")
     trial = trial_from_config(config)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    if run.get("threads"):
-        torch.set_num_threads(int(run["threads"]))
+    device = on_this_machine(run)
     host = discover([Path(path) for path in run["plugin_files"]])
+    host.tracking = run.get("track", ())
     dataset = load_dataset(host, trial, run)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts, backbone = build_parts(host, trial, run, device)
-    training = Training(trial, parts, dataset.train, dataset.val, folder.path, emit, _interrupt_flag())
-    _warn(emit, host.notify("trial_started", trial=config))
+    training = Training(trial, parts, dataset.train, dataset.val, folder.path, emit, interrupt_flag())
+
+    def tell(hook: str, **news: Any) -> None:
+        _warn(emit, _observed(host, hook, trial=config, run=run, **news))
+
+    tell("trial_started")
     setup_seconds = time.perf_counter() - started
 
     def on_epoch(record: dict[str, Any]) -> None:
         write_history(folder.path, training.history)
         emit({"event": "epoch", **record})
-        _warn(emit, host.notify("epoch_finished", trial=config, epoch=record))
+        tell("epoch_finished", epoch=record)
 
     model = training.run(on_epoch)
     # Once more: killed between the last checkpoint and its line of history, a continuation runs no epoch.
@@ -107,7 +112,7 @@ def run_trial(folder: TrialFolder, emit: Emit) -> None:
         "hardware": environment(device),
     }
     _draw(host, config, parts, model, dataset, folder, emit)
-    _warn(emit, host.notify("trial_finished", trial=config, result=result))
+    tell("trial_finished", result=result)
     write_json(folder.path / "environment.json", result["hardware"])
     (folder.path / "failure.json").unlink(missing_ok=True)
     write_json(folder.path / "result.json", result)
@@ -135,14 +140,22 @@ def _finish_searched(
     (folder.path / "model.safetensors").unlink(missing_ok=True)
 
 
+def on_this_machine(run: Mapping[str, Any]) -> torch.device:
+    """Make torch calculate reproducibly, with the threads that `run.json` allots; returns where it calculates."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if run.get("threads"):
+        torch.set_num_threads(int(run["threads"]))
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_dataset(host: Host, trial: Trial, run: Mapping[str, Any]) -> Dataset:
-    """The trial's dataset, from the place noted in `run.json`. Raises `UsageError` if its content has changed."""
+    """The trial's dataset with the training images that its protocol allows, from the place noted in `run.json`. Raises `UsageError` if its content has changed."""
     dataset = reopen(host, run, trial.recipe.image_size, trial.data_options)
     if dataset.fingerprint != trial.dataset["fingerprint"]:
         raise UsageError(
             f"the images of dataset {dataset.name} changed since this trial was planned. Run the command again."
         )
-    return dataset
+    return few_shot(dataset, trial.protocol.shots, trial.seed)
 
 
 def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.device) -> tuple[Parts, Backbone]:
@@ -312,7 +325,7 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     write_atomically(folder / "history.jsonl", lambda path: path.write_text(text), durable=False)
 
 
-def _interrupt_flag() -> Any:
+def interrupt_flag() -> Any:
     """A function that says whether SIGINT has come: the first lets the epoch finish, the second ends at once."""
     asked: list[int] = []
 
@@ -323,6 +336,16 @@ def _interrupt_flag() -> Any:
 
     signal.signal(signal.SIGINT, on_interrupt)
     return lambda: bool(asked)
+
+
+def _observed(host: Host, hook: str, **news: Mapping[str, Any]) -> list[str]:
+    """Tell the observers; whatever they do with what they are told, or with random numbers, stays theirs."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        failures = host.notify(hook, **copy.deepcopy(news))
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    return failures
 
 
 def _warn(emit: Emit, failures: list[str]) -> None:

@@ -1,0 +1,43 @@
+"""Fewer training images: so many of each class, to ask how accuracy grows with their number."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from flowers_bench.data.cache import Selection
+from flowers_bench.data.dataset import Dataset, Split
+from flowers_bench.errors import UsageError
+from flowers_bench.trial import derive_seed
+
+
+def few_shot(dataset: Dataset, shots: int | None, seed: int) -> Dataset:
+    """The dataset with `shots` training images of each class; as it is for None. Validation and test stay whole.
+
+    Of one seed the subsets are nested (the images of 2 shots are among those of 5), and the same for every technique;
+    another seed draws others. Raises `UsageError` for a class that has fewer images.
+    """
+    if shots is None:
+        return dataset
+    labels = np.asarray(dataset.train.labels)
+    counts = np.bincount(labels, minlength=dataset.num_classes)
+    smallest = int(counts.argmin())
+    if counts[smallest] < shots:
+        raise UsageError(
+            f"--shots {shots}: class {dataset.class_names[smallest]!r} of {dataset.name} has {counts[smallest]} training "
+            f"images. Choose at most {counts[smallest]}."
+        )
+    rows = np.sort(np.concatenate([_chosen(labels, c, shots, seed) for c in range(dataset.num_classes)]))
+    train = Split(
+        Selection(dataset.train.images, rows),
+        labels[rows],
+        [dataset.train.keys[row] for row in rows],
+        {name: values[rows] for name, values in dataset.train.factors.items()},
+    )
+    return replace(dataset, train=train)
+
+
+def _chosen(labels: np.ndarray, label: int, shots: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(derive_seed(seed, "shots", label))
+    return rng.permutation(np.flatnonzero(labels == label))[:shots]

@@ -1,0 +1,120 @@
+"""Accuracy against training images of each class: the same configurations, trained on more and more (`--shots`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flowers_bench.report.leaderboard import Group, Leaderboard
+from flowers_bench.report.numbers import percent
+from flowers_bench.report.rows import Row, distinct_names
+from flowers_bench.report.sheet import Sheet
+from flowers_bench.statistics import Interval
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One configuration: test accuracy with its interval by training images of each class.
+
+    Attributes:
+        points: by column of the family.
+    """
+
+    name: str
+    backbone: str
+    points: Mapping[str, Interval]
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Groups that differ in `shots` alone.
+
+    Attributes:
+        dataset: its name.
+        columns: training images of each class by their name: "1", "5", "all (10)"; fewest first.
+        curves: configurations with more than one point, in order of their accuracy at their last point, best first.
+    """
+
+    dataset: str
+    columns: Mapping[str, float]
+    curves: tuple[Curve, ...]
+
+    def sheet(self) -> Sheet:
+        """As a table."""
+        body = tuple(
+            (curve.name, curve.backbone, *(_cell(curve.points.get(column)) for column in self.columns))
+            for curve in self.curves
+        )
+        notes = (
+            "test top-1 % with its 95 % interval by training images of each class, nested from left to right; another seed "
+            "draws others, and the intervals cover that where there are several; the validation split stays whole",
+        )
+        title = f"{self.dataset}: accuracy against training images of each class"
+        return Sheet(title, ("technique/variant", "backbone", *self.columns), body, 2, notes)
+
+
+def families(board: Leaderboard) -> dict[int, Family]:
+    """By place of a group in the board: the family that it belongs to, where there is one."""
+    together: dict[str, list[int]] = {}
+    for place, group in enumerate(board.groups):
+        together.setdefault(_key(group.rows[0].config), []).append(place)
+    found: dict[int, Family] = {}
+    for places in together.values():
+        family = _family([board.groups[place] for place in places]) if len(places) > 1 else None
+        found.update({place: family for place in places if family})
+    return found
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    data, protocol = config["dataset"], config["protocol"]
+    return json.dumps(
+        [
+            {key: value for key, value in data.items() if key not in ("n_train", "fingerprint", "resolution")},
+            config["data_options"],
+            {key: value for key, value in protocol.items() if key != "shots"},
+            config["harness_revision"],
+        ],
+        sort_keys=True,
+    )
+
+
+def _family(groups: Sequence[Group]) -> Family | None:
+    columns: dict[str, float] = {}
+    rows: dict[str, dict[str, Row]] = {}
+    for group in groups:
+        column, number = _shots(group.rows[0].config)
+        columns[column] = number
+        for row in group.rows:
+            rows.setdefault(_own(row.config), {})[column] = row
+    columns = dict(sorted(columns.items(), key=lambda item: (item[1], item[0])))
+    curves = [points for points in rows.values() if len(points) > 1]
+    names = distinct_names([_without_shots(next(iter(points.values())).config) for points in curves])
+    found = [
+        Curve(name, next(iter(points.values())).config["backbone"], {c: points[c].top1 for c in columns if c in points})
+        for name, points in zip(names, curves, strict=True)
+    ]
+    found.sort(key=lambda curve: -list(curve.points.values())[-1].value)
+    return Family(groups[0].rows[0].config["dataset"]["name"], columns, tuple(found)) if found else None
+
+
+def _shots(config: Mapping[str, Any]) -> tuple[str, float]:
+    data, shots = config["dataset"], config["protocol"].get("shots")
+    mean = data["n_train"] / data["classes"]
+    return (str(shots), float(shots)) if shots else (f"all ({mean:.3g})", mean)
+
+
+def _without_shots(config: Mapping[str, Any]) -> dict[str, Any]:
+    protocol = {key: value for key, value in config["protocol"].items() if key != "shots"}
+    data = {key: value for key, value in config["dataset"].items() if key != "n_train"}
+    return {**config, "protocol": protocol, "dataset": data}
+
+
+def _own(config: Mapping[str, Any]) -> str:
+    facts = {key: value for key, value in _without_shots(config).items() if key not in ("seed", "id")}
+    return json.dumps(facts, sort_keys=True)
+
+
+def _cell(top1: Interval | None) -> str:
+    return "-" if top1 is None else f"{percent(top1.value)} [{percent(top1.low)}, {percent(top1.high)}]"

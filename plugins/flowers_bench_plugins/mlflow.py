@@ -1,0 +1,103 @@
+"""MLflow follows the trials: `flowers-bench --plugin ... --track mlflow`, then `mlflow ui --backend-store-uri runs/mlruns`.
+
+A trial is a run of the experiment `flowers-bench NAME-OF-THE-DATASET`, on the server that the environment variable
+`MLFLOW_TRACKING_URI` names, or else in files in the run store. Its parameters are `config.json`, flat; its metrics the
+figures of `history.jsonl` (`epoch.NAME`, by epoch) and `result.json`. A continued trial continues its run. Needs the
+extra `mlflow`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowers_bench import hookimpl
+from flowers_bench.results import flat, numbers
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+FLOWERS_BENCH_TRACKER = "mlflow"
+#: The tag that a trial's run is found by.
+TAG = "flowers_bench.trial"
+#: Characters of a parameter, and how many metrics at once, that every MLflow server takes.
+LONGEST, BATCH = 500, 1000
+
+
+def _client(run: Mapping[str, Any]) -> MlflowClient:
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        # MLflow would rather have a database; files need no further package, and travel with the run store.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        uri = (Path(run["store"]) / "mlruns").as_uri()
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:  # a trial beside this one was quicker
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def _run_of(client: MlflowClient, trial: Mapping[str, Any]) -> str | None:
+    experiment = client.get_experiment_by_name(_name(trial))
+    found = client.search_runs([experiment.experiment_id], f"tags.`{TAG}` = '{trial['id']}'") if experiment else []
+    return str(found[0].info.run_id) if found else None
+
+
+def _name(trial: Mapping[str, Any]) -> str:
+    return f"flowers-bench {trial['dataset']['name']}"
+
+
+def _log(client: MlflowClient, run_id: str, values: Mapping[str, float], step: int) -> None:
+    import time
+
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    metrics = [Metric(name, value, now, step) for name, value in values.items()]
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+
+
+@hookimpl
+def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    client = _client(run)
+    found = _run_of(client, trial)
+    if found is not None:
+        client.update_run(found, "RUNNING")
+        return
+    label = f"{trial['technique']}/{trial['variant']} seed {trial['seed']}"
+    run_id = client.create_run(_experiment(client, _name(trial)), run_name=label, tags={TAG: trial["id"]}).info.run_id
+    for key, value in flat({k: v for k, v in trial.items() if k != "id"}).items():
+        client.log_param(run_id, key, str(value)[:LONGEST])
+
+
+@hookimpl
+def epoch_finished(trial: Mapping[str, Any], run: Mapping[str, Any], epoch: Mapping[str, Any]) -> None:
+    client = _client(run)
+    run_id = _run_of(client, trial)
+    if run_id is not None:
+        values = {f"epoch.{key}": value for key, value in numbers(epoch).items() if key != "epoch"}
+        _log(client, run_id, values, epoch["epoch"])
+
+
+@hookimpl
+def trial_finished(trial: Mapping[str, Any], run: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    client = _client(run)
+    run_id = _run_of(client, trial)
+    if run_id is not None:
+        _log(client, run_id, numbers({key: result[key] for key in ("val", "test", "cost")}), result["best_epoch"])
+        client.set_terminated(run_id)

@@ -1,0 +1,58 @@
+"""TensorBoard follows the trials: `flowers-bench --plugin ... --track tensorboard`, then `tensorboard --logdir runs/tensorboard`.
+
+A tag is a figure's name in `history.jsonl` (`epoch/...`, by epoch) or `result.json` (`result/...`, at the chosen epoch),
+in double precision. Needs the extra `tensorboard`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowers_bench import hookimpl
+from flowers_bench.results import numbers
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FLOWERS_BENCH_TRACKER = "tensorboard"
+
+
+def directory(trial: Mapping[str, Any], run: Mapping[str, Any]) -> Path:
+    """Where a trial's event files go: named by what it is, for TensorBoard's list, and by its id."""
+    name = f"{trial['technique']}-{trial['variant']}-{trial['dataset']['name']}-seed{trial['seed']}-{trial['id']}"
+    return Path(run["store"]) / "tensorboard" / "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+
+
+def _writer(trial: Mapping[str, Any], run: Mapping[str, Any]) -> SummaryWriter:
+    # One for each call, closed at the end of it: a killed trial has lost nothing, and there is no state to keep.
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(directory(trial, run)))
+
+
+def _add(writer: SummaryWriter, prefix: str, values: Mapping[str, Any], step: int) -> None:
+    for name, value in numbers(values).items():
+        tag = f"{prefix}/{name.replace('.', '/')}"
+        writer.add_scalar(tag, value, step, new_style=True, double_precision=True)
+
+
+@hookimpl
+def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    import json
+
+    with _writer(trial, run) as writer:
+        writer.add_text("config", f"```json\n{json.dumps(trial, indent=1)}\n```")
+
+
+@hookimpl
+def epoch_finished(trial: Mapping[str, Any], run: Mapping[str, Any], epoch: Mapping[str, Any]) -> None:
+    with _writer(trial, run) as writer:
+        _add(writer, "epoch", {key: value for key, value in epoch.items() if key != "epoch"}, epoch["epoch"])
+
+
+@hookimpl
+def trial_finished(trial: Mapping[str, Any], run: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    with _writer(trial, run) as writer:
+        _add(writer, "result", {key: result[key] for key in ("val", "test", "cost")}, result["best_epoch"])
