@@ -73,15 +73,12 @@ def _shifted(image: Tensor, share: float, rng: np.random.Generator) -> Tensor:
 
 
 def _tilted(image: Tensor, share: float, rng: np.random.Generator) -> Tensor:
-    height, width = image.shape[-2:]
-    left, top = width // 2, height // 2
-    start = [[left, top], [left + width - 1, top], [left + width - 1, top + height - 1], [left, top + height - 1]]
-    inward = rng.uniform(0, share / 2, (4, 2)) * (width, height)
-    toward = ((1, 1), (-1, 1), (-1, -1), (1, -1))
-    end = [
-        [round(x + a * dx), round(y + b * dy)] for (x, y), (dx, dy), (a, b) in zip(start, inward, toward, strict=True)
-    ]
-    return _mirrored(image, lambda p: functional.perspective(p, start, end, InterpolationMode.BILINEAR))
+    right, bottom = image.shape[-1] - 1, image.shape[-2] - 1
+    start = [[0, 0], [right, 0], [right, bottom], [0, bottom]]
+    # Each corner goes outward, by its own share: the image still covers its whole frame.
+    ways = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+    end = np.round(start + ways * rng.uniform(0, share / 2, (4, 2)) * (right, bottom)).astype(int)
+    return functional.perspective(image, start, end.tolist(), InterpolationMode.BILINEAR)
 
 
 def _elastic(image: Tensor, share: float, rng: np.random.Generator) -> Tensor:
