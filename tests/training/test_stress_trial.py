@@ -55,9 +55,6 @@ def test_figures_are_of_the_images_stored_beside_them(folder: TrialFolder) -> No
             assert point["top1"] == pytest.approx(rows["correct"].mean())
             assert point["low"] <= point["top1"] <= point["high"]
         assert result["robustness"][kind] == pytest.approx(sum(point["top1"] for point in points) / 5)
-    first = folder.stress()
-    stress_trial(folder, lambda event: None)
-    assert folder.stress().equals(first)
 
 
 def test_interrupted_it_writes_nothing(folder: TrialFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from flowers_bench.report.rows import Row
 #: Pairs of classes, examples of each, and images of any other kind.
 CONFUSED, EXAMPLES, PICTURED, HARDEST = 12, 3, 6, 12
 #: Characters that all confusion matrices of a page may take.
-MATRICES_BUDGET = 2_000_000
+MATRICES_BUDGET = 1_000_000
 
 
 class Matrices:
