@@ -27,7 +27,7 @@ def show(trial: str, out: Path, format: str) -> None:
         print(json.dumps(_everything(folder), indent=1, ensure_ascii=False))
         return
     for title, lines in _sections(folder):
-        print(f"{title}\n" if not lines else f"\n{title}")
+        print(f"\n{title}" if lines else title)
         width = max((len(key) for key, _ in lines), default=0)
         for key, value in lines:
             print(f"  {key:<{width}}  {value}".rstrip())
@@ -65,7 +65,7 @@ def _sections(folder: TrialFolder) -> Iterator[tuple[str, list[Line]]]:
         yield "Cost", _cost(folder, result["cost"])
         yield "Environment", _environment(result["hardware"])
     yield "History", [(f"epoch {record['epoch']}", _epoch(record)) for record in folder.history()]
-    yield f"Files in {folder.path}", [(path.name, _size(path)) for path in _files(folder)]
+    yield f"Files in {folder.path}", [(str(path.relative_to(folder.path)), _size(path)) for path in _files(folder)]
     yield "Run it again", [(shlex.join(["flowers-bench", *map(str, run.get("command", []))]), "")]
 
 
