@@ -17,6 +17,28 @@ class TrialFailed(Exception):
     """A trial that cannot give a result: non-finite loss, crash, timeout. Stored as a failure; the CLI exits 1."""
 
 
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey: control characters other than line feed and tab as `\\x1b`.
+
+    Names of classes, trials and plugins come from folders, results and code of others.
+    """
+    return "".join(
+        c if c in "\n\t" or c.isprintable() or (c.isspace() and ord(c) > 0xA0) else _escaped(c) for c in text
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def text_of(error: BaseException) -> str:
+    """The message of an exception of somebody else's class, which may be broken itself."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its message cannot be shown)"
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a misspelt name: what was asked for, the nearest known name, all valid choices."""
     choices = sorted(known)

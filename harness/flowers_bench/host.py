@@ -28,7 +28,7 @@ import pluggy
 
 from flowers_bench import hookspecs
 from flowers_bench.data.dataset import DatasetSource
-from flowers_bench.errors import UsageError, unknown_name
+from flowers_bench.errors import UsageError, printable, text_of, unknown_name
 from flowers_bench.technique import Augmentation, Loss, Model, Technique
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ class Host:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may raise anything, SystemExit included
-            status.error = f"{type(error).__name__}: {_text(error)}"
+            status.error = printable(f"{type(error).__name__}: {text_of(error)}")
             if self._manager.has_plugin(status.name):
                 self._manager.unregister(name=status.name)
 
@@ -169,7 +169,9 @@ class Host:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # SystemExit included
-                failures.append(f"plugin {impl.plugin_name!r} raised in {hook}: {type(error).__name__}: {error}")
+                failures.append(
+                    f"plugin {impl.plugin_name!r} raised in {hook}: {type(error).__name__}: {text_of(error)}"
+                )
         return failures
 
     def refuse_unfit_trackers(self, names: Collection[str]) -> None:
@@ -232,13 +234,6 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, left)
 
 
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # a plugin's own exception class may be broken, too
-        return "(its message cannot be shown)"
-
-
 def _refuse_unknown_hooks(callers: Sequence[pluggy.HookCaller]) -> None:
     # pluggy accepts a misspelt hook silently until check_pending(), which stops at the first plugin.
     known = [name for name, _ in inspect.getmembers(hookspecs, inspect.isfunction)]
@@ -252,6 +247,9 @@ def _refuse_unknown_hooks(callers: Sequence[pluggy.HookCaller]) -> None:
 def _refuse_collisions(table: Mapping[str, Registered[Any]], kind: type, values: Sequence[Any]) -> None:
     seen: set[str] = set()
     for value in values:
+        for name in (value.name, *(value.variants if isinstance(value, Technique) else ())):
+            if not isinstance(name, str) or not name or not name.isprintable():
+                raise UsageError(f"registers a {kind.__name__.lower()} of the name {name!r}: expected printable text")
         if value.name in table:
             other = table[value.name].plugin
             raise UsageError(f"{kind.__name__.lower()} {value.name!r} is already registered by plugin {other!r}")

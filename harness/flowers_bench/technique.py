@@ -89,6 +89,13 @@ def parse_like(example: Any, name: str, value: Any) -> Any:
     return text
 
 
+def _factors(name: str, value: Any) -> dict[str, float]:
+    try:
+        return {str(pattern): float(factor) for pattern, factor in dict(value).items()}
+    except (TypeError, ValueError):
+        raise UsageError(f"{name}={value}: a technique's recipe gives factors by pattern; it cannot be set.") from None
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that training needs beyond model, loss and augmentation. Part of every result.
@@ -157,7 +164,7 @@ class Recipe:
             if name not in fields:
                 raise unknown_name("recipe field", name, fields)
             if name == "lr_scale":
-                fields[name] = MappingProxyType({str(k): float(v) for k, v in dict(value).items()})
+                fields[name] = MappingProxyType(_factors(name, value))
             else:
                 fields[name] = parse_like(None if name == "patience" else fields[name], name, value)
         return Recipe(**fields)

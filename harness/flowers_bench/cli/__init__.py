@@ -12,7 +12,7 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 def main() -> None:
     """The `flowers-bench` command. `flowers-bench --plugin NAME` is short for `flowers-bench run --plugin NAME`."""
     from flowers_bench.cli.app import app
-    from flowers_bench.errors import UsageError
+    from flowers_bench.errors import UsageError, printable
 
     arguments = sys.argv[1:]
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("--help", "-h", "--version"):
@@ -20,7 +20,7 @@ def main() -> None:
     try:
         app(args=arguments, prog_name="flowers-bench")
     except UsageError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         sys.exit(USAGE)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

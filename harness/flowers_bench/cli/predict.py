@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench.errors import unknown_name
+from flowers_bench.errors import printable, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +37,9 @@ def predict(trial: str, images: Sequence[Path], top: int, format: str, out: Path
         for path, row in zip(images, probabilities, strict=True)
     ]
     if format == "json":
-        print(json.dumps(records, indent=1, ensure_ascii=False))
+        from flowers_bench.report.numbers import json_text
+
+        print(json_text(records))
     else:
         _print(records)
 
@@ -58,8 +59,8 @@ def _top(row: np.ndarray, trained: Any, top: int) -> list[dict[str, Any]]:
 
 def _print(records: Sequence[dict[str, Any]]) -> None:
     for record in records:
-        print(record["image"])
+        print(printable(record["image"]))
         for found in record["predictions"]:
-            print(f"  {100 * found['probability']:5.1f} %  {found['class']}")
+            print(f"  {100 * found['probability']:5.1f} %  {printable(found['class'])}")
     if records and not records[0]["calibrated"]:
         print("not calibrated: every validation image was right, so no temperature could be fitted")

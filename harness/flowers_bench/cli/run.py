@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from platformdirs import user_cache_path
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,7 +22,7 @@ from rich.progress import (
 )
 
 from flowers_bench.cli import FAILED, INTERRUPTED
-from flowers_bench.errors import UsageError, unknown_name
+from flowers_bench.errors import UsageError, printable, unknown_name
 from flowers_bench.host import Host, discover
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from flowers_bench.suite import Planned, Request
 
 T = TypeVar("T")
+#: Of `--timeout`, in seconds: a year.
+LONGEST = 366 * 86400
 AGAIN = "interrupted; run the same command again to continue"
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -79,6 +82,8 @@ def run(asked: Asked, format: str, timeout: float) -> int:
     """Returns the exit code: 0 done, 1 a trial failed, 130 interrupted. Raises `UsageError` before anything trains."""
     if format not in ("text", "md"):
         raise unknown_name("format", format, ("text", "md"))
+    if not 1 <= timeout <= LONGEST:
+        raise UsageError(f"--timeout {timeout:g}: expected seconds, from 1 to {LONGEST:g}.")
     parse_shard(asked.shard)  # refused before anything is planned, which may take a download
     files, names = split_plugins(asked.plugin)
     if asked.suite is not None and names:
@@ -90,6 +95,10 @@ def run(asked: Asked, format: str, timeout: float) -> int:
     _refuse_beside_search(asked)
     host = discover(files)
     host.refuse_unfit_trackers(asked.trackers)
+    for status in host.broken():
+        messages.print(
+            f"warning: plugin {status.name} ({status.origin}) is broken and skipped: {status.error}", markup=False
+        )
     if asked.suite is not None:
         return _run_suite(host, files, asked, asked.suite, format, timeout)
     names += [name for file in files for name in _techniques_of(host, file)]
@@ -337,11 +346,11 @@ def _announce(planned: Sequence[Planned], out: Path) -> None:
     first = planned[0].trial
     data = first.dataset
     messages.print(
-        f"[bold]{data['name']}[/bold]: {data['classes']} classes, {_train_sizes(planned)} train / {data['n_val']} val / {data['n_test']} test, "
+        f"[bold]{escape(printable(data['name']))}[/bold]: {data['classes']} classes, {_train_sizes(planned)} train / {data['n_val']} val / {data['n_test']} test, "
         f"{data['resolution']}, split {data['split_checksum'][:8]}"
     )
     for note in data["notes"]:
-        messages.print(f"  note: {note}", markup=False)
+        messages.print(printable(f"  note: {note}"), markup=False)
     lines = [
         f"{trial.label}: {trial.backbone}, weights {trial.weights['name']}, {trial.recipe.image_size} px, at most "
         f"{trial.recipe.epochs} epochs, {trial.recipe.optimizer} lr {trial.recipe.lr:g}, batch {trial.recipe.batch_size}"
@@ -364,7 +373,7 @@ class TrialProgress:
         self._total = total
         self._running: dict[str, TaskID] = {}
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
@@ -414,11 +423,11 @@ class TrialProgress:
         elif kind == "waiting":
             messages.print(f"{label} {event['reason']}", markup=False)
         elif kind == "warning":
-            messages.print(f"warning: {event['text']}", markup=False)
+            messages.print(printable(f"warning: {event['text']}"), markup=False)
         elif kind == "resumed":
             messages.print(f"{label}: continues after epoch {event['epoch']}", markup=False)
         elif kind == "failed":
-            messages.print(f"{label} FAILED: {event['reason']}", markup=False, style="red")
+            messages.print(printable(f"{label} FAILED: {event['reason']}"), markup=False, style="red")
         if kind in ("done", "failed"):
             self._progress.advance(self._trials)
         if kind in ("done", "failed", "interrupted") and folder.id in self._running:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench.errors import unknown_name
+from flowers_bench.errors import printable, unknown_name
 
 if TYPE_CHECKING:
     from flowers_bench.store import TrialFolder
@@ -18,19 +17,20 @@ Line = tuple[str, str]
 
 def show(trial: str, out: Path, format: str) -> None:
     """Print the trial. Raises `UsageError` for an unknown id or format."""
+    from flowers_bench.report.numbers import json_text
     from flowers_bench.store import Store
 
     if format not in ("text", "json"):
         raise unknown_name("format", format, ("text", "json"))
     folder = Store(out).find(trial)
     if format == "json":
-        print(json.dumps(_everything(folder), indent=1, ensure_ascii=False))
+        print(json_text(_everything(folder)))
         return
     for title, lines in _sections(folder):
-        print(f"\n{title}" if lines else title)
+        print(printable(f"\n{title}" if lines else title))
         width = max((len(key) for key, _ in lines), default=0)
         for key, value in lines:
-            print(f"  {key:<{width}}  {value}".rstrip())
+            print(printable(f"  {key:<{width}}  {value}".rstrip()))
 
 
 def _everything(folder: TrialFolder) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 
-from flowers_bench.report import stress
+from flowers_bench.errors import printable
+from flowers_bench.report import numbers, stress
 from flowers_bench.report.comparison import ALPHA, Comparison, Pair, Refusal
 from flowers_bench.report.numbers import inert, markdown_cell, p_value
 from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
@@ -126,7 +126,7 @@ def print_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> 
     """Sentences first, then the table; the same of changed images, for the pairs that were measured so."""
     console = stdout()
     for line in sentences(comparison):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(printable(line), markup=False, soft_wrap=True)
     print_sheet(_sheet(comparison), console)
     for found in stressed:
         console.print()
@@ -169,7 +169,7 @@ def json_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> s
         {**record, **({"stress": under[key]} if (key := (record["first"], record["second"])) in under else {})}
         for record in _records(comparison)
     ]
-    return json.dumps(records, indent=1, ensure_ascii=False)
+    return numbers.json_text(records)
 
 
 def _records(comparison: Comparison) -> list[dict[str, object]]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
+from flowers_bench.errors import printable
+
 
 def percent(share: float | None) -> str:
     """A share as percent with one decimal."""
@@ -51,12 +55,18 @@ def p_value(p: float) -> str:
 
 def markdown_cell(text: str) -> str:
     """Text that neither ends a cell nor opens a tag."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(printable(text).split("\n")).replace("|", "\\|").replace("<", "&lt;")
+
+
+def json_text(records: object) -> str:
+    """JSON for people and programs: letters of every language as they are, control characters as `\\u009b`."""
+    text = json.dumps(records, indent=1, ensure_ascii=False)
+    return "".join(c if c in "\n" or printable(c) == c else json.dumps(c)[1:-1] for c in text)
 
 
 def latex_cell(text: str) -> str:
     """Text that LaTeX prints as it stands."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in printable(text))
 
 
 _LATEX = {
@@ -72,5 +82,8 @@ _LATEX = {
 
 
 def inert(value: object) -> object:
-    """A cell that a spreadsheet does not run: text that begins like a formula is quoted."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" else value
+    """A cell that neither a spreadsheet nor a terminal obeys: text that begins like a formula is quoted (OWASP, "CSV
+    injection"), control characters are escaped."""
+    if not isinstance(value, str):
+        return value
+    return printable(f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else value)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flowers_bench.errors import printable
 from flowers_bench.report.numbers import markdown_cell
 
 
@@ -36,14 +37,14 @@ def stdout() -> Console:
 
 def print_sheet(sheet: Sheet, console: Console) -> None:
     """The table, then its notes, a line each."""
-    table = Table(title=escape(sheet.title) or None, title_justify="left")
+    table = Table(title=escape(printable(sheet.title)) or None, title_justify="left")
     for index, column in enumerate(sheet.head):
         table.add_column(column, justify="left" if index < sheet.left else "right", overflow="fold")
     for line in sheet.body:
-        table.add_row(*map(escape, line))
+        table.add_row(*(escape(printable(cell)) for cell in line))
     console.print(table)
     for note in sheet.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(printable(note), markup=False, soft_wrap=True)
 
 
 def markdown_lines(sheet: Sheet) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 
+from flowers_bench.errors import printable
+from flowers_bench.report import numbers
 from flowers_bench.report.comparison_text import sentence
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import EVERYTHING, KINDS, Measure
@@ -111,7 +112,7 @@ def latex(board: Leaderboard) -> str:
             r"    \bottomrule",
             r"  \end{tabular}",
             r"\end{table}",
-            *(f"% {' '.join(note.split())}" for note in sheet.notes),
+            *(f"% {' '.join(printable(note).split())}" for note in sheet.notes),
             "",
         ]
     return "\n".join(lines).rstrip()
@@ -133,7 +134,7 @@ def csv_text(board: Leaderboard) -> str:
 
 def json_text(board: Leaderboard) -> str:
     """A list of rows as `csv_text` has them."""
-    return json.dumps(_records(board), indent=1, ensure_ascii=False)
+    return numbers.json_text(_records(board))
 
 
 def _records(board: Leaderboard) -> list[dict[str, object]]:
@@ -177,4 +178,4 @@ def trials_table(folders: Sequence[TrialFolder]) -> str:
             f"{folder.id}  {result['label']:<28} {config['dataset']['name']:<14} {config['backbone']:<20} seed {result['seed']:<3} "
             f"test {percent(result['test']['top1'])} %  val {percent(result['val']['top1'])} %"
         )
-    return "\n".join(lines)
+    return printable("\n".join(lines))
