@@ -27,6 +27,7 @@ def planned(
     shots: int | None = None,
     files: Sequence[Path] = (),
     store: Path | None = None,
+    weights: str = "none",
     **settings: str,
 ) -> Planned:
     """One trial of `technique/variant`, with a tiny backbone from scratch; `files` are plugins beside the toy."""
@@ -36,7 +37,7 @@ def planned(
         tmp_path / "cache",
         seeds=1,
         backbone=backbone,
-        weights="none",
+        weights=weights,
         loss=loss,
         augmentation=augmentation,
         settings={"image_size": "16", **settings},

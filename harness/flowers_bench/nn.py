@@ -41,8 +41,11 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Output:
         """Features once, then pooled (the embedding), then classified."""
         features = self.backbone.forward_features(images)  # type: ignore[operator]
-        embedding = self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
-        return Output(self.backbone.get_classifier()(embedding), embedding)  # type: ignore[operator]
+        return self.classify(self.backbone.forward_head(features, pre_logits=True))  # type: ignore[operator]
+
+    def classify(self, features: Tensor) -> Output:
+        """What follows the pooled features (N, D), which are the embedding."""
+        return Output(self.backbone.get_classifier()(features), features)  # type: ignore[operator]
 
 
 class Embedder(nn.Module):
@@ -60,7 +63,13 @@ class Embedder(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """The embedding, then classified if there is a classifier."""
-        embedding = self.backbone(images)
+        return self._output(self.backbone(images))
+
+    def classify(self, features: Tensor) -> Output:
+        """What follows the backbone's pooled features (N, F): projection and classifier."""
+        return self._output(self.backbone.get_classifier()(features))  # type: ignore[operator]
+
+    def _output(self, embedding: Tensor) -> Output:
         return Output(embedding[:, :0] if self.classifier is None else self.classifier(embedding), embedding)
 
 

@@ -267,11 +267,14 @@ class Augmentation(Part):
             a `torchvision.transforms.v2` transform. Its randomness must come from torch's global generator.
         batch: makes the per-batch transform, (images (N, 3, S, S) float, labels (N,)) to (images, targets), or None.
         provides: `soft_targets` where the per-batch part mixes labels, else `hard_targets`.
+        views: how many versions of each training image there are, drawn once and for all (the same for every seed), of
+            which each epoch shows one; None: `image` draws a new one at every step.
     """
 
     image: Callable[[AugmentationContext], Callable[[Tensor], Tensor]] = field(kw_only=True)
     batch: Callable[[AugmentationContext], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] | None = None
     provides: frozenset[Need] = frozenset({"hard_targets"})
+    views: Callable[[AugmentationContext], int] | None = None
 
 
 @dataclass(frozen=True)

@@ -422,6 +422,8 @@ class TrialProgress:
             )
         elif kind == "waiting":
             messages.print(f"{label} {event['reason']}", markup=False)
+        elif kind == "storing":
+            messages.print(f"{label}: {event['text']}", markup=False)
         elif kind == "warning":
             messages.print(printable(f"warning: {event['text']}"), markup=False)
         elif kind == "resumed":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
 from flowers_bench.data.dataset import Images
+from flowers_bench.trial import derive_seed
 
 #: The share of the stored image's shortest side that the centre crop keeps: 224 of 256, as ImageNet evaluation does.
 CROP_RATIO = 224 / 256
@@ -22,19 +25,57 @@ def stored_side(image_size: int) -> int:
 def evaluation_transform(image_size: int) -> Callable[[Tensor], Tensor]:
     """uint8 (3, H, W) to uint8 (3, S, S): resize the shortest side, crop the centre.
 
-    A square image no larger than the input is resized whole: small crops have no margin to cut away.
+    A square image no larger than the input is resized whole: small crops have no margin to cut away. Two of one size are
+    equal.
     """
-    resize = v2.Resize(stored_side(image_size), antialias=True)
-    whole = v2.Resize((image_size, image_size), antialias=True)
-    crop = v2.CenterCrop(image_size)
+    return _EvaluationTransform(image_size)
 
-    def transform(image: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class _EvaluationTransform:
+    image_size: int
+
+    def __call__(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        if height == width and height <= image_size:
-            return image if height == image_size else whole(image)
-        return crop(resize(image))
+        size = [self.image_size, self.image_size]
+        if height == width and height <= self.image_size:
+            return image if height == self.image_size else functional.resize(image, size, antialias=True)
+        resized = functional.resize(image, [stored_side(self.image_size)], antialias=True)
+        return functional.center_crop(resized, size)
 
-    return transform
+
+@dataclass(frozen=True)
+class Augmented:
+    """Training images as the model sees them: uint8 (3, S, S) each.
+
+    Attributes:
+        images: N decoded images.
+        transform: draws one version of an image, from torch's global generator.
+        views: None: `self[i]` is a new version of image i each time. V: `self[i * V + v]` is version v of image i,
+            always the same one.
+    """
+
+    images: Images
+    transform: Callable[[Tensor], Tensor]
+    views: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.images) * (self.views or 1)
+
+    def __getitem__(self, row: int) -> Tensor:
+        if self.views is None:
+            return self.transform(self.images[row])
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(derive_seed(0, "view", row % self.views, row // self.views))
+            return self.transform(self.images[row // self.views])
+
+    def rows(self, indices: np.ndarray, seed: int) -> np.ndarray:
+        """One row of each image (N,): the version that `seed` draws."""
+        if self.views is None or self.views == 1:
+            return indices
+        drawn = np.random.default_rng(seed).integers(0, self.views, len(self.images))
+        rows: np.ndarray = indices * self.views + drawn[indices]
+        return rows
 
 
 class Normalizer:

@@ -89,6 +89,7 @@ COSTS = (
     Measure("flops", "FLOPs", ("cost", "flops"), count),
     Measure("seconds", "training time", ("cost", "seconds"), duration),
     Measure("seconds_to_best", "time to best", ("cost", "seconds_to_best"), duration),
+    Measure("data_wait_share", "waiting for data %", ("cost", "data_wait_share"), percent),
     Measure("peak_rss_bytes", "peak memory", ("cost", "peak_rss_bytes"), size),
     Measure("trained_bytes", "stored size", ("cost", "trained_bytes"), size),
     Measure("latency_p50", "latency p50", (*_LATENCY, "p50_ms", "value"), milliseconds),

@@ -7,7 +7,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from flowers_bench.data.dataset import Split
-from flowers_bench.data.pixels import Normalizer
+from flowers_bench.data.cache import Selection
+from flowers_bench.data.dataset import Images, Split
+from flowers_bench.data.pixels import Augmented, Normalizer
 from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.errors import TrialFailed
 from flowers_bench.measure.energy import Meter
@@ -27,6 +28,7 @@ from flowers_bench.nn import Output, train_mode
 from flowers_bench.store import write_atomically
 from flowers_bench.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
 from flowers_bench.training.prediction import Evaluator
+from flowers_bench.training.prefix import Stored
 from flowers_bench.trial import Trial, derive_seed
 
 #: Clean training accuracy is measured on a fixed sample of this many training images each epoch.
@@ -46,6 +48,8 @@ class Parts:
         model: images to `Output`.
         criterion: `Output` and target to a scalar.
         image_transform: uint8 (3, H, W) to uint8 (3, S, S).
+        stored: activations of the training images in these versions, where training starts from them.
+        views: how many fixed versions of each training image there are; None: `image_transform` draws anew.
         batch_transform: (float images, labels) to (images, targets), or None.
         normalize: uint8 batch to what the model takes.
         evaluator: predicts whole splits.
@@ -59,6 +63,8 @@ class Parts:
     normalize: Normalizer
     evaluator: Evaluator
     probabilities: bool = True
+    views: int | None = None
+    stored: Stored | None = None
 
 
 @dataclass
@@ -86,10 +92,17 @@ class Training:
         self._optimizer = build_optimizer(recipe, self._model, self.parts.criterion) if self._trainable() else None
         self._average = copy.deepcopy(self._model).requires_grad_(False) if recipe.ema_decay else None
         self._best = (-1.0, -math.inf)
+        self._source = Augmented(self.train.images, self.parts.image_transform, self.parts.views)
+        stored = self.parts.stored
+        self._forward = self._model if stored is None else stored.prefix.tail(self._model)
+        self._waited = 0.0
         self._energy = Meter(self.parts.normalize.device)
         sample = np.random.default_rng(derive_seed(self.trial.seed, "train sample"))
         chosen = self._rows = np.sort(sample.permutation(len(self.train))[:TRAIN_SAMPLE])
-        self._sample = Split(_Subset(self.train.images, chosen), self.train.labels[chosen], chosen.tolist())
+        images: Images = Selection(self.train.images, chosen)
+        if isinstance(self.train.images, Stored):
+            images = self.train.images.sample(images, chosen)
+        self._sample = Split(images, self.train.labels[chosen], chosen.tolist())
 
     def _trainable(self) -> bool:
         return any(p.requires_grad for p in self._model.parameters())
@@ -136,6 +149,8 @@ class Training:
         started = time.perf_counter()
         self._energy.lap()
         train_mode(self._model)
+        train_mode(self._forward)
+        self._waited = 0.0
         total, images = torch.zeros((), dtype=torch.float64), 0
         batches = self._batches(epoch)
         for step, indices in enumerate(batches):
@@ -164,6 +179,7 @@ class Training:
             "val_top1": float(correct_in_top_k(logits, self.val.labels).mean()),
             "val_nll": negative_log_likelihood(logits, self.val.labels),
             "train_seconds": train_seconds,
+            "wait_seconds": self._waited,
             "seconds": time.perf_counter() - started,
             "images": images,
             **self._energy.lap(),
@@ -179,13 +195,14 @@ class Training:
         assert self._optimizer is not None
         set_learning_rate(self._optimizer, recipe.lr * schedule_factor(recipe, epoch - 1 + (step + 1) / steps))
         torch.manual_seed(derive_seed(self.trial.seed, "augment", epoch, step))
-        images = torch.stack([self.parts.image_transform(self.train.images[i]) for i in indices])
+        started = time.perf_counter()
         targets = torch.from_numpy(np.asarray(self.train.labels)[indices]).to(self.parts.normalize.device)
-        images = self.parts.normalize(images)
-        if self.parts.batch_transform is not None:
-            images, targets = self.parts.batch_transform(images, targets)
+        inputs, targets = self._inputs(
+            self._source.rows(indices, derive_seed(self.trial.seed, "views", epoch)), targets
+        )
+        self._waited += time.perf_counter() - started
         with self._autocast():
-            loss = self.parts.criterion(self._model(images), targets)
+            loss = self.parts.criterion(self._forward(inputs), targets)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrialFailed(
@@ -199,6 +216,16 @@ class Training:
         self._optimizer.step()
         self._update_average()
         return value
+
+    def _inputs(self, rows: np.ndarray, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What `_forward` takes: images, or their activations where they are stored."""
+        if self.parts.stored is not None:
+            with self._autocast():
+                return self.parts.stored.batch(rows), targets
+        images = self.parts.normalize(torch.stack([self._source[int(row)] for row in rows]))
+        if self.parts.batch_transform is not None:
+            images, targets = self.parts.batch_transform(images, targets)
+        return images, targets
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.trial.recipe.precision == "bfloat16":
@@ -268,22 +295,6 @@ class Training:
     def discard_checkpoint(self) -> None:
         """Remove what only a continuation needs."""
         self._checkpoint_path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class _Subset:
-    images: Any
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Tensor:
-        image: Tensor = self.images[int(self.indices[index])]
-        return image
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[i] for i in range(len(self)))
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

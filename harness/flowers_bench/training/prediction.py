@@ -18,6 +18,7 @@ from flowers_bench.data.dataset import Images, Split
 from flowers_bench.data.pixels import Normalizer, evaluation_batches
 from flowers_bench.errors import UsageError, unknown_name
 from flowers_bench.technique import Option
+from flowers_bench.training.prefix import Stored
 
 #: Images per evaluation batch. Fixed, so that results do not depend on the training batch size.
 EVALUATION_BATCH = 64
@@ -72,11 +73,13 @@ class Fitted:
     def __call__(self, images: Images, rows: np.ndarray | None = None) -> Predictions:
         """Predict a whole split's images. `rows` (N,) says which training images they are, if they are: an image is
         not its own neighbour, and no part of the class mean that it is compared with."""
-        return self.batches(self.evaluator.batches(images), rows)
+        return self._predictions(*self.evaluator.forward(self.model, images), rows)
 
-    def batches(self, batches: Iterable[Tensor], rows: np.ndarray | None = None) -> Predictions:
+    def batches(self, batches: Iterable[Tensor]) -> Predictions:
         """Predict batches (N, 3, S, S) as the model takes them."""
-        logits, embeddings = forward(self.model, batches)
+        return self._predictions(*forward(self.model, batches), None)
+
+    def _predictions(self, logits: Tensor, embeddings: Tensor, rows: np.ndarray | None) -> Predictions:
         own = None if rows is None else torch.from_numpy(rows)
         return Predictions(self.score(logits, embeddings, own).numpy(), embeddings.numpy())
 
@@ -114,6 +117,9 @@ class Evaluator:
 
     def forward(self, model: nn.Module, images: Images) -> tuple[Tensor, Tensor]:
         """Logits and embeddings of images, as `forward` below."""
+        model.eval()
+        if isinstance(images, Stored):
+            return forward(images.prefix.tail(model), images.batches(EVALUATION_BATCH))
         return forward(model, self.batches(images))
 
     def fit(self, model: nn.Module, train: Split | None) -> Fitted:

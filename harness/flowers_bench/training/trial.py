@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 
 from flowers_bench.backbone import Backbone, Weights, file_sha256, mean_and_std, read_state_dict
 from flowers_bench.data.dataset import Dataset, Split
-from flowers_bench.data.pixels import Normalizer, evaluation_transform
+from flowers_bench.data.pixels import Augmented, Normalizer, evaluation_transform
 from flowers_bench.data.reopen import reopen
 from flowers_bench.data.samplers import held_out_classes
 from flowers_bench.data.shots import few_shot
@@ -42,6 +43,7 @@ from flowers_bench.store import SCHEMA_VERSION, TrialFolder, read_json, write_at
 from flowers_bench.technique import AugmentationContext, LossContext, ModelContext
 from flowers_bench.training.loop import Emit, Parts, Training
 from flowers_bench.training.prediction import EVALUATION_BATCH, Evaluator, Fitted, gives_probabilities
+from flowers_bench.training.prefix import Prefix, Stored, find_cut
 from flowers_bench.trial import Trial, derive_seed, trial_from_config
 
 #: So many test images at most are mixed to see which classes are found in them.
@@ -64,6 +66,7 @@ def run_trial(folder: TrialFolder, emit: Emit) -> None:
     host.tracking = run.get("track", ())
     dataset = load_dataset(host, trial, run)
     parts, backbone = build_parts(host, trial, run, device)
+    dataset, prefix = start_from_prefix(trial, parts, dataset, Path(run["cache_dir"]), emit)
     training = Training(trial, parts, dataset.train, dataset.val, folder.path, emit, interrupt_flag())
 
     def tell(hook: str, **news: Any) -> None:
@@ -98,6 +101,7 @@ def run_trial(folder: TrialFolder, emit: Emit) -> None:
         "setup_seconds": setup_seconds,
         "test_seconds": time.perf_counter() - test_started,
         **_prediction_cost(trial, parts, predict, dataset),
+        "prefix_cache": prefix,
     }
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -187,7 +191,51 @@ def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.
     batch = augmentation.batch(augmenting) if augmentation.batch else None
     probabilities = gives_probabilities(trial.predictor, loss_part.probabilities)
     image = augmentation.image(augmenting)
-    return Parts(model, criterion, image, batch, normalize, evaluator, probabilities), backbone
+    views = augmentation.views(augmenting) if augmentation.views else None
+    return Parts(model, criterion, image, batch, normalize, evaluator, probabilities, views), backbone
+
+
+def start_from_prefix(
+    trial: Trial, parts: Parts, dataset: Dataset, cache_dir: Path, emit: Emit
+) -> tuple[Dataset, dict[str, Any]]:
+    """Let training and evaluation start behind the model's frozen first layers, where it has some.
+
+    Returns:
+        the dataset, its images with activations that are stored under `cache_dir`; and what is used, for the result. It
+        is completed while the trial runs.
+    """
+    size = trial.recipe.image_size
+    image = parts.normalize(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    cut = find_cut(parts.model, image)
+    if isinstance(cut, str):
+        return dataset, {"until": None, "reason": cut}
+    prefix = Prefix.of(
+        cut,
+        parts.model,
+        parts.normalize,
+        cache_dir / "activations",
+        {"backbone": trial.backbone, "dataset": trial.dataset["fingerprint"], "image_size": size},
+        lambda text: emit({"event": "storing", "text": text}),
+    )
+    evaluated = evaluation_transform(size)
+
+    def stored(name: str, split: Split) -> Split:
+        inputs = Augmented(split.images, evaluated)
+        return replace(split, images=Stored(prefix, split.images, inputs, {"split": name, "inputs": "evaluation"}))
+
+    given = dataset.train.images
+    splits = {name: stored(name, getattr(dataset, name)) for name in ("train", "val", "test")}
+    dataset = replace(dataset, **splits)
+    prefix.facts["training"] = parts.views is not None and parts.batch_transform is None
+    if prefix.facts["training"]:
+        exact = trial.recipe.precision == "float32"
+        if parts.views == 1 and parts.image_transform == evaluated and exact:
+            parts.stored = splits["train"].images  # type: ignore[assignment]
+        else:
+            inputs = Augmented(given, parts.image_transform, parts.views)
+            drawn = {"augmentation": trial.augmentation, "options": dict(trial.options), "code": dict(trial.code)}
+            parts.stored = Stored(prefix, given, inputs, {"split": "train", "inputs": drawn}, trial.recipe.precision)
+    return dataset, prefix.facts
 
 
 def load_trained(folder: TrialFolder, device: torch.device) -> Parts:
