@@ -7,6 +7,7 @@ largest known; of the very first, `UNKNOWN`. What the running ones have not take
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -69,8 +70,15 @@ def expected_peak(folder: TrialFolder) -> int:
     others: list[int] = []
     for other in Store(folder.path.parent).finished():
         with contextlib.suppress(UsageError, KeyError):  # a damaged neighbour is not this trial's affair
-            (same if _kind(other.config()) == kind else others).append(other.result()["cost"]["peak_rss_bytes"])
+            found, peak = _measured(other)
+            (same if found == kind else others).append(peak)
     return max(same or others or [UNKNOWN])
+
+
+@functools.cache
+def _measured(folder: TrialFolder) -> tuple[tuple[Any, ...], int]:
+    """Kind and peak of a finished trial, read once: it does not change any more, and is asked for at every start."""
+    return _kind(folder.config()), folder.result()["cost"]["peak_rss_bytes"]
 
 
 def _kind(config: dict[str, Any]) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.sparse import csr_array
 from scipy.special import log_softmax, softmax
 
 #: Less than this share of a mixed image cannot be expected to be recognised.
@@ -65,8 +66,9 @@ def mixed_quality(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean over images of the squared distance between probabilities (N, C) and truth, from 0 to 2 (Brier 1950)."""
-    truth = np.eye(probabilities.shape[1])[labels]
-    return float(np.square(probabilities - truth).sum(1).mean())
+    distance = probabilities.copy()
+    distance[np.arange(len(labels)), labels] -= 1
+    return float(np.square(distance).sum(1).mean())
 
 
 def equal_width_bins(confidence: np.ndarray) -> np.ndarray:
@@ -123,23 +125,23 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     return float(np.exp(found.x))
 
 
-def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """int64 (C, C): how many images of each class (row) were taken for each class (column)."""
+def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> csr_array:
+    """Sparse int64 (C, C), no larger than the number of images: how many images of each class (row) were taken for each class (column)."""
     return confusion_counts(logits.argmax(1), labels, logits.shape[1])
 
 
-def confusion_counts(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+def confusion_counts(predicted: np.ndarray, labels: np.ndarray, classes: int) -> csr_array:
     """The same from predicted classes, of one shape with `labels` or with more axes before it, such as one of seeds."""
-    codes = labels.astype(np.int64) * classes + predicted
-    return np.bincount(codes.ravel(), minlength=classes**2).reshape(classes, classes)
+    codes, images = np.unique(labels.astype(np.int64) * classes + predicted, return_counts=True)
+    return csr_array((images, np.divmod(codes, classes)), shape=(classes, classes))
 
 
-def most_confused(matrix: np.ndarray, count: int = CONFUSED) -> list[tuple[int, int, int]]:
+def most_confused(matrix: csr_array, count: int = CONFUSED) -> list[tuple[int, int, int]]:
     """(class, taken for, images): the largest entries of a confusion matrix off its diagonal, largest first."""
-    wrong = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    pairs = [(int(k // len(wrong)), int(k % len(wrong)), int(wrong.flat[k])) for k in order]
-    return [pair for pair in pairs if pair[2]]
+    found = matrix.tocoo()
+    cells = zip(found.row.tolist(), found.col.tolist(), found.data.tolist(), strict=True)
+    wrong = [(label, taken, images) for label, taken, images in cells if label != taken and images]
+    return sorted(wrong, key=lambda cell: (-cell[2], *cell[:2]))[:count]
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,9 @@ class PerClass:
     f1: np.ndarray
 
     @classmethod
-    def of(cls, matrix: np.ndarray) -> PerClass:
+    def of(cls, matrix: csr_array) -> PerClass:
         """From `confusion_matrix`."""
-        hits, n, taken = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+        hits, n, taken = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
         with np.errstate(invalid="ignore"):
             return cls(n, hits / taken, hits / n, 2 * hits / (n + taken))
 

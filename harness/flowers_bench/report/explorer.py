@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from flowers_bench.measure.quality import PerClass, confusion_counts, most_confused
 from flowers_bench.report.pictures import Examples
@@ -66,7 +67,7 @@ def explore(row: Row, examples: Examples, matrices: Matrices) -> dict[str, Any]:
     return found
 
 
-def _per_class(matrix: np.ndarray, seeds: int) -> list[list[float | None]]:
+def _per_class(matrix: csr_array, seeds: int) -> list[list[float | None]]:
     """Of each class: its test images, the share of them that is recognised, the share right of what is taken for it."""
     found = PerClass.of(matrix)
     shares = zip(found.n // seeds, found.recall, found.precision, strict=True)

@@ -22,6 +22,8 @@ from flowers_bench.training.prefix import Stored
 
 #: Images per evaluation batch. Fixed, so that results do not depend on the training batch size.
 EVALUATION_BATCH = 64
+#: So many similarities between queries and training images are held at a time by `knn` (float32: 256 MiB).
+SIMILARITIES = 2**26
 #: The predictors, each with its options. A part's option of the same name is the same setting, with the part's default.
 PREDICTORS: dict[str, dict[str, Option]] = {
     "classifier": {},
@@ -196,7 +198,13 @@ def knn_logits(
 ) -> Tensor:
     """Log of the cosine-weighted vote of the k most similar training images, temperature 0.07 (Wu et al. 2018,
     arXiv:1805.01978): (Q, C). Classes without a vote get the log of 1e-6. Training image `rows[q]` is query q itself
-    and does not vote on it."""
+    and does not vote on it. Many queries are taken in turns, so that memory does not grow with Q times N."""
+    turn = max(1, SIMILARITIES // support.shape[0])
+    if len(queries) > turn:
+        parts = (
+            (queries[i : i + turn], None if rows is None else rows[i : i + turn]) for i in range(0, len(queries), turn)
+        )
+        return torch.cat([knn_logits(support, labels, part, num_classes, k, own) for part, own in parts])
     similarity = F.normalize(queries, dim=1) @ F.normalize(support, dim=1).T
     if rows is not None:
         similarity[torch.arange(len(rows)), rows] = -torch.inf
