@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,8 @@ def test_the_folder_is_bounded_and_what_was_not_used_for_longest_goes(
 
     assert keep("aa", 60) is not None
     assert keep("bb", 60) is not None
+    for age, key in enumerate(("bb", "aa")):
+        os.utime(tmp_path / f"{key}.npy", ns=(1000 - age, 1000 - age))
     assert keep("aa", 60) is not None  # used again
     assert keep("cc", 60) is not None
     assert sorted(path.stem for path in tmp_path.glob("*.npy")) == ["aa", "cc"]
