@@ -55,7 +55,7 @@ class Cut:
     def before(self, model: Any, images: Tensor) -> Tensor:
         """Images (N, 3, S, S) to activations (N, ...)."""
         if not self.modules:
-            return model.backbone.forward_head(model.backbone.forward_features(images), pre_logits=True)  # type: ignore[no-any-return]
+            return model.backbone.forward_head(model.backbone.forward_features(images), pre_logits=True)
 
         def stop(module: nn.Module, inputs: object, output: Tensor) -> None:
             raise _Reached(output)
@@ -64,7 +64,7 @@ class Cut:
         try:
             model(images)
         except _Reached as reached:
-            return reached.args[0]  # type: ignore[no-any-return]
+            return reached.args[0]
         finally:
             hook.remove()
         raise ValueError(f"{self.name} is not run")
@@ -79,7 +79,7 @@ class Cut:
             tail.backbone.set_submodule(name, nn.Identity())
         if hasattr(tail.backbone, "_pos_embed"):  # a vision transformer adds it between its first modules
             tail.backbone._pos_embed = lambda tokens: tokens
-        return tail  # type: ignore[no-any-return]
+        return tail
 
     def state(self, model: Any) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that the activations depend on, by name."""
@@ -220,7 +220,7 @@ class Prefix:
         facts = ("processor", "threads", "cpu_capability", "device", "versions")
         whole = {
             **identity,
-            "layers": [f"{name}: {model.backbone.get_submodule(name)}" for name in cut.modules],  # type: ignore[operator, union-attr]
+            "layers": [f"{name}: {model.backbone.get_submodule(name)}" for name in cut.modules],  # type: ignore[union-attr]
             "weights": digest.hexdigest(),
             "normalize": [normalize.mean.flatten().tolist(), normalize.scale.flatten().tolist()],
             **{name: machine[name] for name in facts},

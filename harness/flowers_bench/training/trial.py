@@ -224,13 +224,13 @@ def start_from_prefix(
         return replace(split, images=Stored(prefix, split.images, inputs, {"split": name, "inputs": "evaluation"}))
 
     given = dataset.train.images
-    splits = {name: stored(name, getattr(dataset, name)) for name in ("train", "val", "test")}
-    dataset = replace(dataset, **splits)
+    train, val, test = (stored(name, getattr(dataset, name)) for name in ("train", "val", "test"))
+    dataset = replace(dataset, train=train, val=val, test=test)
     prefix.facts["training"] = parts.views is not None and parts.batch_transform is None
     if prefix.facts["training"]:
         exact = trial.recipe.precision == "float32"
         if parts.views == 1 and parts.image_transform == evaluated and exact:
-            parts.stored = splits["train"].images  # type: ignore[assignment]
+            parts.stored = train.images  # type: ignore[assignment]
         else:
             inputs = Augmented(given, parts.image_transform, parts.views)
             drawn = {"augmentation": trial.augmentation, "options": dict(trial.options), "code": dict(trial.code)}
