@@ -91,7 +91,7 @@ def test_peak_memory_sees_what_was_allocated() -> None:
 
 
 def epoch(number: int, **more: float) -> dict[str, float]:
-    return {"epoch": number, "train_seconds": 2.0, "seconds": 3.0, "images": 100, **more}
+    return {"epoch": number, "train_seconds": 2.0, "wait_seconds": 0.5, "seconds": 3.0, "images": 100, **more}
 
 
 def test_training_cost_adds_up() -> None:
@@ -99,6 +99,7 @@ def test_training_cost_adds_up() -> None:
     assert found == {
         "epochs": 3,
         "train_seconds": 6.0,
+        "data_wait_share": 0.25,
         "seconds": 9.0,
         "seconds_to_best": 6.0,
         "train_images_per_second": 50.0,

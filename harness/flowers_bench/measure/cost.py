@@ -98,9 +98,7 @@ def training_cost(history: list[dict[str, Any]], best_epoch: int) -> dict[str, A
     return {
         "epochs": len(history),
         "train_seconds": train_seconds,
-        "data_wait_share": sum(epoch.get("wait_seconds", 0.0) for epoch in history) / train_seconds
-        if train_seconds
-        else None,
+        "data_wait_share": sum(epoch["wait_seconds"] for epoch in history) / train_seconds if train_seconds else None,
         "seconds": sum(epoch["seconds"] for epoch in history),
         "seconds_to_best": sum(epoch["seconds"] for epoch in history[:best_epoch]),
         "train_images_per_second": sum(epoch["images"] for epoch in history) / train_seconds if train_seconds else None,
