@@ -94,11 +94,12 @@ def training_cost(history: list[dict[str, Any]], best_epoch: int) -> dict[str, A
     """Time over all epochs, evaluation included and apart; images per second of training; time to the best epoch;
     and the energy, where every epoch's was measured (`energy.Meter`)."""
     train_seconds = sum(epoch["train_seconds"] for epoch in history)
+    waited = [epoch["wait_seconds"] for epoch in history if "wait_seconds" in epoch]
     counters = set.intersection(*({k for k in epoch if k.endswith("_joules")} for epoch in history)) if history else ()
     return {
         "epochs": len(history),
         "train_seconds": train_seconds,
-        "data_wait_share": sum(epoch["wait_seconds"] for epoch in history) / train_seconds if train_seconds else None,
+        "data_wait_share": sum(waited) / train_seconds if train_seconds and len(waited) == len(history) else None,
         "seconds": sum(epoch["seconds"] for epoch in history),
         "seconds_to_best": sum(epoch["seconds"] for epoch in history[:best_epoch]),
         "train_images_per_second": sum(epoch["images"] for epoch in history) / train_seconds if train_seconds else None,
