@@ -26,12 +26,13 @@ class Matrices:
     def __init__(self, budget: int) -> None:
         self._left = budget
 
-    def take(self, matrix: np.ndarray) -> list[int] | None:
+    def take(self, matrix: csr_array) -> list[int] | None:
         """Of each entry that is not zero, row by row: how far it is from the one before, and its images. None once the
         budget is spent."""
-        places = np.flatnonzero(matrix)
+        entries = matrix.tocoo()  # row by row, none of them zero
+        places = entries.row.astype(np.int64) * matrix.shape[1] + entries.col
         steps = np.diff(places, prepend=0)
-        flat: list[int] = np.stack([steps, matrix.ravel()[places]], axis=1).ravel().tolist()
+        flat: list[int] = np.stack([steps, entries.data], axis=1).ravel().tolist()
         self._left -= len(str(flat)) if self._left > 0 else 0
         return flat if self._left > 0 else None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
+import json
 import os
 import random
 import signal
@@ -219,9 +221,14 @@ def start_from_prefix(
     )
     evaluated = evaluation_transform(size)
 
+    def named(name: str, split: Split) -> dict[str, Any]:
+        return {"split": name, "keys": hashlib.sha256(json.dumps(list(split.keys)).encode()).hexdigest()}
+
     def stored(name: str, split: Split) -> Split:
         inputs = Augmented(split.images, evaluated)
-        return replace(split, images=Stored(prefix, split.images, inputs, {"split": name, "inputs": "evaluation"}))
+        return replace(
+            split, images=Stored(prefix, split.images, inputs, {**named(name, split), "inputs": "evaluation"})
+        )
 
     given = dataset.train.images
     train, val, test = (stored(name, getattr(dataset, name)) for name in ("train", "val", "test"))
@@ -234,7 +241,9 @@ def start_from_prefix(
         else:
             inputs = Augmented(given, parts.image_transform, parts.views)
             drawn = {"augmentation": trial.augmentation, "options": dict(trial.options), "code": dict(trial.code)}
-            parts.stored = Stored(prefix, given, inputs, {"split": "train", "inputs": drawn}, trial.recipe.precision)
+            parts.stored = Stored(
+                prefix, given, inputs, {**named("train", dataset.train), "inputs": drawn}, trial.recipe.precision
+            )
     return dataset, prefix.facts
 
 
@@ -367,8 +376,6 @@ def _draw(
 
 def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     """`history.jsonl`, atomically."""
-    import json
-
     text = "".join(json.dumps(record) + "\n" for record in history)
     write_atomically(folder / "history.jsonl", lambda path: path.write_text(text), durable=False)
 
