@@ -84,6 +84,8 @@ def test_what_is_no_suite_is_refused(tmp_path: Path) -> None:
         ("a = \n", "line 1"),
         ('summary = "x"\ndata = "toy"\n[[trials]]\n', "line 2: unknown key 'data'"),
         ("trials = []\n", "line 1: a suite names"),
+        ("a = " + "[" * 100_000, "recursion"),
+        ("a = " + "9" * 5000, "digits"),
         ('trials = [{technique = "knn"}]\n', "header line"),
     ):
         path.write_text(text)

@@ -135,7 +135,7 @@ def read_suite(name: str) -> Suite:
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise UsageError(f"{path}: {error}") from error  # tomllib says the line
     lines = _lines(text)
     suite = Suite(path, str(content.get("summary", "")), str(content.get("source", "")), ())
