@@ -178,7 +178,7 @@ def test_scales() -> None:
 )
 def test_what_does_not_go_with_a_search_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     common: dict[str, Any] = {"suite": None, "plugin": "knn", "factors": {}, "seeds": 1, "settings": [], "sweeps": []}
-    more = {"data_dir": tmp_path, "out": tmp_path / "runs", "jobs": 1, "shard": "1/1", "search": 2}
+    more = {"data_dir": tmp_path, "store": str(tmp_path / "runs"), "jobs": 1, "shard": "1/1", "search": 2}
     with pytest.raises(UsageError, match=words):
         run(Asked(**{**common, **more, **change}), "text", 60)
 

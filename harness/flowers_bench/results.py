@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench.errors import UsageError
+from flowers_bench.remote import opened
 from flowers_bench.store import Store, TrialFolder
 
 if TYPE_CHECKING:
@@ -26,14 +27,14 @@ def load_results(runs: str | Path = "runs") -> pd.DataFrame:
     be compared: `flowers-bench compare` knows which may.
 
     Args:
-        runs: the run store.
+        runs: the run store: a folder, or a URL (as text).
 
     Raises:
         UsageError: the folder does not exist, or a result is damaged or of a newer schema than this version reads.
     """
     import pandas as pd
 
-    root = Path(runs)
+    root = opened(str(runs))
     if not root.is_dir():
         raise UsageError(f"{root} is not a folder: name a run store, such as the --out of flowers-bench run.")
     table = pd.DataFrame([_row(folder) for folder in Store(root).finished()])

@@ -12,6 +12,7 @@ runs/<trial id>/config.json         the trial: what the id is a hash of
                 result.json         the figures; written last: its presence means the trial is finished
                 attempts.jsonl      a line per attempt to run the trial: how long, and how it ended
                 failure.json        why the last attempt failed; replaced by the next attempt
+                files.json          SHA-256 of each file, of a trial that was pushed to a URL
                 log.txt             what the trial's process printed
                 figures/            pictures
 runs/search/                        a run store of its own: trials of `--search`, which have no test figures
@@ -135,6 +136,16 @@ class TrialFolder:
     def environment(self) -> dict[str, Any]:
         """The machine, versions and kernel of a finished trial."""
         return read_json(self.path / "environment.json")
+
+    def weights(self) -> Path:
+        """The file of the chosen checkpoint of a finished trial; fetched, where the store is a mirror of one at a URL.
+        Raises `UsageError` where it cannot be had."""
+        path = self.path / "model.safetensors"
+        if not path.is_file():
+            from flowers_bench.remote import pull_weights
+
+            pull_weights(self)
+        return path
 
     def failure(self) -> dict[str, Any] | None:
         """Why the last attempt failed, or None."""

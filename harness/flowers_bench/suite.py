@@ -35,6 +35,7 @@ class Request:
         store: where the trials will be kept, for techniques that build on finished ones.
         shots: training images of each class; None: all there are.
         jobs: how many trials will run at once; the processor's threads are divided among them.
+        threads: of each trial; where None, `OMP_NUM_THREADS`, else that share.
     """
 
     techniques: Sequence[str]
@@ -49,6 +50,7 @@ class Request:
     store: Path | None = None
     shots: int | None = None
     jobs: int = 1
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def plan(
             "cache_dir": str(request.cache_dir.resolve()),
             "store": str(request.store.resolve()) if request.store else None,
             "plugin_files": [str(file.resolve()) for file in plugin_files],
-            "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or _share_of_threads(request.jobs),
+            "threads": request.threads or threads_of_environment() or _share_of_threads(request.jobs),
         }
         dataset = few_shot(datasets[key], request.shots, 0)
         planned += _trials(host, request, parts, source, recipe, dataset, data_options, run)
@@ -129,6 +131,11 @@ def in_order(planned: Iterable[Planned]) -> list[Planned]:
     """Each trial once, all of seed 0 first: whoever stops early has whole comparisons."""
     unique = {item.trial.id: item for item in planned}
     return sorted(unique.values(), key=lambda item: item.trial.seed)
+
+
+def threads_of_environment() -> int | None:
+    """`OMP_NUM_THREADS`, where it is set."""
+    return int(os.environ.get("OMP_NUM_THREADS", 0)) or None
 
 
 def _share_of_threads(jobs: int) -> int | None:

@@ -22,7 +22,9 @@ Plugin = Annotated[
     str,
     typer.Option("--plugin", "-p", help="Technique NAME[/VARIANT], or several with commas; or a plugin file ./mine.py"),
 ]
-Out = Annotated[Path, typer.Option("--out", help="The run store: a folder with one folder per trial")]
+Out = Annotated[
+    str, typer.Option("--out", help="The run store: a folder with one folder per trial, or a URL: s3://bucket/runs")
+]
 
 
 def _switch_off(names: list[str] | None) -> None:
@@ -41,6 +43,12 @@ Off = Annotated[
     ),
 ]
 Files = Annotated[list[Path] | None, typer.Option("--plugin-file", help="A .py file that is a plugin; may be repeated")]
+
+
+def _folder(store: str) -> Path:
+    from flowers_bench.remote import opened
+
+    return opened(store)
 
 
 def _version(asked: bool) -> None:
@@ -92,9 +100,19 @@ def run(
     ] = 0,
     format: Annotated[str, typer.Option(help="text or md: how the tables are printed")] = "text",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that one trial may take")] = 86400,
-    out: Out = Path("runs"),
+    out: Out = "runs",
     jobs: Annotated[int, typer.Option(min=1, help="Trials at once; threads are divided, memory is watched")] = 1,
     shard: Annotated[str, typer.Option(help="I/N: only the I-th of N parts of the trials, for job arrays")] = "1/1",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of each trial [default: OMP_NUM_THREADS, else its share; on a cluster 1]")
+    ] = None,
+    executor: Annotated[str, typer.Option(help="local, or ray: on the nodes of a Ray cluster")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the Ray cluster's head [default: this machine's cluster]")
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="With ray: of each trial, 0.5 for half of one [default: 1 if there are]")
+    ] = None,
     no_plugin: Off = None,
     shots: Annotated[
         str, typer.Option(help="K1,K2,...: with so many training images of each class [default: all there are]")
@@ -113,7 +131,24 @@ def run(
     factors = {"data": data, "backbone": backbone, "weights": weights, "loss": loss, "augmentation": augmentation}
     given = {key: value for key, value in factors.items() if value is not None}
     asked = command.Asked(
-        suite, plugin, given, seeds, set_ or [], sweep or [], data_dir, out, jobs, shard, search, shots, stress, track
+        suite,
+        plugin,
+        given,
+        seeds,
+        set_ or [],
+        sweep or [],
+        data_dir,
+        out,
+        jobs,
+        shard,
+        search,
+        threads,
+        executor,
+        address,
+        gpus,
+        shots,
+        stress,
+        track,
     )
     raise typer.Exit(command.run(asked, format, timeout))
 
@@ -178,14 +213,14 @@ def check(
 
 @app.command()
 def leaderboard(
-    out: Out = Path("runs"),
+    out: Out = "runs",
     format: Annotated[str, typer.Option(help="text, md, latex, csv or json")] = "text",
     trials: Annotated[bool, typer.Option("--trials", help="One row per trial, with its id")] = False,
 ) -> None:
     """Accuracy with intervals, cost and hardware of all finished trials, one table per comparable protocol."""
     from flowers_bench.cli import leaderboard as command
 
-    command.print_leaderboard(out, format, trials)
+    command.print_leaderboard(_folder(out), format, trials)
 
 
 @app.command()
@@ -193,48 +228,48 @@ def compare(
     names: Annotated[
         list[str], typer.Argument(help="Two or more of: NAME[/VARIANT], 'NAME/VARIANT KEY=VALUE', a trial's id")
     ],
-    out: Out = Path("runs"),
+    out: Out = "runs",
     format: Annotated[str, typer.Option(help="text, md, csv or json")] = "text",
 ) -> None:
     """Is the difference real? Every pair on the same test images and seeds, with intervals and exact tests."""
     from flowers_bench.cli import compare as command
 
-    command.compare(names, out, format)
+    command.compare(names, _folder(out), format)
 
 
 @app.command()
 def report(
-    runs: Annotated[Path, typer.Argument(help="The run store")] = Path("runs"),
+    runs: Annotated[str, typer.Argument(help="The run store: a folder or a URL")] = "runs",
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write")] = Path("report.html"),
 ) -> None:
     """One self-contained page: leaderboard, cost, curves, comparisons, confusions, figures, every trial."""
     from flowers_bench.cli import report as command
 
-    command.report(runs, output)
+    command.report(_folder(runs), output)
 
 
 @app.command()
 def figures(
     suite: Annotated[str, typer.Argument(help="study, study-small or a suite of your own, ./mine.toml")],
-    runs: Annotated[Path, typer.Argument(help="The run store")] = Path("runs"),
+    runs: Annotated[str, typer.Argument(help="The run store: a folder or a URL")] = "runs",
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to")] = Path("figures"),
 ) -> None:
     """A suite's figures, drawn from its finished trials: curves, sweeps and pictures, as SVG and PNG."""
     from flowers_bench.cli import figures as command
 
-    command.figures(suite, runs, output)
+    command.figures(suite, _folder(runs), output)
 
 
 @app.command()
 def show(
     trial: Annotated[str, typer.Argument(help="A trial id, or its beginning")],
     format: Annotated[str, typer.Option(help="text or json: all that its files hold")] = "text",
-    out: Out = Path("runs"),
+    out: Out = "runs",
 ) -> None:
     """Everything about one trial: what it is, recipe, quality, cost, environment, files, and how to run it again."""
     from flowers_bench.cli import show as command
 
-    command.show(trial, out, format)
+    command.show(trial, _folder(out), format)
 
 
 @app.command()
@@ -243,12 +278,12 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files")],
     top: Annotated[int, typer.Option(min=1, help="How many classes")] = 5,
     format: Annotated[str, typer.Option(help="text or json")] = "text",
-    out: Out = Path("runs"),
+    out: Out = "runs",
 ) -> None:
     """What a finished trial's model sees in pictures: the likeliest classes, with calibrated probabilities."""
     from flowers_bench.cli import predict as command
 
-    command.predict(trial, images, top, format, out)
+    command.predict(trial, images, top, format, _folder(out))
 
 
 @app.command()
@@ -258,12 +293,12 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file (default: named after the trial)")
     ] = None,
-    out: Out = Path("runs"),
+    out: Out = "runs",
 ) -> None:
     """A finished trial's model as one file, checked against the original on images of its test split."""
     from flowers_bench.cli import export as command
 
-    command.export(trial, format, output, out)
+    command.export(trial, format, output, _folder(out))
 
 
 @app.command()

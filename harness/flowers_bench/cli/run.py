@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,6 +29,8 @@ from flowers_bench.host import Host, discover
 
 if TYPE_CHECKING:
     from flowers_bench.data.dataset import Dataset
+    from flowers_bench.executors.local import OnEvent, Outcome
+    from flowers_bench.remote import Pusher, RemoteStore
     from flowers_bench.store import Store, TrialFolder
     from flowers_bench.suite import Planned, Request
 
@@ -34,6 +38,7 @@ T = TypeVar("T")
 #: Of `--timeout`, in seconds: a year.
 LONGEST = 366 * 86400
 AGAIN = "interrupted; run the same command again to continue"
+EXECUTORS = ("local", "ray")
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -47,6 +52,9 @@ class Asked:
         settings, sweeps: `KEY=VALUE` and `KEY=V1,V2` texts.
         shard: `I/N`.
         search: how many configurations to try for each technique; 0: the recipes as they are.
+        threads: of each trial, or None where not given.
+        executor: `local` or `ray`; with the latter, `address` of its cluster and `gpus` of each trial.
+        store: folder or URL.
         shots: `K1,K2`, or empty for the whole training split.
         stress: whether to measure on changed test images too.
         track: names of trackers, with commas.
@@ -59,10 +67,14 @@ class Asked:
     settings: Sequence[str]
     sweeps: Sequence[str]
     data_dir: Path | None
-    out: Path
+    store: str
     jobs: int
     shard: str
     search: int = 0
+    threads: int | None = None
+    executor: str = "local"
+    address: str | None = None
+    gpus: float | None = None
     shots: str = ""
     stress: bool = False
     track: str = ""
@@ -71,6 +83,25 @@ class Asked:
     def cache(self) -> Path:
         """Where downloads and caches lie."""
         return self.data_dir or user_cache_path("flowers-bench")
+
+    @cached_property
+    def remote(self) -> RemoteStore | None:
+        """The store at a URL, if that is where results go."""
+        from flowers_bench.remote import RemoteStore, is_url
+
+        return RemoteStore(self.store, self.cache) if is_url(self.store) else None
+
+    @property
+    def out(self) -> Path:
+        """The folder where trials run: the store, or the mirror of the one at a URL."""
+        return self.remote.mirror if self.remote else Path(self.store)
+
+    @property
+    def threads_of_a_trial(self) -> int | None:
+        """As asked for; on a cluster, else `OMP_NUM_THREADS` or 1; None leaves it to the plan."""
+        from flowers_bench.suite import threads_of_environment
+
+        return self.threads or (None if self.executor == "local" else threads_of_environment() or 1)
 
     @property
     def trackers(self) -> list[str]:
@@ -82,9 +113,13 @@ def run(asked: Asked, format: str, timeout: float) -> int:
     """Returns the exit code: 0 done, 1 a trial failed, 130 interrupted. Raises `UsageError` before anything trains."""
     if format not in ("text", "md"):
         raise unknown_name("format", format, ("text", "md"))
+    # Refused before anything is planned, which may take a download.
     if not 1 <= timeout <= LONGEST:
         raise UsageError(f"--timeout {timeout:g}: expected seconds, from 1 to {LONGEST:g}.")
-    parse_shard(asked.shard)  # refused before anything is planned, which may take a download
+    parse_shard(asked.shard)
+    check_executor(asked)
+    if asked.remote:
+        asked.remote.pull()
     files, names = split_plugins(asked.plugin)
     if asked.suite is not None and names:
         raise UsageError("a suite names its techniques itself; beside it, --plugin takes plugin files only: ./mine.py")
@@ -130,6 +165,7 @@ def _request(names: Sequence[str], asked: Asked) -> Request:
         settings=parse_settings(asked.settings),
         store=asked.out,
         jobs=asked.jobs,
+        threads=asked.threads_of_a_trial,
         **factors,
     )
 
@@ -155,7 +191,6 @@ def _search(host: Host, files: Sequence[Path], request: Request, asked: Asked, f
     """Find each technique's recipe on validation, then run that with all seeds."""
     from flowers_bench.environment import kernel_in_use
     from flowers_bench.errors import TrialFailed
-    from flowers_bench.executors.local import run_all
     from flowers_bench.search import search, store_of_search
 
     store = store_of_search(asked.out)
@@ -166,7 +201,7 @@ def _search(host: Host, files: Sequence[Path], request: Request, asked: Asked, f
         if todo:
             messages.print(f"search: configuration {number} of {asked.search}")
         with TrialProgress({item.trial.id: item.trial.label for item in planned}, len(todo)) as progress:
-            outcomes = run_all(todo, progress.on_event, timeout, asked.jobs)
+            outcomes = _run_all(todo, progress.on_event, timeout, asked)
         if len(outcomes) < len(todo) or any(outcome.state == "interrupted" for outcome in outcomes):
             raise KeyboardInterrupt
 
@@ -205,9 +240,8 @@ def _run_suite(host: Host, files: Sequence[Path], asked: Asked, name: str, forma
         raise UsageError("--sweep goes with --plugin; in a suite, write the list of values into its file.")
     suite = overridden(read_suite(name), {**asked.factors, **parse_settings(asked.settings)}, asked.seeds)
     messages.print(f"suite {suite.path}: {suite.summary}", markup=False)
-    tables = plan_suite(
-        host, suite, Request([], "petals", asked.cache, 1, store=asked.out, jobs=asked.jobs), files, _track
-    )
+    base = Request([], "petals", asked.cache, 1, store=asked.out, jobs=asked.jobs, threads=asked.threads_of_a_trial)
+    tables = plan_suite(host, suite, base, files, _track)
     code = _execute_part(in_order(item for table in tables for item in table.planned), asked, format, timeout)
     rows = beside_reported(tables, Store(asked.out))
     if rows:
@@ -221,6 +255,22 @@ def _execute_part(planned: Sequence[Planned], asked: Asked, format: str, timeout
         messages.print(f"shard {asked.shard} has no trial: there are fewer trials than shards")
         return 0
     return execute(part, asked, timeout, format)
+
+
+def check_executor(asked: Asked) -> None:
+    """Raises `UsageError` for an unknown executor, for options of another one, and where Ray is not installed."""
+    if asked.executor not in EXECUTORS:
+        raise unknown_name("executor", asked.executor, EXECUTORS)
+    if asked.executor == "ray":
+        from flowers_bench.executors.ray import require_ray
+
+        require_ray()
+        if asked.jobs > 1:
+            raise UsageError(
+                "--jobs is for one machine. On a cluster, --threads and --gpus say how much a trial takes."
+            )
+    elif asked.address is not None or asked.gpus is not None:
+        raise UsageError("--address and --gpus go with --executor ray.")
 
 
 def parse_shard(text: str) -> slice:
@@ -294,13 +344,12 @@ def _track(items: Iterable[T], description: str, total: int) -> Iterable[T]:
 def execute(planned: Sequence[Planned], asked: Asked, timeout: float, format: str) -> int:
     """Run what is not finished yet, with progress, then print the leaderboard of this plan's trials."""
     from flowers_bench.environment import kernel_in_use
-    from flowers_bench.executors.local import run_all
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.text import markdown, print_text
     from flowers_bench.store import Store
 
     store = Store(asked.out)
-    _announce(planned, asked.out)
+    _announce(planned, asked.store)
     kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
     folders = [store.folder(item.trial.id) for item in planned]
     finished_before = sum(folder.finished() for folder in folders)
@@ -310,18 +359,44 @@ def execute(planned: Sequence[Planned], asked: Asked, timeout: float, format: st
         rest = f"; {unmeasured} of them are still to be measured under stress" if unmeasured else ""
         messages.print(f"{finished_before} of {len(planned)} trials are finished already{rest}")
     labels = {item.trial.id: f"{item.trial.label} seed {item.trial.seed}" for item in planned}
-    with TrialProgress(labels, len(todo)) as progress:
-        outcomes = run_all(todo, progress.on_event, timeout, asked.jobs)
+    with _pusher(asked) as pusher, TrialProgress(labels, len(todo)) as progress:
+
+        def on_event(folder: TrialFolder, event: dict[str, Any]) -> None:
+            progress.on_event(folder, event)
+            if pusher and event["event"] == "done":
+                pusher.push(folder)
+
+        outcomes = _run_all(todo, on_event, timeout, asked)
     finished = [folder for folder in folders if folder.finished()]
     if finished and format == "md":
         print(markdown(Leaderboard.of(finished)))
     elif finished:
         print_text(Leaderboard.of(finished))
     _print_total(folders)
-    if any(outcome.state == "interrupted" for outcome in outcomes):
+    if len(outcomes) < len(todo) or any(outcome.state == "interrupted" for outcome in outcomes):
         messages.print(AGAIN)
         return INTERRUPTED
-    return FAILED if any(outcome.state == "failed" for outcome in outcomes) else 0
+    unpushed = pusher.failed if pusher else {}
+    for trial_id, error in unpushed.items():
+        messages.print(
+            f"trial {trial_id} was not pushed, run the same command again: {error}", markup=False, style="red"
+        )
+    return FAILED if unpushed or any(outcome.state == "failed" for outcome in outcomes) else 0
+
+
+def _pusher(asked: Asked) -> contextlib.AbstractContextManager[Pusher | None]:
+    from flowers_bench.remote import Pusher
+
+    return Pusher(asked.remote) if asked.remote else contextlib.nullcontext()
+
+
+def _run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, asked: Asked) -> Sequence[Outcome]:
+    from flowers_bench.executors import local, ray
+
+    if asked.executor == "local" or not folders:
+        return local.run_all(folders, on_event, timeout, asked.jobs)
+    cluster = ray.Cluster(asked.address, asked.threads_of_a_trial or 1, asked.gpus)
+    return ray.run_all(folders, on_event, timeout, cluster)
 
 
 def _prepared(
@@ -342,7 +417,7 @@ def _print_total(folders: Sequence[TrialFolder]) -> None:
     messages.print(f"these {total['trials']} trials{failed} took {duration(total['seconds'])} in all", markup=False)
 
 
-def _announce(planned: Sequence[Planned], out: Path) -> None:
+def _announce(planned: Sequence[Planned], out: str) -> None:
     first = planned[0].trial
     data = first.dataset
     messages.print(

@@ -1,1 +1,1 @@
-"""Executors: where trials run. Here: this machine."""
+"""Executors: where trials run. Here: this machine (`local`), or a Ray cluster (`ray`)."""

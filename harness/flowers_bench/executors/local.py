@@ -46,15 +46,39 @@ def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, j
         timeout: seconds that one trial may take.
         jobs: how many run at once. A trial waits where its expected memory would not fit (see `memory.py`).
     """
-    run = _Run(on_event, timeout, MemoryGuard() if jobs > 1 else None)
-    with run.interrupts_handled(), ThreadPoolExecutor(jobs) as pool:
+    run = Run(on_event, timeout, MemoryGuard() if jobs > 1 else None)
+    with interrupts_handled(run.stop), ThreadPoolExecutor(jobs) as pool:
         return [outcome for outcome in pool.map(run.one, folders) if outcome is not None]
 
 
-class _Run:
+@contextlib.contextmanager
+def interrupts_handled(stop: Callable[[bool], None]) -> Iterator[None]:
+    """While active, the first SIGINT calls `stop(False)`, a second one `stop(True)` and ends the run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+
+    def on_interrupt(signum: int, frame: object) -> None:
+        again = bool(asked)
+        asked.append(signum)
+        if not again:
+            sys.stderr.write("\nstopping after this epoch; press Ctrl-C again to stop at once\n")
+        stop(again)
+        if again:
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class Run:
     """The trials that run at the moment, and whether any more may start."""
 
-    def __init__(self, on_event: OnEvent, timeout: float, memory: MemoryGuard | None) -> None:
+    def __init__(self, on_event: OnEvent, timeout: float, memory: MemoryGuard | None = None) -> None:
         self._on_event = on_event
         self._timeout = timeout
         self._lock = threading.Lock()  # of on_event, and of what follows
@@ -125,32 +149,15 @@ class _Run:
             self._processes[process.pid or 0] = process
         return process, reader
 
-    @contextlib.contextmanager
-    def interrupts_handled(self) -> Iterator[None]:
-        """While active, the first SIGINT asks the trials to finish their epoch, the second kills them and the run."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def on_interrupt(signum: int, frame: object) -> None:
-            again = self._stopping.is_set()
-            self._stopping.set()
-            if not again:
-                sys.stderr.write("\nstopping after this epoch; press Ctrl-C again to stop at once\n")
-            for pid in list(self._processes):
-                if again:
-                    _kill(pid)
-                else:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGINT)
-            if again:
-                raise KeyboardInterrupt
-
-        previous = signal.signal(signal.SIGINT, on_interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
+    def stop(self, at_once: bool = False) -> None:
+        """Start no more trials, and let those that run finish their epoch, or kill them."""
+        self._stopping.set()
+        for pid in list(self._processes):
+            if at_once:
+                _kill(pid)
+            else:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
 
 
 def _kill(pid: int | None) -> None:

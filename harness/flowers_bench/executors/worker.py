@@ -6,6 +6,7 @@ Events (dictionaries) go through a pipe to the executor; what the trial prints g
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
@@ -24,6 +25,7 @@ def main(folder: TrialFolder, events: Connection) -> None:
     # Its own session: a Ctrl-C in the terminal reaches only the executor, which passes it on in its own way, and
     # whatever the trial starts can be killed with it.
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # Ray's workers block it, and children inherit that
     with (folder.path / "log.txt").open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

@@ -257,7 +257,7 @@ def load_trained(folder: TrialFolder, device: torch.device) -> Parts:
     host = discover([Path(path) for path in run["plugin_files"]])
     with torch.random.fork_rng():
         parts, _ = build_parts(host, trial, {**run, "weights_path": None}, device)
-    parts.model.load_state_dict(read_state_dict(folder.path / "model.safetensors"))
+    parts.model.load_state_dict(read_state_dict(folder.weights()))
     parts.model.eval().requires_grad_(False)
     return parts
 

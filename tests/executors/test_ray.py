@@ -1,0 +1,193 @@
+"""Trials on a real Ray cluster of several nodes on this machine: equal to local ones, whatever happens to a node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowers_bench.cli.run import Asked, check_executor
+from flowers_bench.errors import UsageError
+from flowers_bench.executors import local
+from flowers_bench.executors.ray import Cluster, run_all
+from flowers_bench.host import discover
+from flowers_bench.store import Store, TrialFolder
+from flowers_bench.suite import Request, plan
+
+TOY = Path(__file__).parents[1] / "toy.py"
+CRASHING = """
+import os, signal
+from flowers_bench import hookimpl
+
+@hookimpl
+def trial_started(trial):
+    if trial["seed"] == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+"""
+Events = list[tuple[int, dict[str, Any]]]
+
+
+def asked(**changes: Any) -> Asked:
+    return Asked(None, "toy", {}, None, [], [], None, "runs", **{"jobs": 1, "shard": "1/1", **changes})
+
+
+def test_without_ray_the_command_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r'pip install "flowers-bench\[ray\]"'):
+        check_executor(asked(executor="ray"))
+    check_executor(asked())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"executor": "rya"}, "Did you mean 'ray'"),
+        ({"address": "10.0.0.1:6379"}, "go with --executor ray"),
+        ({"gpus": 0.5}, "go with --executor ray"),
+    ],
+)
+def test_what_does_not_fit_the_executor_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        check_executor(asked(**changes))
+
+
+def test_threads_of_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert asked(executor="ray").threads_of_a_trial == 3
+    assert asked(executor="ray", threads=2).threads_of_a_trial == 2
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert asked(executor="ray").threads_of_a_trial == 1
+    assert asked().threads_of_a_trial is None
+
+
+@pytest.mark.parametrize(
+    ("address", "words"), [("nonsense", "expected HOST:PORT"), ("127.0.0.1:1", "no Ray cluster answers")]
+)
+def test_an_address_where_no_cluster_is(address: str, words: str) -> None:
+    pytest.importorskip("ray", reason="the extra [ray] is not installed")
+    with pytest.raises(UsageError, match=words), Cluster(address, 1).connected():
+        pass
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A head without processors, and two nodes of one each."""
+    pytest.importorskip("ray", reason="the extra [ray] is not installed")
+    from ray.cluster_utils import Cluster as Nodes
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: on a busy machine, hardly ever
+    small = {"object_store_memory": 80 * 2**20}
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+    for _ in range(2):
+        nodes.add_node(num_cpus=1, **small)
+    yield nodes
+    nodes.shutdown()
+
+
+def prepared(tmp_path: Path, store: str, seeds: int, plugin: Path | None = None, **settings: str) -> list[TrialFolder]:
+    files = [TOY, *([plugin] if plugin else [])]
+    request = Request(["toy/plain"], "toy", tmp_path / "cache", seeds, settings=settings, threads=1)
+    return [
+        Store(tmp_path / store).prepare(item.trial, {**item.run, "command": []})
+        for item in plan(discover(files), request, files)
+    ]
+
+
+class Listener:
+    """Keeps all events but steps, by seed."""
+
+    def __init__(self) -> None:
+        self.events: Events = []
+
+    def __call__(self, folder: TrialFolder, event: dict[str, Any]) -> None:
+        if event["event"] != "step":
+            self.events.append((folder.config()["seed"], event))
+
+    def kinds(self, seed: int) -> list[str]:
+        return [event["event"] for of, event in self.events if of == seed]
+
+    def reasons(self, seed: int, kind: str) -> list[str]:
+        return [event["reason"] for of, event in self.events if of == seed and event["event"] == kind]
+
+
+def same(one: TrialFolder, other: TrialFolder) -> bool:
+    def numbers(folder: TrialFolder) -> list[Any]:
+        return [[record[k] for k in ("epoch", "train_loss", "val_top1", "val_nll")] for record in folder.history()]
+
+    files = ("model.safetensors", "predictions.parquet")
+    equal = all((one.path / name).read_bytes() == (other.path / name).read_bytes() for name in files)
+    return equal and numbers(one) == numbers(other)
+
+
+@pytest.mark.slow
+def test_trials_equal_local_ones_and_a_crash_ends_only_its_own(tmp_path: Path, nodes: Any) -> None:
+    plugin = tmp_path / "crashing.py"
+    plugin.write_text(CRASHING)
+    folders, reference = prepared(tmp_path, "ray", 3, plugin), prepared(tmp_path, "local", 3)
+    heard, expected = Listener(), Listener()
+    ends = run_all(folders, heard, 120, Cluster(nodes.address, 1))
+    local.run_all(reference, expected, 120)
+    assert {end.folder.config()["seed"]: end.state for end in ends} == {0: "done", 1: "failed", 2: "done"}
+    assert "SIGSEGV" in folders[1].failure()["error"]
+    for seed in (0, 2):
+        assert same(folders[seed], reference[seed])
+        assert heard.kinds(seed) == expected.kinds(seed)
+    assert [attempt["state"] for attempt in folders[0].attempts()] == ["done"]
+
+
+@pytest.mark.slow
+def test_timeouts_and_folders_that_a_node_does_not_see(tmp_path: Path, nodes: Any) -> None:
+    late, unseen = prepared(tmp_path, "runs", 2, epochs="100000")
+    (unseen.path / "config.json").rename(tmp_path / "config.json")
+    reasons = {e.folder: e.reason for e in run_all([late, unseen], lambda *_: None, 8, Cluster(nodes.address, 1))}
+    assert "took longer than --timeout 8 s" in reasons[late]
+    assert "does not see" in reasons[unseen]
+
+
+@pytest.mark.slow
+def test_an_interrupt_lets_epochs_end_and_starts_no_more(tmp_path: Path, nodes: Any) -> None:
+    folders = prepared(tmp_path, "runs", 4, epochs="100000")
+    heard = Listener()
+
+    def interrupt_once_both_train(folder: TrialFolder, event: dict[str, Any]) -> None:
+        heard(folder, event)
+        if event["event"] == "epoch" and heard.kinds(0).count("epoch") == 1 == heard.kinds(1).count("epoch"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    ends = run_all(folders, interrupt_once_both_train, 120, Cluster(nodes.address, 1))
+    assert [end.state for end in ends] == ["interrupted"] * 2
+    assert all((end.folder.path / "checkpoint.pt").is_file() for end in ends)
+    assert not (folders[3].path / "history.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_trials_of_a_killed_node_end_on_another(tmp_path: Path, nodes: Any) -> None:
+    folders, reference = prepared(tmp_path, "ray", 2, epochs="30"), prepared(tmp_path, "local", 2, epochs="30")
+    heard = Listener()
+
+    def kill_a_node_once_both_train(folder: TrialFolder, event: dict[str, Any]) -> None:
+        heard(folder, event)
+        if (
+            event["event"] == "epoch"
+            and len(nodes.worker_nodes) == 2
+            and all("epoch" in heard.kinds(s) for s in (0, 1))
+        ):
+            nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+
+    try:
+        ends = run_all(folders, kill_a_node_once_both_train, 200, Cluster(nodes.address, 1))
+    finally:
+        nodes.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    assert [end.state for end in ends] == ["done"] * 2
+    (lost,) = [seed for seed in (0, 1) if heard.reasons(seed, "waiting")]
+    assert "lost with its node" in heard.reasons(lost, "waiting")[0]
+    assert "resumed" in heard.kinds(lost)
+    assert [attempt["state"] for attempt in folders[lost].attempts()] == ["lost", "done"]
+    local.run_all(reference, lambda *_: None, 200)
+    assert all(map(same, folders, reference))
