@@ -1,9 +1,12 @@
-"""The package list in pyproject.toml is written by hand; it must match the folders."""
+"""What pyproject.toml says by hand must match the folders, the lock file and the page on dependencies."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,3 +33,23 @@ def test_every_plugin_file_has_an_entry_point() -> None:
 def test_the_harness_imports_no_technique() -> None:
     for path in (ROOT / "harness").rglob("*.py"):
         assert "flowers_bench_plugins" not in path.read_text(), path
+
+
+def test_the_lock_file_has_every_dependency_within_its_bounds() -> None:
+    locked: dict[str, set[str]] = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if found := re.match(r"([\w.-]+)==([^\s;]+)", line):
+            locked.setdefault(found[1], set()).add(found[2])
+    project = SETTINGS["project"]
+    for requirement in map(Requirement, project["dependencies"] + project["optional-dependencies"]["test"]):
+        versions = locked.get(requirement.name, set())
+        assert versions, f"{requirement.name}: write requirements.lock anew (docs/dependencies.md)"
+        assert all(version in requirement.specifier for version in versions), requirement
+
+
+def test_every_dependency_is_listed_with_its_licence() -> None:
+    listed = re.findall(
+        r"^\| ([\w-]+) \| [^|]+ \| [^|]+ \|$", (ROOT / "docs" / "dependencies.md").read_text(), re.MULTILINE
+    )
+    names = {Requirement(line).name for line in SETTINGS["project"]["dependencies"]}
+    assert set(listed) - {"package"} == names
