@@ -8,6 +8,12 @@ import pytest
 import torch
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """What is timed runs alone, unlike the tests."""
+    config.option.numprocesses = 0
+
+
 @pytest.fixture(autouse=True)
 def _no_grad_left_over() -> None:
     torch.manual_seed(0)

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Beside other workers, threads that wait for each other wait for the scheduler, too. Read when torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 TOY = Path(__file__).parent / "toy.py"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
