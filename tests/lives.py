@@ -24,13 +24,15 @@ def planned(
     loss: str | None = None,
     augmentation: str | None = None,
     backbone: str = "test_resnet",
+    weights: str = "none",
     shots: int | None = None,
     files: Sequence[Path] = (),
     store: Path | None = None,
     weights: str = "none",
     **settings: str,
 ) -> Planned:
-    """One trial of `technique/variant`, with a tiny backbone from scratch; `files` are plugins beside the toy."""
+    """One trial of `technique/variant`, with a tiny backbone, from scratch unless there are weights; `files` are plugins
+    beside the toy."""
     request = Request(
         [name],
         data,
