@@ -28,7 +28,6 @@ def planned(
     shots: int | None = None,
     files: Sequence[Path] = (),
     store: Path | None = None,
-    weights: str = "none",
     **settings: str,
 ) -> Planned:
     """One trial of `technique/variant`, with a tiny backbone, from scratch unless there are weights; `files` are plugins
