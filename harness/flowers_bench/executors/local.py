@@ -93,7 +93,8 @@ class Run:
                 return None
             started = time.monotonic()
             outcome = self._watch(folder)
-        folder.note_attempt(time.monotonic() - started, outcome.state)
+        with contextlib.suppress(OSError):  # a full disk was said by what failed first; the other trials go on
+            folder.note_attempt(time.monotonic() - started, outcome.state)
         self._tell(folder, outcome.state, outcome.reason)
         if outcome.state == "interrupted":
             self._stopping.set()
@@ -125,7 +126,7 @@ class Run:
                 event = events.recv()
                 with self._lock:
                     self._on_event(folder, event)
-        except EOFError:
+        except (EOFError, OSError):  # the latter when it died in the middle of a message
             process.join()
         finally:
             timer.cancel()
@@ -168,6 +169,11 @@ def _kill(pid: int | None) -> None:
             return
 
 
+def _note(folder: TrialFolder, kind: str, reason: str) -> None:
+    with contextlib.suppress(OSError):
+        write_json(folder.path / "failure.json", {"kind": kind, "error": reason})
+
+
 def _outcome(folder: TrialFolder, code: int, timed_out_after: float | None) -> Outcome:
     if folder.complete(stress=bool(folder.run().get("stress"))):
         return Outcome(folder, "done")
@@ -175,12 +181,12 @@ def _outcome(folder: TrialFolder, code: int, timed_out_after: float | None) -> O
         return Outcome(folder, "interrupted")
     if timed_out_after is not None:
         reason = f"took longer than --timeout {timed_out_after:g} s and was stopped; run again to continue from its last epoch"
-        write_json(folder.path / "failure.json", {"kind": "timeout", "error": reason})
+        _note(folder, "timeout", reason)
     elif code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         reason = f"its process was killed by {name}{hint}; run again to continue from its last epoch"
-        write_json(folder.path / "failure.json", {"kind": "killed", "error": reason})
+        _note(folder, "killed", reason)
     else:
         failure = folder.failure()
         reason = failure["error"] if failure else f"its process ended with code {code}; see {folder.path / 'log.txt'}"

@@ -5,6 +5,7 @@ Events (dictionaries) go through a pipe to the executor; what the trial prints g
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from flowers_bench.errors import TrialFailed, UsageError
+from flowers_bench.errors import TrialFailed, UsageError, text_of
 from flowers_bench.store import TrialFolder, write_json
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -36,10 +37,14 @@ def main(folder: TrialFolder, events: Connection) -> None:
         except BrokenPipeError:  # the executor is gone: nobody would know that this trial still runs
             os._exit(FAILED)
 
-    with FileLock(folder.path / ".lock"):
-        code = _run(folder, emit)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        with FileLock(folder.path / ".lock"):
+            code = _run(folder, emit)
+    except OSError as error:
+        code = _failed(folder, emit, "crash", f"{type(error).__name__}: {error}")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a full disk, or a plugin that closed them
+            stream.flush()
     os._exit(code)  # a plugin's threads or exit handlers must not hold up the run
 
 
@@ -57,11 +62,20 @@ def _run(folder: TrialFolder, emit: Any) -> int:
     except (Interrupted, KeyboardInterrupt):  # the latter before the trial listens for the signal itself
         return INTERRUPTED
     except (TrialFailed, UsageError) as error:
-        write_json(folder.path / "failure.json", {"kind": type(error).__name__, "error": str(error)})
-        return FAILED
+        return _failed(folder, emit, type(error).__name__, str(error))
     except BaseException as error:  # a plugin may raise anything, SystemExit included
-        traceback.print_exc()
-        text = f"{type(error).__name__}: {error} (traceback in {folder.path / 'log.txt'})"
-        write_json(folder.path / "failure.json", {"kind": "crash", "error": text})
-        return FAILED
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exc()
+        return _failed(
+            folder, emit, "crash", f"{type(error).__name__}: {text_of(error)} (traceback in {folder.path / 'log.txt'})"
+        )
     return DONE
+
+
+def _failed(folder: TrialFolder, emit: Any, kind: str, text: str) -> int:
+    """Note why; where even that cannot be written, such as on a full disk, tell the executor."""
+    try:
+        write_json(folder.path / "failure.json", {"kind": kind, "error": text})
+    except OSError as error:
+        emit({"event": "warning", "text": f"{folder.path.name}: {text}; this could not be stored: {error}"})
+    return FAILED

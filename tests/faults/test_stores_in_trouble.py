@@ -1,0 +1,116 @@
+"""A full disk, a store that cannot be written, two runs on one store, a clock set back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lives import TOY, planned
+
+from flowers_bench.errors import UsageError
+from flowers_bench.executors.local import Outcome, run_all
+from flowers_bench.store import Store, TrialFolder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB, where mounting one is permitted."""
+    place = tmp_path / "small"
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def prepared(tmp_path: Path, store: Path, name: str, **settings: str) -> TrialFolder:
+    item = planned(tmp_path, name, **settings)
+    return Store(store).prepare(item.trial, {**item.run, "threads": 1, "command": []})
+
+
+def run(folders: list[TrialFolder]) -> tuple[list[Outcome], list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+    return run_all(folders, lambda folder, event: events.append(event), timeout=120), events
+
+
+def test_a_full_disk_is_named_costs_nothing_finished_and_is_got_over(tmp_path: Path, small_disk: Path) -> None:
+    first = prepared(tmp_path, small_disk, "toy/short")
+    second = prepared(tmp_path, small_disk, "toy/plain")
+    assert [outcome.state for outcome in run([first])[0]] == ["done"]
+    result = (first.path / "result.json").read_bytes()
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while stream.write(b"\0" * 4096):
+            pass
+    outcomes, events = run([second])
+    assert [outcome.state for outcome in outcomes] == ["failed"]
+    assert "No space left on device" in outcomes[0].reason + str(events)
+    assert not second.finished()
+    with pytest.raises(UsageError, match=r"cannot be written: .*No space left"):
+        prepared(tmp_path, small_disk, "toy/plain", epochs="2")
+    assert (first.path / "result.json").read_bytes() == result
+    filler.unlink()
+    assert [outcome.state for outcome in run([second])[0]] == ["done"]
+    assert second.failure() is None
+    assert not [path for path in small_disk.rglob(".*") if path.name != ".lock"]
+
+
+def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UsageError, match=r"the run store .*small/runs cannot be written: .*Read-only.* --out"):
+        prepared(tmp_path, small_disk / "runs", "toy/short")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be written"):
+        prepared(tmp_path, tmp_path / "file" / "runs", "toy/short")
+
+
+def test_two_runs_on_one_store_run_each_trial_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flowers_bench", "--plugin", f"{TOY},toy/plain,toy/short", "--data", "toy"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    both = [
+        subprocess.Popen(
+            [*command, "--seeds", "2"],
+            cwd=tmp_path,
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0][0] == said[1][0]
+    trials = list(Store(tmp_path / "runs").trials())
+    assert len(trials) == 4
+    for trial in trials:
+        assert trial.finished()
+        # Whoever came second found it finished, and trained nothing.
+        epochs = [line for _, errors in said for line in errors.splitlines() if f"{_name(trial)} epoch" in line]
+        assert len(epochs) == len(trial.history())
+
+
+def _name(trial: TrialFolder) -> str:
+    config = trial.config()
+    return f"{config['technique']}/{config['variant']} seed {config['seed']}"
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No measured time, lock or order of files depends on the time of day."""
+    folder = prepared(tmp_path, tmp_path / "runs", "toy/short")
+    for path in folder.path.iterdir():
+        os.utime(path, (4e9, 4e9))  # written "in the future"
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    assert [outcome.state for outcome in run([folder])[0]] == ["done"]
+    cost = folder.result()["cost"]
+    assert all(cost[key] > 0 for key in ("seconds", "train_seconds", "setup_seconds", "test_seconds"))
+    assert folder.attempts()[0]["seconds"] > 0
