@@ -134,8 +134,9 @@ def in_order(planned: Iterable[Planned]) -> list[Planned]:
 
 
 def threads_of_environment() -> int | None:
-    """`OMP_NUM_THREADS`, where it is set."""
-    return int(os.environ.get("OMP_NUM_THREADS", 0)) or None
+    """`OMP_NUM_THREADS`, where it is set; of a list, as OpenMP allows, the first number."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return (int(first) or None) if first.isdecimal() else None
 
 
 def _share_of_threads(jobs: int) -> int | None:
