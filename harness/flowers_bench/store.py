@@ -154,11 +154,11 @@ class TrialFolder:
 
     def history(self) -> list[dict[str, Any]]:
         """A dictionary per finished epoch, in order."""
-        return _lines(self.path / "history.jsonl")
+        return _lines(self.path / "history.jsonl", {"epoch"})
 
     def attempts(self) -> list[dict[str, Any]]:
         """Every time that the trial was started: `seconds` until its process ended, and its `state` then."""
-        return _lines(self.path / "attempts.jsonl")
+        return _lines(self.path / "attempts.jsonl", {"seconds", "state"})
 
     def note_attempt(self, seconds: float, state: str) -> None:
         """Append to `attempts`. One short line: it is whole or absent, whatever happens."""
@@ -200,10 +200,14 @@ class TrialFolder:
         return Scores(tuple(table.column("key").to_pylist()), table.column("label").to_numpy(), logits)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; none of a file that is not there. `UsageError` names a damaged one."""
+def _lines(path: Path, keys: set[str]) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, which have these keys; none of a file that is not there. `UsageError` names a
+    damaged one."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not all(isinstance(record, dict) and keys <= record.keys() for record in found):
+            raise ValueError(f"a line is not an object with {', '.join(sorted(keys))}")
+        return found
     except FileNotFoundError:
         return []
     except (OSError, ValueError, RecursionError) as error:

@@ -15,7 +15,9 @@ SMALL = ["data.species=3", "data.train=2", "data.val=2", "data.test=2"]
 
 def ask(tmp_path: Path, plugin: str = "transfer/k3", timeout: float = 60, **more: object) -> int:
     values = {"suite": None, "factors": BASE, "seeds": 1, "settings": SMALL, "sweeps": [], "jobs": 1, "shard": "1/1"}
-    asked = Asked(**{"plugin": plugin, "data_dir": tmp_path / "cache", "store": str(tmp_path / "runs"), **values, **more})  # type: ignore[arg-type]
+    asked = Asked(
+        **{"plugin": plugin, "data_dir": tmp_path / "cache", "store": str(tmp_path / "runs"), **values, **more}
+    )  # type: ignore[arg-type]
     return run(asked, "text", timeout)
 
 

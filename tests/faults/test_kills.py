@@ -136,10 +136,6 @@ def disturbed(folder: Path, moments: int, rng: random.Random) -> int:
     return struck
 
 
-def test_killed_at_a_few_random_moments(tmp_path: Path) -> None:
-    assert disturbed(tmp_path, 2, random.Random(time.time())) == 2
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_killed_at_two_hundred_random_moments(tmp_path: Path) -> None:

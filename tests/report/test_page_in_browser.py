@@ -143,7 +143,8 @@ def test_the_confusion_matrix_is_read_by_keyboard(watched: Watched) -> None:
     canvas.scroll_into_view_if_needed()
     canvas.focus()
     assert cell.inner_text().startswith("rose is recognised: ")
-    rows = page.evaluate("(id) => JSON.parse(document.getElementById('data').textContent)[id].rows", "g1")
+    group = page.locator(".group:not([hidden])").get_attribute("data-group")
+    rows = page.evaluate("(id) => JSON.parse(document.getElementById('data').textContent)[id].rows", group)
     share = rows[0]["per_class"][0][1]
     assert cell.inner_text() == f"rose is recognised: {100 * share:.0f} %"
     page.keyboard.press("ArrowRight")
