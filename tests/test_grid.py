@@ -142,3 +142,10 @@ def test_run_a_suite(flowers_bench: Callable[..., Any], tmp_path: Path) -> None:
     again = flowers_bench("run", "mine.toml", "--plugin", str(TOY), "--format", "md")
     assert "1 of 1 trials are finished already" in again.stderr
     assert next(line for line in again.stdout.splitlines() if line.startswith("| their row")) == line
+
+
+def test_a_suite_whose_figures_lead_back_to_it_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'figures = "{path}"\n[[trials]]\ntechnique = "knn"\n')
+    with pytest.raises(UsageError, match=r"mine\.toml, line 1: .* leads back to this suite"):
+        read_suite(str(path))

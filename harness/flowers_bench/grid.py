@@ -157,9 +157,10 @@ def _figures(suite: Suite, content: Any, lines: _Lines) -> tuple[Figure, ...]:
     """A suite's figures: tables, or the name of another suite that has the same."""
     at = lines.top.get("figures", 1)
     if isinstance(content, str):
-        if content == suite.path.stem:
-            raise suite.error(at, "figures names this suite itself.")
-        return read_suite(content).figures
+        try:
+            return read_suite(content).figures
+        except RecursionError as error:
+            raise suite.error(at, f"figures = {content!r} leads back to this suite.") from error
     if not isinstance(content, list) or not all(isinstance(table, dict) for table in content):
         raise suite.error(at, 'expected [[figures]] tables, or figures = "the name of a suite that has the same"')
     return tuple(_figure(suite, table, *where) for table, where in zip(content, lines.figures, strict=False))
