@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench.errors import UsageError
-from flowers_bench.remote import opened
 from flowers_bench.store import Store, TrialFolder
 
 if TYPE_CHECKING:
@@ -33,6 +32,8 @@ def load_results(runs: str | Path = "runs") -> pd.DataFrame:
         UsageError: the folder does not exist, or a result is damaged or of a newer schema than this version reads.
     """
     import pandas as pd
+
+    from flowers_bench.remote import opened  # here: listing plugins must stay quick
 
     root = opened(str(runs))
     if not root.is_dir():
