@@ -53,10 +53,9 @@ def _checked(root: Path, *, may_be_empty: bool) -> list[TrialFolder]:
     if not found and not may_be_empty:
         raise UsageError(f"{root} is not a run store: no folder in it has a config.json.")
     for folder in found:
-        config = folder.config()
-        if not folder.id == config.get("id") == config_id(config):
+        if not folder.is_of_its_config():
             raise UsageError(
-                f"{folder.path} is not the trial that its config.json describes ({config_id(config)}): it was renamed or "
+                f"{folder.path} is not the trial that its config.json describes ({config_id(folder.config())}): it was renamed or "
                 "edited. Remove it, or run it again."
             )
         for path in [folder.path, *folder.path.rglob("*")]:

@@ -24,9 +24,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from flowers_bench.backbone import file_sha256
 from flowers_bench.errors import UsageError
 from flowers_bench.store import Store, TrialFolder, read_json, write_json
-from flowers_bench.trial import config_id
 
 WEIGHTS = "model.safetensors"
 #: Have no folders; to make one there would make a bucket of a misspelt name.
@@ -93,7 +93,7 @@ class RemoteStore:
         with self._errors_said():
             if not self._files.exists(self._at(folder.id, _RESULT)):
                 names = sorted(_names(folder.path) - {_MANIFEST, _RESULT})
-                digests = {name: _sha256(folder.path / name) for name in [*names, _RESULT]}
+                digests = {name: file_sha256(folder.path / name) for name in [*names, _RESULT]}
                 write_json(folder.path / _MANIFEST, {"sha256": digests})
                 for name in [*names, _MANIFEST, _RESULT]:
                     place = self._at(folder.id, name)
@@ -108,7 +108,7 @@ class RemoteStore:
             arrived = Path(temporary) / WEIGHTS
             self._files.get_file(self._at(folder.id, WEIGHTS), str(arrived))
             expected = _digests(folder.path).get(WEIGHTS)
-            if expected not in (None, _sha256(arrived)):
+            if expected not in (None, file_sha256(arrived)):
                 raise UsageError(f"{self.url}/{folder.id}/{WEIGHTS} is not the one that was pushed with its result.")
             arrived.replace(folder.path / WEIGHTS)
 
@@ -134,7 +134,7 @@ class RemoteStore:
         ):
             arrived = Path(temporary) / folder.id
             names = self._download(folder.id, arrived)
-            reason = _unfit(arrived, folder.id)
+            reason = _unfit(arrived)
             if reason:
                 sys.stderr.write(f"warning: {self.url}/{folder.id} is left out: {reason}\n")
                 return
@@ -217,32 +217,24 @@ def _names(folder: Path) -> set[str]:
     return {name for name in names if not name.startswith(".") and "/." not in name}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _digests(folder: Path) -> dict[str, Any]:
     path = folder / _MANIFEST
     found = read_json(path).get("sha256") if path.is_file() else None
     return found if isinstance(found, dict) else {}
 
 
-def _unfit(folder: Path, trial_id: str) -> str | None:
+def _unfit(folder: Path) -> str | None:
     """Why a trial that arrived is not to be used, or None. Weights did not arrive with it."""
     try:
-        config = TrialFolder(folder).config()
+        own = TrialFolder(folder).is_of_its_config()
         TrialFolder(folder).result()
         expected = _digests(folder)
     except UsageError as error:
         return str(error)
-    if not trial_id == config.get("id") == config_id(config):
+    if not own:
         return "it is not the trial that its config.json describes."
     for name in expected.keys() - {WEIGHTS}:
         path = folder / name
-        if name.startswith("/") or ".." in name.split("/") or not path.is_file() or _sha256(path) != expected[name]:
+        if name.startswith("/") or ".." in name.split("/") or not path.is_file() or file_sha256(path) != expected[name]:
             return f"{name} is not what was pushed with it; two machines pushed this trial at once. Remove it there."
     return None

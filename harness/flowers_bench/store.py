@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench.errors import UsageError
-from flowers_bench.trial import Trial
+from flowers_bench.trial import Trial, config_id
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,6 +124,11 @@ class TrialFolder:
     def config(self) -> dict[str, Any]:
         """The trial's `facts()`."""
         return _supported(self.path / "config.json")
+
+    def is_of_its_config(self) -> bool:
+        """Whether the folder's name and the id in `config.json` are what that file describes: neither was edited."""
+        config = self.config()
+        return bool(self.id == config.get("id") == config_id(config))
 
     def run(self) -> dict[str, Any]:
         """Where the trial ran from: paths, command, the variant it is to be compared with."""

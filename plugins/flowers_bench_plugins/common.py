@@ -52,6 +52,21 @@ def no_augmentation(context: AugmentationContext) -> Callable[[Tensor], Tensor]:
     return evaluation_transform(context.image_size)
 
 
+#: Of `standard_augmentation`.
+STANDARD = {
+    "min_scale": Option(
+        0.35, "smallest share of the image's area in a crop", minimum=0.01, maximum=1, search=(0.1, 0.8)
+    ),
+    "jitter": Option(
+        0.3,
+        "strength of brightness, contrast and saturation jitter; 0: none",
+        minimum=0,
+        maximum=1,
+        search=(0.0, 0.5),
+    ),
+}
+
+
 def standard_augmentation(context: AugmentationContext) -> Callable[[Tensor], Tensor]:
     """Random resized crop, horizontal flip, colour jitter: the usual recipe since AlexNet and Inception."""
     from torchvision.transforms import v2
@@ -114,27 +129,15 @@ def register_losses() -> list[Loss]:
 
 @hookimpl
 def register_augmentations() -> list[Augmentation]:
-    standard = {
-        "min_scale": Option(
-            0.35, "smallest share of the image's area in a crop", minimum=0.01, maximum=1, search=(0.1, 0.8)
-        ),
-        "jitter": Option(
-            0.3,
-            "strength of brightness, contrast and saturation jitter; 0: none",
-            minimum=0,
-            maximum=1,
-            search=(0.0, 0.5),
-        ),
-    }
     return [
         Augmentation("none", "the evaluation crop, nothing random", image=no_augmentation, views=lambda context: 1),
         Augmentation(
-            "standard", "random resized crop, flip, colour jitter", options=standard, image=standard_augmentation
+            "standard", "random resized crop, flip, colour jitter", options=STANDARD, image=standard_augmentation
         ),
         Augmentation(
             "fixed-views",
             "a fixed number of standard augmentations of each image, so that frozen layers are computed once",
-            options={**standard, "views": Option(4, "how many of each image", minimum=1, maximum=1000)},
+            options={**STANDARD, "views": Option(4, "how many of each image", minimum=1, maximum=1000)},
             image=standard_augmentation,
             views=lambda context: int(context.options["views"]),
         ),

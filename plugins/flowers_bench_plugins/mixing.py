@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowers_bench import Augmentation, AugmentationContext, Option, Recipe, Technique, Variant, hookimpl
-from flowers_bench_plugins.common import standard_augmentation
+from flowers_bench_plugins.common import STANDARD, standard_augmentation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,18 +155,6 @@ def batch_transform(mix: Mix) -> Callable[[AugmentationContext], Callable[[Tenso
 
 @hookimpl
 def register_augmentations() -> list[Augmentation]:
-    crop = {
-        "min_scale": Option(
-            0.35, "smallest share of the image's area in a crop", minimum=0.01, maximum=1, search=(0.1, 0.8)
-        ),
-        "jitter": Option(
-            0.3,
-            "strength of brightness, contrast and saturation jitter; 0: none",
-            minimum=0,
-            maximum=1,
-            search=(0.0, 0.5),
-        ),
-    }
     alphas = {
         "mixup_alpha": Option(
             0.2, "of MixUp's Beta(alpha, alpha): larger mixes more evenly", minimum=0.01, maximum=100, search=(0.1, 2.0)
@@ -179,7 +167,7 @@ def register_augmentations() -> list[Augmentation]:
             name,
             summary,
             options={
-                **crop,
+                **STANDARD,
                 **{key: option for key, option in alphas.items() if key.removesuffix("_alpha") in name},
                 "mix_probability": share,
             },

@@ -90,14 +90,14 @@ def _sha(digest: str | None) -> str:
 
 def _quality(folder: TrialFolder, result: Mapping[str, Any]) -> list[Line]:
     from flowers_bench.measure.quality import correct_in_top_k
-    from flowers_bench.report.numbers import percent, plain
+    from flowers_bench.report.numbers import percent, percent_interval, plain
     from flowers_bench.statistics import accuracy_interval
 
     scores = folder.scores()
     lines = []
     for k in (1, 5):
         found = accuracy_interval(correct_in_top_k(scores.logits, scores.labels, k)[None])
-        lines.append((f"test top-{k}", f"{percent(found.value)} % [{percent(found.low)}, {percent(found.high)}]"))
+        lines.append((f"test top-{k}", f"{percent(found.value)} % {percent_interval(found.low, found.high)}"))
     test, val = result["test"], result["val"]
     shares = {"mean per class": test.get("mean_per_class"), "macro-F1": test.get("macro_f1"), "val top-1": val["top1"]}
     lines += [(name, f"{percent(value)} %") for name, value in shares.items() if value is not None]

@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from flowers_bench.errors import printable
 from flowers_bench.report import numbers, stress
 from flowers_bench.report.comparison import ALPHA, Comparison, Pair, Refusal
-from flowers_bench.report.numbers import inert, markdown_cell, p_value
+from flowers_bench.report.numbers import inert, markdown_cell, p_value, points_interval
 from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
 from flowers_bench.report.stress import UnderStress
-from flowers_bench.statistics import Interval
 
 COLUMNS = (
     "first",
@@ -46,7 +45,7 @@ def _claim(pair: Pair, pairs: int) -> str:
     among = f" (p = {p_value(pair.p)} is not enough among {pairs} pairs)" if pair.p < ALPHA else ""
     return (
         f"no difference can be claimed between {pair.first} and {pair.second}: {value:+.1f} points "
-        f"{bounds(pair.difference)}{among}; {_what_would_help(pair)}"
+        f"{points_interval(pair.difference.low, pair.difference.high)}{among}; {_what_would_help(pair)}"
     )
 
 
@@ -65,18 +64,13 @@ def _cost(pair: Pair) -> str:
     return "" if pair.time_ratio is None else f"; {pair.first} costs {pair.time_ratio:.1f}x the training time"
 
 
-def bounds(interval: Interval) -> str:
-    """An interval of a difference, in points."""
-    return f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
-
-
 def cells(pair: Pair) -> tuple[str, ...]:
     """One pair as text, in the order of `COLUMNS`."""
     return (
         pair.first,
         pair.second,
         f"{100 * pair.difference.value:+.1f}",
-        bounds(pair.difference),
+        points_interval(pair.difference.low, pair.difference.high),
         f"{pair.won:.0f}",
         f"{pair.lost:.0f}",
         _listed_p(pair.mcnemar),
@@ -131,7 +125,7 @@ def print_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> 
     for found in stressed:
         console.print()
         for line in stress.sentences(found):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(printable(line), markup=False, soft_wrap=True)
         print_sheet(stress.sheet(found), console)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowers_bench.grid import Figure
-from flowers_bench.report.numbers import percent
+from flowers_bench.report.numbers import percent, percent_interval
 from flowers_bench.report.plots import curve
 from flowers_bench.report.rows import Row, factors
 from flowers_bench.store import write_atomically
@@ -105,7 +105,7 @@ def draw_curves(panel: Panel) -> Drawing | str:
         line = _band(accuracy, curve(histories, "val_top1"), colour, "-", 100)
         _band(accuracy, curve(histories, "train_top1_clean"), colour, "--", 100)
         _band(loss, curve(histories, "train_loss"), colour, "--", 1)
-        line.set_label(f"{row.name}: {percent(row.top1.value)} [{percent(row.top1.low)}, {percent(row.top1.high)}]")
+        line.set_label(f"{row.name}: {percent(row.top1.value)} {percent_interval(row.top1.low, row.top1.high)}")
         handles.append(line)
     for axes in (accuracy, loss):
         axes.xaxis.get_major_locator().set_params(integer=True)

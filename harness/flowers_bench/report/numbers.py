@@ -12,6 +12,16 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
+def percent_interval(low: float, high: float) -> str:
+    """An interval of shares, in percent."""
+    return f"[{percent(low)}, {percent(high)}]"
+
+
+def points_interval(low: float, high: float) -> str:
+    """An interval of differences between shares, in points."""
+    return f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
 def count(number: float | None) -> str:
     """11228838 as 11.2 M."""
     if number is None:

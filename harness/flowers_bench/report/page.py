@@ -20,7 +20,7 @@ from flowers_bench.report.comparison_text import sentence
 from flowers_bench.report.explorer import MATRICES_BUDGET, Matrices, explore, hardest
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import COSTS, KINDS, QUALITY, SPEEDS, Kind, Measure
-from flowers_bench.report.numbers import duration, p_value, percent
+from flowers_bench.report.numbers import duration, p_value, percent, percent_interval, points_interval
 from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, figures
 from flowers_bench.report.plots import CURVES, series, shots_series, sweeps
 from flowers_bench.report.rows import Finished, Row
@@ -180,7 +180,7 @@ def _verdicts(group: Group, compared: Comparison) -> list[str]:
 
 
 def _accuracy(row: Row) -> str:
-    return f"{percent(row.top1.value)} % [{percent(row.top1.low)}, {percent(row.top1.high)}]"
+    return f"{percent(row.top1.value)} % {percent_interval(row.top1.low, row.top1.high)}"
 
 
 def _row(identifier: str, row: Row, machines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def _cell(pair: Pair | None, mirrored: Pair | None, largest: float) -> dict[str,
     low, high = sorted((sign * found.difference.low, sign * found.difference.high))
     return {
         "value": f"{100 * value:+.1f}",
-        "interval": f"[{100 * low:+.1f}, {100 * high:+.1f}]",
+        "interval": points_interval(low, high),
         "p": p_value(found.p_holm),
         "claimed": found.claimed,
         "side": "won" if value > 0 else "lost",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowers_bench.grid import PlannedTable, Reported
-from flowers_bench.report.numbers import percent
+from flowers_bench.report.numbers import percent, percent_interval
 from flowers_bench.report.rows import Finished, Row, build_row
 from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
 from flowers_bench.store import Store
@@ -61,7 +61,7 @@ def cells(line: Beside) -> tuple[str, ...]:
         str(len(row.seeds)),
         str(len(row.keys)),
         percent(row.top1.value),
-        f"[{percent(row.top1.low)}, {percent(row.top1.high)}]",
+        percent_interval(row.top1.low, row.top1.high),
         reported,
     )
 

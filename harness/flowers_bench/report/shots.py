@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowers_bench.report.leaderboard import Group, Leaderboard
-from flowers_bench.report.numbers import percent
+from flowers_bench.report.numbers import percent, percent_interval
 from flowers_bench.report.rows import Row, distinct_names
 from flowers_bench.report.sheet import Sheet
 from flowers_bench.statistics import Interval
@@ -117,4 +117,4 @@ def _own(config: Mapping[str, Any]) -> str:
 
 
 def _cell(top1: Interval | None) -> str:
-    return "-" if top1 is None else f"{percent(top1.value)} [{percent(top1.low)}, {percent(top1.high)}]"
+    return "-" if top1 is None else f"{percent(top1.value)} {percent_interval(top1.low, top1.high)}"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from flowers_bench.report.comparison import ALPHA
-from flowers_bench.report.numbers import p_value
+from flowers_bench.report.numbers import p_value, points_interval
 from flowers_bench.report.rows import Finished, Row, obstacles
 from flowers_bench.report.sheet import Sheet
 from flowers_bench.statistics import Interval, holm, paired_difference, paired_p_value
@@ -123,7 +123,7 @@ def sentences(found: UnderStress) -> list[str]:
     lines = [
         f"from {kind.weakest} to {kind.strongest} of {kind.kind}, {found.first} "
         f"{'gains' if kind.growth.value > 0 else 'loses'} {abs(100 * kind.growth.value):.1f} points on {found.second} "
-        f"{_bounds(kind.growth)}"
+        f"{points_interval(kind.growth.low, kind.growth.high)}"
         for kind in found.kinds
         if kind.claimed
     ]
@@ -141,9 +141,9 @@ def sheet(found: UnderStress) -> Sheet:
             kind.weakest,
             kind.strongest,
             f"{100 * kind.difference.value:+.1f}",
-            _bounds(kind.difference),
+            points_interval(kind.difference.low, kind.difference.high),
             f"{100 * kind.growth.value:+.1f}",
-            _bounds(kind.growth),
+            points_interval(kind.growth.low, kind.growth.high),
             p_value(kind.p_holm),
         )
         for kind in found.kinds
@@ -180,7 +180,3 @@ def records(found: UnderStress) -> list[dict[str, object]]:
         }
         for kind in found.kinds
     ]
-
-
-def _bounds(interval: Interval) -> str:
-    return f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"

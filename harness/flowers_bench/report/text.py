@@ -11,7 +11,7 @@ from flowers_bench.report import numbers
 from flowers_bench.report.comparison_text import sentence
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import EVERYTHING, KINDS, Measure
-from flowers_bench.report.numbers import count, duration, inert, latex_cell, percent, size
+from flowers_bench.report.numbers import count, duration, inert, latex_cell, percent, percent_interval, size
 from flowers_bench.report.rows import Row
 from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
 from flowers_bench.report.shots import families
@@ -41,7 +41,7 @@ def cells(row: Row) -> tuple[str, ...]:
         row.config["weights"]["name"],
         str(len(row.seeds)),
         percent(row.top1.value),
-        f"[{percent(row.top1.low)}, {percent(row.top1.high)}]",
+        percent_interval(row.top1.low, row.top1.high),
         percent(row.mean_per_class),
         percent(row.mean("val", "top1")),
         count(row.mean("cost", "trainable_parameters")),
