@@ -127,7 +127,14 @@ def test_list_is_quick_and_complete(flowers_bench) -> None:
 
 def test_describe_names_paper_recipe_variants(flowers_bench) -> None:
     done = flowers_bench("describe", "deformable")
-    for words in ("1703.06211", "offset_conv", "stage3-pretrained", "--set stage=3", "lr = "):
+    for words in (
+        "1703.06211",
+        "offset_conv",
+        "stage3-pretrained",
+        "--set stage=3",
+        "--search tries 0.1 to 0.8",
+        "lr = ",
+    ):
         assert words in done.stdout
 
 

@@ -95,7 +95,15 @@ def _replaced(variant: Any) -> dict[str, str]:
 def _options(options: Mapping[str, Option]) -> None:
     for name, option in options.items():
         choices = f" ({', '.join(map(str, option.choices))})" if option.choices else ""
-        print(f"  --set {name}={option.default}: {option.help}{choices}")
+        print(f"  --set {name}={option.default}: {option.help}{choices}{_searched(option)}")
+
+
+def _searched(option: Option) -> str:
+    """Where `--search` looks."""
+    if not option.search:
+        return ""
+    numbers = not isinstance(option.default, (bool, str))
+    return f"; --search tries {(' to ' if numbers else ', ').join(map(str, option.search))}"
 
 
 def print_plugins(files: Sequence[Path]) -> None:

@@ -1,0 +1,210 @@
+"""python benchmarks/growth.py [NAME ...]: how time and memory grow with images, classes, trials and seeds.
+
+Each size is measured in a process of its own, so that a peak is its own. The exponent is the slope of a straight line
+through log(seconds) over log(size), of the sizes from `--from` on: below it, what a call costs at all drowns what grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+
+Work = Callable[[], object]
+ROOT = Path(__file__).parents[1]
+DIM = 512
+
+
+def embeddings(count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, DIM, generator=generator), torch.arange(count) % classes
+
+
+def knn(images: int) -> Work:
+    """The nearest neighbours of 1,000 queries among so many training images."""
+    from flowers_bench.training.prediction import knn_logits
+
+    support, labels = embeddings(images, 100)
+    return lambda: knn_logits(support, labels, support[:1000], 100, 5)
+
+
+def class_means(images: int) -> Work:
+    """Prototypes of 100 classes from so many images."""
+    from flowers_bench.training import prediction
+
+    support, labels = embeddings(images, 100)
+    return lambda: prediction.class_means(support, labels, 100)
+
+
+def retrieval(images: int) -> Work:
+    """Recall@1 and MAP@R among so many images, ten of a class: every image is a query among all the others."""
+    from flowers_bench.measure.retrieval import retrieval
+
+    found, labels = embeddings(images, images // 10)
+    return lambda: retrieval(found.numpy(), labels.numpy())
+
+
+def quality(images: int) -> Work:
+    """The measures of one split of so many images, 100 classes."""
+    from flowers_bench.measure import quality
+
+    logits, labels = np.random.default_rng(0).normal(size=(images, 100)).astype(np.float32), np.arange(images) % 100
+    return lambda: (quality.quality(logits, labels), quality.quality_by_class(logits, labels))
+
+
+def folder(images: int) -> Work:
+    """Opening a folder of so many 32 px images whose hashes and pixels are cached."""
+    from flowers_bench.data.dataset import DataRequest
+    from flowers_bench.data.folder import load
+
+    place = Path(tempfile.mkdtemp())
+    _draw(place / "images", images)
+    request = DataRequest(place / "cache", place / "images", 36, {"val": 0.2, "test": 0.2, "split_seed": 0})
+    load(request)
+    return lambda: load(request)
+
+
+def prototypes(classes: int) -> Work:
+    """Class means of 20,000 images of so many classes, and the scores of 1,000 queries."""
+    from flowers_bench.training.prediction import class_means, mean_logits
+
+    support, labels = embeddings(20_000, classes)
+    return lambda: mean_logits(support[:1000], class_means(support, labels, classes), "euclidean")
+
+
+def quality_by_class(classes: int) -> Work:
+    """The measures of 20,000 test images of so many classes, by class and overall."""
+    from flowers_bench.measure import quality
+
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(20_000, classes)).astype(np.float32), np.arange(20_000) % classes
+    return lambda: (quality.quality(logits, labels), quality.quality_by_class(logits, labels))
+
+
+def leaderboard(trials: int) -> Work:
+    """`flowers-bench leaderboard` of so many stored trials of five seeds each, 400 test images."""
+    from flowers_bench.report.leaderboard import Leaderboard
+
+    store = _store(trials)
+    return lambda: Leaderboard.of(store.finished())
+
+
+def report(trials: int) -> Work:
+    """`flowers-bench report` of the same."""
+    from flowers_bench.report.leaderboard import Leaderboard
+    from flowers_bench.report.page import render
+
+    store = _store(trials)
+    return lambda: render(Leaderboard.of(store.finished()), [])
+
+
+def memory_guard(trials: int) -> Work:
+    """What `--jobs` looks up before each of 20 starts in a store of so many trials."""
+    from flowers_bench.executors.memory import expected_peak
+
+    folders = _store(trials).finished()
+    return lambda: [expected_peak(folder) for folder in folders[:20]]
+
+
+def seeds(count: int) -> Work:
+    """The interval of the accuracy, and the comparison of two rows, of so many seeds of 1,000 images."""
+    from flowers_bench.statistics import accuracy_interval, paired_difference
+
+    rng = np.random.default_rng(0)
+    first, second = (rng.random((count, 1000)) < share for share in (0.80, 0.82))
+    return lambda: (accuracy_interval(first), paired_difference(first, second))
+
+
+def _draw(root: Path, count: int) -> None:
+    from PIL import Image
+
+    classes, rng = 100, np.random.default_rng(0)
+    for split, share in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
+        for label in range(classes):
+            (root / split / f"{label:03}").mkdir(parents=True)
+        for number in range(round(count * share)):
+            pixels = np.kron(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+            Image.fromarray(pixels).save(root / split / f"{number % classes:03}" / f"{number}.png", compress_level=1)
+
+
+def _store(trials: int):  # type: ignore[no-untyped-def]
+    sys.path.insert(0, str(ROOT / "tests"))
+    from stored import outcomes, store_trial
+
+    from flowers_bench.store import Store
+
+    place = Path(tempfile.mkdtemp())
+    for number in range(trials):
+        store_trial(place, f"technique{number // 5}/plain", number % 5, outcomes(number, 0.5 + 0.4 * (number % 7) / 7))
+    return Store(place)
+
+
+SIZES: dict[str, tuple[Callable[[int], Work], tuple[int, ...]]] = {
+    "knn": (knn, (1000, 10_000, 50_000, 200_000)),
+    "class_means": (class_means, (1000, 10_000, 50_000, 200_000)),
+    "retrieval": (retrieval, (1000, 4000, 16_000)),
+    "quality": (quality, (1000, 10_000, 50_000, 200_000)),
+    "folder": (folder, (1000, 10_000, 50_000)),
+    "prototypes": (prototypes, (10, 100, 1000, 10_000)),
+    "quality_by_class": (quality_by_class, (10, 100, 1000, 10_000)),
+    "leaderboard": (leaderboard, (10, 100, 1000)),
+    "report": (report, (10, 100, 1000)),
+    "memory_guard": (memory_guard, (10, 100, 1000)),
+    "seeds": (seeds, (2, 5, 10, 20, 50)),
+}
+
+
+def _measure(make: Callable[[int], Work], size: int, results: Connection) -> None:
+    work = make(size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started, busy = time.perf_counter(), time.process_time()
+    work()
+    seconds, cpu = time.perf_counter() - started, time.process_time() - busy
+    results.send((seconds, cpu, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+
+
+def exponent(sizes: list[int], seconds: list[float]) -> float:
+    """Slope of log(seconds) over log(size)."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0]) if len(sizes) > 1 else math.nan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--sizes", help="in place of the usual ones, with commas between")
+    parser.add_argument("--from", dest="least", type=int, default=0, help="smallest size that the exponent counts")
+    asked = parser.parse_args()
+    unknown = sorted(set(asked.names) - set(SIZES))
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}")
+    context = multiprocessing.get_context("spawn")
+    print("| what | size | seconds | of the processor | more memory MB | exponent |\n|---|---:|---:|---:|---:|---:|")
+    for name in asked.names or SIZES:
+        make, usual = SIZES[name]
+        sizes = [int(size) for size in asked.sizes.split(",")] if asked.sizes else list(usual)
+        used: list[float] = []
+        for size in sizes:
+            reader, writer = context.Pipe(duplex=False)
+            process = context.Process(target=_measure, args=(make, size, writer))
+            process.start()
+            writer.close()
+            seconds, cpu, megabytes = reader.recv()
+            process.join()
+            used.append(cpu)
+            counted = [(n, s) for n, s in zip(sizes, used, strict=False) if n >= asked.least]
+            slope = f"{exponent(*map(list, zip(*counted, strict=True))):.2f}" if len(counted) > 1 else ""
+            print(f"| {name} | {size} | {seconds:.3f} | {cpu:.3f} | {megabytes:.0f} | {slope} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

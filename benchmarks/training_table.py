@@ -1,0 +1,200 @@
+"""python benchmarks/training_table.py ROW: how much sooner a training is finished than by the book (book_loop.py).
+
+Rows: `frozen` (ResNet-18, 224 px, three frozen stages, 20 epochs), `probe` (a linear classifier on frozen features, 50
+epochs), `finetune` (everything trained, 3 epochs), `finetune-bfloat16`. Both sides train on the same images with the
+same optimiser, rate, batches, epochs and crops, without augmentation, and keep the best validation epoch. They take
+turns, each time in a process of its own, and a time runs from the files to the trained model: reading, decoding and
+storing included, the test afterwards not. `cold` starts with empty caches; `warm` finds the decoded images and the
+frozen layers' activations of an earlier seed.
+
+Images: Flowers17 where FLOWERS_BENCH_SHARED names a folder with data/flowers17, else drawn petals; `--train` of each
+class, half as many for validation, 10 for the test. Per class of 17: 6 x 17 = 102 images of training and 51 of
+validation are 153 images an epoch; times of other numbers of images grow in proportion, on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+#: Frozen children of the backbone for the book, options for us, epochs.
+ROWS = {
+    "frozen": (("conv1", "bn1", "layer1", "layer2", "layer3"), ["--set", "freeze=3"], 20, "float32"),
+    "probe": (("*",), ["--set", "freeze=-1"], 50, "float32"),
+    "finetune": ((), ["--set", "freeze=0"], 3, "float32"),
+    "finetune-bfloat16": ((), ["--set", "freeze=0"], 3, "bfloat16"),
+}
+LR, BATCH, SIZE = 1e-3, 32, 224
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("row", choices=ROWS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--train", type=int, default=6, help="training images of each class")
+    parser.add_argument("--epochs", type=int, help="instead of the row's")
+    parser.add_argument("--size", type=int, default=SIZE, help="pixels")
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--weights", help="a file; default: random initial weights, the same for all")
+    parser.add_argument("--side", choices=("book", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.side:
+        print(json.dumps((book if asked.side == "book" else ours)(asked)))
+    else:
+        table(asked)
+
+
+def table(asked: argparse.Namespace) -> None:
+    """All rounds of one row, as Markdown."""
+    found: dict[str, list[dict[str, float]]] = {"book": [], "cold": [], "warm": []}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "images")
+        origin = gather(folder, asked.train)
+        weights = asked.weights or initial(asked.backbone, Path(place, "initial.pt"))
+        for turn in range(asked.rounds):
+            cache = Path(place, f"cache-{turn}")
+            common = ["--weights", weights, "--folder", str(folder), "--cache", str(cache)]
+            for side, seed in (("book", turn), ("cold", turn), ("warm", asked.rounds + turn)):
+                own = ["--seed", str(seed), "--side", "book" if side == "book" else "ours"]
+                command = [sys.executable, __file__, *sys.argv[1:], *common, *own]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                found[side].append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"{side} {found[side][-1]}", file=sys.stderr)
+    epochs = asked.epochs or ROWS[asked.row][2]
+    print(
+        f"{origin}, {asked.train} training images a class, {asked.backbone}, {asked.size} px, {epochs} epochs, ", end=""
+    )
+    print(f"{asked.rounds} rounds, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the end:\n")
+    print("| row | book s | cold s | warm s | book / cold | book / warm | top-1 % book | top-1 % cold | top-1 % warm |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    seconds = {side: [run["seconds"] for run in runs] for side, runs in found.items()}
+    cells = [f"{statistics.median(values):.1f}" for values in seconds.values()]
+    cells += [ratio(seconds["book"], seconds[side]) for side in ("cold", "warm")]
+    cells += [interval(runs) for runs in found.values()]
+    print(f"| {asked.row} | {' | '.join(cells)} |")
+
+
+def initial(backbone: str, path: Path) -> str:
+    """A file of random initial weights, the same for all runs."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    torch.save(timm.create_model(backbone).state_dict(), path)
+    return str(path)
+
+
+def ratio(book: list[float], ours: list[float]) -> str:
+    """Median over the rounds of that round's ratio, and its range."""
+    ratios = [a / b for a, b in zip(book, ours, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
+
+
+def interval(runs: list[dict[str, float]]) -> str:
+    """Accuracy over all runs' test images, with its 95 % Wilson interval."""
+    from scipy.stats import binomtest
+
+    total = int(sum(run["images"] for run in runs))
+    right = round(sum(run["top1"] * run["images"] for run in runs))
+    # The runs share their test images: the interval is that of one run's number of them.
+    shown = binomtest(round(right * len(runs) ** -1), total // len(runs)).proportion_ci(method="wilson")
+    return f"{100 * right / total:.1f} ({100 * shown.low:.1f} .. {100 * shown.high:.1f})"
+
+
+def gather(folder: Path, train: int) -> str:
+    """Class folders of photographs, or of drawn images; returns what they are."""
+    counts = {"train": train, "val": max(1, train // 2), "test": 10}
+    shared = Path(os.environ.get("FLOWERS_BENCH_SHARED", "nowhere"), "data", "flowers17")
+    if shared.is_dir():
+        for split, count in counts.items():
+            for source in sorted((shared / split).iterdir()):
+                target = folder / split / source.name
+                target.mkdir(parents=True)
+                for image in sorted(source.iterdir())[:count]:
+                    shutil.copy(image, target)
+        return "Flowers17"
+    from PIL import Image
+
+    from flowers_bench.data.petals import render
+
+    for split, count in counts.items():
+        for number in range(17):
+            target = folder / split / f"species-{number:02d}"
+            target.mkdir(parents=True)
+            for index, pixels in enumerate(render([number] * count, split, range(count), 256)[0]):
+                Image.fromarray(pixels).save(target / f"{index}.jpg", quality=90)
+    return "petals"
+
+
+def book(asked: argparse.Namespace) -> dict[str, float]:
+    import book_loop
+    import torch
+
+    frozen, _, epochs, precision = ROWS[asked.row]
+    started = time.perf_counter()
+    torch.manual_seed(asked.seed)
+    classes = len(list((asked.folder / "train").iterdir()))
+    model = book_loop.build(asked.backbone, Path(asked.weights), classes, frozen)
+    config = model.default_cfg
+    data = book_loop.loaders(asked.folder, asked.size, BATCH, config["mean"], config["std"])
+    book_loop.train(model, data, asked.epochs or epochs, LR, precision)
+    seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "top1": book_loop.accuracy(model, data["test"]),
+        "images": len(data["test"].dataset),  # type: ignore[arg-type]
+    }
+
+
+def ours(asked: argparse.Namespace) -> dict[str, float]:
+    from flowers_bench.host import discover
+    from flowers_bench.store import Store
+    from flowers_bench.suite import Request, plan
+    from flowers_bench.training.trial import run_trial
+
+    _, options, epochs, precision = ROWS[asked.row]
+    recipe = f"optimizer=adam lr={LR} weight_decay=0 schedule=constant warmup_epochs=0 batch_size={BATCH} patience=none"
+    settings = dict(setting.split("=") for setting in recipe.split())
+    settings |= {"epochs": str(asked.epochs or epochs), "image_size": str(asked.size), "precision": precision}
+    settings |= dict([options[1].split("=")])
+    started = time.perf_counter()
+    request = Request(
+        ["transfer/k3"],
+        str(asked.folder),
+        asked.cache,
+        seeds=asked.seed + 1,
+        backbone=asked.backbone,
+        weights=asked.weights,
+        augmentation="none",
+        settings=settings,
+    )
+    planned = plan(discover([]), request, [])[-1]
+    planning = time.perf_counter() - started
+    folder = Store(asked.cache / "runs").prepare(planned.trial, {**planned.run, "command": []})
+    run_trial(folder, lambda event: None)
+    result = folder.result()
+    cost = result["cost"]
+    return {
+        "seconds": planning + cost["setup_seconds"] + cost["seconds"],
+        "top1": result["test"]["top1"],
+        "images": result["test"]["n"],
+        "data_wait_share": cost["data_wait_share"],
+        **{name: cost[name] for name in ("setup_seconds", "train_seconds")},
+        "planning": planning,
+        "prefix_seconds": cost["prefix_cache"].get("seconds", 0.0),
+    }
+
+
+if __name__ == "__main__":
+    main()
