@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowers_bench.data import cache, folder
-from flowers_bench.data.dataset import DataRequest, Dataset
+from flowers_bench.data.dataset import DataRequest, Dataset, split_checksum
 from flowers_bench.data.folder import split_by_rule
 from flowers_bench.errors import UsageError
 
@@ -343,3 +345,12 @@ def test_many_images_are_listed_in_reasonable_time(tmp_path: Path) -> None:
 def test_selection_is_what_splits_are_made_of(one: Path, load: Callable[..., Dataset]) -> None:
     found = load(one)
     assert isinstance(found.train.images, cache.Selection)
+
+
+@given(
+    st.dictionaries(st.text(), st.lists(st.tuples(st.text(), st.integers(0, 999)), unique=True), max_size=3),
+)
+def test_the_split_checksum_is_that_of_its_json_lines(splits: dict[str, list[tuple[str, int]]]) -> None:
+    lines = [json.dumps([split, *pair]) + "\n" for split in sorted(splits) for pair in sorted(splits[split])]
+    given = {split: ([key for key, _ in pairs], [label for _, label in pairs]) for split, pairs in splits.items()}
+    assert split_checksum(given) == hashlib.sha256("".join(lines).encode()).hexdigest()

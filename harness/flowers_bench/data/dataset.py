@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -151,6 +151,7 @@ def split_checksum(splits: Mapping[str, tuple[Sequence[str], Sequence[int]]]) ->
     digest = hashlib.sha256()
     for split in sorted(splits):
         keys, labels = splits[split]
-        for key, label in sorted(zip(keys, labels, strict=True)):
-            digest.update(json.dumps([split, key, int(label)]).encode() + b"\n")
+        # As `json.dumps([split, key, label])`, which takes four times as long: there may be hundreds of thousands.
+        lines = [f"[{quoted(split)}, {quoted(k)}, {int(n)}]\n" for k, n in sorted(zip(keys, labels, strict=True))]
+        digest.update("".join(lines).encode())
     return digest.hexdigest()

@@ -64,7 +64,7 @@ class Drawing:
         import matplotlib
 
         metadata = {"Date": None} if self.suffix == ".svg" else {"Software": None}
-        with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+        with matplotlib.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}):
             write_atomically(
                 path,
                 lambda temporary: self.canvas.savefig(temporary, format=self.suffix[1:], dpi=150, metadata=metadata),
@@ -77,7 +77,7 @@ def _canvas(panel: Panel, width: float, height: float, caption: str) -> Any:
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(width, height), layout="constrained")
-    canvas.suptitle(panel.figure.title, fontsize=11)
+    canvas.suptitle(panel.figure.title, fontsize=11, x=0.01, horizontalalignment="left")
     canvas.supxlabel(textwrap.fill(caption, int(width * 15)), fontsize=7, color="0.3", parse_math=False)
     return canvas
 
@@ -93,7 +93,7 @@ def draw_curves(panel: Panel) -> Drawing | str:
         12,
         4.4,
         panel.caption(
-            "Lines: mean over seeds; bands: smallest to largest. Legend: test accuracy in percent with its 95 % "
+            "Lines: mean over seeds, accuracies solid on validation, dashed on training images; bands: smallest to largest. Legend: test accuracy in percent with its 95 % "
             f"interval, over {overs}. Training loss is each technique's own, and not comparable between them"
         ),
     )
@@ -109,9 +109,9 @@ def draw_curves(panel: Panel) -> Drawing | str:
         handles.append(line)
     for axes in (accuracy, loss):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    accuracy.set(xlabel="epoch", ylabel="accuracy, % (solid: validation, dashed: training)", ylim=(0, 100))
+    accuracy.set(xlabel="epoch", ylabel="accuracy, %", ylim=(0, 100))
     loss.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
-    canvas.legend(handles=handles, loc="outside right upper", fontsize=7)
+    canvas.legend(handles=handles, loc="outside right center", fontsize=7)
     return Drawing(canvas, ".svg")
 
 
@@ -132,7 +132,12 @@ def draw_sweep(panel: Panel) -> Drawing | str:
     values = sorted({value for points in lines.values() for value in points})
     rows = [row for points in lines.values() for row in points.values()]
     overs = "; ".join(sorted({row.top1.over for row in rows}))
-    canvas = _canvas(panel, 9, 4.4, panel.caption(f"Bars: 95 % intervals of test accuracy, over {overs}"))
+    canvas = _canvas(
+        panel,
+        10,
+        4.4,
+        panel.caption(f"Solid: test; dotted: validation. Bars: 95 % intervals of test accuracy, over {overs}"),
+    )
     accuracy, loss = canvas.subplots(1, 2)
     for number, (name, points) in enumerate(lines.items()):
         places = [values.index(value) for value in points]
@@ -146,10 +151,10 @@ def draw_sweep(panel: Panel) -> Drawing | str:
                 loss.plot(places, losses, style, color=colour, markersize=4)
     shares = _tuned_shares(rows, str(panel.figure.factor))
     for axes in (accuracy, loss):
-        axes.set_xticks(range(len(values)), [f"{value:g}{shares.get(value, '')}" for value in values], fontsize=8)
+        axes.set_xticks(range(len(values)), [f"{value:g}{shares.get(value, '')}" for value in values], fontsize=7)
         axes.set_xlabel(f"{panel.figure.factor}{' (below: tuned share of the parameters)' if shares else ''}")
     accuracy.set_ylabel("accuracy, %")
-    loss.set_ylabel("loss: -log p, nats (solid: test, dotted: validation)")
+    loss.set_ylabel("loss: -log p, nats")
     accuracy.legend(fontsize=7)
     return Drawing(canvas, ".svg")
 
