@@ -76,7 +76,7 @@ def build(context: ModelContext) -> Any:
                 nn.ReLU(),
                 nn.Conv2d(8, 16, 3, 2, 1),
                 nn.ReLU(),
-                nn.Dropout(0.1),
+                nn.Dropout(float(context.options["dropout"])),
             )
             self.fc = nn.Linear(16, context.num_classes)
 
@@ -95,7 +95,8 @@ def register_datasets() -> list[DatasetSource]:
 
 @hookimpl
 def register_models() -> list[Model]:
-    return [Model("toy-net", "two convolutions", options={"explode": Option(False, "infinite loss")}, build=build)]
+    options = {"explode": Option(False, "infinite loss"), "dropout": Option(0.1, "share that is dropped")}
+    return [Model("toy-net", "two convolutions", options=options, build=build)]
 
 
 @hookimpl

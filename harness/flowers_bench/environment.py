@@ -64,6 +64,9 @@ def _processor() -> str:
 
 def describe_hardware(facts: dict[str, Any]) -> str:
     """One line for people, from `environment()`."""
-    return f"{facts['processor']}, {facts['threads']} threads ({facts['cpu_capability']})" + (
-        "" if facts["device"] == "cpu" else f", {facts['device']}"
+    devices = facts.get("devices", 1)  # older results have none
+    return (
+        f"{facts['processor']}, {facts['threads']} threads ({facts['cpu_capability']})"
+        + ("" if facts["device"] == "cpu" else f", {facts['device']}")
+        + ("" if devices == 1 else f", divided among {devices}")
     )

@@ -36,6 +36,7 @@ class Request:
         shots: training images of each class; None: all there are.
         jobs: how many trials will run at once; the processor's threads are divided among them.
         threads: of each trial; where None, `OMP_NUM_THREADS`, else that share.
+        devices: that each trial is divided among. No part of its identity: its batches stay what they are.
     """
 
     techniques: Sequence[str]
@@ -51,6 +52,7 @@ class Request:
     shots: int | None = None
     jobs: int = 1
     threads: int | None = None
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def plan(
             "store": str(request.store.resolve()) if request.store else None,
             "plugin_files": [str(file.resolve()) for file in plugin_files],
             "threads": request.threads or threads_of_environment() or _share_of_threads(request.jobs),
+            "devices": request.devices,
         }
         dataset = few_shot(datasets[key], request.shots, 0)
         planned += _trials(host, request, parts, source, recipe, dataset, data_options, run)
@@ -277,7 +280,7 @@ def _trials(
     given = {**parts.variant.options, **request.settings}
     options = {key: option.parse(key, given.get(key, option.default)) for key, option in _options(parts).items()}
     _try_building(parts, name, dataset, recipe, options, request.store)
-    _try_sampling(parts, dataset, recipe, options)
+    _try_sampling(parts, dataset, recipe, options, request.devices)
     origins = {registered.plugin for registered in (parts.model, parts.loss, parts.augmentation)}
     origins.add(host.techniques[parts.technique.name].plugin)
     code = {plugin: host.plugins[plugin].code for plugin in sorted(origins)}
@@ -347,14 +350,16 @@ def _try_building(
             ) from error
 
 
-def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapping[str, Any]) -> None:
+def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapping[str, Any], devices: int) -> None:
     """Draw one batch, without its images: batches that the data cannot give are refused now, not in the trial."""
     sampler = parts.loss.value.sampler
     try:
         if sampler not in SAMPLERS:
             raise unknown_name("sampler", sampler, SAMPLERS)
         labels = np.asarray(dataset.train.labels)
-        next(iter(SAMPLERS[sampler](labels, recipe.batch_size, options, np.random.default_rng(0))))
+        batch = next(iter(SAMPLERS[sampler](labels, recipe.batch_size, options, np.random.default_rng(0))))
+        if len(batch) < devices:
+            raise UsageError(f"--devices {devices}: batches of {len(batch)} images cannot be divided among so many.")
         if sampler == "episodes":
             test = np.asarray(dataset.test.labels)
             queries_per_class(test, options.get("eval_way", 5), options.get("eval_shot", 5), "the test split")

@@ -106,6 +106,9 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of each trial [default: OMP_NUM_THREADS, else its share; on a cluster 1]")
     ] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, max=1024, help="GPUs that each trial is divided among; without GPUs, processes")
+    ] = 1,
     executor: Annotated[str, typer.Option(help="local, or ray: on the nodes of a Ray cluster")] = "local",
     address: Annotated[
         str | None, typer.Option(help="HOST:PORT of the Ray cluster's head [default: this machine's cluster]")
@@ -149,6 +152,7 @@ def run(
         shots=shots,
         stress=stress,
         track=track,
+        devices=devices,
     )
     raise typer.Exit(command.run(asked, format, timeout))
 

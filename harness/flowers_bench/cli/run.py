@@ -53,6 +53,7 @@ class Asked:
         shard: `I/N`.
         search: how many configurations to try for each technique; 0: the recipes as they are.
         threads: of each trial, or None where not given.
+        devices: that each trial is divided among.
         executor: `local` or `ray`; with the latter, `address` of its cluster and `gpus` of each trial.
         store: folder or URL.
         shots: `K1,K2`, or empty for the whole training split.
@@ -78,6 +79,7 @@ class Asked:
     shots: str = ""
     stress: bool = False
     track: str = ""
+    devices: int = 1
 
     @property
     def cache(self) -> Path:
@@ -118,6 +120,7 @@ def run(asked: Asked, format: str, timeout: float) -> int:
         raise UsageError(f"--timeout {timeout:g}: expected seconds, from 1 to {LONGEST:g}.")
     parse_shard(asked.shard)
     check_executor(asked)
+    check_devices(asked)
     if asked.remote:
         asked.remote.pull()
     files, names = split_plugins(asked.plugin)
@@ -166,6 +169,7 @@ def _request(names: Sequence[str], asked: Asked) -> Request:
         store=asked.out,
         jobs=asked.jobs,
         threads=asked.threads_of_a_trial,
+        devices=asked.devices,
         **factors,
     )
 
@@ -240,7 +244,16 @@ def _run_suite(host: Host, files: Sequence[Path], asked: Asked, name: str, forma
         raise UsageError("--sweep goes with --plugin; in a suite, write the list of values into its file.")
     suite = overridden(read_suite(name), {**asked.factors, **parse_settings(asked.settings)}, asked.seeds)
     messages.print(f"suite {suite.path}: {suite.summary}", markup=False)
-    base = Request([], "petals", asked.cache, 1, store=asked.out, jobs=asked.jobs, threads=asked.threads_of_a_trial)
+    base = Request(
+        [],
+        "petals",
+        asked.cache,
+        1,
+        store=asked.out,
+        jobs=asked.jobs,
+        threads=asked.threads_of_a_trial,
+        devices=asked.devices,
+    )
     tables = plan_suite(host, suite, base, files, _track)
     code = _execute_part(in_order(item for table in tables for item in table.planned), asked, format, timeout)
     rows = beside_reported(tables, Store(asked.out))
@@ -271,6 +284,24 @@ def check_executor(asked: Asked) -> None:
             )
     elif asked.address is not None or asked.gpus is not None:
         raise UsageError("--address and --gpus go with --executor ray.")
+
+
+def check_devices(asked: Asked) -> None:
+    """Raises `UsageError` where there are too few devices for each trial, or where something else divides them."""
+    if asked.devices == 1:
+        return
+    if asked.executor != "local":
+        raise UsageError(
+            "--devices is for one machine; a trial on a Ray cluster takes one device (--gpus). Use one of them."
+        )
+    if asked.jobs > 1:
+        raise UsageError(
+            "--jobs gives this machine to several trials, --devices to one. Use one of them; for many trials --jobs is the "
+            "quicker."
+        )
+    from flowers_bench.executors.devices import refuse_missing
+
+    refuse_missing(asked.devices)
 
 
 def parse_shard(text: str) -> slice:

@@ -49,6 +49,7 @@ def main(folder: TrialFolder, events: Connection) -> None:
 
 
 def _run(folder: TrialFolder, emit: Any) -> int:
+    from flowers_bench.executors.devices import run_on_devices
     from flowers_bench.training.loop import Interrupted
     from flowers_bench.training.stress import stress_trial
     from flowers_bench.training.trial import run_trial
@@ -56,7 +57,7 @@ def _run(folder: TrialFolder, emit: Any) -> int:
     emit({"event": "starting"})
     try:
         if not folder.finished():
-            run_trial(folder, emit)
+            run_on_devices(folder.run().get("devices", 1), lambda ranks: run_trial(folder, emit, ranks))
         if folder.run().get("stress") and not folder.stressed():
             stress_trial(folder, emit)
     except (Interrupted, KeyboardInterrupt):  # the latter before the trial listens for the signal itself

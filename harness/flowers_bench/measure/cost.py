@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
@@ -80,7 +80,7 @@ def _is_per_element(op: Any) -> bool:
     return op.is_view or known or any(tag in op.tags for tag in tags)
 
 
-def peak_memory(device: torch.device) -> dict[str, Any]:
+def peak_memory(device: torch.device) -> dict[str, int]:
     """Peak memory so far: of the process (resident set) on the CPU, of the allocator on CUDA. Bytes."""
     # ru_maxrss is in kibibytes on Linux and in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
@@ -88,6 +88,13 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         found["peak_cuda_bytes"] = torch.cuda.max_memory_allocated(device)
     return found
+
+
+def peak_of_all(peaks: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Of `peak_memory` of several processes: resident memory in sum (pages that they share count in each), CUDA memory
+    of the device that needed most."""
+    fold: dict[str, Callable[[Iterable[int]], int]] = {"peak_rss_bytes": sum, "peak_cuda_bytes": max}
+    return {name: fold[name]([peak[name] for peak in peaks]) for name in peaks[0]}
 
 
 def training_cost(history: list[dict[str, Any]], best_epoch: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ reported.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,16 @@ class Meter:
         except Exception:  # a counter that was there is gone: the rest would pass for the whole
             self._counters = []
         return found if self._counters else {}
+
+
+def joules_of_all(laps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of the laps of several processes of one machine, each with its own GPU: those GPUs in sum, where all were measured;
+    the processor packages once."""
+    found = dict(laps[0])
+    if "gpu_joules" in found:
+        measured = [lap["gpu_joules"] for lap in laps if "gpu_joules" in lap]
+        found = {**found, "gpu_joules": sum(measured)} if len(measured) == len(laps) else {}
+    return found
 
 
 @dataclass

@@ -22,13 +22,14 @@ from flowers_bench.data.dataset import Images, Split
 from flowers_bench.data.pixels import Augmented, Normalizer
 from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.errors import TrialFailed
-from flowers_bench.measure.energy import Meter
+from flowers_bench.measure.energy import Meter, joules_of_all
 from flowers_bench.measure.quality import correct_in_top_k, negative_log_likelihood
 from flowers_bench.nn import Output, train_mode
 from flowers_bench.store import write_atomically
 from flowers_bench.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
 from flowers_bench.training.prediction import Evaluator
 from flowers_bench.training.prefix import Stored
+from flowers_bench.training.ranks import ALONE, Ranks
 from flowers_bench.trial import Trial, derive_seed
 
 #: Clean training accuracy is measured on a fixed sample of this many training images each epoch.
@@ -72,6 +73,7 @@ class Training:
     """Trains until the recipe's epochs or its patience run out; `run` leaves the best weights in the model.
 
     Attributes:
+        ranks: this process among those that train together. Only the one that leads evaluates, emits and writes.
         history: a dictionary per finished epoch.
         best_epoch: the epoch chosen on validation, from 1; 0 before any.
     """
@@ -83,6 +85,7 @@ class Training:
     folder: Path
     emit: Emit = lambda event: None
     stop_requested: Callable[[], bool] = lambda: False
+    ranks: Ranks = ALONE
     history: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
 
@@ -90,7 +93,8 @@ class Training:
         recipe = self.trial.recipe
         self._model = self.parts.model
         self._optimizer = build_optimizer(recipe, self._model, self.parts.criterion) if self._trainable() else None
-        self._average = copy.deepcopy(self._model).requires_grad_(False) if recipe.ema_decay else None
+        averaged = recipe.ema_decay and self.ranks.leads
+        self._average = copy.deepcopy(self._model).requires_grad_(False) if averaged else None
         self._best = (-1.0, -math.inf)
         self._source = Augmented(self.train.images, self.parts.image_transform, self.parts.views)
         stored = self.parts.stored
@@ -120,13 +124,15 @@ class Training:
 
         Raises:
             TrialFailed: the loss is not finite.
+            PeerLost: another of the ranks is gone.
             Interrupted: `stop_requested` came true; the epoch was finished and is on disk.
         """
         recipe = self.trial.recipe
         if self._optimizer is None:
-            save_weights(self._model, self._best_path)
+            self._save_weights()
             return self._model
         self._resume()
+        self._open_stored()
         while len(self.history) < recipe.epochs and not self._out_of_patience():
             epoch = len(self.history) + 1
             record = self._epoch(epoch)
@@ -134,12 +140,20 @@ class Training:
             self.history.append(record)
             self._save()
             on_epoch(record)
-            if self.stop_requested() and len(self.history) < recipe.epochs:
+            if self.ranks.told(self.stop_requested()) and len(self.history) < recipe.epochs:
                 raise Interrupted
         if self.best_epoch == 0:
-            save_weights(self._model, self._best_path)
-        self._model.load_state_dict(load_file(self._best_path))
+            self._save_weights()
+        if self.ranks.leads:
+            self._model.load_state_dict(load_file(self._best_path))
         return self._model
+
+    def _open_stored(self) -> None:
+        """Where several processes start from stored activations, the one that leads computes them, and says so."""
+        if self.parts.stored is not None and self.ranks.count > 1:
+            if self.ranks.leads:
+                self.parts.stored.prepare()
+            self.ranks.told(None)
 
     def _out_of_patience(self) -> bool:
         patience = self.trial.recipe.patience
@@ -157,32 +171,29 @@ class Training:
             loss = self._step(epoch, step, len(batches), indices)
             total += loss * len(indices)
             images += len(indices)
-            seconds = time.perf_counter() - started
-            self.emit(
-                {
-                    "event": "step",
-                    "epoch": epoch,
-                    "step": step + 1,
-                    "steps": len(batches),
-                    "rate": images / seconds,
-                }
-            )
+            rate = images / (time.perf_counter() - started)
+            self.emit({"event": "step", "epoch": epoch, "step": step + 1, "steps": len(batches), "rate": rate})
         train_seconds = time.perf_counter() - started
-        evaluated = self._average or self._model
-        predict = self.parts.evaluator.fit(evaluated, self.train)
-        logits = predict(self.val.images).logits
-        clean = predict(self._sample.images, self._rows).logits
-        return {
+        record = {
             "epoch": epoch,
             "train_loss": float(total) / images,
-            "train_top1_clean": float(correct_in_top_k(clean, self._sample.labels).mean()),
-            "val_top1": float(correct_in_top_k(logits, self.val.labels).mean()),
-            "val_nll": negative_log_likelihood(logits, self.val.labels),
+            **(self._validated() if self.ranks.leads else {}),
             "train_seconds": train_seconds,
             "wait_seconds": self._waited,
             "seconds": time.perf_counter() - started,
             "images": images,
-            **self._energy.lap(),
+            **joules_of_all(self.ranks.all(self._energy.lap())),
+        }
+        return self.ranks.told(record)
+
+    def _validated(self) -> dict[str, float]:
+        predict = self.parts.evaluator.fit(self._average or self._model, self.train)
+        logits = predict(self.val.images).logits
+        clean = predict(self._sample.images, self._rows).logits
+        return {
+            "train_top1_clean": float(correct_in_top_k(clean, self._sample.labels).mean()),
+            "val_top1": float(correct_in_top_k(logits, self.val.labels).mean()),
+            "val_nll": negative_log_likelihood(logits, self.val.labels),
         }
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
@@ -201,8 +212,10 @@ class Training:
             self._source.rows(indices, derive_seed(self.trial.seed, "views", epoch)), targets
         )
         self._waited += time.perf_counter() - started
+        seed = derive_seed(self.trial.seed, "rank", self.ranks.rank, epoch, step)
         with self._autocast():
-            loss = self.parts.criterion(self._forward(inputs), targets)
+            output = self.ranks.forward(self._forward, inputs, len(indices), seed)
+            loss = self.parts.criterion(output, targets)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrialFailed(
@@ -211,6 +224,7 @@ class Training:
             )
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.ranks.sum_gradients(len(indices), self._model, self.parts.criterion)
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_norm)
         self._optimizer.step()
@@ -218,14 +232,16 @@ class Training:
         return value
 
     def _inputs(self, rows: np.ndarray, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What `_forward` takes: images, or their activations where they are stored."""
+        """What `_forward` takes of a batch, images or stored activations, in this rank's share; and the whole batch's
+        targets."""
+        mine = self.ranks.share(len(rows))
         if self.parts.stored is not None:
             with self._autocast():
-                return self.parts.stored.batch(rows), targets
+                return self.parts.stored.batch(rows[mine]), targets
         images = self.parts.normalize(torch.stack([self._source[int(row)] for row in rows]))
         if self.parts.batch_transform is not None:
             images, targets = self.parts.batch_transform(images, targets)
-        return images, targets
+        return images[mine], targets
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.trial.recipe.precision == "bfloat16":
@@ -248,10 +264,16 @@ class Training:
         if score > self._best:
             self._best, self.best_epoch = score, record["epoch"]
             # Before the checkpoint: killed in between, the epoch is run again and writes the same weights.
+            self._save_weights()
+
+    def _save_weights(self) -> None:
+        if self.ranks.leads:
             save_weights(self._average or self._model, self._best_path)
 
     def _save(self) -> None:
         assert self._optimizer is not None
+        if not self.ranks.leads:
+            return
         criterion = self.parts.criterion
         state = {
             "trial": self.trial.id,

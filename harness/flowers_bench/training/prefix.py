@@ -277,6 +277,10 @@ class Stored:
         for start in range(0, len(self._inputs), size):
             yield self.batch(range(start, min(start + size, len(self._inputs))))
 
+    def prepare(self) -> None:
+        """Compute what is to be stored now, if it is not there."""
+        self._open()
+
     def batch(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """Activations (N, ...) of these rows: to the bit what the prefix computes for this batch in the present mode."""
         stored = self._open()

@@ -30,7 +30,7 @@ from flowers_bench.environment import environment
 from flowers_bench.errors import TrialFailed, UsageError
 from flowers_bench.figures import FigureContext
 from flowers_bench.host import Host, discover
-from flowers_bench.measure.cost import flops, parameter_counts, peak_memory, training_cost
+from flowers_bench.measure.cost import flops, parameter_counts, peak_memory, peak_of_all, training_cost
 from flowers_bench.measure.episodic import episodic_accuracy
 from flowers_bench.measure.inference import inference_cost
 from flowers_bench.measure.quality import (
@@ -46,30 +46,42 @@ from flowers_bench.technique import AugmentationContext, LossContext, ModelConte
 from flowers_bench.training.loop import Emit, Parts, Training
 from flowers_bench.training.prediction import EVALUATION_BATCH, Evaluator, Fitted, gives_probabilities
 from flowers_bench.training.prefix import Prefix, Stored, find_cut
+from flowers_bench.training.ranks import ALONE, Ranks
 from flowers_bench.trial import Trial, derive_seed, trial_from_config
 
 #: So many test images at most are mixed to see which classes are found in them.
 MIXED_SAMPLE = 1000
 
 
-def run_trial(folder: TrialFolder, emit: Emit) -> None:
+def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     """Run, or continue, the trial in `folder`; writes `result.json` last.
 
+    Args:
+        ranks: this process among those that do it together. Those that do not lead train along, and that is all.
+
     Raises:
+        PeerLost: another of the ranks is gone.
         TrialFailed: no result can be had.
         Interrupted: stopped after an epoch by SIGINT.
         UsageError: data, weights or plugins are not what the plan saw.
     """
     started = time.perf_counter()
+    if not ranks.leads:
+        emit = _unheard
     config, run = folder.config(), read_json(folder.path / "run.json")
     trial = trial_from_config(config)
-    device = on_this_machine(run)
+    device = on_this_machine(run, ranks.count)
     host = discover([Path(path) for path in run["plugin_files"]])
     host.tracking = run.get("track", ())
     dataset = load_dataset(host, trial, run)
     parts, backbone = build_parts(host, trial, run, device)
     dataset, prefix = start_from_prefix(trial, parts, dataset, Path(run["cache_dir"]), emit)
-    training = Training(trial, parts, dataset.train, dataset.val, folder.path, emit, interrupt_flag())
+    stop = interrupt_flag()
+    training = Training(trial, parts, dataset.train, dataset.val, folder.path, emit, stop, ranks=ranks)
+    if not ranks.leads:
+        training.run(lambda record: None)
+        ranks.all(peak_memory(device))
+        return
 
     def tell(hook: str, **news: Any) -> None:
         _warn(emit, _observed(host, hook, trial=config, run=run, **news))
@@ -83,6 +95,7 @@ def run_trial(folder: TrialFolder, emit: Emit) -> None:
         tell("epoch_finished", epoch=record)
 
     model = training.run(on_epoch)
+    _, *others = ranks.all(peak_memory(device))
     # Once more: killed between the last checkpoint and its line of history, a continuation runs no epoch.
     write_history(folder.path, training.history)
     emit({"event": "testing"})
@@ -91,7 +104,7 @@ def run_trial(folder: TrialFolder, emit: Emit) -> None:
     cost = {
         **parameter_counts(model),
         **training_cost(training.history, training.best_epoch),
-        **peak_memory(device),
+        **peak_of_all([peak_memory(device), *others]),
     }
     if trial.protocol.report == "none":
         _finish_searched(folder, trial, training, predict(dataset.val.images).logits, dataset.val, cost)
@@ -115,7 +128,7 @@ def run_trial(folder: TrialFolder, emit: Emit) -> None:
         **figures,
         "weights_report": backbone.report,
         "class_names": list(dataset.class_names),
-        "hardware": environment(device),
+        "hardware": {**environment(device), "devices": ranks.count},
     }
     _draw(host, config, parts, model, dataset, folder, emit)
     tell("trial_finished", result=result)
@@ -123,6 +136,10 @@ def run_trial(folder: TrialFolder, emit: Emit) -> None:
     (folder.path / "failure.json").unlink(missing_ok=True)
     write_json(folder.path / "result.json", result)
     training.discard_checkpoint()
+
+
+def _unheard(event: dict[str, Any]) -> None:
+    pass
 
 
 def _finish_searched(
@@ -146,11 +163,13 @@ def _finish_searched(
     (folder.path / "model.safetensors").unlink(missing_ok=True)
 
 
-def on_this_machine(run: Mapping[str, Any]) -> torch.device:
-    """Make torch calculate reproducibly, with the threads that `run.json` allots; returns where it calculates."""
+def on_this_machine(run: Mapping[str, Any], processes: int = 1) -> torch.device:
+    """Make torch calculate reproducibly, with the threads that `run.json` allots, divided among the trial's `processes`;
+    returns where it calculates."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    if run.get("threads"):
-        torch.set_num_threads(int(run["threads"]))
+    if run.get("threads") or processes > 1:
+        threads = int(run.get("threads") or torch.get_num_threads())
+        torch.set_num_threads(max(1, threads // processes))
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
