@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-import os
 import pickle
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -178,16 +177,22 @@ def test_interrupted_on_two_devices_and_continued_on_one(tmp_path: Path) -> None
         torch.testing.assert_close(found["model"][key], value, rtol=1e-3, atol=2e-5)
 
 
-def processes_of(folder: TrialFolder) -> list[psutil.Process]:
-    """Those that hold the trial's lock: its own, and those forked from that."""
-    found = []
+def the_trial_and_its_ranks(folder: TrialFolder) -> list[psutil.Process]:
+    """The process that holds the trial's lock, and those that it forked."""
     for process in psutil.process_iter():
-        try:
+        with contextlib.suppress(psutil.Error):
             if any(Path(file.path) == folder.path / ".lock" for file in process.open_files()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return sorted(found, key=lambda process: process.pid)
+                return [process, *sorted(process.children(), key=lambda child: child.pid)]
+    raise AssertionError("the trial does not run")
+
+
+def all_end(processes: list[psutil.Process]) -> bool:
+    """Within five seconds."""
+    for _ in range(50):
+        if not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.mark.parametrize(
@@ -200,26 +205,23 @@ def processes_of(folder: TrialFolder) -> list[psutil.Process]:
 )
 def test_a_process_that_dies_ends_the_trial_with_the_reason(tmp_path: Path, victim: int, reason: str) -> None:
     folder = prepared(tmp_path, "toy/plain", 2, epochs="10000", image_size="16")
+    processes: list[psutil.Process] = []
     ports: list[Any] = []
 
     def kill(of: TrialFolder, event: dict[str, Any]) -> None:
         if event["event"] == "epoch" and event["epoch"] == 2:
-            trial, *ranks = processes_of(folder)
-            assert [rank.ppid() for rank in ranks] == [trial.pid] * 2
-            ports.extend(port for rank in ranks for port in rank.net_connections())
-            os.kill([trial, *ranks][victim].pid, signal.SIGKILL)
+            processes.extend(the_trial_and_its_ranks(folder))
+            ports.extend(port for process in processes for port in process.net_connections("inet"))
+            processes[victim].kill()
 
     (outcome,) = run_all([folder], kill, timeout=100)
     assert outcome.state == "failed"
     assert reason in outcome.reason
     assert (folder.path / "checkpoint.pt").exists()
-    for _ in range(50):
-        if not processes_of(folder):
-            break
-        time.sleep(0.1)
-    assert processes_of(folder) == []
+    assert len(processes) == 3
+    assert all_end(processes)
     assert ports
-    assert all(port.family != psutil.AF_LINK and port.laddr[0] in ("127.0.0.1", "::1") for port in ports if port.laddr)
+    assert {port.laddr.ip for port in ports} <= {"127.0.0.1", "::1"}
 
 
 @pytest.mark.slow
@@ -255,7 +257,6 @@ def test_a_plugin_that_raises_on_one_device_is_named(tmp_path: Path) -> None:
     (outcome,) = run_all([folder], lambda *event: None, timeout=100)
     assert outcome.state == "failed"
     assert "on device 1: RuntimeError: only here" in outcome.reason
-    assert processes_of(folder) == []
 
 
 HALF = """
@@ -302,7 +303,7 @@ def test_shares_are_a_batch_in_order_and_equal_within_one_image(images: int, cou
     if images < count:
         assert shares == [list(range(images))] * count
         return
-    assert sum(shares, []) == list(range(images))
+    assert [row for share in shares for row in share] == list(range(images))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
