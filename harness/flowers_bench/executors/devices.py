@@ -152,7 +152,7 @@ def _await(members: Sequence[_Member]) -> None:
     until = 0.0
     while running:
         ended = wait(list(running), None if lost is None else max(0.0, until - time.monotonic()))
-        failures = [failure for sentinel in ended if (failure := running.pop(sentinel).failure())]  # type: ignore[arg-type, call-overload]
+        failures = [failure for sentinel in ended if (failure := running.pop(sentinel).failure())]  # type: ignore[arg-type]
         for failure in failures:
             if not isinstance(failure, PeerLost):
                 raise failure

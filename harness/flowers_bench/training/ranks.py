@@ -142,7 +142,7 @@ def joined(rank: int, count: int, rendezvous: Path) -> Iterator[Ranks]:
         torch.cuda.set_device(rank)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=dist.FileStore(str(rendezvous), count),
+        store=dist.FileStore(str(rendezvous), count),  # type: ignore[attr-defined]
         rank=rank,
         world_size=count,
         timeout=PATIENCE,
