@@ -1,0 +1,87 @@
+// Products of matrices. A part of kernel_body.h,
+// which includes it inside its namespace, once for each instruction set.
+
+// c (MR rows, NV vectors) = or += a (MR, depth) x b (depth, NV vectors). Rows of `a` lie `stride` apart, or, where
+// kAdjacent, rows are adjacent and steps of the depth lie `stride` apart.
+template <typename T, int MR, int NV, bool kAdjacent>
+void micro(int64_t depth, const T* a, int64_t stride, const T* b, T* c, int64_t c_stride, bool add) {
+  Vector<T> sum[MR][NV];
+  for (int i = 0; i < MR; ++i) {
+    for (int v = 0; v < NV; ++v) sum[i][v] = add ? load(c + i * c_stride + v * kLanes<T>) : Vector<T>{};
+  }
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
+    Vector<T> right[NV];
+    for (int v = 0; v < NV; ++v) right[v] = load(b + k * kPanel<T> + v * kLanes<T>);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const T left = kAdjacent ? a[k * stride + i] : a[i * stride + k];
+      for (int v = 0; v < NV; ++v) sum[i][v] += left * right[v];
+    }
+  };
+  int64_t k = 0;
+  for (; k + 8 <= depth; k += 8) {
+    // The rows after these, which the next call reads: too many streams for the hardware to foresee.
+    if constexpr (!kAdjacent) {
+      for (int i = 0; i < MR; ++i) __builtin_prefetch(a + (MR + i) * stride + k);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) step(k + j);
+  }
+  for (; k < depth; ++k) step(k);
+  for (int i = 0; i < MR; ++i) {
+    for (int v = 0; v < NV; ++v) store(c + i * c_stride + v * kLanes<T>, sum[i][v]);
+  }
+}
+
+template <typename T, int NV, bool kAdjacent, int MR = kRows>
+FB_INLINE void micro_rows(int64_t rows, int64_t depth, const T* a, int64_t stride, const T* b, T* c,
+                          int64_t c_stride, bool add) {
+  if (rows == MR) return micro<T, MR, NV, kAdjacent>(depth, a, stride, b, c, c_stride, add);
+  if constexpr (MR > 1) micro_rows<T, NV, kAdjacent, MR - 1>(rows, depth, a, stride, b, c, c_stride, add);
+}
+
+// One panel of columns. A panel of which only the first vector is in use costs half.
+template <typename T, bool kAdjacent>
+void panel_product(int64_t rows, int64_t used, int64_t depth, const T* a, int64_t stride, const T* b, T* c,
+                   int64_t c_stride, bool add) {
+  if (used <= kLanes<T>) {
+    micro_rows<T, 1, kAdjacent>(rows, depth, a, stride, b, c, c_stride, add);
+  } else {
+    micro_rows<T, 2, kAdjacent>(rows, depth, a, stride, b, c, c_stride, add);
+  }
+}
+
+// c (rows, columns padded to panels) = or += a (rows, depth) x b, whose panels of depth x kPanel lie `panel_stride`
+// apart. A panel of b stays in the first-level cache while the rows pass by.
+template <typename T>
+void product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const T* b,
+             int64_t panel_stride, T* c, int64_t c_stride, bool add) {
+  const int64_t strips = ceil_div(rows, kRows);
+  for (int64_t from = 0; from < depth; from += kDepth<T>) {
+    const int64_t steps = smaller(kDepth<T>, depth - from);
+    for (int64_t j = 0; j < columns; j += kPanel<T>) {
+      const T* panel = b + j / kPanel<T> * panel_stride + from * kPanel<T>;
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        // Strips of nearly equal height: one of a single row would wait on its own additions.
+        const int64_t i = rows * strip / strips, height = rows * (strip + 1) / strips - i;
+        panel_product<T, false>(height, columns - j, steps, a + i * a_stride + from, a_stride, panel,
+                                c + i * c_stride + j, c_stride, add || from > 0);
+      }
+    }
+  }
+}
+
+// c (rows, columns) += a^T x b, with a (depth, rows) and b's panels (depth, kPanel): the sum over a tile's positions.
+// c may be larger than the caches; it is walked row by row, which the hardware prefetches.
+template <typename T>
+void product_transposed(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const T* b,
+                        int64_t panel_stride, T* c, int64_t c_stride) {
+  const int64_t strips = ceil_div(rows, kRows);
+  for (int64_t strip = 0; strip < strips; ++strip) {
+    const int64_t i = rows * strip / strips, height = rows * (strip + 1) / strips - i;
+    for (int64_t j = 0; j < columns; j += kPanel<T>) {
+      panel_product<T, true>(height, columns - j, depth, a + i, a_stride, b + j / kPanel<T> * panel_stride,
+                             c + i * c_stride + j, c_stride, true);
+    }
+  }
+}
