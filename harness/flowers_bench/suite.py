@@ -323,11 +323,11 @@ def _try_building(
     store: Path | None,
 ) -> None:
     """Build the model without memory: a technique that does not fit the backbone says so now, not in the trial."""
-    import torch
+    from flowers_bench.meta import without_values
 
     model = parts.model.value
     values = {key: options[key] for key in model.options}
-    with torch.device("meta"):
+    with without_values():
         try:
             model.build(
                 ModelContext(
