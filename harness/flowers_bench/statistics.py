@@ -120,16 +120,15 @@ def seeds_needed(
         raise ValueError("the spread over seeds needs at least two seeds")
     of_seed, of_image, residual = _variance_components(values)
     images = values.shape[1]
-    for seeds in range(2, MOST_SEEDS + 1):
-        over_images = of_image / images
-        over_seeds = (of_seed + residual / images) / seeds
-        if over_seeds == over_images == 0:
-            return seeds
-        freedom = (over_images + over_seeds) ** 2 * (seeds - 1) / over_seeds**2 if over_seeds else np.inf
-        bound = float(t.ppf(1 - alpha / 2, freedom) + norm.ppf(power)) * np.sqrt(over_images + over_seeds)
-        if bound <= effect:
-            return seeds
-    return None
+    seeds = np.arange(2, MOST_SEEDS + 1)
+    over_images = of_image / images
+    over_seeds = (of_seed + residual / images) / seeds
+    total = over_images + over_seeds
+    freedom = np.full(len(seeds), np.inf)  # Satterthwaite's
+    np.divide(total**2 * (seeds - 1), over_seeds**2, out=freedom, where=over_seeds > 0)
+    bounds = (t.ppf(1 - alpha / 2, freedom) + norm.ppf(power)) * np.sqrt(total)
+    enough = seeds[bounds <= effect]
+    return int(enough[0]) if len(enough) else None
 
 
 def _variance_components(values: np.ndarray) -> tuple[float, float, float]:
