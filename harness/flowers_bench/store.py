@@ -162,7 +162,7 @@ class TrialFolder:
         return _lines(self.path / "history.jsonl", {"epoch"})
 
     def attempts(self) -> list[dict[str, Any]]:
-        """Every time that the trial was started: `seconds` until its process ended, and its `state` then."""
+        """Every time that the trial was run: `seconds` until its process ended, and its `state` then."""
         return _lines(self.path / "attempts.jsonl", {"seconds", "state"})
 
     def note_attempt(self, seconds: float, state: str) -> None:

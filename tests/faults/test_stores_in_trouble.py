@@ -6,11 +6,14 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from lives import TOY, planned
 
 from flowers_bench.errors import UsageError
@@ -97,6 +100,26 @@ def test_two_runs_on_one_store_run_each_trial_once(tmp_path: Path) -> None:
         # Whoever came second found it finished, and trained nothing.
         epochs = [line for _, errors in said for line in errors.splitlines() if f"{_name(trial)} epoch" in line]
         assert len(epochs) == len(trial.history())
+
+
+def test_waiting_for_another_run_is_said_and_does_not_count(tmp_path: Path) -> None:
+    folder = prepared(tmp_path, tmp_path / "runs", "toy/short")
+    lock = FileLock(folder.path / ".lock", thread_local=False)
+    lock.acquire()
+    heard: list[dict[str, Any]] = []
+
+    def on_event(told: TrialFolder, event: dict[str, Any]) -> None:
+        heard.append(event)
+        if event["event"] == "waiting":
+            threading.Timer(3, lock.release).start()
+
+    began = time.monotonic()
+    (outcome,) = run_all([folder], on_event, timeout=100)
+    took = time.monotonic() - began
+    assert outcome.state == "done"
+    assert [event["event"] for event in heard][:2] == ["waiting", "starting"]
+    (attempt,) = folder.attempts()
+    assert attempt["seconds"] < took - 3
 
 
 def _name(trial: TrialFolder) -> str:

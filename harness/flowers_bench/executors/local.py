@@ -91,10 +91,9 @@ class Run:
         with self._room_for(folder):
             if self._stopping.is_set():
                 return None
-            started = time.monotonic()
-            outcome = self._watch(folder)
+            outcome, seconds = self._watch(folder)
         with contextlib.suppress(OSError):  # a full disk was said by what failed first; the other trials go on
-            folder.note_attempt(time.monotonic() - started, outcome.state)
+            folder.note_attempt(seconds, outcome.state)
         self._tell(folder, outcome.state, outcome.reason)
         if outcome.state == "interrupted":
             self._stopping.set()
@@ -109,32 +108,28 @@ class Run:
         with self._lock:
             self._on_event(folder, {"event": kind, "reason": reason})
 
-    def _watch(self, folder: TrialFolder) -> Outcome:
+    def _watch(self, folder: TrialFolder) -> tuple[Outcome, float]:
+        """Until it ends; with the seconds that it took."""
         process, events = self._start(folder)
         if self._stopping.is_set():  # the interrupt came before this process was known
             os.kill(process.pid or 0, signal.SIGINT)
-        timed_out = threading.Event()
-
-        def on_timeout() -> None:
-            timed_out.set()
-            _kill(process.pid)
-
-        timer = threading.Timer(self._timeout, on_timeout)
-        timer.start()
+        clock = _Clock(self._timeout, lambda: _kill(process.pid))
         try:
             while True:
                 event = events.recv()
+                if event["event"] == "starting":  # until then it waits for another run that has the same trial
+                    clock.start()
                 with self._lock:
                     self._on_event(folder, event)
         except (EOFError, OSError):  # the latter when it died in the middle of a message
             process.join()
         finally:
-            timer.cancel()
+            seconds = clock.stop()
             if process.is_alive():
                 _kill(process.pid)
             process.join()
             self._processes.pop(process.pid or 0, None)
-        return _outcome(folder, process.exitcode or 0, self._timeout if timed_out.is_set() else None)
+        return _outcome(folder, process.exitcode or 0, self._timeout if clock.ran_out else None), seconds
 
     def _start(self, folder: TrialFolder) -> tuple[BaseProcess, Connection]:
         # Threads that wait by spinning bring a machine to a crawl as soon as anything else runs on it.
@@ -159,6 +154,29 @@ class Run:
             else:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGINT)
+
+
+class _Clock:
+    """The time that a trial takes, and what happens when that is too long."""
+
+    def __init__(self, limit: float, on_limit: Callable[[], None]) -> None:
+        self.ran_out = False
+        self._on_limit = on_limit
+        self._timer = threading.Timer(limit, self._run_out)
+        self._started: float | None = None
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+        self._timer.start()
+
+    def stop(self) -> float:
+        """Seconds since the start; 0 where there was none."""
+        self._timer.cancel()
+        return 0.0 if self._started is None else time.monotonic() - self._started
+
+    def _run_out(self) -> None:
+        self.ran_out = True
+        self._on_limit()
 
 
 def _kill(pid: int | None) -> None:

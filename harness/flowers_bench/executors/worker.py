@@ -10,15 +10,18 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from flowers_bench.errors import TrialFailed, UsageError, text_of
 from flowers_bench.store import TrialFolder, write_json
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+#: Seconds after which a trial that another run has says that it waits.
+_PATIENCE = 1.0
 
 
 def main(folder: TrialFolder, events: Connection) -> None:
@@ -38,14 +41,29 @@ def main(folder: TrialFolder, events: Connection) -> None:
             os._exit(FAILED)
 
     try:
-        with FileLock(folder.path / ".lock"):
+        with _alone(folder, emit):
             code = _run(folder, emit)
+    except KeyboardInterrupt:  # while it waited
+        code = INTERRUPTED
     except OSError as error:
         code = _failed(folder, emit, "crash", f"{type(error).__name__}: {error}")
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # a full disk, or a plugin that closed them
             stream.flush()
     os._exit(code)  # a plugin's threads or exit handlers must not hold up the run
+
+
+@contextlib.contextmanager
+def _alone(folder: TrialFolder, emit: Any) -> Iterator[None]:
+    """Holds the trial's lock; says so where another process has it."""
+    lock = FileLock(folder.path / ".lock")
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        emit({"event": "waiting", "reason": "waits for another run, which has this trial"})
+        lock.acquire()
+    with lock:
+        yield
 
 
 def _run(folder: TrialFolder, emit: Any) -> int:
