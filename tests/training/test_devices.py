@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import pickle
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -41,7 +43,7 @@ EPISODES = {"n_way": "3", "k_shot": "2", "n_query": "3", "episodes_per_epoch": "
 #: The toy's 48 training images are no multiple of 14, and neither 14 nor the 6 that are left over is one of 4.
 QUICK: dict[str, dict[str, str]] = {
     "transfer/scratch": {"batch_size": "14", "ema_decay": "0.9", "epochs": "1"},
-    "triplet/batch-hard": {"batch_size": "14", "images_per_class": "5", "epochs": "1"},
+    "toy/plain": {"batch_size": "14", "loss": "triplet", "dropout": "0", "images_per_class": "5"},
     "linear-probe/plain-head": {"batch_size": "14"},
 }
 WHOLE: dict[str, dict[str, str]] = {
@@ -249,6 +251,30 @@ def test_a_whole_life_on_two_devices(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_interrupt_lets_all_finish_their_epoch(tmp_path: Path) -> None:
+    folder = prepared(tmp_path, "toy/plain", 2, epochs="6")
+
+    def interrupt(of: TrialFolder, event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and event["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    (outcome,) = run_all([folder], interrupt, timeout=100)
+    assert outcome.state == "interrupted"
+    assert 2 <= len(folder.history()) < 6
+    (outcome,) = run_all([folder], lambda *event: None, timeout=100)
+    assert outcome.state == "done"
+    assert [record["epoch"] for record in folder.history()] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_is_said_once(tmp_path: Path) -> None:
+    folder = prepared(tmp_path, "toy/explode", 2)
+    (outcome,) = run_all([folder], lambda *event: None, timeout=100)
+    assert outcome.state == "failed"
+    assert outcome.reason.startswith("the loss is nan at epoch 1, step 1 of")
+
+
+@pytest.mark.slow
 def test_a_plugin_that_raises_on_one_device_is_named(tmp_path: Path) -> None:
     plugin = tmp_path / "half.py"
     plugin.write_text(HALF)
@@ -340,9 +366,10 @@ class Net(nn.Module):
         return Output(embedding[:, :0], embedding)
 
 
-def one_step(images: int, path: Path, ranks: Ranks) -> None:
-    net, loss = Net(), Centres()
-    batch, target = torch.randn(images, 3, 5, 5, dtype=torch.float64), torch.arange(images) % 4
+def one_step(images: int, device: str, path: Path, ranks: Ranks) -> None:
+    net, loss = Net().to(device), Centres().to(device)
+    batch = torch.randn(images, 3, 5, 5, dtype=torch.float64).to(device)
+    target = (torch.arange(images) % 4).to(device)
     for _ in range(2):
         mine = batch[ranks.share(images)].clone().requires_grad_()
         output = ranks.forward(net, mine, images, seed=ranks.rank)
@@ -359,15 +386,27 @@ def one_step(images: int, path: Path, ranks: Ranks) -> None:
     torch.save(found, path / f"{ranks.count}-{ranks.rank}.pt")
 
 
-def step_on(images: int, path: Path, count: int) -> None:
-    run_on_devices(count, partial(one_step, images, path))
+def step_on(images: int, device: str, path: Path, count: int) -> None:
+    run_on_devices(count, partial(one_step, images, device, path))
 
 
-@pytest.mark.parametrize("images", [7, pytest.param(2, marks=pytest.mark.slow)])
-def test_gradients_and_statistics_are_those_of_the_whole_batch(tmp_path: Path, images: int) -> None:
-    for count in (1, 3):
-        in_a_process(partial(step_on, images, tmp_path, count))
-    alone, *ranks = (torch.load(tmp_path / name) for name in ("1-0.pt", "3-0.pt", "3-1.pt", "3-2.pt"))
+@pytest.mark.parametrize(
+    ("images", "device", "count"),
+    [
+        (7, "cpu", 3),
+        pytest.param(2, "cpu", 3, marks=pytest.mark.slow),
+        pytest.param(7, "cuda", 2, marks=pytest.mark.gpu),
+    ],
+)
+def test_gradients_and_statistics_are_those_of_the_whole_batch(
+    tmp_path: Path, images: int, device: str, count: int
+) -> None:
+    if device == "cuda" and torch.cuda.device_count() < count:
+        pytest.skip("needs two GPUs")
+    for number in (1, count):
+        in_a_process(partial(step_on, images, device, tmp_path, number))
+    alone = torch.load(tmp_path / "1-0.pt", "cpu")
+    ranks = [torch.load(tmp_path / f"{count}-{rank}.pt", "cpu") for rank in range(count)]
     assert "centres" in alone
     assert "unused.weight" not in alone
     for rank in ranks:

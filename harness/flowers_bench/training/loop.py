@@ -7,7 +7,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,8 +167,9 @@ class Training:
         self._waited = 0.0
         total, images = torch.zeros((), dtype=torch.float64), 0
         batches = self._batches(epoch)
+        drawn = self._drawn(epoch, batches)
         for step, indices in enumerate(batches):
-            loss = self._step(epoch, step, len(batches), indices)
+            loss = self._step(epoch, step, len(batches), indices, drawn)
             total += loss * len(indices)
             images += len(indices)
             rate = images / (time.perf_counter() - started)
@@ -201,16 +202,39 @@ class Training:
         sampler = SAMPLERS[self.trial.sampler]
         return list(sampler(np.asarray(self.train.labels), self.trial.recipe.batch_size, self.trial.options, rng))
 
-    def _step(self, epoch: int, step: int, steps: int, indices: np.ndarray) -> float:
+    def _drawn(self, epoch: int, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """Each step's augmented images, uint8 (N, 3, S, S), and torch's random state as drawing them leaves it. Of several
+        ranks, each draws one batch of a turn and hands it to the others: drawing is divided by steps, since the draws
+        within one follow each other."""
+        ranks = self.ranks
+        for first in range(0, len(batches), ranks.count):
+            turn = batches[first : first + ranks.count]
+            images = state = None
+            if ranks.rank < len(turn):
+                images = self._draw(epoch, first + ranks.rank, turn[ranks.rank])
+                state = torch.get_rng_state()
+            for owner in range(len(turn)):
+                self._seed(epoch, first + owner)
+                handed = ranks.handed(images, owner)
+                torch.set_rng_state(ranks.handed(state, owner))
+                yield handed
+
+    def _draw(self, epoch: int, step: int, indices: np.ndarray) -> Tensor:
+        self._seed(epoch, step)
+        return torch.stack([self._source[int(row)] for row in self._rows_of(epoch, indices)])
+
+    def _seed(self, epoch: int, step: int) -> None:
+        torch.manual_seed(derive_seed(self.trial.seed, "augment", epoch, step))
+
+    def _rows_of(self, epoch: int, indices: np.ndarray) -> np.ndarray:
+        return self._source.rows(indices, derive_seed(self.trial.seed, "views", epoch))
+
+    def _step(self, epoch: int, step: int, steps: int, indices: np.ndarray, drawn: Iterator[Tensor]) -> float:
         recipe = self.trial.recipe
         assert self._optimizer is not None
         set_learning_rate(self._optimizer, recipe.lr * schedule_factor(recipe, epoch - 1 + (step + 1) / steps))
-        torch.manual_seed(derive_seed(self.trial.seed, "augment", epoch, step))
         started = time.perf_counter()
-        targets = torch.from_numpy(np.asarray(self.train.labels)[indices]).to(self.parts.normalize.device)
-        inputs, targets = self._inputs(
-            self._source.rows(indices, derive_seed(self.trial.seed, "views", epoch)), targets
-        )
+        inputs, targets = self._inputs(epoch, step, indices, drawn)
         self._waited += time.perf_counter() - started
         seed = derive_seed(self.trial.seed, "rank", self.ranks.rank, epoch, step)
         with self._autocast():
@@ -231,16 +255,18 @@ class Training:
         self._update_average()
         return value
 
-    def _inputs(self, rows: np.ndarray, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _inputs(self, epoch: int, step: int, indices: np.ndarray, drawn: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
         """What `_forward` takes of a batch, images or stored activations, in this rank's share; and the whole batch's
         targets."""
-        mine = self.ranks.share(len(rows))
+        mine = self.ranks.share(len(indices))
+        targets = torch.from_numpy(np.asarray(self.train.labels)[indices]).to(self.parts.normalize.device)
         if self.parts.stored is not None:
+            self._seed(epoch, step)
             with self._autocast():
-                return self.parts.stored.batch(rows[mine]), targets
-        images = self.parts.normalize(torch.stack([self._source[int(row)] for row in rows]))
-        if self.parts.batch_transform is not None:
-            images, targets = self.parts.batch_transform(images, targets)
+                return self.parts.stored.batch(self._rows_of(epoch, indices)[mine]), targets
+        if self.parts.batch_transform is None:
+            return self.parts.normalize(next(drawn)[mine]), targets
+        images, targets = self.parts.batch_transform(self.parts.normalize(next(drawn)), targets)
         return images[mine], targets
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -111,14 +111,24 @@ class Ranks:
                 dist.all_reduce(tensor)
         return tensor
 
-    def told(self, value: T) -> T:
-        """What rank 0 calls this with, on every rank."""
+    def told(self, value: T, by: int = 0) -> T:
+        """What that rank calls this with, on every rank."""
         if self.count == 1:
             return value
-        values = [value if self.leads else None]
+        values = [value if self.rank == by else None]
         with _noticing_loss():
-            dist.broadcast_object_list(values, src=0)
+            dist.broadcast_object_list(values, src=by)
         return values[0]  # type: ignore[return-value]
+
+    def handed(self, tensor: Tensor | None, by: int) -> Tensor:
+        """The tensor, on the CPU, that this rank calls this with, on every rank; the others call it with any."""
+        about = self.told((tensor.shape, tensor.dtype) if tensor is not None and self.rank == by else None, by)
+        assert about is not None
+        given = tensor.contiguous() if tensor is not None and self.rank == by else torch.empty(about[0], dtype=about[1])
+        if self.count > 1:
+            with _noticing_loss():
+                dist.broadcast(given, src=by)
+        return given
 
     def all(self, value: T) -> list[T]:
         """What each rank calls this with, in order of ranks."""
