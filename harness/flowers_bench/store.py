@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench.errors import UsageError
+from flowers_bench.records import CONFIG, RESULT, SEARCHED, Form, problem
 from flowers_bench.trial import Trial, config_id
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class TrialFolder:
 
     def config(self) -> dict[str, Any]:
         """The trial's `facts()`."""
-        return _supported(self.path / "config.json")
+        return _supported(self.path / "config.json", CONFIG)
 
     def is_of_its_config(self) -> bool:
         """Whether the folder's name and the id in `config.json` are what that file describes: neither was edited."""
@@ -136,7 +137,8 @@ class TrialFolder:
 
     def result(self) -> dict[str, Any]:
         """The figures, of a finished trial."""
-        return _supported(self.path / "result.json")
+        searched = self.config()["protocol"]["report"] == "none"
+        return _supported(self.path / "result.json", SEARCHED if searched else RESULT)
 
     def environment(self) -> dict[str, Any]:
         """The machine, versions and kernel of a finished trial."""
@@ -219,7 +221,7 @@ def _lines(path: Path, keys: set[str]) -> list[dict[str, Any]]:
         raise UsageError(f"{path} cannot be read: {error}. Remove its folder to run that trial again.") from error
 
 
-def _supported(path: Path) -> dict[str, Any]:
+def _supported(path: Path, form: Form) -> dict[str, Any]:
     value = read_json(path)
     version = value.get("schema_version")
     if not isinstance(version, int) or version < 1:
@@ -228,6 +230,8 @@ def _supported(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} has schema version {version}; this flowers-bench reads up to {SCHEMA_VERSION}. Upgrade flowers-bench."
         )
+    if lacking := problem(value, form):
+        raise UsageError(f"{path} is damaged: {lacking}. Remove its folder to run that trial again.")
     return value
 
 

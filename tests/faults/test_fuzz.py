@@ -15,6 +15,7 @@ from stored import outcomes, store_trial
 
 from flowers_bench.cli.compare import compare
 from flowers_bench.cli.leaderboard import print_leaderboard
+from flowers_bench.cli.report import report
 from flowers_bench.cli.show import show
 from flowers_bench.errors import UsageError
 from flowers_bench.grid import overridden, read_suite
@@ -118,6 +119,38 @@ def test_a_damaged_file_of_a_trial_is_named(trial: TrialFolder, name: str, conte
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool]
 SIZE = st.integers(0, 5)
+
+
+def places(value: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Where something stands inside nested objects."""
+    if not isinstance(value, dict):
+        return []
+    return [spot for key in value for spot in ((*path, key), *places(value[key], (*path, key)))]
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+@settings(PLAIN, max_examples=60)
+@given(data=st.data())
+def test_a_record_that_lacks_something_is_named_or_read(trial: TrialFolder, name: str, data: st.DataObject) -> None:
+    file = trial.path / name
+    whole = file.read_text()
+    record = json.loads(whole)
+    *outer, key = data.draw(st.sampled_from(places(record)))
+    inner = record
+    for step in outer:
+        inner = inner[step]
+    value = data.draw(st.sampled_from(["gone", None, "text", -1, 0.5, True, [], {}, [None]]))
+    if value == "gone":
+        del inner[key]
+    else:
+        inner[key] = value
+    file.write_text(json.dumps(record))
+    try:
+        for read in [*READERS, lambda trial: report(trial.path.parent, trial.path.parent / "report.html")]:
+            with contextlib.suppress(UsageError):
+                read(trial)
+    finally:
+        file.write_text(whole)
 
 
 @settings(PLAIN, max_examples=150)
