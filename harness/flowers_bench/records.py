@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 Number = (int, float)
@@ -18,11 +19,31 @@ CONFIG: Form = {
         **dict.fromkeys(("classes", "n_train", "n_val", "n_test"), int),
         "notes": [str],
     },
-    "weights": {"name": str},
+    "weights": {"name": str, "sha256": (str, NoneType)},
     "recipe": {"image_size": int, "epochs": int, "optimizer": str, "lr": Number, "batch_size": int},
     "seed": int,
     "protocol": {"report": str},
 }
+_COST: Form = {
+    "seconds": Number,
+    "epochs": int,
+    **dict.fromkeys(("parameters?", "trainable_parameters?", "trained_bytes?", "peak_rss_bytes?"), int),
+    **dict.fromkeys(("seconds_to_best?", "search_seconds?", "train_images_per_second?"), Number),
+    **dict.fromkeys(("flops?", "data_wait_share?"), Number),
+    "flops_uncounted?": [str],
+    "inference?": {
+        "float32?": {
+            "latency?": {"p50_ms?": {"value": Number}, "p95_ms?": {"value": Number}},
+            "throughput?": {"images_per_second": Number},
+        }
+    },
+}
+_QUALITY: Form = {
+    **dict.fromkeys(("n", "top1"), Number),
+    **dict.fromkeys(("top5?", "mean_per_class?", "macro_f1?", "nll?", "brier?", "ece?", "ece_adaptive?"), Number),
+}
+_CALIBRATED: Form = dict.fromkeys(("nll?", "brier?", "ece?", "ece_adaptive?"), Number)
+_EPISODES: Form = dict.fromkeys(("n_way", "k_shot", "episodes", "accuracy"), Number)
 #: Of a trial of a search, which never reads the test split.
 SEARCHED: Form = {
     "id": str,
@@ -30,14 +51,24 @@ SEARCHED: Form = {
     "seed": int,
     "best_epoch": int,
     "val": {"n": int, "top1": Number},
-    "cost": {"seconds": Number},
+    "cost": _COST,
 }
 RESULT: Form = {
     **SEARCHED,
     "stopped_early": bool,
-    "test": {"n": int, "top1": Number},
+    "test": {**_QUALITY, "calibrated?": _CALIBRATED},
+    "temperature?": Number,
     "class_names": [str],
-    "hardware": {"processor": str, "threads": int, "cpu_capability": str, "device": str, "versions": dict},
+    "hardware": {
+        **dict.fromkeys(("processor", "cpu_capability", "device"), str),
+        "kernel": (str, NoneType),
+        "threads": int,
+        "load_average": [Number],
+        "versions": dict,
+    },
+    "retrieval?": dict.fromkeys(("recall_at_1", "map_at_r"), Number),
+    "episodic?": {"test?": _EPISODES, "held_out_classes?": _EPISODES},
+    "mixed?": dict.fromkeys(("m", "top_m", "all_m"), Number),
 }
 
 
@@ -45,7 +76,8 @@ def problem(value: Any, form: Any, name: str = "") -> str | None:
     """What `value` lacks of `form`, in words; None if it lacks nothing. What a form does not name may be anything.
 
     Args:
-        form: a type, a tuple of types, `[form]` for a list of such, or a mapping of names to forms.
+        form: a type, a tuple of types, `[form]` for a list of such, or a mapping of names to forms; a name that ends
+            with `?` may be missing or null.
         name: where `value` stands, with dots.
     """
     if isinstance(form, list):
@@ -55,11 +87,13 @@ def problem(value: Any, form: Any, name: str = "") -> str | None:
     elif isinstance(form, Mapping):
         if not isinstance(value, dict):
             return f"{name} is no object"
-        names = {key: f"{name}.{key}" if name else key for key in form}
-        missing = next((names[key] for key in form if key not in value), None)
+        prefix = f"{name}." if name else ""
+        missing = next((key for key in form if key[-1] != "?" and key not in value), None)
         if missing:
-            return f"it has no {missing}"
-        found = (problem(value[key], inner, names[key]) for key, inner in form.items())
+            return f"it has no {prefix}{missing}"
+        there = [key for key in form if key[-1] != "?" or value.get(key[:-1]) is not None]
+        names = {key: key.removesuffix("?") for key in there}
+        found = (problem(value[names[key]], form[key], prefix + names[key]) for key in there)
     else:
         right = isinstance(value, form) and (form is bool or not isinstance(value, bool))
         return None if right else f"{name} is {value!r:.40}"

@@ -137,8 +137,13 @@ class TrialFolder:
 
     def result(self) -> dict[str, Any]:
         """The figures, of a finished trial."""
-        searched = self.config()["protocol"]["report"] == "none"
-        return _supported(self.path / "result.json", SEARCHED if searched else RESULT)
+        config, path = self.config(), self.path / "result.json"
+        if config["protocol"]["report"] == "none":
+            return _supported(path, SEARCHED)
+        result, classes = _supported(path, RESULT), config["dataset"]["classes"]
+        if len(result["class_names"]) != classes:
+            raise _damaged(path, f"it names {len(result['class_names'])} classes of {classes}")
+        return result
 
     def environment(self) -> dict[str, Any]:
         """The machine, versions and kernel of a finished trial."""
@@ -225,14 +230,18 @@ def _supported(path: Path, form: Form) -> dict[str, Any]:
     value = read_json(path)
     version = value.get("schema_version")
     if not isinstance(version, int) or version < 1:
-        raise UsageError(f"{path} has no schema version: it is damaged. Remove its folder to run that trial again.")
+        raise _damaged(path, "it has no schema version")
     if version > SCHEMA_VERSION:
         raise UsageError(
             f"{path} has schema version {version}; this flowers-bench reads up to {SCHEMA_VERSION}. Upgrade flowers-bench."
         )
     if lacking := problem(value, form):
-        raise UsageError(f"{path} is damaged: {lacking}. Remove its folder to run that trial again.")
+        raise _damaged(path, lacking)
     return value
+
+
+def _damaged(path: Path, why: str) -> UsageError:
+    return UsageError(f"{path} is damaged: {why}. Remove its folder to run that trial again.")
 
 
 class Store:

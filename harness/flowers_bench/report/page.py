@@ -20,7 +20,7 @@ from flowers_bench.report.comparison_text import sentence
 from flowers_bench.report.explorer import MATRICES_BUDGET, Matrices, explore, hardest
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import COSTS, KINDS, QUALITY, SPEEDS, Kind, Measure
-from flowers_bench.report.numbers import duration, p_value, percent, percent_interval, points_interval
+from flowers_bench.report.numbers import duration, p_value, percent, percent_interval, plain, points_interval
 from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, figures
 from flowers_bench.report.plots import CURVES, series, shots_series, sweeps
 from flowers_bench.report.rows import Finished, Row
@@ -218,7 +218,7 @@ def _trial(trial: Finished, machines: Mapping[str, Mapping[str, Any]]) -> dict[s
         "epochs": f"{result['best_epoch']} of {result['cost']['epochs']}",
         "time": duration(result["cost"]["seconds"]),
         "machine": machines[_machine_key(trial)]["number"],
-        "load": f"{result['hardware']['load_average'][0]:.1f}",
+        "load": plain(next(iter(result["hardware"]["load_average"]), None)),
         "command": shlex.join(["flowers-bench", *map(str, trial.run.get("command", []))]),
     }
 
