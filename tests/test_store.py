@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from stored import outcomes, store_trial
 
 from flowers_bench.errors import UsageError
 from flowers_bench.store import SCHEMA_VERSION, Store, read_json, write_atomically, write_json
@@ -67,14 +68,17 @@ def test_damaged_json_names_the_file(tmp_path: Path, text: str) -> None:
 
 
 def test_result_of_another_version_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "t1"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "result.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION + 1}))
-    with pytest.raises(UsageError, match=rf"schema version {SCHEMA_VERSION + 1}; .* reads up to {SCHEMA_VERSION}"):
-        Store(tmp_path).folder("t1").result()
-    with pytest.raises(UsageError, match="no schema version"):
-        Store(tmp_path).folder("t1").config()
+    folder = store_trial(tmp_path, "a/b", 0, outcomes(0, 0.7, 40))
+    result = folder.path / "result.json"
+    record = json.loads(result.read_text())
+    for change, message in (
+        ({"schema_version": SCHEMA_VERSION + 1}, rf"schema version {SCHEMA_VERSION + 1}; .* up to {SCHEMA_VERSION}"),
+        ({"schema_version": None}, "no schema version"),
+        ({"class_names": ["rose"]}, "it names 1 classes of 4"),
+    ):
+        result.write_text(json.dumps({**record, **change}))
+        with pytest.raises(UsageError, match=message):
+            folder.result()
 
 
 def test_find_by_prefix(tmp_path: Path) -> None:
