@@ -110,24 +110,29 @@ def store_trial(
     history = [_epoch(epoch, figures["val"]["top1"]) for epoch in (1, 2, 3)]
     (folder.path / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in history))
     write_json(folder.path / "environment.json", HARDWARE)
-    write_json(
-        folder.path / "result.json",
-        {
-            "schema_version": SCHEMA_VERSION,
-            "id": trial.id,
-            "label": trial.label,
-            "seed": seed,
-            "best_epoch": 3,
-            "stopped_early": False,
-            **figures,
-            "cost": _cost(seconds),
-            "weights_report": None,
-            "class_names": list(class_names),
-            "hardware": HARDWARE,
-            **(result or {}),
-        },
-    )
+    changes = {**figures, "cost": _cost(seconds), "class_names": list(class_names), **(result or {})}
+    write_json(folder.path / "result.json", result_record(folder, **changes))
     return folder
+
+
+def result_record(folder: TrialFolder, **changes: Any) -> dict[str, Any]:
+    """What `result.json` of a finished trial holds."""
+    config = folder.config()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "id": folder.id,
+        "label": f"{config['technique']}/{config['variant']}",
+        "seed": config["seed"],
+        "best_epoch": 3,
+        "stopped_early": False,
+        "val": {"n": 20, "top1": 0.5},
+        "test": {"n": 40, "top1": 0.5},
+        "cost": _cost(60.0),
+        "weights_report": None,
+        "class_names": [f"class {index}" for index in range(config["dataset"]["classes"])],
+        "hardware": HARDWARE,
+        **changes,
+    }
 
 
 def _logits(labels: np.ndarray, correct: np.ndarray, seed: int) -> np.ndarray:

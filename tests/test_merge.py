@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from lives import planned
+from stored import result_record
 
 from flowers_bench import merge
 from flowers_bench.errors import UsageError
 from flowers_bench.merge import Merged, merge_stores
-from flowers_bench.store import SCHEMA_VERSION, Store, TrialFolder, write_json
+from flowers_bench.store import Store, TrialFolder, write_json
 from flowers_bench.suite import Planned
 from flowers_bench.trial import config_id
 
@@ -37,7 +38,8 @@ def make(tmp_path: Path, trials: list[Planned]) -> Make:
         if finished:
             table = pd.DataFrame({"split": ["test"], "key": ["a"], "label": [0], "logits": [np.array([logit, 0])]})
             table.to_parquet(folder.path / "predictions.parquet", index=False)
-            write_json(folder.path / "result.json", {"schema_version": SCHEMA_VERSION, "test": {"top1": logit}})
+            record = result_record(folder, test={"n": 1, "top1": logit})
+            write_json(folder.path / "result.json", record)
         return folder
 
     return make

@@ -74,10 +74,12 @@ def _better(first: TrialFolder, second: TrialFolder) -> TrialFolder:
 def _refuse_contradiction(first: TrialFolder, second: TrialFolder) -> None:
     if first.predictions().equals(second.predictions()):
         return
-    accuracy = [f"{100 * folder.result()['test']['top1']:.2f} %" for folder in (first, second)]
+    results = [folder.result() for folder in (first, second)]
+    split = "test" if "test" in results[0] else "val"  # a trial of a search reads no test split
+    accuracy = [f"{split} {100 * result[split]['top1']:.2f} %" for result in results]
     raise UsageError(
-        f"trial {first.id} has other predictions in {second.path.parent} (test {accuracy[1]}) than in {first.path.parent} "
-        f"(test {accuracy[0]}): machines that calculate differently gave one trial two results. Keep one of them."
+        f"trial {first.id} has other predictions in {second.path.parent} ({accuracy[1]}) than in {first.path.parent} "
+        f"({accuracy[0]}): machines that calculate differently gave one trial two results. Keep one of them."
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stored import result_record
 
 from flowers_bench.cli.run import parse_shard
 from flowers_bench.errors import UsageError
@@ -93,13 +94,18 @@ def test_a_shard_that_is_none_is_refused(text: str) -> None:
         parse_shard(text)
 
 
+def finish(folder: TrialFolder, peak: int) -> None:
+    cost = {"seconds": 1.0, "epochs": 1, "peak_rss_bytes": peak}
+    write_json(folder.path / "result.json", result_record(folder, cost=cost))
+
+
 def test_expected_memory_is_that_of_the_same_kind_else_the_largest_known(tmp_path: Path) -> None:
     first, second = prepared(tmp_path, "runs", 2)
     (other,) = prepared(tmp_path, "runs", 1, image_size="24")
     assert expected_peak(first) == UNKNOWN
-    write_json(other.path / "result.json", {"schema_version": 1, "cost": {"peak_rss_bytes": 700}})
+    finish(other, 700)
     assert expected_peak(first) == 700
-    write_json(second.path / "result.json", {"schema_version": 1, "cost": {"peak_rss_bytes": 300}})
+    finish(second, 300)
     assert expected_peak(first) == 300
     (other.path / "result.json").write_text("{")
     assert expected_peak(first) == 300
