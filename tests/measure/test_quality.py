@@ -17,8 +17,6 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from flowers_bench.measure.quality import (
     BINS,
     PerClass,
-    brier,
-    calibration_error,
     confusion_matrix,
     fit_temperature,
     most_confused,
@@ -75,15 +73,16 @@ def test_brier_and_calibration_are_their_definitions(seed: int, n: int, classes:
     squares = [
         sum((p - (c == y)) ** 2 for c, p in enumerate(row)) for row, y in zip(probabilities, labels, strict=True)
     ]
-    assert brier(probabilities, labels) == pytest.approx(math.fsum(squares) / n)
+    found = quality(logits, labels)
+    assert found["brier"] == pytest.approx(math.fsum(squares) / n)
     images = sorted((max(row), int(row.argmax() == y)) for row, y in zip(probabilities, labels, strict=True))
     wide = [[(p, hit) for p, hit in images if b / BINS < p <= (b + 1) / BINS] for b in range(BINS)]
-    assert calibration_error(probabilities, labels) == pytest.approx(_gaps(wide, n))
+    assert found["ece"] == pytest.approx(_gaps(wide, n))
     even: list[list[tuple[float, int]]] = [[] for _ in range(BINS)]
     for rank, image in enumerate(images):
         even[rank * BINS // n].append(image)
     assert max(map(len, even)) - min(map(len, even)) <= 1
-    assert calibration_error(probabilities, labels, adaptive=True) == pytest.approx(_gaps(even, n))
+    assert found["ece_adaptive"] == pytest.approx(_gaps(even, n))
 
 
 def _gaps(bins: list[list[tuple[float, int]]], n: int) -> float:
@@ -98,7 +97,21 @@ def test_brier_agrees_with_scikit_learn_on_two_classes() -> None:
 
     logits, labels = predictions(0, 60, 2)
     probabilities = softmax(logits.astype(np.float64), axis=1)
-    assert brier(probabilities, labels) == pytest.approx(2 * brier_score_loss(labels, probabilities[:, 1]))
+    assert quality(logits, labels)["brier"] == pytest.approx(2 * brier_score_loss(labels, probabilities[:, 1]))
+
+
+@pytest.mark.parametrize("values", [1, 20, 100])
+def test_figures_do_not_depend_on_how_many_images_are_judged_at_once(
+    values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, labels = predictions(0, 60, 9)
+    at_once = quality(logits, labels), probability_quality(logits, labels, 0.7), fit_temperature(logits, labels)
+    monkeypatch.setattr("flowers_bench.measure.quality.BLOCK", values)
+    assert at_once == (
+        quality(logits, labels),
+        probability_quality(logits, labels, 0.7),
+        fit_temperature(logits, labels),
+    )
 
 
 def test_a_calibrated_classifier_has_no_calibration_error_and_an_overconfident_one_has() -> None:

@@ -6,6 +6,7 @@ seconds, and its accuracy resolves ties in favour of the class that comes first.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ VISIBLE = 0.1
 BINS = 15
 #: Between which a temperature is looked for.
 TEMPERATURES = (1e-3, 1e3)
+#: Values (images times classes) that are turned into probabilities at once: memory must not be a multiple of the scores'.
+BLOCK = 1 << 20
 #: How many of the most confused pairs of classes a result names.
 CONFUSED = 10
 
@@ -45,9 +48,18 @@ def mean_per_class(correct: np.ndarray, labels: np.ndarray) -> float:
     return float((hits[totals > 0] / totals[totals > 0]).mean())
 
 
-def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of -log softmax(logits)[label], in nats."""
-    return float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
+def _blocks(logits: np.ndarray, labels: np.ndarray, temperature: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """logits / temperature in float64, with its labels, some images at a time."""
+    step = max(1, BLOCK // logits.shape[1])
+    for start in range(0, len(labels), step):
+        part = slice(start, start + step)
+        yield logits[part].astype(np.float64) / temperature, labels[part]
+
+
+def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
+    """Mean of -log softmax(logits / temperature)[label], in nats."""
+    losses = [-log_softmax(x, axis=1)[np.arange(len(y)), y] for x, y in _blocks(logits, labels, temperature)]
+    return float(np.concatenate(losses).mean())
 
 
 def mixed_quality(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
@@ -64,11 +76,11 @@ def mixed_quality(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     return {"top_m": float((found / m).mean()), "all_m": float((found == m).mean()), "m": float(m.mean())}
 
 
-def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over images of the squared distance between probabilities (N, C) and truth, from 0 to 2 (Brier 1950)."""
+def squared_distances(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Between probabilities (N, C) and truth, (N,), each from 0 to 2; their mean is the Brier score (Brier 1950)."""
     distance = probabilities.copy()
     distance[np.arange(len(labels)), labels] -= 1
-    return float(np.square(distance).sum(1).mean())
+    return np.asarray(np.square(distance).sum(1))
 
 
 def equal_width_bins(confidence: np.ndarray) -> np.ndarray:
@@ -76,32 +88,36 @@ def equal_width_bins(confidence: np.ndarray) -> np.ndarray:
     return np.asarray((np.ceil(confidence * BINS) - 1).clip(0, BINS - 1).astype(np.intp))
 
 
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray, *, adaptive: bool = False) -> float:
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, *, adaptive: bool = False) -> float:
     """Expected calibration error: the gap between confidence and accuracy, averaged over `BINS` bins by their images.
 
     The bins have equal width (Guo et al. 2017, arXiv:1706.04599, equation 3), or with `adaptive` as good as equally
-    many images each (AdaECE; Mukhoti et al. 2020, arXiv:2002.09437). probabilities (N, C), labels (N,).
+    many images each (AdaECE; Mukhoti et al. 2020, arXiv:2002.09437). confidence (N,): each image's largest
+    probability; correct bool (N,): whether it is its label's.
     """
-    confidence = probabilities.max(1)
-    gap = (probabilities.argmax(1) == labels) - confidence
+    gap = correct - confidence
     if adaptive:
         order = np.argsort(confidence, kind="stable")
         bins = np.empty(len(order), np.intp)
         bins[order] = np.arange(len(order)) * BINS // len(order)
     else:
         bins = equal_width_bins(confidence)
-    return float(np.abs(np.bincount(bins, gap, BINS)).sum() / len(labels))
+    return float(np.abs(np.bincount(bins, gap, BINS)).sum() / len(gap))
 
 
 def probability_quality(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> dict[str, float]:
     """How good softmax(logits / temperature) is as probabilities. logits (N, C), labels (N,)."""
-    scaled = logits.astype(np.float64) / temperature
-    probabilities = softmax(scaled, axis=1)
+    judged = []
+    for scaled, own in _blocks(logits, labels, temperature):
+        probabilities = softmax(scaled, axis=1)
+        right = probabilities.argmax(1) == own
+        judged.append((squared_distances(probabilities, own), probabilities.max(1), right))
+    distances, confidence, correct = map(np.concatenate, zip(*judged, strict=True))
     return {
-        "nll": negative_log_likelihood(scaled, labels),
-        "brier": brier(probabilities, labels),
-        "ece": calibration_error(probabilities, labels),
-        "ece_adaptive": calibration_error(probabilities, labels, adaptive=True),
+        "nll": negative_log_likelihood(logits, labels, temperature),
+        "brier": float(distances.mean()),
+        "ece": calibration_error(confidence, correct),
+        "ece_adaptive": calibration_error(confidence, correct, adaptive=True),
     }
 
 
@@ -114,10 +130,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """
     if correct_in_top_k(logits, labels).all():
         return None
-    values = logits.astype(np.float64)
     bounds = tuple(np.log(TEMPERATURES))
     found = minimize_scalar(
-        lambda log_t: negative_log_likelihood(values / np.exp(log_t), labels),
+        lambda log_t: negative_log_likelihood(logits, labels, float(np.exp(log_t))),
         bounds=bounds,
         method="bounded",
         options={"xatol": 1e-6},
