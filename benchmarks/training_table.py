@@ -4,8 +4,8 @@ Rows: `frozen` (ResNet-18, 224 px, three frozen stages, 20 epochs), `probe` (a l
 epochs), `finetune` (everything trained, 3 epochs), `finetune-bfloat16`. Both sides train on the same images with the
 same optimiser, rate, batches, epochs and crops, without augmentation, and keep the best validation epoch. They take
 turns, each time in a process of its own, and a time runs from the files to the trained model: reading, decoding and
-storing included, the test afterwards not. `cold` starts with empty caches; `warm` finds the decoded images and the
-frozen layers' activations of an earlier seed.
+storing included, the test afterwards not; images/s are those of the training steps alone. `cold` starts with empty
+caches; `warm` finds the decoded images and the frozen layers' activations of an earlier seed.
 
 Images: Flowers17 where FLOWERS_BENCH_SHARED names a folder with data/flowers17, else drawn petals; `--train` of each
 class, half as many for validation, 10 for the test. Per class of 17: 6 x 17 = 102 images of training and 51 of
@@ -76,11 +76,14 @@ def table(asked: argparse.Namespace) -> None:
         f"{origin}, {asked.train} training images a class, {asked.backbone}, {asked.size} px, {epochs} epochs, ", end=""
     )
     print(f"{asked.rounds} rounds, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the end:\n")
-    print("| row | book s | cold s | warm s | book / cold | book / warm | top-1 % book | top-1 % cold | top-1 % warm |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    heads = ["row", *(f"{side} s" for side in found), "book / cold", "book / warm", "images/s, cold / book"]
+    heads += [f"top-1 % {side}" for side in found]
+    print(f"| {' | '.join(heads)} |\n|---|{'---:|' * (len(heads) - 1)}")
     seconds = {side: [run["seconds"] for run in runs] for side, runs in found.items()}
     cells = [f"{statistics.median(values):.1f}" for values in seconds.values()]
     cells += [ratio(seconds["book"], seconds[side]) for side in ("cold", "warm")]
+    training = {side: [run["train_seconds"] for run in runs] for side, runs in found.items()}
+    cells.append(ratio(training["book"], training["cold"]))
     cells += [interval(runs) for runs in found.values()]
     print(f"| {asked.row} | {' | '.join(cells)} |")
 
@@ -148,10 +151,11 @@ def book(asked: argparse.Namespace) -> dict[str, float]:
     model = book_loop.build(asked.backbone, Path(asked.weights), classes, frozen)
     config = model.default_cfg
     data = book_loop.loaders(asked.folder, asked.size, BATCH, config["mean"], config["std"])
-    book_loop.train(model, data, asked.epochs or epochs, LR, precision)
+    train_seconds = book_loop.train(model, data, asked.epochs or epochs, LR, precision)
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
+        "train_seconds": train_seconds,
         "top1": book_loop.accuracy(model, data["test"]),
         "images": len(data["test"].dataset),  # type: ignore[arg-type]
     }

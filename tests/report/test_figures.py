@@ -53,7 +53,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     suite.write_text(SUITE)
     for k, accuracy in ((0, 0.6), (5, 0.7), (50, 0.8)):
         for seed in range(2):
-            cost = {"trainable_parameters": 1000 * k + 1, "parameters": 100_000}
+            cost = {"seconds": 60.0, "epochs": 3, "trainable_parameters": 1000 * k + 1, "parameters": 100_000}
             store_trial(runs, "meadow/a", seed, outcomes(seed, accuracy), options={"k": k}, result={"cost": cost})
     store_trial(runs, "meadow/a", 0, outcomes(0, 0.5), options={"k": 0}, backbone="resnet34")
     folder = store_trial(runs, "meadow/b", 0, outcomes(0, 0.55))

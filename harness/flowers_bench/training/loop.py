@@ -32,7 +32,8 @@ from flowers_bench.training.prefix import Stored
 from flowers_bench.training.ranks import ALONE, Ranks
 from flowers_bench.trial import Trial, derive_seed
 
-#: Clean training accuracy is measured on a fixed sample of this many training images each epoch.
+#: Clean training accuracy is measured each epoch on a fixed sample of at most this many training images, and of no more
+#: than validation has: it must not cost more than validating does.
 TRAIN_SAMPLE = 200
 Emit = Callable[[dict[str, Any]], None]
 
@@ -102,7 +103,7 @@ class Training:
         self._waited = 0.0
         self._energy = Meter(self.parts.normalize.device)
         sample = np.random.default_rng(derive_seed(self.trial.seed, "train sample"))
-        chosen = self._rows = np.sort(sample.permutation(len(self.train))[:TRAIN_SAMPLE])
+        chosen = self._rows = np.sort(sample.permutation(len(self.train))[: min(TRAIN_SAMPLE, len(self.val))])
         images: Images = Selection(self.train.images, chosen)
         if isinstance(self.train.images, Stored):
             images = self.train.images.sample(images, chosen)
