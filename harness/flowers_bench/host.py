@@ -99,8 +99,7 @@ class Host:
             )
         self.plugins[status.name] = status
         try:
-            # What a plugin prints while it is imported must not end up in output that scripts parse.
-            with contextlib.redirect_stdout(sys.stderr), _time_limit(IMPORT_TIMEOUT):
+            with _stdout_elsewhere(), _time_limit(IMPORT_TIMEOUT):
                 module = load()
                 self._register(status, module)
         except KeyboardInterrupt:
@@ -206,6 +205,19 @@ class Host:
         skipped += [f"{p.name} (broken)" for p in self.broken()]
         note = f" It may be registered by a plugin that was skipped: {', '.join(skipped)}." if skipped else ""
         return UsageError(f"{unknown_name(kind, name, known)}{note}")
+
+
+@contextlib.contextmanager
+def _stdout_elsewhere() -> Iterator[None]:
+    """What is printed inside goes to stderr, also where it bypasses Python (the file descriptor, a child process): it must
+    not end up in output that scripts parse."""
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as undo:
+        with contextlib.suppress(OSError):  # one of the two is closed: nothing to be kept clean
+            kept = os.dup(1)
+            undo.callback(os.close, kept)
+            os.dup2(2, 1)
+            undo.callback(os.dup2, kept, 1)
+        yield
 
 
 class _TookTooLong(BaseException):

@@ -26,8 +26,10 @@ def _misbehave(way: str) -> None:
         hoard = []
         while True:
             hoard.append(bytearray(os.urandom(1 << 20) * 16))
-    while way == "hangs":
-        pass
+    if way == "hangs":
+        Path(os.environ["FAULTS"], "hanging").touch()
+        while True:
+            pass
     if way == "prints":
         os.write(1, b"\xff\x00garbage\x1b[2J" * 100)
         print("more garbage \ud800", file=sys.stderr)

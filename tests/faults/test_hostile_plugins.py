@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -42,7 +43,7 @@ def install(site: Path, plugins: dict[str, str]) -> None:
 
 
 def test_broken_packages_are_named_and_everything_else_runs(flowers_bench, tmp_path: Path) -> None:
-    noisy = "print('garbage \\x1b[2J')\n"
+    noisy = "import os\nprint('garbage \\x1b[2J')\nos.write(1, b'garbage')\nos.system('echo garbage')\n"
     plugins = {name: source for name, (source, _) in BROKEN.items()}
     install(tmp_path / "site", {**plugins, "noisy": noisy + HEAD + LOSS.format(name="noisy")})
     path = os.pathsep.join(filter(None, [str(tmp_path / "site"), os.environ.get("PYTHONPATH")]))
@@ -139,4 +140,49 @@ def test_what_goes_wrong_in_a_trial_costs_that_trial_only(tmp_path: Path, ways: 
     assert code == 0, errors
     trials = by_variant(tmp_path)
     assert all(trial.finished() and trial.failure() is None for trial in trials.values())
+    assert {v: (trials[v].path / "result.json").read_bytes() for v in before} == before
+
+
+def alive(group: int) -> list[int]:
+    """Processes of a process group that are not dead."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            pass
+    return found
+
+
+def test_the_second_ctrl_c_ends_at_once_what_the_first_cannot(tmp_path: Path) -> None:
+    """The first one waits for the epoch's end, which never comes here."""
+    script = Path(sys.executable).with_name("flowers-bench")
+    command = [str(script), "--plugin", f"{TOY},{EVIL},toy/short,evil/hangs", "--data", "toy", "--seeds", "1"]
+    environment = {**os.environ, "FAULTS": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with (tmp_path / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=errors, stderr=errors, start_new_session=True
+        )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "hanging").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+    deadline = time.monotonic() + 5
+    while alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)  # helpers of multiprocessing end when they notice that nobody needs them
+    assert not [psutil.Process(pid).cmdline() for pid in alive(process.pid)]
+    assert "Traceback" not in (tmp_path / "errors").read_text()
+    before = {v: (t.path / "result.json").read_bytes() for v, t in by_variant(tmp_path).items() if t.finished()}
+    assert "short" in before
+
+    (tmp_path / "calm").touch()
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    trials = by_variant(tmp_path)
+    assert all(trial.finished() for trial in trials.values())
     assert {v: (trials[v].path / "result.json").read_bytes() for v in before} == before

@@ -317,20 +317,21 @@ class Training:
     def _resume(self) -> None:
         if not self._checkpoint_path.is_file() or not self._best_path.is_file():
             return
-        try:
-            state = torch.load(self._checkpoint_path, "cpu", weights_only=True)
-            if state["trial"] != self.trial.id:
-                raise ValueError("it belongs to another trial")
-            self._restore(state)
-        except Exception as error:  # damaged, truncated or hostile: anything may come out of the reader
-            raise TrialFailed(
-                f"{self._checkpoint_path} cannot be used ({type(error).__name__}: {str(error)[:200]}). "
-                "Remove it to start this trial afresh."
-            ) from error
+        for path, use in ((self._best_path, load_file), (self._checkpoint_path, self._restore)):
+            try:
+                use(path)
+            except Exception as error:  # damaged, truncated or hostile: anything may come out of the reader
+                raise TrialFailed(
+                    f"{path} cannot be used ({type(error).__name__}: {str(error)[:200]}). "
+                    "Remove it to start this trial afresh."
+                ) from error
         self.emit({"event": "resumed", "epoch": len(self.history)})
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, checkpoint: Path) -> None:
         assert self._optimizer is not None
+        state = torch.load(checkpoint, "cpu", weights_only=True)
+        if state["trial"] != self.trial.id:
+            raise ValueError("it belongs to another trial")
         self._model.load_state_dict(state["model"])
         if isinstance(self.parts.criterion, nn.Module):
             self.parts.criterion.load_state_dict(state["criterion"])

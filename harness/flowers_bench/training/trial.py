@@ -276,7 +276,13 @@ def load_trained(folder: TrialFolder, device: torch.device) -> Parts:
     host = discover([Path(path) for path in run["plugin_files"]])
     with torch.random.fork_rng():
         parts, _ = build_parts(host, trial, {**run, "weights_path": None}, device)
-    parts.model.load_state_dict(read_state_dict(folder.weights()))
+    path = folder.weights()
+    try:
+        parts.model.load_state_dict(read_state_dict(path))
+    except RuntimeError as error:
+        raise UsageError(
+            f"{path} does not fit its trial: {str(error)[:200]}. Remove its folder to run it again."
+        ) from error
     parts.model.eval().requires_grad_(False)
     return parts
 
