@@ -95,22 +95,23 @@ def epoch(number: int, **more: float) -> dict[str, float]:
 
 
 def test_training_cost_adds_up() -> None:
-    found = training_cost([epoch(1), epoch(2), epoch(3)], best_epoch=2)
+    found = training_cost([epoch(1), epoch(2), epoch(3)], best_epoch=2, fit_seconds=0.5)
     assert found == {
         "epochs": 3,
         "train_seconds": 6.0,
         "data_wait_share": 0.25,
-        "seconds": 9.0,
-        "seconds_to_best": 6.0,
+        "fit_seconds": 0.5,
+        "seconds": 9.5,
+        "seconds_to_best": 6.5,
         "train_images_per_second": 50.0,
     }
-    assert training_cost([], 0)["train_images_per_second"] is None
+    assert training_cost([], 0, 0.5)["train_images_per_second"] is None
 
 
 def test_energy_is_reported_only_if_every_epoch_was_measured() -> None:
     both = [epoch(1, package_joules=5.0), epoch(2, package_joules=7.0)]
-    assert training_cost(both, 1)["package_joules"] == 12
-    assert "package_joules" not in training_cost([*both, epoch(3)], 1)
+    assert training_cost(both, 1, 0)["package_joules"] == 12
+    assert "package_joules" not in training_cost([*both, epoch(3)], 1, 0)
 
 
 def test_rapl_counters_are_read_summed_and_unwound(tmp_path: Path) -> None:

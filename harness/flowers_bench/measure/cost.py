@@ -97,9 +97,16 @@ def peak_of_all(peaks: Sequence[Mapping[str, int]]) -> dict[str, int]:
     return {name: fold[name]([peak[name] for peak in peaks]) for name in peaks[0]}
 
 
-def training_cost(history: list[dict[str, Any]], best_epoch: int) -> dict[str, Any]:
+def training_cost(history: list[dict[str, Any]], best_epoch: int, fit_seconds: float) -> dict[str, Any]:
     """Time over all epochs, evaluation included and apart; images per second of training; time to the best epoch;
-    and the energy, where every epoch's was measured (`energy.Meter`)."""
+    and the energy, where every epoch's was measured (`energy.Meter`).
+
+    Args:
+        history: a dictionary per epoch.
+        best_epoch: the chosen one, from 1.
+        fit_seconds: what fitting the predictor on the training split took in the end, for some techniques all there is to
+            learn: part of the time in all and of the time to the best.
+    """
     train_seconds = sum(epoch["train_seconds"] for epoch in history)
     waited = [epoch["wait_seconds"] for epoch in history if "wait_seconds" in epoch]
     counters = set.intersection(*({k for k in epoch if k.endswith("_joules")} for epoch in history)) if history else ()
@@ -107,8 +114,9 @@ def training_cost(history: list[dict[str, Any]], best_epoch: int) -> dict[str, A
         "epochs": len(history),
         "train_seconds": train_seconds,
         "data_wait_share": sum(waited) / train_seconds if train_seconds and len(waited) == len(history) else None,
-        "seconds": sum(epoch["seconds"] for epoch in history),
-        "seconds_to_best": sum(epoch["seconds"] for epoch in history[:best_epoch]),
+        "fit_seconds": fit_seconds,
+        "seconds": sum(epoch["seconds"] for epoch in history) + fit_seconds,
+        "seconds_to_best": sum(epoch["seconds"] for epoch in history[:best_epoch]) + fit_seconds,
         "train_images_per_second": sum(epoch["images"] for epoch in history) / train_seconds if train_seconds else None,
         **{name: sum(epoch[name] for epoch in history) for name in sorted(counters)},
     }

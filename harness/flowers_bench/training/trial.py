@@ -101,9 +101,10 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     emit({"event": "testing"})
     test_started = time.perf_counter()
     predict = parts.evaluator.fit(model, dataset.train)
+    fit_seconds = time.perf_counter() - test_started
     cost = {
         **parameter_counts(model),
-        **training_cost(training.history, training.best_epoch),
+        **training_cost(training.history, training.best_epoch, fit_seconds),
         **peak_of_all([peak_memory(device), *others]),
     }
     if trial.protocol.report == "none":
@@ -114,7 +115,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
         **cost,
         **({"search_seconds": run["search"]["seconds"]} if run.get("search") else {}),
         "setup_seconds": setup_seconds,
-        "test_seconds": time.perf_counter() - test_started,
+        "test_seconds": time.perf_counter() - test_started - fit_seconds,
         **_prediction_cost(trial, parts, predict, dataset),
         "prefix_cache": prefix,
     }
