@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from flowers_bench.host import discover
 from flowers_bench.store import Store, TrialFolder
 from flowers_bench.suite import Planned, Request, plan
-from flowers_bench.training.loop import Emit
-from flowers_bench.training.trial import run_trial
+from flowers_bench.training.loop import Emit, Training
+from flowers_bench.training.trial import build_parts, load_dataset, run_trial, trial_from_config
 
 TOY = Path(__file__).parent / "toy.py"
 
@@ -65,3 +65,21 @@ def live(
     run_trial(folder, emit)
     torch.use_deterministic_algorithms(False)
     return folder
+
+
+def ignore(*event: object) -> None:
+    """Nobody listens."""
+
+
+def training_of(folder: TrialFolder, stop_requested: Callable[[], bool] = lambda: False) -> Training:
+    """The training of a prepared trial of the toy plugin."""
+    trial, run, host = trial_from_config(folder.config()), folder.run(), discover([TOY])
+    dataset = load_dataset(host, trial, run)
+    parts, _ = build_parts(host, trial, run, torch.device("cpu"))
+    return Training(trial, parts, dataset.train, dataset.val, folder.path, ignore, stop_requested)
+
+
+def run_once_interrupted(folder: TrialFolder) -> None:
+    """One epoch of the trial, then the stop that Ctrl-C asks for."""
+    torch.set_num_threads(1)
+    training_of(folder, stop_requested=lambda: True).run(ignore)

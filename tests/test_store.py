@@ -72,13 +72,19 @@ def test_result_of_another_version_is_refused(tmp_path: Path) -> None:
     result = folder.path / "result.json"
     record = json.loads(result.read_text())
     for change, message in (
-        ({"schema_version": SCHEMA_VERSION + 1}, rf"schema version {SCHEMA_VERSION + 1}; .* up to {SCHEMA_VERSION}"),
+        (
+            {"schema_version": SCHEMA_VERSION + 1},
+            rf"schema version {SCHEMA_VERSION + 1}; .* reads up to {SCHEMA_VERSION}",
+        ),
         ({"schema_version": None}, "no schema version"),
         ({"class_names": ["rose"]}, "it names 1 classes of 4"),
     ):
         result.write_text(json.dumps({**record, **change}))
         with pytest.raises(UsageError, match=message):
             folder.result()
+    (folder.path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"config\.json is damaged: it has no schema version"):
+        folder.config()
 
 
 def test_find_by_prefix(tmp_path: Path) -> None:

@@ -38,11 +38,12 @@ _COST: Form = {
         }
     },
 }
+_PROBABILITIES: Form = dict.fromkeys(("nll?", "brier?", "ece?", "ece_adaptive?"), Number)
 _QUALITY: Form = {
-    **dict.fromkeys(("n", "top1"), Number),
-    **dict.fromkeys(("top5?", "mean_per_class?", "macro_f1?", "nll?", "brier?", "ece?", "ece_adaptive?"), Number),
+    **dict.fromkeys(("n", "top1", "top5?", "mean_per_class?", "macro_f1?"), Number),
+    **_PROBABILITIES,
+    "calibrated?": _PROBABILITIES,
 }
-_CALIBRATED: Form = dict.fromkeys(("nll?", "brier?", "ece?", "ece_adaptive?"), Number)
 _EPISODES: Form = dict.fromkeys(("n_way", "k_shot", "episodes", "accuracy"), Number)
 #: Of a trial of a search, which never reads the test split.
 SEARCHED: Form = {
@@ -56,7 +57,7 @@ SEARCHED: Form = {
 RESULT: Form = {
     **SEARCHED,
     "stopped_early": bool,
-    "test": {**_QUALITY, "calibrated?": _CALIBRATED},
+    "test": _QUALITY,
     "temperature?": Number,
     "class_names": [str],
     "hardware": {
@@ -88,12 +89,12 @@ def problem(value: Any, form: Any, name: str = "") -> str | None:
         if not isinstance(value, dict):
             return f"{name} is no object"
         prefix = f"{name}." if name else ""
+        # Null is as good as missing where a name may be missing.
+        given = {f"{key}?": item for key, item in value.items() if item is not None} | value
         missing = next((key for key in form if key[-1] != "?" and key not in value), None)
         if missing:
             return f"it has no {prefix}{missing}"
-        there = [key for key in form if key[-1] != "?" or value.get(key[:-1]) is not None]
-        names = {key: key.removesuffix("?") for key in there}
-        found = (problem(value[names[key]], form[key], prefix + names[key]) for key in there)
+        found = (problem(given[key], form[key], prefix + key.removesuffix("?")) for key in form if key in given)
     else:
         right = isinstance(value, form) and (form is bool or not isinstance(value, bool))
         return None if right else f"{name} is {value!r:.40}"

@@ -73,14 +73,19 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
+def damaged(path: Path, what: str) -> UsageError:
+    """The error for a file of a trial that is of no use, with the way out."""
+    return UsageError(f"{path} {what}. Remove its folder to run that trial again.")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; `UsageError` names the file when it is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read: {error}. Remove its folder to run that trial again.") from error
+        raise damaged(path, f"cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise UsageError(f"{path} is not a JSON object. Remove its folder to run that trial again.")
+        raise damaged(path, "is not a JSON object")
     return value
 
 
@@ -142,7 +147,7 @@ class TrialFolder:
             return _supported(path, SEARCHED)
         result, classes = _supported(path, RESULT), config["dataset"]["classes"]
         if len(result["class_names"]) != classes:
-            raise _damaged(path, f"it names {len(result['class_names'])} classes of {classes}")
+            raise damaged(path, f"is damaged: it names {len(result['class_names'])} classes of {classes}")
         return result
 
     def environment(self) -> dict[str, Any]:
@@ -194,7 +199,7 @@ class TrialFolder:
         try:
             return pd.read_parquet(path)
         except (OSError, pa.ArrowException, ValueError) as error:
-            raise UsageError(f"{path} cannot be read: {error}. Remove its folder to run that trial again.") from error
+            raise damaged(path, f"cannot be read: {error}") from error
 
     def scores(self, split: str = "test") -> Scores:
         """The predictions of one split as arrays, images in order of their keys: many times quicker than
@@ -208,7 +213,7 @@ class TrialFolder:
             table = table.sort_by("key").combine_chunks()
             logits = table.column("logits").combine_chunks().flatten().to_numpy().reshape(len(table), -1)
         except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-            raise UsageError(f"{path} cannot be read: {error}. Remove its folder to run that trial again.") from error
+            raise damaged(path, f"cannot be read: {error}") from error
         return Scores(tuple(table.column("key").to_pylist()), table.column("label").to_numpy(), logits)
 
 
@@ -223,25 +228,21 @@ def _lines(path: Path, keys: set[str]) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read: {error}. Remove its folder to run that trial again.") from error
+        raise damaged(path, f"cannot be read: {error}") from error
 
 
 def _supported(path: Path, form: Form) -> dict[str, Any]:
     value = read_json(path)
     version = value.get("schema_version")
     if not isinstance(version, int) or version < 1:
-        raise _damaged(path, "it has no schema version")
+        raise damaged(path, "is damaged: it has no schema version")
     if version > SCHEMA_VERSION:
         raise UsageError(
             f"{path} has schema version {version}; this flowers-bench reads up to {SCHEMA_VERSION}. Upgrade flowers-bench."
         )
     if lacking := problem(value, form):
-        raise _damaged(path, lacking)
+        raise damaged(path, f"is damaged: {lacking}")
     return value
-
-
-def _damaged(path: Path, why: str) -> UsageError:
-    return UsageError(f"{path} is damaged: {why}. Remove its folder to run that trial again.")
 
 
 class Store:

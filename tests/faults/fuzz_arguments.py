@@ -2,7 +2,7 @@
 
     pip install atheris && python tests/faults/fuzz_arguments.py -max_total_time=300 -max_len=512 -len_control=0
 
-Anything but a result of finite size or a RuntimeError is a finding: a crash ends the process, and libFuzzer writes the
+Anything but a result or a RuntimeError is a finding: a crash ends the process, and libFuzzer writes the
 input that did it. The kernel is not instrumented, so that coverage is that of this file alone: what varies is drawn here.
 """
 
@@ -47,7 +47,7 @@ def tensor(data: atheris.FuzzedDataProvider, shape: list[int], dtype: torch.dtyp
     elif order == 2 and found.dim() > 1:
         found = found.transpose(-1, -2).contiguous().transpose(-1, -2)
     elif order == 3 and found.dim():
-        found = found.expand(found.shape) if found.shape[0] != 1 else found.expand(2, *found.shape[1:])
+        found = found[:1].expand(shape)
     return found
 
 

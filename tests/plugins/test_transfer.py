@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from planted import Planted
 from safetensors.torch import save_file
 from torch import nn
 
@@ -64,14 +65,6 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         Backbone("test_vit", resolve_weights(str(path), "test_vit"), 3, 64).create()
 
 
-class Evil:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> object:
-        return (Path.touch, (self.path,))
-
-
 @pytest.mark.parametrize("how", ["truncated", "zero", "pickle", "nested", "no tensors", "text"])
 def test_bad_weight_files_are_refused_and_run_nothing(tmp_path: Path, how: str) -> None:
     path, witness = tmp_path / "w.pth", tmp_path / "witness"
@@ -79,13 +72,13 @@ def test_bad_weight_files_are_refused_and_run_nothing(tmp_path: Path, how: str) 
     contents = {
         "truncated": whole[: len(whole) // 2],
         "zero": b"",
-        "pickle": pickle.dumps(Evil(witness)),
+        "pickle": pickle.dumps(Planted(witness)),
         "text": b"hello",
     }
     if how in contents:
         path.write_bytes(contents[how])
     else:
-        torch.save({"a": Evil(witness)} if how == "nested" else {"a": 3}, path)
+        torch.save({"a": Planted(witness)} if how == "nested" else {"a": 3}, path)
     with pytest.raises(UsageError, match=r"w\.pth"):
         read_state_dict(path)
     assert not witness.exists()

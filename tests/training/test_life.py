@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from lives import ignore, run_once_interrupted, training_of
 
 from flowers_bench.errors import TrialFailed, UsageError
 from flowers_bench.executors.local import run_all
@@ -19,7 +19,7 @@ from flowers_bench.host import discover
 from flowers_bench.store import Store, TrialFolder
 from flowers_bench.suite import Planned, Request, plan
 from flowers_bench.training.loop import Interrupted, Training
-from flowers_bench.training.trial import build_parts, load_dataset, run_trial, trial_from_config
+from flowers_bench.training.trial import run_trial
 
 TOY = Path(__file__).parents[1] / "toy.py"
 Prepare = Callable[..., TrialFolder]
@@ -47,10 +47,6 @@ def outcome(folder: TrialFolder) -> tuple[Any, ...]:
     table = folder.predictions()
     result = folder.result()
     return (np.stack(list(table["logits"])).tobytes(), history, result["test"], result["val"], result["best_epoch"])
-
-
-def ignore(*event: object) -> None:
-    """Nobody listens."""
 
 
 def test_two_runs_are_bit_equal_and_leave_a_complete_folder(prepare: Prepare) -> None:
@@ -101,17 +97,6 @@ def test_interrupted_and_continued_equals_undisturbed(prepare: Prepare) -> None:
     assert outcome(undisturbed) == outcome(disturbed)
 
 
-def run_once_interrupted(folder: TrialFolder) -> None:
-    """One epoch of the trial, then the stop that Ctrl-C asks for."""
-    config, run = folder.config(), folder.run()
-    trial = trial_from_config(config)
-    host = discover([TOY])
-    dataset = load_dataset(host, trial, run)
-    torch.set_num_threads(1)
-    parts, _ = build_parts(host, trial, run, torch.device("cpu"))
-    Training(trial, parts, dataset.train, dataset.val, folder.path, ignore, lambda: True).run(ignore)
-
-
 def test_killed_at_random_moments_and_rerun_is_bit_equal(prepare: Prepare) -> None:
     """Moments are counted in events, not seconds: a quick machine is killed as often as a slow one."""
     undisturbed, disturbed = prepare("a", epochs="12"), prepare("b", epochs="12")
@@ -157,11 +142,7 @@ def test_killed_between_the_last_checkpoint_and_its_history(prepare: Prepare) ->
 
 def run_to_the_last_checkpoint(folder: TrialFolder) -> None:
     """What a process does that is killed right after its last checkpoint: no history line, no result."""
-    trial = trial_from_config(folder.config())
-    host = discover([TOY])
-    dataset = load_dataset(host, trial, folder.run())
-    parts, _ = build_parts(host, trial, folder.run(), torch.device("cpu"))
-    Training(trial, parts, dataset.train, dataset.val, folder.path).run(ignore)
+    training_of(folder).run(ignore)
 
 
 def test_non_finite_loss_is_a_failure_with_the_step(prepare: Prepare) -> None:
@@ -205,12 +186,7 @@ def test_identity_depends_on_what_decides_the_outcome_and_nothing_else(tmp_path:
 def test_techniques_see_the_same_order_of_images(prepare: Prepare) -> None:
     orders = []
     for folder in (prepare("a"), prepare("a", "toy/short")):
-        trial = trial_from_config(folder.config())
-        host = discover([TOY])
-        dataset = load_dataset(host, trial, folder.run())
-        parts, _ = build_parts(host, trial, folder.run(), torch.device("cpu"))
-        training = Training(trial, parts, dataset.train, dataset.val, folder.path)
-        orders.append([batch.tolist() for batch in training._batches(1)])
+        orders.append([batch.tolist() for batch in training_of(folder)._batches(1)])
     assert orders[0] == orders[1]
 
 

@@ -146,7 +146,7 @@ class Training:
         if self.best_epoch == 0:
             self._save_weights()
         if self.ranks.leads:
-            self._model.load_state_dict(load_file(self._best_path))
+            self._load_best(self._best_path)
         return self._model
 
     def _open_stored(self) -> None:
@@ -317,7 +317,7 @@ class Training:
     def _resume(self) -> None:
         if not self._checkpoint_path.is_file() or not self._best_path.is_file():
             return
-        for path, use in ((self._best_path, load_file), (self._checkpoint_path, self._restore)):
+        for path, use in ((self._best_path, self._load_best), (self._checkpoint_path, self._restore)):
             try:
                 use(path)
             except Exception as error:  # damaged, truncated or hostile: anything may come out of the reader
@@ -326,6 +326,9 @@ class Training:
                     "Remove it to start this trial afresh."
                 ) from error
         self.emit({"event": "resumed", "epoch": len(self.history)})
+
+    def _load_best(self, weights: Path) -> None:
+        self._model.load_state_dict(load_file(weights))
 
     def _restore(self, checkpoint: Path) -> None:
         assert self._optimizer is not None

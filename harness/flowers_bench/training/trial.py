@@ -41,7 +41,7 @@ from flowers_bench.measure.quality import (
     quality_by_class,
 )
 from flowers_bench.measure.retrieval import retrieval
-from flowers_bench.store import SCHEMA_VERSION, TrialFolder, read_json, write_atomically, write_json
+from flowers_bench.store import SCHEMA_VERSION, TrialFolder, damaged, read_json, write_atomically, write_json
 from flowers_bench.technique import AugmentationContext, LossContext, ModelContext
 from flowers_bench.training.loop import Emit, Parts, Training
 from flowers_bench.training.prediction import EVALUATION_BATCH, Evaluator, Fitted, gives_probabilities
@@ -99,12 +99,12 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     # Once more: killed between the last checkpoint and its line of history, a continuation runs no epoch.
     write_history(folder.path, training.history)
     emit({"event": "testing"})
-    test_started = time.perf_counter()
+    fit_started = time.perf_counter()
     predict = parts.evaluator.fit(model, dataset.train)
-    fit_seconds = time.perf_counter() - test_started
+    test_started = time.perf_counter()
     cost = {
         **parameter_counts(model),
-        **training_cost(training.history, training.best_epoch, fit_seconds),
+        **training_cost(training.history, training.best_epoch, test_started - fit_started),
         **peak_of_all([peak_memory(device), *others]),
     }
     if trial.protocol.report == "none":
@@ -115,7 +115,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
         **cost,
         **({"search_seconds": run["search"]["seconds"]} if run.get("search") else {}),
         "setup_seconds": setup_seconds,
-        "test_seconds": time.perf_counter() - test_started - fit_seconds,
+        "test_seconds": time.perf_counter() - test_started,
         **_prediction_cost(trial, parts, predict, dataset),
         "prefix_cache": prefix,
     }
@@ -281,9 +281,7 @@ def load_trained(folder: TrialFolder, device: torch.device) -> Parts:
     try:
         parts.model.load_state_dict(read_state_dict(path))
     except RuntimeError as error:
-        raise UsageError(
-            f"{path} does not fit its trial: {str(error)[:200]}. Remove its folder to run it again."
-        ) from error
+        raise damaged(path, f"does not fit its trial: {str(error)[:200]}") from error
     parts.model.eval().requires_grad_(False)
     return parts
 
