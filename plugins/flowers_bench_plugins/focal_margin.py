@@ -2,8 +2,8 @@
 
 Papers: Lin et al. 2017, "Focal loss for dense object detection" (arXiv:1708.02002), equation 4; Wang et al. 2018,
 "CosFace: large margin cosine loss for deep face recognition" (arXiv:1801.09414), equation 4; Chen 2023, "Optimized
-hybrid focal margin loss for crack segmentation" (arXiv:2302.04395); Kobayashi 2019, "Large margin in softmax
-cross-entropy loss" (BMVC).
+hybrid focal margin loss for crack segmentation" (arXiv:2302.04395); Abraham & Khan 2019, "A novel focal Tversky loss
+function with improved attention U-Net for lesion segmentation" (arXiv:1810.07842).
 
 With p = softmax(z) over the C classes and y the true one:
 
@@ -16,16 +16,23 @@ An image that is right already (p_y near 1) hardly counts any more; gamma = 0 is
 The cosine head has neither norms nor biases to hide behind, so the embedding must point closer to its own class
 vector than to any other by m. Training only: predictions use the plain cosines.
 
-    hybrid-focal-margin F(z) + lambda R(z),   R(z) = 1/2 sum over c != y of  (q_c - 1/(C - 1)) log q_c
+    hybrid-focal-margin lambda FM(z) + (1 - lambda) FT(p)
 
-where q is the softmax over the wrong classes alone. R >= 0, and 0 where they are all alike: no wrong class may come
-forward, which is what keeps the margin large.
+        FM(z) = -(1 - p_y)^gamma log p'_y       p' = softmax(z'), z'_y = z_y - m, z'_c = z_c for the others
+        FT(p) = mean over classes c of (1 - TI_c)^0.75
+        TI_c  = (tp_c + 1) / (tp_c + 0.7 fn_c + 0.3 fp_c + 1)
 
-What differs, and what we could not check: Chen 2023 segments cracks (two classes a pixel) and describes its loss as a
-hybrid of an entropy term with a margin regulariser ("large-margin softmax") and a focal one. We had the abstract and
-not the equations: `hybrid-focal-margin` is our reading of it, with Kobayashi's regulariser, for C classes an image.
-The paper's weighting, and whatever it adds for segmentation, may differ. The additive margin is CosFace's, with
-Lin's factor in front; in Lin's paper the loss is a sigmoid's, here (as usual for classification) a softmax's.
+Chen's focal margin loss FM (equation 12 there) asks the true class for a lead of m in logits, while the factor in front
+looks at the plain p: m = 0 leaves focal loss, gamma = 0 the large-margin loss, both 0 cross-entropy. FT is the focal
+Tversky loss (Abraham & Khan 2019), with tp, fn and fp the probabilities that the batch's images of c give to c, withhold
+from it, and that the other images give to c. The hybrid (equation 13) weighs the two by lambda; the paper then takes
+their plain sum (equation 14), which is lambda = 1/2 but for a factor. Constants are the paper's; its gamma is 2, and m
+from 0.5 to 1.5, more where a class is rarer.
+
+What differs: Chen segments cracks, two classes a pixel, and in the experiments leaves the rare class undiscounted (the
+asymmetric FM, equation 11). Here no class is the rare one, so it is the symmetric FM, with images for pixels, and FT is
+a mean over the C classes instead of a sum over one. The additive cosine margin is CosFace's, with Lin's factor in front;
+in Lin's paper the loss is a sigmoid's, here (as usual for classification) a softmax's.
 """
 
 from __future__ import annotations
@@ -67,6 +74,8 @@ STUDY = {
 }
 # Training a linear classifier alone: nothing pretrained can be spoilt, so a larger rate.
 PROBE = {"lr": 3e-3, "layer_decay": 1.0, "weight_decay": 0.0}
+# Of the focal Tversky loss, as Chen 2023 uses it: delta, the weight of what is missed, and its exponent.
+TVERSKY, TVERSKY_FOCUS = 0.7, 0.75
 
 
 def build_cosine_classifier(context: ModelContext) -> nn.Module:
@@ -81,29 +90,34 @@ def build_cosine_classifier(context: ModelContext) -> nn.Module:
     return Classifier(backbone)
 
 
-def focal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """Mean over the batch of -(1 - p_y)^gamma log p_y. Soft targets (N, C) weigh the same term of every class."""
+def focal(logits: Tensor, target: Tensor, gamma: float, margin: float = 0.0) -> Tensor:
+    """Mean over the batch of -(1 - p_y)^gamma log p'_y, where p' is p of logits with the true one `margin` lower.
+
+    Soft targets (N, C), for which there is no margin, weigh the same term of every class.
+    """
     import torch
     import torch.nn.functional as F
 
     log_p = F.log_softmax(logits, dim=1)
     # Not quite zero: for gamma below 1 the slope of (1 - p)^gamma at p = 1 is infinite.
-    miss = (1 - log_p.exp()).clamp_min(torch.finfo(log_p.dtype).eps)
-    terms = -(miss**gamma) * log_p
-    if target.ndim == 1:
-        return terms.gather(1, target[:, None]).mean()
-    return (target * terms).sum(1).mean()
+    factor = (1 - log_p.exp()).clamp_min(torch.finfo(log_p.dtype).eps) ** gamma
+    if target.ndim == 2:
+        return -(target * factor * log_p).sum(1).mean()
+    if margin:
+        log_p = F.log_softmax(logits - margin * F.one_hot(target, logits.shape[1]), dim=1)
+    return -(factor * log_p).gather(1, target[:, None]).mean()
 
 
-def large_margin(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean over the batch of R (above): how far the wrong classes are from being equally likely. Zero for C = 2."""
+def focal_tversky(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over the classes of (1 - TI)^0.75, TI from the batch's probabilities; hard targets (N,)."""
     import torch
     import torch.nn.functional as F
 
-    others = torch.ones_like(logits, dtype=torch.bool).scatter_(1, target[:, None], False)
-    wrong = logits[others].view(len(logits), -1)
-    log_q = F.log_softmax(wrong, dim=1)
-    return 0.5 * ((log_q.exp() - 1 / wrong.shape[1]) * log_q).sum(1).mean()
+    p, true = logits.softmax(1), F.one_hot(target, logits.shape[1])
+    hit, missed, wrong = (p * true).sum(0), ((1 - p) * true).sum(0), (p * (1 - true)).sum(0)
+    index = (hit + 1) / (hit + TVERSKY * missed + (1 - TVERSKY) * wrong + 1)
+    # As above: the slope of x^0.75 at 0 is infinite.
+    return ((1 - index).clamp_min(torch.finfo(p.dtype).eps) ** TVERSKY_FOCUS).mean()
 
 
 def build_focal(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
@@ -126,9 +140,14 @@ def build_focal_margin(context: LossContext) -> Callable[[Output, Tensor], Tenso
 
 
 def build_hybrid_focal_margin(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
-    """F(z) + lambda R(z)."""
-    gamma, weight = context.options["gamma"], context.options["margin_weight"]
-    return lambda output, target: focal(output.logits, target, gamma) + weight * large_margin(output.logits, target)
+    """lambda FM(z) + (1 - lambda) FT(p)."""
+    gamma, margin, weight = (context.options[name] for name in ("gamma", "logit_margin", "focal_weight"))
+
+    def hybrid(output: Output, target: Tensor) -> Tensor:
+        entropy = focal(output.logits, target, gamma, margin)
+        return weight * entropy + (1 - weight) * focal_tversky(output.logits, target)
+
+    return hybrid
 
 
 GAMMA = Option(2.0, "how strongly easy images are discounted; 0: not at all", minimum=0, maximum=20, search=(0.0, 5.0))
@@ -154,7 +173,8 @@ def register_models() -> list[Model]:
 @hookimpl
 def register_losses() -> list[Loss]:
     margin = Option(0.2, "by how much the true class's cosine must lead", minimum=0, maximum=1, search=(0.05, 0.5))
-    weight = Option(0.3, "lambda, the weight of the margin term", minimum=0, maximum=100, search=(0.03, 3.0))
+    lead = Option(0.5, "m, by how much the true class's logit must lead", minimum=0, maximum=100, search=(0.1, 1.5))
+    weight = Option(0.5, "lambda, the focal margin loss's share", minimum=0, maximum=1, search=(0.1, 1.0))
     return [
         Loss("focal", "focal loss of the logits", frozenset({"logits"}), {"gamma": GAMMA}, build=build_focal),
         Loss(
@@ -166,9 +186,9 @@ def register_losses() -> list[Loss]:
         ),
         Loss(
             "hybrid-focal-margin",
-            "focal loss plus a regulariser that keeps the wrong classes alike",
+            "focal loss with a margin between logits, plus the focal Tversky loss",
             frozenset({"logits", "hard_targets"}),
-            {"gamma": GAMMA, "margin_weight": weight},
+            {"gamma": GAMMA, "logit_margin": lead, "focal_weight": weight},
             build=build_hybrid_focal_margin,
         ),
     ]
@@ -192,7 +212,7 @@ def register_techniques() -> list[Technique]:
                 "Lin et al. 2017, Focal loss for dense object detection, arXiv:1708.02002",
                 "Wang et al. 2018, CosFace: large margin cosine loss for deep face recognition, arXiv:1801.09414",
                 "Chen 2023, Optimized hybrid focal margin loss for crack segmentation, arXiv:2302.04395",
-                "Kobayashi 2019, Large margin in softmax cross-entropy loss, BMVC 2019",
+                "Abraham & Khan 2019, A novel focal Tversky loss function, arXiv:1810.07842",
                 "Dosovitskiy et al. 2021, An image is worth 16x16 words, arXiv:2010.11929",
             ),
             model="cosine-classifier",
@@ -214,7 +234,7 @@ def register_techniques() -> list[Technique]:
             variants={
                 "additive": _additive("focal loss with an additive cosine margin"),
                 "hybrid": Variant(
-                    "focal loss plus the margin regulariser, on a linear classifier",
+                    "the hybrid focal margin loss of Chen 2023, on a linear classifier",
                     model="classifier",
                     loss="hybrid-focal-margin",
                     baseline="full",
@@ -222,6 +242,13 @@ def register_techniques() -> list[Technique]:
                 "focal": _additive("no margin: focal loss on the cosines", margin=0.0),
                 "margin": _additive("no focal factor: the cosine margin alone (CosFace)", gamma=0.0),
                 "cosine": _additive("neither: cross-entropy of the scaled cosines", margin=0.0, gamma=0.0),
+                "focal-logit-margin": Variant(
+                    "without the Tversky term: Chen's focal margin loss alone",
+                    {"focal_weight": 1.0},
+                    model="classifier",
+                    loss="hybrid-focal-margin",
+                    baseline="full",
+                ),
                 "focal-linear": Variant(
                     "plain focal loss on a linear classifier", model="classifier", loss="focal", baseline="full"
                 ),
@@ -230,7 +257,7 @@ def register_techniques() -> list[Technique]:
                 "full": _plain("full fine-tuning: linear classifier, cross-entropy"),
                 "frozen": _plain("linear probe: only the classifier is trained", -1, PROBE),
                 "study": Variant(
-                    "the study's row: focal loss plus a margin term, with its recipe",
+                    "the study's row: the hybrid focal margin loss, with its recipe",
                     model="classifier",
                     loss="hybrid-focal-margin",
                     recipe=STUDY,

@@ -21,7 +21,7 @@ from flowers_bench_plugins.focal_margin import (
     build_focal_margin,
     build_hybrid_focal_margin,
     focal,
-    large_margin,
+    focal_tversky,
 )
 
 GAMMAS = st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0])
@@ -41,15 +41,28 @@ def _focal_by_hand(logits: Tensor, target: Tensor, gamma: float) -> float:
     return total / len(logits)
 
 
-def _margin_by_hand(logits: Tensor, target: Tensor) -> float:
+def _focal_margin_by_hand(logits: Tensor, target: Tensor, gamma: float, margin: float) -> float:
+    """Chen 2023, equation 12: the factor from the plain prediction, the logarithm from the one with a margin."""
     total = 0.0
     for row, label in zip(logits.tolist(), target.tolist(), strict=True):
-        wrong = [z for c, z in enumerate(row) if c != label]
-        normalizer = sum(math.exp(z) for z in wrong)
-        for z in wrong:
-            q = math.exp(z) / normalizer
-            total += 0.5 * (q - 1 / len(wrong)) * math.log(q)
+        plain = math.exp(row[label]) / sum(math.exp(z) for z in row)
+        shifted = [z - margin if c == label else z for c, z in enumerate(row)]
+        total -= (1 - plain) ** gamma * math.log(math.exp(shifted[label]) / sum(math.exp(z) for z in shifted))
     return total / len(logits)
+
+
+def _tversky_by_hand(logits: Tensor, target: Tensor) -> float:
+    probabilities = logits.softmax(1).tolist()
+    total, classes = 0.0, logits.shape[1]
+    for c in range(classes):
+        hit = missed = wrong = 0.0
+        for p, label in zip(probabilities, target.tolist(), strict=True):
+            if label == c:
+                hit, missed = hit + p[c], missed + 1 - p[c]
+            else:
+                wrong += p[c]
+        total += (1 - (hit + 1) / (hit + 0.7 * missed + 0.3 * wrong + 1)) ** 0.75
+    return total / classes
 
 
 def _context(**options: float) -> LossContext:
@@ -84,19 +97,37 @@ def test_focal_margin_is_focal_of_cosines_with_the_true_one_shifted(
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 10**6), classes=st.integers(2, 7), gamma=GAMMAS, weight=st.floats(0, 3))
-def test_hybrid_is_focal_plus_the_regulariser(seed: int, classes: int, gamma: float, weight: float) -> None:
+@given(
+    seed=st.integers(0, 10**6),
+    classes=st.integers(2, 7),
+    gamma=GAMMAS,
+    margin=st.floats(0, 3),
+    weight=st.floats(0, 1),
+)
+def test_hybrid_is_chens_equation(seed: int, classes: int, gamma: float, margin: float, weight: float) -> None:
     logits, target = _case(seed, classes)
-    found = build_hybrid_focal_margin(_context(gamma=gamma, margin_weight=weight))(Output(logits, logits), target)
-    expected = _focal_by_hand(logits, target, gamma) + weight * _margin_by_hand(logits, target)
-    assert found.item() == pytest.approx(expected)
+    loss = build_hybrid_focal_margin(_context(gamma=gamma, logit_margin=margin, focal_weight=weight))
+    expected = weight * _focal_margin_by_hand(logits, target, gamma, margin)
+    expected += (1 - weight) * _tversky_by_hand(logits, target)
+    assert loss(Output(logits, logits), target).item() == pytest.approx(expected)
 
 
-def test_the_regulariser_is_zero_where_wrong_classes_are_alike_and_positive_elsewhere() -> None:
-    logits = torch.tensor([[5.0, -2.0, -2.0, -2.0]], dtype=torch.float64)
-    assert large_margin(logits, torch.tensor([0])).item() == pytest.approx(0, abs=1e-12)
-    logits[0, 1] = 1.0
-    assert large_margin(logits, torch.tensor([0])).item() > 0.1
+def test_the_focal_margin_loss_holds_the_others_as_its_ends() -> None:
+    logits, target = _case(3, 5)
+    shifted = logits - 0.7 * F.one_hot(target, 5)
+    assert focal(logits, target, 2.0, 0.0).item() == pytest.approx(_focal_by_hand(logits, target, 2.0))
+    assert focal(logits, target, 0.0, 0.7).item() == pytest.approx(F.cross_entropy(shifted, target).item())
+    assert focal(logits, target, 0.0, 0.0).item() == pytest.approx(F.cross_entropy(logits, target).item())
+
+
+def test_the_tversky_term_is_zero_for_certain_predictions_and_minds_misses_more_than_false_alarms() -> None:
+    right, target = 50.0 * F.one_hot(torch.tensor([0, 1, 2]), 3).double(), torch.tensor([0, 1, 2])
+    assert focal_tversky(right, target).item() == pytest.approx(0, abs=1e-10)
+    # One image of the only class is half missed; or half of it is claimed by a class that has no image.
+    missed, alarm = 1 - 1.5 / (0.5 + 0.35 + 1), 1 - 1 / (0.15 + 1)
+    expected = (missed**0.75 + alarm**0.75) / 2
+    assert focal_tversky(torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0])).item() == pytest.approx(expected)
+    assert missed > alarm
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
@@ -104,9 +135,11 @@ def test_gradients_are_right_and_stay_finite_for_a_certain_prediction(gamma: flo
     logits, target = _case(0, 4)
     logits.requires_grad_()
     assert torch.autograd.gradcheck(lambda z: focal(z, target, gamma), logits)
-    assert torch.autograd.gradcheck(lambda z: large_margin(z, target), logits)
+    assert torch.autograd.gradcheck(lambda z: focal(z, target, gamma, 0.5), logits)
+    assert torch.autograd.gradcheck(lambda z: focal_tversky(z, target), logits)
     certain = torch.tensor([[200.0, 0.0, -200.0]], requires_grad=True)
-    focal(certain, torch.tensor([0]), gamma).backward()
+    label = torch.tensor([0])
+    (focal(certain, label, gamma, 0.5) + focal_tversky(certain, label)).backward()
     assert certain.grad is not None
     assert torch.isfinite(certain.grad).all()
 
