@@ -27,7 +27,7 @@ void multiply_back(const Problem<T>& q, const Tile<T>& tile, const Block& block,
     const int64_t width = q.width(), panel = width * kPanel<T>;
     const T* weight = q.weight_t + block.group * width * q.padded(q.depth()) + block.k0 * width;
     product(tile.count, block.k1 - block.k0, width, grad + block.group * width, q.g.out_channels, weight, panel,
-            columns, kColumns<T>, false);
+            {columns, kColumns<T>}, false);
     return;
   }
   for_each_run(q, block, [&](const Run& run) {
@@ -154,7 +154,7 @@ void accumulate_weight(const Problem<T>& q, const Block& block, const BackwardBu
     const int64_t width = q.padded(q.width()), count = b.tile.count;
     product_transposed(block.k1 - block.k0, q.width(), count, b.columns, kColumns<T>,
                        b.grad + block.group * width * count, count * kPanel<T>,
-                       grad_weight + (block.group * q.depth() + block.k0) * width, width);
+                       {grad_weight + (block.group * q.depth() + block.k0) * width, width});
     return;
   }
   for_each_run(q, block, [&](const Run& run) {

@@ -19,57 +19,68 @@ FB_INLINE void sample_run(const T* input, const Neighbours<T>& s, int64_t length
 }
 
 // Position after position, each with all of the block's runs: their neighbours lie close and are still in the
-// first-level cache.
+// first-level cache. A position all of whose samples lie outside adds nothing: where the caller gives `kept`, it gets
+// no row, and kept[row] is the position that a row is of. Returns the number of rows.
 template <typename T>
-void sample(const Problem<T>& q, const Tile<T>& given, const Block& block, T* columns) {
+int64_t sample(const Problem<T>& q, const Tile<T>& given, const Block& block, T* columns, int32_t* kept = nullptr) {
   const Tile<T> tile = given;  // a copy that no store to the columns could change: it stays in registers
   const T* const input = q.input;
   const int64_t channels = q.g.channels;
   Run runs[kDepth<T>];
-  int64_t count = 0;
+  int64_t count = 0, rows = 0;
   for_each_run(q, block, [&](const Run& run) { runs[count++] = run; });
+  const auto first_of = [&](int64_t r, int64_t p) { return tile.at[runs[r].entry * 4 * tile.size + p]; };
   for (int64_t p = 0; p < tile.count; ++p) {
+    if (kept) {
+      int64_t outside = 0;
+      while (outside < count && first_of(outside, p) == kOutside) ++outside;
+      if (outside == count) continue;
+      kept[rows] = int32_t(p);
+    }
     for (int64_t r = 0; r < count; ++r) {
       const Run run = runs[r];
-      T* const to = columns + p * kColumns<T> + run.k;
-      const int32_t first = tile.at[run.entry * 4 * tile.size + p];
+      T* const to = columns + rows * kColumns<T> + run.k;
+      const int32_t first = first_of(r, p);
       if (first < 0) {
         fill(to, run.length, first == kOutside ? T(0) : T(__builtin_nan("")));
       } else {
         sample_run(input + run.channel, Neighbours<T>(tile, channels, run.entry, p), run.length, to);
       }
     }
+    ++rows;
   }
+  return rows;
 }
 
-// sums (position, outputs) += columns x weight.
+// sums (position, outputs) += columns x weight; row i of the columns is of position kept[i].
 template <typename T>
-void multiply(const Problem<T>& q, const Block& block, int64_t count, const T* columns, T* sums, int64_t sums_stride) {
+void multiply(const Problem<T>& q, const Block& block, int64_t rows, const T* columns, const int32_t* kept,
+              const RowsTo<T>& sums) {
   if (!q.depthwise()) {
     const int64_t width = q.padded(q.width()), panel = q.depth() * kPanel<T>;
     const T* weight = q.weight + block.group * q.depth() * width + block.k0 * kPanel<T>;
-    product(count, q.width(), block.k1 - block.k0, columns, kColumns<T>, weight, panel, sums + block.group * width,
-            sums_stride, true);
+    product(rows, q.width(), block.k1 - block.k0, columns, kColumns<T>, weight, panel,
+            {sums.data + block.group * width, sums.stride, kept}, true);
     return;
   }
   for_each_run(q, block, [&](const Run& run) {
     const T* weight = q.weight + block.k0 + run.k;
-    for (int64_t p = 0; p < count; ++p) {
-      const T* from = columns + p * kColumns<T> + run.k;
-      T* to = sums + p * sums_stride + run.channel;
-      for (int64_t i = 0; i < run.length; ++i) to[i] += from[i] * weight[i];
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* from = columns + i * kColumns<T> + run.k;
+      T* to = sums.at(kept[i]) + run.channel;
+      for (int64_t c = 0; c < run.length; ++c) to[c] += from[c] * weight[c];
     }
   });
 }
 
 template <typename T>
-void start_with_bias(const Problem<T>& q, int64_t count, T* sums, int64_t sums_stride) {
+void start_with_bias(const Problem<T>& q, int64_t count, const RowsTo<T>& sums) {
   const int64_t width = q.padded(q.width());
   for (int64_t p = 0; p < count; ++p) {
-    fill(sums + p * sums_stride, sums_stride, T(0));
+    fill(sums.at(p), q.gemm_groups() * width, T(0));
     if (!q.bias) continue;
     for (int64_t group = 0; group < q.gemm_groups(); ++group) {
-      __builtin_memcpy(sums + p * sums_stride + group * width, q.bias + group * q.width(), q.width() * sizeof(T));
+      __builtin_memcpy(sums.at(p) + group * width, q.bias + group * q.width(), q.width() * sizeof(T));
     }
   }
 }
@@ -85,7 +96,7 @@ FB_INLINE void for_each_image(const Problem<T>& q, const Tile<T>& tile, F f) {
 }
 
 template <typename T>
-void write_out(const Problem<T>& q, const Tile<T>& tile, const T* sums, int64_t sums_stride) {
+void write_out(const Problem<T>& q, const Tile<T>& tile, const RowsTo<T>& sums) {
   const int64_t width = q.width(), padded = q.padded(width);
   const int64_t* stride = q.out.stride;
   with_storage(q.out.storage, T(0), [&](auto* kind) {
@@ -93,42 +104,55 @@ void write_out(const Problem<T>& q, const Tile<T>& tile, const T* sums, int64_t 
     for_each_image(q, tile, [&](int64_t p, int64_t count) {
       for (int64_t group = 0; group < q.gemm_groups(); ++group) {
         auto* to = out + tile.image[p] * stride[0] + group * width * stride[1] + tile.place[p] * stride[2];
-        scatter_rows(sums + p * sums_stride + group * padded, sums_stride, width, count, to, stride[1], stride[2]);
+        scatter_rows(sums.at(p) + group * padded, sums.stride, width, count, to, stride[1], stride[2]);
       }
     });
   });
 }
 
+// Whether the output's own memory is rows of T that products can add to: nothing to pad, convert or turn.
+template <typename T>
+bool sums_in_place(const Problem<T>& q) {
+  const int64_t outputs = q.g.out_channels;
+  return q.out.storage == (sizeof(T) == 4 ? Storage::kFloat32 : Storage::kFloat64) && q.out.stride[1] == 1 &&
+         q.out.stride[2] == outputs && q.out.stride[0] == q.g.positions() * outputs &&
+         q.padded(q.width()) == q.width();
+}
+
 template <typename T>
 struct ForwardBuffers {
   Tile<T> tile;
-  int64_t sums_stride;
   T* columns;
-  T* sums;
+  int32_t* kept;
+  RowsTo<T> sums;  // without data where they are in place
 
   ForwardBuffers(const Problem<T>& q, Arena& arena)
       : tile(q, arena, false),
-        sums_stride(q.gemm_groups() * q.padded(q.width())),
         columns(arena.template take<T>(tile.size * kColumns<T>)),
-        sums(arena.template take<T>(tile.size * sums_stride)) {}
+        kept(arena.template take<int32_t>(tile.size)),
+        sums{nullptr, q.gemm_groups() * q.padded(q.width())} {
+    if (!sums_in_place(q)) sums.data = arena.template take<T>(tile.size * sums.stride);
+  }
 };
 
 template <typename T>
 void forward(const Problem<T>& q, int64_t begin, int64_t end, void* scratch) {
   Arena arena{static_cast<char*>(scratch)};
   ForwardBuffers<T> b(q, arena);
+  const bool in_place = sums_in_place(q);
   const int64_t tiles = ceil_div(end - begin, b.tile.size), last = blocks(q);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t from = begin + (end - begin) * t / tiles, to = begin + (end - begin) * (t + 1) / tiles;
     place(q, from, to - from, b.tile);
     tabulate(q, b.tile, false);
-    start_with_bias(q, b.tile.count, b.sums, b.sums_stride);
+    if (in_place) b.sums.data = static_cast<T*>(q.out.data) + from * b.sums.stride;
+    start_with_bias(q, b.tile.count, b.sums);
     for (int64_t index = 0; index < last; ++index) {
       const Block block = block_at(q, index);
-      sample(q, b.tile, block, b.columns);
-      multiply(q, block, b.tile.count, b.columns, b.sums, b.sums_stride);
+      const int64_t rows = sample(q, b.tile, block, b.columns, b.kept);
+      multiply(q, block, rows, b.columns, b.kept, b.sums);
     }
-    write_out(q, b.tile, b.sums, b.sums_stride);
+    if (!in_place) write_out(q, b.tile, b.sums);
   }
 }
 

@@ -8,19 +8,29 @@ int64_t forward_units(const Problem<T>& q) {
   return q.depthwise() ? 1 : q.g.groups * q.padded(q.width()) / kPanel<T>;
 }
 
-// Calls f(position in memory, k) for every input channel and tap of an output channel, in the order of memory.
-template <typename T, typename F>
-FB_INLINE void for_each_weight(const Problem<T>& q, const Strided& weight, F f) {
-  const int64_t channels = q.group_channels(), taps = q.g.taps();
-  const bool taps_inside = weight.stride[2] <= weight.stride[1];
-  const int64_t outer = taps_inside ? channels : taps, inner = taps_inside ? taps : channels;
-  for (int64_t i = 0; i < outer; ++i) {
-    for (int64_t j = 0; j < inner; ++j) {
-      const int64_t c = taps_inside ? i : j, t = taps_inside ? j : i;
-      f(c * weight.stride[1] + t * weight.stride[2], t * channels + c);
-    }
+// Walks an output channel's weights in the order of memory, from one to the next: `at` is the distance in memory from
+// the first, `k` the place in K.
+struct WeightWalk {
+  int64_t at = 0, k = 0;
+
+  template <typename T>
+  FB_INLINE WeightWalk(const Problem<T>& q, const Strided& weight) {
+    const int64_t channels = q.group_channels(), taps = q.g.taps();
+    const bool taps_inside = weight.stride[2] <= weight.stride[1];
+    at_step_[0] = weight.stride[taps_inside ? 2 : 1], at_step_[1] = weight.stride[taps_inside ? 1 : 2];
+    k_step_[0] = taps_inside ? channels : 1, k_step_[1] = taps_inside ? 1 : channels;
+    length_ = taps_inside ? taps : channels;
   }
-}
+  // Whether the weights lie one beside the other.
+  FB_INLINE bool dense() const { return at_step_[0] == 1 && at_step_[1] == length_; }
+  FB_INLINE void step() {
+    if (++inner_ == length_) inner_ = 0, ++outer_;
+    at = inner_ * at_step_[0] + outer_ * at_step_[1], k = inner_ * k_step_[0] + outer_ * k_step_[1];
+  }
+
+ private:
+  int64_t at_step_[2], k_step_[2], length_, inner_ = 0, outer_ = 0;
+};
 
 template <typename T>
 void pack_depthwise(const Problem<T>& q, const Strided& weight, T* packed) {
@@ -34,22 +44,33 @@ void pack_depthwise(const Problem<T>& q, const Strided& weight, T* packed) {
   });
 }
 
-// [group][panel of outputs][K][kPanel]
+// [group][panel of outputs][K][kPanel]. Dense weights are turned by squares of vectors.
 template <typename T>
 void pack_forward(const Problem<T>& q, const Strided& weight, int64_t begin, int64_t end, T* packed) {
   if (q.depthwise()) return pack_depthwise(q, weight, packed);
-  const int64_t panels = q.padded(q.width()) / kPanel<T>;
+  constexpr int64_t L = kLanes<T>;
+  const int64_t panels = q.padded(q.width()) / kPanel<T>, row_stride = weight.stride[0];
   with_storage(weight.storage, T(0), [&](auto* kind) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t first = unit % panels * kPanel<T>, used = smaller(kPanel<T>, q.width() - first);
       const auto* from =
-          static_cast<decltype(kind)>(weight.data) + (unit / panels * q.width() + first) * weight.stride[0];
+          static_cast<decltype(kind)>(weight.data) + (unit / panels * q.width() + first) * row_stride;
       T* to = packed + unit * q.depth() * kPanel<T>;
-      for_each_weight(q, weight, [&](int64_t at, int64_t k) {
-        T* row = to + k * kPanel<T>;
-        for (int64_t o = 0; o < used; ++o) row[o] = widen(from[o * weight.stride[0] + at]);
+      WeightWalk walk(q, weight);
+      int64_t done = 0;
+      for (; walk.dense() && used == kPanel<T> && done + L <= q.depth(); done += L) {
+        Vector<T> squares[2][L];
+        for (int64_t i = 0; i < kPanel<T>; ++i) squares[i / L][i % L] = load_widened<T>(from + i * row_stride + done);
+        turn<T>(squares[0]), turn<T>(squares[1]);
+        for (int64_t i = 0; i < L; ++i, walk.step()) {
+          store(to + walk.k * kPanel<T>, squares[0][i]), store(to + walk.k * kPanel<T> + L, squares[1][i]);
+        }
+      }
+      for (; done < q.depth(); ++done, walk.step()) {
+        T* row = to + walk.k * kPanel<T>;
+        for (int64_t o = 0; o < used; ++o) row[o] = widen(from[o * row_stride + walk.at]);
         for (int64_t o = used; o < kPanel<T>; ++o) row[o] = T(0);
-      });
+      }
     }
   });
 }
@@ -103,24 +124,41 @@ void unpack_depthwise(const Problem<T>& q, const T* buffers, int64_t parts, cons
   });
 }
 
+// The sum of `parts` buffers at one place.
+template <typename T>
+FB_INLINE Vector<T> sum_of_parts(const T* first, int64_t parts, int64_t distance) {
+  Vector<T> sum = load(first);
+  for (int64_t part = 1; part < parts; ++part) sum += load(first + part * distance);
+  return sum;
+}
+
 template <typename T>
 void unpack_weight(const Problem<T>& q, const T* buffers, int64_t parts, int64_t begin, int64_t end,
                    const Strided& weight) {
   if (q.depthwise()) return unpack_depthwise(q, buffers, parts, weight);
-  const int64_t padded = q.padded(q.width()), panels = padded / kPanel<T>;
+  constexpr int64_t L = kLanes<T>;
+  const int64_t padded = q.padded(q.width()), panels = padded / kPanel<T>, row_stride = weight.stride[0];
   with_storage(weight.storage, T(0), [&](auto* kind) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t first = unit % panels * kPanel<T>, used = smaller(kPanel<T>, q.width() - first);
-      auto* to = static_cast<decltype(kind)>(weight.data) + (unit / panels * q.width() + first) * weight.stride[0];
+      auto* to = static_cast<decltype(kind)>(weight.data) + (unit / panels * q.width() + first) * row_stride;
       const T* from = buffers + unit / panels * q.depth() * padded + first;
-      for_each_weight(q, weight, [&](int64_t at, int64_t k) {
-        T sum[kPanel<T>] = {};
-        for (int64_t part = 0; part < parts; ++part) {
-          const T* row = from + part * q.grad_weight_size() + k * padded;
-          for (int64_t o = 0; o < kPanel<T>; ++o) sum[o] += row[o];
-        }
-        for (int64_t o = 0; o < used; ++o) narrow(sum[o], to + o * weight.stride[0] + at);
-      });
+      const auto summed = [&](int64_t k, int64_t lane) {
+        return sum_of_parts(from + k * padded + lane, parts, q.grad_weight_size());
+      };
+      WeightWalk walk(q, weight);
+      int64_t done = 0;
+      for (; walk.dense() && used == kPanel<T> && done + L <= q.depth(); done += L) {
+        Vector<T> squares[2][L];
+        for (int64_t i = 0; i < L; ++i, walk.step()) squares[0][i] = summed(walk.k, 0), squares[1][i] = summed(walk.k, L);
+        turn<T>(squares[0]), turn<T>(squares[1]);
+        for (int64_t i = 0; i < kPanel<T>; ++i) store_narrowed<T>(to + i * row_stride + done, squares[i / L][i % L]);
+      }
+      for (; done < q.depth(); ++done, walk.step()) {
+        T sum[kPanel<T>];
+        store(sum, summed(walk.k, 0)), store(sum + L, summed(walk.k, L));
+        for (int64_t o = 0; o < used; ++o) narrow(sum[o], to + o * row_stride + walk.at);
+      }
     }
   });
 }

@@ -1,13 +1,27 @@
 // Products of matrices. A part of kernel_body.h,
 // which includes it inside its namespace, once for each instruction set.
 
+// Where the rows of a product go: row i to row index[i] of memory, or to row i where there is no index.
+template <typename T>
+struct RowsTo {
+  T* data;
+  int64_t stride;
+  const int32_t* index = nullptr;
+
+  FB_INLINE T* at(int64_t i) const { return data + (index ? index[i] : i) * stride; }
+  FB_INLINE RowsTo from(int64_t row, int64_t column) const {
+    return {data + (index ? 0 : row * stride) + column, stride, index ? index + row : nullptr};
+  }
+};
+
 // c (MR rows, NV vectors) = or += a (MR, depth) x b (depth, NV vectors). Rows of `a` lie `stride` apart, or, where
 // kAdjacent, rows are adjacent and steps of the depth lie `stride` apart.
 template <typename T, int MR, int NV, bool kAdjacent>
-void micro(int64_t depth, const T* a, int64_t stride, const T* b, T* c, int64_t c_stride, bool add) {
+void micro(int64_t depth, const T* a, int64_t stride, const T* b, const RowsTo<T>& c, bool add) {
   Vector<T> sum[MR][NV];
   for (int i = 0; i < MR; ++i) {
-    for (int v = 0; v < NV; ++v) sum[i][v] = add ? load(c + i * c_stride + v * kLanes<T>) : Vector<T>{};
+    const T* const from = c.at(i);
+    for (int v = 0; v < NV; ++v) sum[i][v] = add ? load(from + v * kLanes<T>) : Vector<T>{};
   }
   const auto step = [&](int64_t k) __attribute__((always_inline)) {
     Vector<T> right[NV];
@@ -29,25 +43,26 @@ void micro(int64_t depth, const T* a, int64_t stride, const T* b, T* c, int64_t 
   }
   for (; k < depth; ++k) step(k);
   for (int i = 0; i < MR; ++i) {
-    for (int v = 0; v < NV; ++v) store(c + i * c_stride + v * kLanes<T>, sum[i][v]);
+    T* const to = c.at(i);
+    for (int v = 0; v < NV; ++v) store(to + v * kLanes<T>, sum[i][v]);
   }
 }
 
 template <typename T, int NV, bool kAdjacent, int MR = kRows>
-FB_INLINE void micro_rows(int64_t rows, int64_t depth, const T* a, int64_t stride, const T* b, T* c,
-                          int64_t c_stride, bool add) {
-  if (rows == MR) return micro<T, MR, NV, kAdjacent>(depth, a, stride, b, c, c_stride, add);
-  if constexpr (MR > 1) micro_rows<T, NV, kAdjacent, MR - 1>(rows, depth, a, stride, b, c, c_stride, add);
+FB_INLINE void micro_rows(int64_t rows, int64_t depth, const T* a, int64_t stride, const T* b, const RowsTo<T>& c,
+                          bool add) {
+  if (rows == MR) return micro<T, MR, NV, kAdjacent>(depth, a, stride, b, c, add);
+  if constexpr (MR > 1) micro_rows<T, NV, kAdjacent, MR - 1>(rows, depth, a, stride, b, c, add);
 }
 
 // One panel of columns. A panel of which only the first vector is in use costs half.
 template <typename T, bool kAdjacent>
-void panel_product(int64_t rows, int64_t used, int64_t depth, const T* a, int64_t stride, const T* b, T* c,
-                   int64_t c_stride, bool add) {
+void panel_product(int64_t rows, int64_t used, int64_t depth, const T* a, int64_t stride, const T* b,
+                   const RowsTo<T>& c, bool add) {
   if (used <= kLanes<T>) {
-    micro_rows<T, 1, kAdjacent>(rows, depth, a, stride, b, c, c_stride, add);
+    micro_rows<T, 1, kAdjacent>(rows, depth, a, stride, b, c, add);
   } else {
-    micro_rows<T, 2, kAdjacent>(rows, depth, a, stride, b, c, c_stride, add);
+    micro_rows<T, 2, kAdjacent>(rows, depth, a, stride, b, c, add);
   }
 }
 
@@ -55,7 +70,7 @@ void panel_product(int64_t rows, int64_t used, int64_t depth, const T* a, int64_
 // apart. A panel of b stays in the first-level cache while the rows pass by.
 template <typename T>
 void product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const T* b,
-             int64_t panel_stride, T* c, int64_t c_stride, bool add) {
+             int64_t panel_stride, const RowsTo<T>& c, bool add) {
   const int64_t strips = ceil_div(rows, kRows);
   for (int64_t from = 0; from < depth; from += kDepth<T>) {
     const int64_t steps = smaller(kDepth<T>, depth - from);
@@ -64,8 +79,8 @@ void product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a
       for (int64_t strip = 0; strip < strips; ++strip) {
         // Strips of nearly equal height: one of a single row would wait on its own additions.
         const int64_t i = rows * strip / strips, height = rows * (strip + 1) / strips - i;
-        panel_product<T, false>(height, columns - j, steps, a + i * a_stride + from, a_stride, panel,
-                                c + i * c_stride + j, c_stride, add || from > 0);
+        panel_product<T, false>(height, columns - j, steps, a + i * a_stride + from, a_stride, panel, c.from(i, j),
+                                add || from > 0);
       }
     }
   }
@@ -75,13 +90,13 @@ void product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a
 // c may be larger than the caches; it is walked row by row, which the hardware prefetches.
 template <typename T>
 void product_transposed(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const T* b,
-                        int64_t panel_stride, T* c, int64_t c_stride) {
+                        int64_t panel_stride, const RowsTo<T>& c) {
   const int64_t strips = ceil_div(rows, kRows);
   for (int64_t strip = 0; strip < strips; ++strip) {
     const int64_t i = rows * strip / strips, height = rows * (strip + 1) / strips - i;
     for (int64_t j = 0; j < columns; j += kPanel<T>) {
       panel_product<T, true>(height, columns - j, depth, a + i, a_stride, b + j / kPanel<T> * panel_stride,
-                             c + i * c_stride + j, c_stride, true);
+                             c.from(i, j), true);
     }
   }
 }

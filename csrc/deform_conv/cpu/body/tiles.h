@@ -77,6 +77,8 @@ void read(const Strided& from, const int64_t* at, int64_t shift, int64_t count, 
   with_storage(from.storage, T(0), [&](auto* kind) {
     const auto* data = static_cast<decltype(kind)>(from.data) + shift;
     if (from.stride[2] == 1 && at[count - 1] - at[0] == count - 1) {  // in one image: whole vectors
+      // The next tile's: as many planes as there are of offsets are more streams than the hardware foresees.
+      for (int64_t p = 0; p < count; p += 64 / sizeof(*data)) __builtin_prefetch(data + at[0] + count + p);
       for (int64_t p = 0; p < count; ++p) to[p] = widen(data[at[0] + p]);
     } else {
       for (int64_t p = 0; p < count; ++p) to[p] = widen(data[at[p]]);
@@ -181,21 +183,35 @@ struct Block {
   int64_t k0, k1;  // of that group's K, k0 on a panel's edge
 };
 
+// How a group's K is cut: into spans, each of which begins with a block. Where channels fill whole panels, blocks end
+// with taps: a position that samples outside with one tap then has nothing in whole blocks.
 template <typename T>
-FB_INLINE int64_t blocks_of_group(const Problem<T>& q) {
-  return ceil_div(q.depth(), kDepth<T>);
-}
+struct Cut {
+  int64_t spans, span, blocks_of_span, block;
+
+  FB_INLINE explicit Cut(const Problem<T>& q) {
+    const int64_t channels = q.g.channels / q.gemm_groups();
+    const bool whole = channels % kPanel<T> == 0, within_taps = whole && channels > kDepth<T>;
+    const int64_t unit = whole && !within_taps ? channels : kPanel<T>;
+    span = within_taps ? channels : q.depth();
+    spans = q.depth() / span;
+    blocks_of_span = ceil_div(span, kDepth<T> / unit * unit);
+    block = round_up(ceil_div(span, blocks_of_span), unit);
+  }
+};
 
 template <typename T>
 int64_t blocks(const Problem<T>& q) {
-  return q.gemm_groups() * blocks_of_group(q);
+  const Cut<T> cut(q);
+  return q.gemm_groups() * cut.spans * cut.blocks_of_span;
 }
 
 template <typename T>
 Block block_at(const Problem<T>& q, int64_t index) {
-  const int64_t each = blocks_of_group(q), size = round_up(ceil_div(q.depth(), each), kPanel<T>);
-  const int64_t k0 = smaller(index % each * size, q.depth());
-  return {index / each, k0, smaller(k0 + size, q.depth())};
+  const Cut<T> cut(q);
+  const int64_t each = cut.spans * cut.blocks_of_span, of_group = index % each;
+  const int64_t begin = of_group / cut.blocks_of_span * cut.span, within = of_group % cut.blocks_of_span * cut.block;
+  return {index / each, begin + smaller(within, cut.span), begin + smaller(within + cut.block, cut.span)};
 }
 
 // Distance between positions in a tile's columns: off a power of two, which would crowd few sets of the cache.

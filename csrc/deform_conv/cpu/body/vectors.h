@@ -2,8 +2,10 @@
 // which includes it inside its namespace, once for each instruction set.
 
 constexpr int kRows = FB_ROWS;
-constexpr int64_t kMaxTile = 96;       // positions
-constexpr int64_t kTileBytes = 300 << 10;  // of a tile's buffers: within a second-level cache of 512 KiB
+// Processors with vectors of 512 bits have second-level caches of 1 MiB and more, others of 512 KiB.
+constexpr bool kLargeCache = FB_VECTOR_BYTES == 64;
+constexpr int64_t kMaxTile = kLargeCache ? 192 : 96;                // positions
+constexpr int64_t kTileBytes = (kLargeCache ? 700 : 300) << 10;  // of a tile's buffers
 
 template <typename T>
 struct VectorOf;
@@ -39,9 +41,9 @@ template <typename T>
 constexpr int64_t kLanes = FB_VECTOR_BYTES / sizeof(T);
 template <typename T>
 constexpr int64_t kPanel = 2 * kLanes<T>;
-// Depth of one product: a panel of the weight this deep stays in the first-level cache.
+// Depth of one product: a panel of the weight this deep fits the first-level cache (or fills it, where the second is large).
 template <typename T>
-constexpr int64_t kDepth = (FB_VECTOR_BYTES == 64 ? 24576 : 16384) / (kPanel<T> * sizeof(T));
+constexpr int64_t kDepth = (kLargeCache ? 32768 : 16384) / (kPanel<T> * sizeof(T));
 
 template <typename T>
 FB_INLINE Vector<T> load(const T* p) {
