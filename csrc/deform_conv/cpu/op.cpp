@@ -246,18 +246,20 @@ struct Prepared {
   }
 };
 
-// Scratch memory for each worker, on cache lines.
+// Scratch memory for each worker, on pages of its own, so that no line of one core's is fetched by another's.
 class Scratch {
  public:
-  Scratch(const Tensor& like, int64_t workers, int64_t each) : memory_(like, workers * each + 64), each_(each) {}
+  Scratch(const Tensor& like, int64_t workers, int64_t each)
+      : each_((each + kPage - 1) / kPage * kPage), memory_(like, workers * each_ + kPage) {}
   char* of(int64_t worker) const {
-    const uintptr_t misaligned = reinterpret_cast<uintptr_t>(memory_.data()) % 64;
-    return memory_.data() + (64 - misaligned) + worker * each_;
+    const uintptr_t misaligned = reinterpret_cast<uintptr_t>(memory_.data()) % kPage;
+    return memory_.data() + (kPage - misaligned) + worker * each_;
   }
 
  private:
-  Buffer<char> memory_;
+  static constexpr int64_t kPage = 4096;
   int64_t each_;
+  Buffer<char> memory_;
 };
 
 // ---- Forward ----

@@ -204,7 +204,7 @@ void backward_tile(const Problem<T>& q, const BackwardRange<T>& r, BackwardBuffe
   const bool columns = r.columns && (q.grad_input || dots);
   if (r.grad_bias) accumulate_bias(q, b.tile, r.grad_bias);
   if (!columns && !r.grad_weight) return;
-  tabulate(q, b.tile, true);
+  tabulate<T, true>(q, b.tile);
   if (r.grad_weight && !q.depthwise()) pack_grad(q, b.tile, b.grad);
   if (columns && dots) fill(b.dots, 3 * q.g.offset_groups * q.g.taps() * b.size, T(0));
   for (int64_t index = r.first_block; index < r.last_block; ++index) {

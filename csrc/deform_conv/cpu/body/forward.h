@@ -128,7 +128,8 @@ struct ForwardBuffers {
 
   ForwardBuffers(const Problem<T>& q, Arena& arena)
       : tile(q, arena, false),
-        columns(arena.template take<T>(tile.size * kColumns<T>)),
+        // With room behind: products fetch rows ahead, and would take what lies there from another core.
+        columns(arena.template take<T>((tile.size + kRows) * kColumns<T>)),
         kept(arena.template take<int32_t>(tile.size)),
         sums{nullptr, q.gemm_groups() * q.padded(q.width())} {
     if (!sums_in_place(q)) sums.data = arena.template take<T>(tile.size * sums.stride);
@@ -144,7 +145,7 @@ void forward(const Problem<T>& q, int64_t begin, int64_t end, void* scratch) {
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t from = begin + (end - begin) * t / tiles, to = begin + (end - begin) * (t + 1) / tiles;
     place(q, from, to - from, b.tile);
-    tabulate(q, b.tile, false);
+    tabulate<T, false>(q, b.tile);
     if (in_place) b.sums.data = static_cast<T*>(q.out.data) + from * b.sums.stride;
     start_with_bias(q, b.tile.count, b.sums);
     for (int64_t index = 0; index < last; ++index) {

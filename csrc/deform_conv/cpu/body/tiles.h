@@ -22,6 +22,8 @@ struct Tile {
   T* row;  // where tap (0, 0) lies undeformed
   T* column;
   // Of each entry (offset group, tap) and position:
+  T* given;     // [entry][4][size]: offset of y, of x, mask, as they are given; the fourth is empty, so that an entry's
+                // tables lie at the same distances for all of them (accesses 4 KiB apart wait for each other)
   int32_t* at;  // [entry][4][size]: the four neighbours, as pixels of the image
   T* weight;    // [entry][4][size]: times the mask
   T* slopes;    // [entry][kSlopes][size], for a backward pass
@@ -35,6 +37,7 @@ struct Tile {
     row = arena.template take<T>(size);
     column = arena.template take<T>(size);
     const int64_t entries = q.g.offset_groups * q.g.taps();
+    given = arena.template take<T>(entries * 4 * size);
     at = arena.template take<int32_t>(entries * 4 * size);
     weight = arena.template take<T>(entries * 4 * size);
     slopes = arena.template take<T>(backward ? entries * kSlopes * size : 0);
@@ -43,7 +46,7 @@ struct Tile {
   // Positions of a tile, so that what belongs to it fits the cache. Forward with a small weight, which stays in the
   // second-level cache whatever happens, takes few: their columns then stay in the first.
   static int64_t tile_size(const Problem<T>& q, bool backward) {
-    const int64_t entry = 4 * sizeof(int32_t) + (backward ? 4 + kSlopes + 3 : 4) * sizeof(T);
+    const int64_t entry = 4 * sizeof(int32_t) + (backward ? 8 + kSlopes + 3 : 8) * sizeof(T);
     const int64_t outputs = q.gemm_groups() * q.padded(q.width());
     const int64_t each = q.g.offset_groups * q.g.taps() * entry + (kDepth<T> + outputs) * sizeof(T);
     const int64_t fitting = kTileBytes / each / kRows * kRows;
@@ -86,77 +89,62 @@ void read(const Strided& from, const int64_t* at, int64_t shift, int64_t count, 
   });
 }
 
-// One axis of all samples of a tap.
+// Where a sample that is 0 or NaN says so instead of naming its first neighbour: it lies outside, or a coordinate, or
+// its mask, is not finite. Selections of one condition each, which vectorise.
 template <typename T>
-struct Axis {
-  T at[kMaxTile], weight_low[kMaxTile], weight_high[kMaxTile], slope_low[kMaxTile], slope_high[kMaxTile];
-  int32_t low[kMaxTile], high[kMaxTile];
-
-  // `at` holds offsets; `base` and `tap` say what they are added to.
-  void sample(int64_t count, const T* base, T tap, int32_t size) {
-    for (int64_t p = 0; p < count; ++p) at[p] += base[p] + tap;
-    for (int64_t p = 0; p < count; ++p) {
-      const AxisSample<T> s = sample_axis(at[p], size);
-      low[p] = s.low, high[p] = s.high;
-      weight_low[p] = s.weight_low, weight_high[p] = s.weight_high;
-      slope_low[p] = s.slope_low, slope_high[p] = s.slope_high;
-    }
-  }
-};
-
-template <typename T>
-void write_slopes(int64_t count, const Axis<T>& y, const Axis<T>& x, const T* mask, int64_t size, T* to) {
-  const T* const from[kSlopes] = {y.weight_low, y.weight_high, x.weight_low, x.weight_high, y.slope_low,
-                                  y.slope_high, x.slope_low,   x.slope_high, mask};
-  for (int slope = 0; slope < kSlopes; ++slope) __builtin_memcpy(to + slope * size, from[slope], count * sizeof(T));
+FB_INLINE int32_t marked(int32_t first, T y, T x, T mask, const AxisSample<T>& v, const AxisSample<T>& h) {
+  const int32_t inside = v.weight_low + v.weight_high > 0 ? first : kOutside;
+  const int32_t marked = h.weight_low + h.weight_high > 0 ? inside : kOutside;
+  const int32_t poisoned = marked < 0 ? kNotFinite : marked;
+  const T zero = (y - y) + (x - x) + (mask - mask);
+  return zero == 0 ? marked : poisoned;
 }
 
-// Marks the samples that are 0 since they lie outside, and NaN since a coordinate, or their mask, is not finite.
-template <typename T>
-void mark(int64_t count, const Axis<T>& y, const Axis<T>& x, const T* mask, int32_t* first) {
-  for (int64_t p = 0; p < count; ++p) {
-    const int32_t inside = y.weight_low[p] + y.weight_high[p] > 0 ? first[p] : kOutside;
-    const int32_t marked = x.weight_low[p] + x.weight_high[p] > 0 ? inside : kOutside;
-    const int32_t poisoned = marked < 0 ? kNotFinite : marked;
-    const T zero = (y.at[p] - y.at[p]) + (x.at[p] - x.at[p]) + (mask[p] - mask[p]);
-    first[p] = zero == 0 ? marked : poisoned;
-  }
-}
-
-template <typename T>
-void tabulate_tap(const Problem<T>& q, const Tile<T>& tile, int64_t entry, bool backward) {
+// All samples of one entry, in one sweep that vectorises.
+template <typename T, bool kBackward>
+void tabulate_entry(const Problem<T>& q, const Tile<T>& tile, int64_t entry) {
   const Geometry& g = q.g;
   const int64_t count = tile.count, size = tile.size, tap = entry % g.taps();
-  Axis<T> y, x;
-  T mask[kMaxTile];
-  read(q.offset, tile.offset_at, 2 * entry * q.offset.stride[1], count, y.at);
-  read(q.offset, tile.offset_at, (2 * entry + 1) * q.offset.stride[1], count, x.at);
+  T* const y_offset = tile.given + entry * 4 * size;
+  T* const x_offset = y_offset + size;
+  T* const mask = x_offset + size;
+  read(q.offset, tile.offset_at, 2 * entry * q.offset.stride[1], count, y_offset);
+  read(q.offset, tile.offset_at, (2 * entry + 1) * q.offset.stride[1], count, x_offset);
   if (g.use_mask) {
     read(q.mask, tile.mask_at, entry * q.mask.stride[1], count, mask);
   } else {
     for (int64_t p = 0; p < count; ++p) mask[p] = T(1);
   }
-  y.sample(count, tile.row, T(tap / g.kernel_w * g.dilation_h), int32_t(g.height));
-  x.sample(count, tile.column, T(tap % g.kernel_w * g.dilation_w), int32_t(g.width));
-  int32_t* at = tile.at + entry * 4 * size;
-  T* weight = tile.weight + entry * 4 * size;
-  const int32_t width = int32_t(g.width);
+  const T tap_y = T(tap / g.kernel_w * g.dilation_h), tap_x = T(tap % g.kernel_w * g.dilation_w);
+  const int32_t height = int32_t(g.height), width = int32_t(g.width);
+  const T* const row = tile.row;
+  const T* const column = tile.column;
+  int32_t* const at = tile.at + entry * 4 * size;
+  T* const weight = tile.weight + entry * 4 * size;
+  T* const slopes = kBackward ? tile.slopes + entry * kSlopes * size : nullptr;
+#pragma GCC ivdep
   for (int64_t p = 0; p < count; ++p) {
-    at[p] = y.low[p] * width + x.low[p], at[size + p] = y.low[p] * width + x.high[p];
-    at[2 * size + p] = y.high[p] * width + x.low[p], at[3 * size + p] = y.high[p] * width + x.high[p];
+    const T y = y_offset[p] + (row[p] + tap_y), x = x_offset[p] + (column[p] + tap_x), m = mask[p];
+    const AxisSample<T> v = sample_axis(y, height), h = sample_axis(x, width);
+    const int32_t low = v.low * width, high = v.high * width;
+    at[p] = marked(low + h.low, y, x, m, v, h), at[size + p] = low + h.high;
+    at[2 * size + p] = high + h.low, at[3 * size + p] = high + h.high;
+    const T top = v.weight_low * m, bottom = v.weight_high * m;
+    weight[p] = top * h.weight_low, weight[size + p] = top * h.weight_high;
+    weight[2 * size + p] = bottom * h.weight_low, weight[3 * size + p] = bottom * h.weight_high;
+    if constexpr (kBackward) {
+      slopes[kWeightTop * size + p] = v.weight_low, slopes[kWeightBottom * size + p] = v.weight_high;
+      slopes[kWeightLeft * size + p] = h.weight_low, slopes[kWeightRight * size + p] = h.weight_high;
+      slopes[kSlopeTop * size + p] = v.slope_low, slopes[kSlopeBottom * size + p] = v.slope_high;
+      slopes[kSlopeLeft * size + p] = h.slope_low, slopes[kSlopeRight * size + p] = h.slope_high;
+      slopes[kMask * size + p] = m;
+    }
   }
-  for (int64_t p = 0; p < count; ++p) {
-    const T top = y.weight_low[p] * mask[p], bottom = y.weight_high[p] * mask[p];
-    weight[p] = top * x.weight_low[p], weight[size + p] = top * x.weight_high[p];
-    weight[2 * size + p] = bottom * x.weight_low[p], weight[3 * size + p] = bottom * x.weight_high[p];
-  }
-  mark(count, y, x, mask, at);
-  if (backward) write_slopes(count, y, x, mask, size, tile.slopes + entry * kSlopes * size);
 }
 
-template <typename T>
-void tabulate(const Problem<T>& q, const Tile<T>& tile, bool backward) {
-  for (int64_t entry = 0; entry < q.g.offset_groups * q.g.taps(); ++entry) tabulate_tap(q, tile, entry, backward);
+template <typename T, bool kBackward>
+void tabulate(const Problem<T>& q, const Tile<T>& tile) {
+  for (int64_t entry = 0; entry < q.g.offset_groups * q.g.taps(); ++entry) tabulate_entry<T, kBackward>(q, tile, entry);
 }
 
 // The sample of position p in one entry: the neighbours, from channel 0 on, as distances into the input.
