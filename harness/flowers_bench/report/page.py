@@ -34,8 +34,13 @@ COMPARED = 12
 DRAWN = 6
 
 
-def render(board: Leaderboard, unfinished: Sequence[TrialFolder], made: datetime | None = None) -> str:
-    """The whole page as text."""
+def render(
+    board: Leaderboard,
+    unfinished: Sequence[TrialFolder],
+    searched: Sequence[TrialFolder] = (),
+    made: datetime | None = None,
+) -> str:
+    """The whole page as text. What `unfinished` trials and those of searches took counts in the total."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
@@ -58,7 +63,7 @@ def render(board: Leaderboard, unfinished: Sequence[TrialFolder], made: datetime
         data={group["id"]: group.pop("data") for group in groups},
         machines=list(machines.values()),
         unfinished=[_unfinished(folder) for folder in unfinished],
-        total=_total(board, unfinished),
+        total=_total(board, [*unfinished, *searched]),
         trials=sum(len(row.trials) for group in board.groups for row in group.rows),
         rows=sum(len(group.rows) for group in board.groups),
         css=_asset("page.css"),
@@ -67,12 +72,12 @@ def render(board: Leaderboard, unfinished: Sequence[TrialFolder], made: datetime
     )
 
 
-def _total(board: Leaderboard, unfinished: Sequence[TrialFolder]) -> str | None:
-    """What all of it took, failed and repeated attempts included; None where that was not noted."""
+def _total(board: Leaderboard, others: Sequence[TrialFolder]) -> str | None:
+    """What all of it took, repeated attempts and the `others` included; None where that was not noted."""
     from flowers_bench.measure.cost import total_cost
 
     finished = (trial.folder for group in board.groups for row in group.rows for trial in row.trials)
-    seconds = total_cost([*finished, *unfinished])["seconds"]
+    seconds = total_cost([*finished, *others])["seconds"]
     return duration(seconds) if seconds else None
 
 
