@@ -89,11 +89,12 @@ def build_row(name: str, trials: Iterable[Finished]) -> Row:
     scores = [trial.folder.scores() for trial in trials]
     correct = np.stack([correct_in_top_k(s.logits, s.labels) for s in scores])
     raw = _Judged.of(scores, [1.0] * len(scores))
-    temperatures = [trial.result.get("temperature") for trial in trials]
-    calibrated = _Judged.of(scores, temperatures) if all(temperatures) else None
+    temperatures = [float(found) for trial in trials if (found := trial.result.get("temperature"))]
+    calibrated = _Judged.of(scores, temperatures) if len(temperatures) == len(trials) else None
     labels = scores[0].labels
     # Each class weighs as much as any other: the mean of this over images is the mean over classes.
-    weights = len(labels) / np.count_nonzero(counts := np.bincount(labels)) / counts[labels]
+    counts = np.bincount(labels)
+    weights = len(labels) / np.count_nonzero(counts) / counts[labels]
     figures = {
         "mean_per_class": image_mean(correct * weights, 1.0),
         "top5": accuracy_interval(np.stack([correct_in_top_k(s.logits, s.labels, 5) for s in scores])),
