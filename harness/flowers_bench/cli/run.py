@@ -446,7 +446,10 @@ def _print_total(folders: Sequence[TrialFolder]) -> None:
 
     total = total_cost(folders)
     failed = f", {total['failed']} of them failed" if total["failed"] else ""
-    messages.print(f"these {total['trials']} trials{failed}{',' if failed else ''} took {duration(total['seconds'])} in all", markup=False)
+    messages.print(
+        f"these {total['trials']} trials{failed}{',' if failed else ''} took {duration(total['seconds'])} in all",
+        markup=False,
+    )
 
 
 def _announce(planned: Sequence[Planned], out: str) -> None:
