@@ -24,7 +24,7 @@ from flowers_bench.statistics import (
 MATRICES = st.tuples(st.integers(1, 4), st.integers(1, 40)).flatmap(lambda shape: arrays(bool, shape))
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(MATRICES)
 def test_interval_contains_the_estimate_and_stays_in_range(correct: np.ndarray) -> None:
     interval = accuracy_interval(correct)
@@ -34,14 +34,14 @@ def test_interval_contains_the_estimate_and_stays_in_range(correct: np.ndarray) 
     assert (interval.n_seeds, interval.n_images) == correct.shape
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(MATRICES)
 def test_difference_with_oneself_is_nothing(correct: np.ndarray) -> None:
     interval = paired_difference(correct, correct)
     assert (interval.low, interval.value, interval.high) == (0, 0, 0)
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(MATRICES, st.data())
 def test_difference_turns_its_sign(first: np.ndarray, data: st.DataObject) -> None:
     second = data.draw(arrays(bool, first.shape))
@@ -59,7 +59,7 @@ def test_one_seed_gives_wilson_and_says_so() -> None:
     assert "one seed" in interval.over
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(MATRICES, st.floats(0.1, 3))
 def test_mean_of_a_figure_stays_in_range(correct: np.ndarray, most: float) -> None:
     interval = image_mean(correct * most, most)
