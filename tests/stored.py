@@ -110,7 +110,7 @@ def store_trial(
     history = [_epoch(epoch, figures["val"]["top1"]) for epoch in (1, 2, 3)]
     (folder.path / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in history))
     write_json(folder.path / "environment.json", HARDWARE)
-    changes = {**figures, "cost": _cost(seconds), "class_names": list(class_names), **(result or {})}
+    changes = {**figures, "cost": cost(seconds), "class_names": list(class_names), **(result or {})}
     write_json(folder.path / "result.json", result_record(folder, **changes))
     return folder
 
@@ -127,7 +127,7 @@ def result_record(folder: TrialFolder, **changes: Any) -> dict[str, Any]:
         "stopped_early": False,
         "val": {"n": 20, "top1": 0.5},
         "test": {"n": 40, "top1": 0.5},
-        "cost": _cost(60.0),
+        "cost": cost(60.0),
         "weights_report": None,
         "class_names": [f"class {index}" for index in range(config["dataset"]["classes"])],
         "hardware": HARDWARE,
@@ -156,7 +156,8 @@ def _epoch(epoch: int, top1: float) -> dict[str, Any]:
     }
 
 
-def _cost(seconds: float) -> dict[str, Any]:
+def cost(seconds: float) -> dict[str, Any]:
+    """What a trial of so many seconds cost."""
     return {
         "parameters": 11_000_000,
         "trainable_parameters": 2_000_000,

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from flowers_bench.errors import UsageError
 from flowers_bench.merge import Merged, merge_stores
 from flowers_bench.store import Store, TrialFolder, write_json
 from flowers_bench.suite import Planned
-from flowers_bench.trial import config_id
+from flowers_bench.trial import Protocol, config_id
 
 Make = Callable[..., TrialFolder]
 
@@ -77,6 +78,28 @@ def test_the_finished_trial_is_taken_and_then_the_one_that_got_further(make: Mak
         merge_stores([tmp_path / name for name in sources], tmp_path / target)
         assert [folder.run()["from"] for folder in Store(tmp_path / target).trials()] == ["b", "b"]
         assert len(Store(tmp_path / target).finished()) == 1
+
+
+def test_searches_are_united_too(trials: list[Planned], tmp_path: Path) -> None:
+    def searched(store: str, which: int, top1: float) -> None:
+        trial = replace(trials[which].trial, protocol=Protocol(report="none"))
+        folder = Store(tmp_path / store).of_searches().prepare(trial, trials[which].run)
+        record = {key: value for key, value in result_record(folder).items() if key != "test"}
+        write_json(folder.path / "result.json", {**record, "val": {"n": 20, "top1": top1}})
+
+    for store, which in (("a", 0), ("b", 1), ("c", 2)):
+        trial = trials[which]
+        Store(tmp_path / store).prepare(trial.trial, trial.run)
+    searched("a", 0, 0.5)
+    searched("b", 0, 0.5)
+    searched("b", 1, 0.6)
+    assert merge_stores([tmp_path / "a", tmp_path / "b"], tmp_path / "all") == Merged(4, 1, 4)
+    assert len(Store(tmp_path / "all").of_searches().finished()) == 2
+    before = content(tmp_path / "all")
+    searched("c", 0, 0.7)
+    with pytest.raises(UsageError, match=r"has other predictions in .*c/search \(val 70.00 %\)"):
+        merge_stores([tmp_path / "c"], tmp_path / "all")
+    assert content(tmp_path / "all") == before
 
 
 def test_same_predictions_of_one_trial_are_no_contradiction(make: Make, tmp_path: Path) -> None:

@@ -23,9 +23,13 @@ from flowers_bench.training.prediction import PREDICTORS
 pytest.importorskip("optuna", reason='pip install "flowers-bench[search]"')
 import contextlib
 
-from flowers_bench.search import distributions, search, store_of_search
+from flowers_bench.search import distributions, search
 
 Execute = Callable[[int, Sequence[Planned]], None]
+
+
+def searched(out: Path) -> Store:
+    return Store(out).of_searches()
 
 
 def in_this_process(store: Store) -> Execute:
@@ -45,7 +49,7 @@ def find(out: Path, budget: int, techniques: Sequence[str] = ("toy/plain", "toy/
          **settings: str) -> list[Planned]:  # fmt: skip
     given = {"epochs": "1", "warmup_epochs": "0", **settings}
     request = Request(techniques, "toy", out / "cache", seeds=2, settings=given, store=out)
-    return search(discover([TOY]), request, [TOY], budget, execute or in_this_process(store_of_search(out)))
+    return search(discover([TOY]), request, [TOY], budget, execute or in_this_process(searched(out)))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def test_the_best_on_validation_is_run_with_every_seed(found: tuple[Path, list[P
     ]
     for item in planned:
         about = item.run["search"]
-        results = {name: store_of_search(out).folder(name) for name in about["trials"]}
+        results = {name: searched(out).folder(name) for name in about["trials"]}
         top1 = {name: folder.result()["val"]["top1"] for name, folder in results.items()}
         assert len(top1) == 4
         assert about["val_top1"] == top1[about["chosen"]] == max(top1.values())
@@ -74,7 +78,7 @@ def test_the_best_on_validation_is_run_with_every_seed(found: tuple[Path, list[P
 
 def test_the_first_configuration_is_the_techniques_own(found: tuple[Path, list[Planned]]) -> None:
     out, planned = found
-    first = store_of_search(out).folder(planned[0].run["search"]["trials"][0]).config()
+    first = searched(out).folder(planned[0].run["search"]["trials"][0]).config()
     assert first["recipe"]["lr"] == 1e-2
     assert first["recipe"]["weight_decay"] == 0.05
     assert first["options"]["label_smoothing"] == 0.0
@@ -98,7 +102,7 @@ def test_searched_trials_know_nothing_of_the_test_split(
     opened = trial_module.load_dataset
     monkeypatch.setattr(trial_module, "load_dataset", load)
     find(tmp_path, 1, ["toy/short"])
-    (folder,) = store_of_search(tmp_path).finished()
+    (folder,) = searched(tmp_path).finished()
     assert "test" not in folder.result()
     assert not (folder.path / "predictions.parquet").exists()
     assert not (folder.path / "model.safetensors").exists()
@@ -109,7 +113,7 @@ def test_stopped_and_continued_it_finds_the_same(found: tuple[Path, list[Planned
     class Killed(Exception):
         pass
 
-    real = in_this_process(store_of_search(tmp_path))
+    real = in_this_process(searched(tmp_path))
 
     def stops(number: int, planned: Sequence[Planned]) -> None:
         if number == 3:
@@ -118,9 +122,7 @@ def test_stopped_and_continued_it_finds_the_same(found: tuple[Path, list[Planned
 
     with pytest.raises(Killed):
         find(tmp_path, 4, execute=stops)
-    before = {
-        folder.path: (folder.path / "result.json").stat().st_mtime_ns for folder in store_of_search(tmp_path).finished()
-    }
+    before = {folder.path: (folder.path / "result.json").stat().st_mtime_ns for folder in searched(tmp_path).finished()}
     assert len(before) == 4
     again = find(tmp_path, 4)
     assert [item.trial.id for item in again] == [item.trial.id for item in found[1]]
@@ -192,7 +194,7 @@ def test_the_command(flowers_bench: Callable[..., Any], tmp_path: Path) -> None:
     assert "best of 3 configurations" in first.stderr
     assert "recipes searched: best of 3 configurations on validation" in first.stdout
     assert " search " in first.stdout  # in the cost column
-    assert len(store_of_search(tmp_path / "runs").finished()) == 6
+    assert len(searched(tmp_path / "runs").finished()) == 6
     again = flowers_bench(*command)
     assert again.stdout == first.stdout
     assert "search: configuration" not in again.stderr

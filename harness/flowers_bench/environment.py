@@ -66,7 +66,7 @@ def describe_hardware(facts: dict[str, Any]) -> str:
     """One line for people, from `environment()`."""
     devices = facts.get("devices", 1)  # older results have none
     return (
-        f"{facts['processor']}, {facts['threads']} threads ({facts['cpu_capability']})"
+        f"{facts['processor']}, {facts['threads']} thread{'' if facts['threads'] == 1 else 's'} ({facts['cpu_capability']})"
         + ("" if facts["device"] == "cpu" else f", {facts['device']}")
         + ("" if devices == 1 else f", divided among {devices}")
     )

@@ -19,7 +19,8 @@ from flowers_bench.trial import config_id
 
 @dataclass(frozen=True)
 class Merged:
-    """How many trials were `taken` from the sources, `present` in the target as good as theirs, and there in `total`."""
+    """How many trials were `taken` from the sources, `present` in the target as good as theirs, and there in `total`;
+    those of searches included."""
 
     taken: int
     present: int
@@ -27,25 +28,44 @@ class Merged:
 
 
 def merge_stores(sources: Sequence[Path], target: Path) -> Merged:
-    """Bring every trial of `sources` into `target`, a store or a folder yet to be made.
+    """Bring every trial of `sources` into `target`, a store or a folder yet to be made; those of their searches too.
 
     Of a trial that several have, the finished one is taken, rather with `--stress` than without, or else the one with most epochs behind it.
 
     Raises:
         UsageError: a source is no store; a trial is damaged, has links in it, or contradicts another of its id.
     """
-    chosen: dict[str, TrialFolder] = {}
-    present = 0
-    for root in dict.fromkeys([*([target] if target.exists() else []), *sources]):
-        for folder in _checked(root, may_be_empty=root == target):
-            other = chosen.get(folder.id)
-            chosen[folder.id] = folder if other is None else _better(other, folder)
-            present += other is not None
-    new = [folder for folder in chosen.values() if folder.path.parent != target]
-    target.mkdir(parents=True, exist_ok=True)
-    for folder in new:
-        _bring(folder, target)
-    return Merged(len(new), present, len(chosen))
+    searches = [search.root for root in sources if any((search := Store(root).of_searches()).trials())]
+    parts = [_Part.of(sources, target)]
+    if searches:
+        parts.append(_Part.of(searches, Store(target).of_searches().root))
+    for part in parts:
+        part.target.mkdir(parents=True, exist_ok=True)
+        for folder in part.new:
+            _bring(folder, part.target)
+    return Merged(*(sum(count) for count in zip(*((len(p.new), p.present, p.total) for p in parts), strict=True)))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is to be brought into one store: `new` trials, beside `present` ones, which makes a `total`."""
+
+    target: Path
+    new: list[TrialFolder]
+    present: int
+    total: int
+
+    @classmethod
+    def of(cls, sources: Sequence[Path], target: Path) -> _Part:
+        chosen: dict[str, TrialFolder] = {}
+        present = 0
+        for root in dict.fromkeys([*([target] if target.exists() else []), *sources]):
+            for folder in _checked(root, may_be_empty=root == target):
+                other = chosen.get(folder.id)
+                chosen[folder.id] = folder if other is None else _better(other, folder)
+                present += other is not None
+        new = [folder for folder in chosen.values() if folder.path.parent != target]
+        return cls(target, new, present, len(chosen))
 
 
 def _checked(root: Path, *, may_be_empty: bool) -> list[TrialFolder]:
@@ -72,10 +92,12 @@ def _better(first: TrialFolder, second: TrialFolder) -> TrialFolder:
 
 
 def _refuse_contradiction(first: TrialFolder, second: TrialFolder) -> None:
-    if first.predictions().equals(second.predictions()):
-        return
     results = [folder.result() for folder in (first, second)]
-    split = "test" if "test" in results[0] else "val"  # a trial of a search reads no test split
+    split = (
+        "test" if "test" in results[0] else "val"
+    )  # a trial of a search reads no test split, and keeps no predictions
+    if first.predictions().equals(second.predictions()) if split == "test" else results[0]["val"] == results[1]["val"]:
+        return
     accuracy = [f"{split} {100 * result[split]['top1']:.2f} %" for result in results]
     raise UsageError(
         f"trial {first.id} has other predictions in {second.path.parent} ({accuracy[1]}) than in {first.path.parent} "

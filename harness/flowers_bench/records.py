@@ -24,19 +24,19 @@ CONFIG: Form = {
     "seed": int,
     "protocol": {"report": str},
 }
+_SPEED: Form = {
+    "latency?": {"p50_ms?": {"value": Number}, "p95_ms?": {"value": Number}},
+    "throughput?": {"images_per_second": Number},
+}
 _COST: Form = {
     "seconds": Number,
     "epochs": int,
-    **dict.fromkeys(("parameters?", "trainable_parameters?", "trained_bytes?", "peak_rss_bytes?"), int),
+    **dict.fromkeys(("parameters?", "trainable_parameters?", "trained_bytes?"), int),
+    **dict.fromkeys(("peak_rss_bytes?", "peak_cuda_bytes?"), int),
     **dict.fromkeys(("seconds_to_best?", "search_seconds?", "train_images_per_second?"), Number),
-    **dict.fromkeys(("flops?", "data_wait_share?"), Number),
+    **dict.fromkeys(("flops?", "data_wait_share?", "package_joules?", "gpu_joules?"), Number),
     "flops_uncounted?": [str],
-    "inference?": {
-        "float32?": {
-            "latency?": {"p50_ms?": {"value": Number}, "p95_ms?": {"value": Number}},
-            "throughput?": {"images_per_second": Number},
-        }
-    },
+    "inference?": dict.fromkeys(("float32?", "bfloat16?"), _SPEED),
 }
 _PROBABILITIES: Form = dict.fromkeys(("nll?", "brier?", "ece?", "ece_adaptive?"), Number)
 _QUALITY: Form = {

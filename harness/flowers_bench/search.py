@@ -32,11 +32,6 @@ AROUND = 10.0
 Run = Callable[[int, Sequence[Planned]], None]
 
 
-def store_of_search(out: Path) -> Store:
-    """Where the trials of searches are, beside those that have a test accuracy."""
-    return Store(out / "search")
-
-
 def search(
     host: Host, request: Request, files: Sequence[Path], budget: int, run: Run, progress: Progress = silent
 ) -> list[Planned]:
@@ -44,7 +39,7 @@ def search(
 
     Args:
         request: whose `store` the trials are kept in; what its settings set is not searched.
-        run: told the round's number, from 1, and its trials; leaves them finished or failed in `store_of_search`.
+        run: told the round's number, from 1, and its trials; leaves them finished or failed in `Store.of_searches`.
 
     Returns:
         The trials of the best configurations, with all of the request's seeds.
@@ -136,7 +131,7 @@ class _Search:
         settings = _texts(self._asked.params)
         (item,) = self._plan(settings, seeds=1)
         trial = replace(item.trial, protocol=Protocol(report="none"))
-        self.tried.append((settings, store_of_search(self._out).folder(trial.id)))
+        self.tried.append((settings, Store(self._out).of_searches().folder(trial.id)))
         return Planned(trial, item.run)
 
     def learn(self) -> None:

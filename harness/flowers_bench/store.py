@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from flowers_bench.errors import UsageError
 from flowers_bench.records import CONFIG, RESULT, SEARCHED, Form, problem
 from flowers_bench.trial import Trial, config_id
@@ -71,6 +73,11 @@ def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, atomically. NaN and infinity are refused (they are not JSON)."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+
+def file_name(words: str) -> str:
+    """Words as a file's name: that of a technique or of a dataset among them may hold anything, and must not lead elsewhere."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in words)
 
 
 def damaged(path: Path, what: str) -> UsageError:
@@ -178,10 +185,12 @@ class TrialFolder:
         return _lines(self.path / "attempts.jsonl", {"seconds", "state"})
 
     def note_attempt(self, seconds: float, state: str) -> None:
-        """Append to `attempts`. One short line: it is whole or absent, whatever happens."""
+        """Add to `attempts`: whole or not at all, and beside other runs that had to do with the same trial."""
+        path = self.path / "attempts.jsonl"
         line = json.dumps({"seconds": round(seconds, 3), "state": state}) + "\n"
-        with (self.path / "attempts.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(line)
+        with FileLock(self.path / ".attempts.lock"):
+            text = (path.read_text(encoding="utf-8") if path.exists() else "") + line
+            write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), durable=False)
 
     def predictions(self) -> pd.DataFrame:
         """Columns split, key, label, logits (a list of C floats): validation and test images of a finished trial."""
@@ -277,6 +286,10 @@ class Store:
             for path in sorted(self.root.iterdir()):
                 if (path / "config.json").is_file():
                     yield TrialFolder(path)
+
+    def of_searches(self) -> Store:
+        """The trials of `--search`, beside those that have a test accuracy; it may not exist."""
+        return Store(self.root / "search")
 
     def finished(self) -> list[TrialFolder]:
         """Every finished trial."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowers_bench import hookimpl
 from flowers_bench.results import numbers
+from flowers_bench.store import file_name
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -22,7 +23,7 @@ FLOWERS_BENCH_TRACKER = "tensorboard"
 def directory(trial: Mapping[str, Any], run: Mapping[str, Any]) -> Path:
     """Where a trial's event files go: named by what it is, for TensorBoard's list, and by its id."""
     name = f"{trial['technique']}-{trial['variant']}-{trial['dataset']['name']}-seed{trial['seed']}-{trial['id']}"
-    return Path(run["store"]) / "tensorboard" / "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    return Path(run["store"]) / "tensorboard" / file_name(name)
 
 
 def _writer(trial: Mapping[str, Any], run: Mapping[str, Any]) -> SummaryWriter:

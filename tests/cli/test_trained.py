@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,16 @@ def pictures(folder: TrialFolder, where: Path, count: int) -> list[Path]:
     for i, path in enumerate(paths):
         Image.fromarray(images[i].permute(1, 2, 0).numpy()).save(path)
     return paths
+
+
+def test_show_says_how_exact_its_figures_are(command, trial: TrialFolder) -> None:
+    code, printed, _ = command("show", trial.id[:8], "--out", trial.path.parent)
+    assert code == 0
+    for figure in ("test top-1 %", "mean per class %", "top-5 %", "NLL after scaling", "Brier"):
+        assert re.search(rf"^ +{figure} +[\d.]+ \[[\d.]+, [\d.]+\]$", printed, re.M), figure
+    assert re.search(r"latency p50 +[\d.]+ ms \[[\d.]+ ms, [\d.]+ ms\]", printed)
+    assert re.search(r"throughput +[\d.,]+/s \[", printed)
+    assert "while it was timed" in printed
 
 
 @pytest.mark.parametrize("which", ["trial", "neighbours"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,19 @@ def test_own_work_is_no_other_load() -> None:
         while time.process_time() < end:
             pass
     assert found["other_cores_busy"] is None or found["other_cores_busy"] >= 0
+
+
+def test_an_attempt_is_noted_whole_beside_others(tmp_path: Path) -> None:
+    """Two runs note one at the same moment, and a disk that is full leaves what was there."""
+    folder = TrialFolder(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seconds: folder.note_attempt(seconds, "done"), range(40)))
+    assert sorted(attempt["seconds"] for attempt in folder.attempts()) == list(range(40))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            folder.note_attempt(1, "done")
+    assert len(folder.attempts()) == 40
 
 
 def test_failed_and_repeated_attempts_are_in_the_total(tmp_path: Path) -> None:

@@ -147,6 +147,24 @@ def test_training_images_are_predicted_from_the_others(predictor: str, distance:
         assert scores == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("predictor", "distance"),
+    [("classifier", ""), ("nearest-mean", "euclidean"), ("nearest-mean", "cosine"), ("knn", ""), ("logistic", "")],
+)
+def test_every_predictor_can_be_timed_under_autocast(predictor: str, distance: str) -> None:
+    """On a processor that multiplies in bfloat16, inference is measured so too."""
+    images = [torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8) for _ in range(9)]
+    normalize = Normalizer((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), torch.device("cpu"))
+    evaluator = Evaluator(predictor, {"distance": distance, "k": 3}, 3, 4, normalize)
+    fitted = evaluator.fit(_Flat().eval(), _split(images, np.repeat(np.arange(3), 3)))
+    batch = normalize(torch.stack(images))
+    exact = fitted.scores(batch)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        rough = fitted.scores(batch)
+    assert rough.shape == exact.shape == (9, 0 if predictor == "classifier" else 3)
+    assert rough.isfinite().all()
+
+
 class _Flat(torch.nn.Module):
     """Pixels are the embedding."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from stored import CLASSES, outcomes, store_trial
+from stored import CLASSES, cost, outcomes, store_trial
 
 from flowers_bench.cli.report import report
 from flowers_bench.store import Store, write_json
@@ -27,7 +27,9 @@ def measured(seed: int) -> dict[str, Any]:
         {"level": level, "label": f"{level} {HOSTILE}", "top1": 0.8 - 0.1 * level - 0.01 * seed}
         for level in range(1, 6)
     ]
+    spent = {"search_seconds": 600.0 + seed, "data_wait_share": 0.2, "package_joules": 900.0}
     return {
+        "cost": cost(90.0) | spent,
         "temperature": 1.4,
         "retrieval": {"recall_at_1": 0.6, "map_at_r": 0.4},
         "episodic": {"test": {"accuracy": 0.9, "episodes": 600, "n_way": 5, "k_shot": 1, "n_query": 15}},
@@ -41,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = {"data_source": "meadow", "cache_dir": str(root), "plugin_files": [str(MEADOW)]}
     for seed in range(2):
         common = {"class_names": NAMES, "run": run}
-        scores = {**common, "result": measured(seed), "probabilities": False, "seconds": 90}
+        scores = {**common, "result": measured(seed), "probabilities": False}
         store_trial(root, "wise/good", seed, outcomes(seed, 0.8), **scores)
         store_trial(root, "wise/plain", seed, outcomes(seed, 0.7), **common)
         hostile = {**run, "command": ["--plugin", HOSTILE]}

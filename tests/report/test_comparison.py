@@ -101,6 +101,8 @@ def test_only_common_seeds_are_paired(runs: Path) -> None:
         ({"dataset": {"notes": ["64 px copies"]}}, "other images: as they are against 64 px copies"),
         ({"dataset": {"fingerprint": "e" * 64}}, "the pixels are not"),
         ({"protocol": Protocol(search=20)}, "other search budget: none against best of 20"),
+        ({"dataset": {"n_train": 8}, "protocol": Protocol(shots=2)}, "other split: 40 train"),
+        ({"protocol": Protocol(shots=10)}, "shots 10"),  # all that there are: the sizes are the same
     ],
 )
 def test_what_is_not_comparable_is_refused_with_the_reason(runs: Path, change: dict, words: str) -> None:

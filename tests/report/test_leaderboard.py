@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_other_kinds_list_only_rows_that_have_them(board: Leaderboard) -> None:
     assert found["few-shot episodes"].body[0][3:6] == ("5", "1", "600")
     low = 100 * mean_interval([0.8, 0.85])[0]
     assert found["few-shot episodes"].body[0][6] == f"82.5 [{low:.1f}, 100.0]"
-    assert found["mixed images"].body[0][3:] == ("1.9", "55.0", "31.0")
+    assert found["mixed images"].body[0][3:] == ("1.90", "55.0", "31.0")
     assert [line[0] for line in found["retrieval"].body] == ["proto/net_5%"]
 
 
@@ -62,6 +63,40 @@ def test_retrieval_is_printed_where_an_embedding_predicts(board: Leaderboard) ->
 
 def test_other_datasets_are_other_tables(board: Leaderboard) -> None:
     assert [group.title.partition(":")[0] for group in board.groups] == ["garden", "meadow"]
+
+
+def test_every_figure_of_quality_has_its_interval(board: Leaderboard) -> None:
+    (sheet,) = [s for s in sheets(board) if s.title.startswith("meadow") and "mean per class %" in s.head]
+    cells = {line[0]: line[sheet.head.index("mean per class %")] for line in sheet.body}
+    assert all(re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", cell) for cell in cells.values())
+    records = {record["name"]: record for record in json.loads(FORMATS["json"](board)) if "meadow" in record["group"]}
+    several, one = records["a/plain"], records["mix/cut"]
+    for record in (several, one):
+        for figure in ("mean_per_class", "top5", "nll", "brier"):
+            assert record[f"{figure}_low"] <= record[figure] <= record[f"{figure}_high"]
+        assert record["nll_low"] < record["nll_high"]
+    for figure in ("macro_f1", "ece", "ece_adaptive"):
+        assert several[f"{figure}_low"] <= several[figure] <= several[f"{figure}_high"]
+        assert one[figure] is not None
+        assert one[f"{figure}_low"] is None, "what varies is not known from one seed"
+
+
+def test_figures_with_intervals_are_those_of_the_results(board: Leaderboard) -> None:
+    for row in (row for group in board.groups for row in group.rows):
+        for key in ("mean_per_class", "top5", "nll", "brier"):
+            assert row.figures[key].value == pytest.approx(row.mean("test", key), rel=1e-6)
+
+
+def test_what_a_gpu_and_a_meter_measured_is_shown(tmp_path: Path) -> None:
+    cost = {"seconds": 60.0, "epochs": 3, "peak_rss_bytes": 2**30, "peak_cuda_bytes": 3 * 2**30, "gpu_joules": 2500.0}
+    speed = {"latency": {"p50_ms": {"value": 2.0}}, "throughput": {"images_per_second": 800.0}}
+    cost["inference"] = {"float32": speed, "bfloat16": {**speed, "throughput": {"images_per_second": 1600.0}}}
+    store_trial(tmp_path, "a/plain", 0, outcomes(0, 0.7), result={"cost": cost})
+    board = Leaderboard.of(Store(tmp_path).finished())
+    assert next(sheets(board)).body[0][-1] == "1,024 MiB + 3,072 MiB GPU"
+    (record,) = json.loads(FORMATS["json"](board))
+    assert (record["gpu_joules"], record["package_joules"]) == (2500, None)
+    assert (record["throughput"], record["throughput_bfloat16"], record["latency_p50_bfloat16"]) == (800, 1600, 2)
 
 
 @pytest.mark.parametrize("format", sorted(FORMATS))

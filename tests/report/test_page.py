@@ -41,6 +41,18 @@ def test_failed_trials_are_not_hidden(text: str) -> None:
     assert "the loss is nan" in text
 
 
+def test_failed_attempts_and_searches_are_in_the_total(tmp_path: Path) -> None:
+    done, failed = (store_trial(tmp_path, f"wise/{name}", 0, outcomes(0, 0.8)) for name in ("good", "broken"))
+    (failed.path / "result.json").unlink()
+    tried = store_trial(Store(tmp_path).of_searches().root, "wise/good", 0, outcomes(0, 0.8))
+    done.note_attempt(30, "failed")
+    done.note_attempt(20, "done")
+    failed.note_attempt(7, "failed")
+    tried.note_attempt(4, "done")
+    report(tmp_path, tmp_path / "report.html")
+    assert "61.0 s of work in all, failed attempts and searches included" in (tmp_path / "report.html").read_text()
+
+
 def test_names_are_never_markup(text: str) -> None:
     markup = re.sub(r'<script type="text/plain" id="plotly">.*?</script>', "", text, flags=re.S)
     assert "<img src=x" not in markup

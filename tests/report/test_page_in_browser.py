@@ -173,6 +173,34 @@ def test_stress_levels_are_named(watched: Watched) -> None:
     assert "<img src=x" in ticks[1]
 
 
+def test_kinds_of_change_keep_their_order_and_share_a_legend(watched: Watched) -> None:
+    watched.page.locator(".groups a", has_text="meadow").click()
+    card = watched.page.locator(".group:not([hidden])")
+    kinds = card.locator("[data-plot=stress]").evaluate_all("(plots) => plots.map((plot) => plot.dataset.kind)")
+    assert kinds == ["rotation", "blur"]
+    assert card.locator(".legend li").all_inner_texts() == ["wise/good"]
+    card.locator(".draw").first.press("Space")
+    assert card.locator(".legend li").count() == 0
+
+
+def test_costs_have_axes_in_words(watched: Watched) -> None:
+    watched.page.locator(".groups a", has_text="meadow").click()
+    watched.draw_all()
+    card = watched.page.locator(".group:not([hidden])")
+    plot, menu = card.locator("[data-plot=cost]"), card.locator("select.cost")
+    found = {}
+    for key in menu.locator("option").evaluate_all("(options) => options.map((option) => option.value)"):
+        menu.select_option(key)
+        found[key] = plot.locator(".xtitle").text_content()
+        ticks = plot.locator(".xtick text").all_text_contents()
+        assert ticks
+        assert all(float(tick.replace(",", "")) for tick in ticks)
+    assert found["seconds"] == "training time, s"
+    assert found["search_seconds"] == "search time, minutes"
+    assert found["data_wait_share"] == "waiting for data, %"
+    assert found["peak_rss_bytes"] == "peak memory, MiB"
+
+
 def test_the_theme_can_be_chosen(watched: Watched) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
     light = watched.page.evaluate(colour)

@@ -15,13 +15,13 @@ def export(trial: str, format: str, output: Path | None, out: Path) -> None:
     Raises:
         UsageError: no such trial, a package is missing, the model cannot be exported, or the file would differ.
     """
-    from flowers_bench.store import Store
+    from flowers_bench.store import Store, file_name
 
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
     folder = Store(out).find_trained(trial)
     config = folder.config()
-    path = output or Path(f"{config['technique']}-{config['variant']}-{folder.id[:8]}.{format}")
+    path = output or Path(file_name(f"{config['technique']}-{config['variant']}-{folder.id[:8]}.{format}"))
     if not path.parent.is_dir():
         raise UsageError(f"-o {path}: there is no folder {path.parent}.")
     from flowers_bench.export import export_trial

@@ -18,7 +18,7 @@ def report(runs: Path, output: Path) -> None:
     if not output.parent.is_dir():
         raise UsageError(f"{output} cannot be written: there is no folder {output.parent}.")
     unfinished = [folder for folder in store.trials() if not folder.finished()]
-    text = render(Leaderboard.of(folders), unfinished)
+    text = render(Leaderboard.of(folders), unfinished, list(store.of_searches().trials()))
     try:
         write_atomically(output, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     except OSError as error:

@@ -195,9 +195,10 @@ def _search(host: Host, files: Sequence[Path], request: Request, asked: Asked, f
     """Find each technique's recipe on validation, then run that with all seeds."""
     from flowers_bench.environment import kernel_in_use
     from flowers_bench.errors import TrialFailed
-    from flowers_bench.search import search, store_of_search
+    from flowers_bench.search import search
+    from flowers_bench.store import Store
 
-    store = store_of_search(asked.out)
+    store = Store(asked.out).of_searches()
     kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
 
     def run_round(number: int, planned: Sequence[Planned]) -> None:
@@ -445,7 +446,10 @@ def _print_total(folders: Sequence[TrialFolder]) -> None:
 
     total = total_cost(folders)
     failed = f", {total['failed']} of them failed" if total["failed"] else ""
-    messages.print(f"these {total['trials']} trials{failed} took {duration(total['seconds'])} in all", markup=False)
+    messages.print(
+        f"these {total['trials']} trials{failed}{',' if failed else ''} took {duration(total['seconds'])} in all",
+        markup=False,
+    )
 
 
 def _announce(planned: Sequence[Planned], out: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flowers_bench.errors import printable, unknown_name
 
 if TYPE_CHECKING:
+    from flowers_bench.report.measures import Measure
     from flowers_bench.store import TrialFolder
 
 Line = tuple[str, str]
@@ -89,21 +90,15 @@ def _sha(digest: str | None) -> str:
 
 
 def _quality(folder: TrialFolder, result: Mapping[str, Any]) -> list[Line]:
-    from flowers_bench.measure.quality import correct_in_top_k
-    from flowers_bench.report.numbers import percent, percent_interval, plain
-    from flowers_bench.statistics import accuracy_interval
+    from flowers_bench.report.measures import QUALITY
+    from flowers_bench.report.numbers import percent, percent_interval
+    from flowers_bench.report.rows import Finished, build_row
 
-    scores = folder.scores()
-    lines = []
-    for k in (1, 5):
-        found = accuracy_interval(correct_in_top_k(scores.logits, scores.labels, k)[None])
-        lines.append((f"test top-{k}", f"{percent(found.value)} % {percent_interval(found.low, found.high)}"))
-    test, val = result["test"], result["val"]
-    shares = {"mean per class": test.get("mean_per_class"), "macro-F1": test.get("macro_f1"), "val top-1": val["top1"]}
-    lines += [(name, f"{percent(value)} %") for name, value in shares.items() if value is not None]
-    numbers = {key: test[key] for key in ("nll", "brier", "ece", "ece_adaptive") if key in test}
-    numbers |= {f"{key} after scaling": value for key, value in (test.get("calibrated") or {}).items()}
-    lines += [(key.replace("_", " "), plain(value)) for key, value in numbers.items()]
+    row = build_row(folder.id, [Finished.load(folder)])
+    shares = {"test top-1 %": row.top1, "mean per class %": row.figures["mean_per_class"]}
+    lines = [(name, f"{percent(v.value)} {percent_interval(v.low, v.high)}") for name, v in shares.items()]
+    lines += [(measure.title, measure.text(row)) for measure in QUALITY.measures if measure.measured([row])]
+    lines.append(("val top-1 %", percent(result["val"]["top1"])))
     for kind in ("retrieval", "episodic", "mixed"):
         lines += [(f"{kind} {key}".replace("_", " "), _text(value)) for key, value in _flat(result.get(kind) or {})]
     chosen = f"epoch {result['best_epoch']} of {result['cost']['epochs']}"
@@ -125,15 +120,28 @@ def _cost(folder: TrialFolder, cost: Mapping[str, Any]) -> list[Line]:
     from flowers_bench.report.rows import at
 
     lines = [
-        (measure.title, measure.format(value))
+        (measure.title, measure.format(value) + _bounds(measure, cost))
         for measure in (*COSTS, *SPEEDS)
         if (value := at({"cost": cost}, measure.path)) is not None
     ]
+    machine = {key: at(cost, ("inference", key)) for key in ("threads", "governor", "other_cores_busy")}
+    if machine["threads"] is not None:
+        lines.append(("while it was timed", _text({key.replace("_", " "): value for key, value in machine.items()})))
     if cost.get("flops_uncounted"):
         lines.append(("FLOPs leave out", ", ".join(cost["flops_uncounted"])))
     attempts = folder.attempts()
     total = sum(attempt["seconds"] for attempt in attempts)
     return [*lines, ("attempts", f"{len(attempts)}, {duration(total)} in all")]
+
+
+def _bounds(measure: Measure, cost: Mapping[str, Any]) -> str:
+    """The 95 % interval of a time that was taken many times, where the trial has it; `?` for a bound that it has not."""
+    from flowers_bench.report.rows import at
+
+    beside = at({"cost": cost}, measure.path[:-1])
+    if "low" not in beside:
+        return ""
+    return f" [{', '.join('?' if beside[key] is None else measure.format(beside[key]) for key in ('low', 'high'))}]"
 
 
 def _environment(hardware: Mapping[str, Any]) -> list[Line]:

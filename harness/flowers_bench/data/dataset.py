@@ -62,7 +62,8 @@ class Dataset:
         name: what the user asked for (`petals`, `flowers102`, or a folder's name).
         class_names: C names, index = label.
         fingerprint: SHA-256 over everything that decides the pixels and the split (source bytes, split,
-            stored size). Two results with one fingerprint saw the same images.
+            stored size). Two results with one fingerprint saw the same images, but for those that `--shots` left out
+            of training.
         split_checksum: SHA-256 over (split, key, label) of all images: the split alone, whatever the pixels.
         resolution: the images' size in words, such as "64x64" or "shortest side 256".
         notes: what must be said wherever a number from this dataset is printed.

@@ -11,7 +11,7 @@ from typing import Any
 from flowers_bench.grid import Figure
 from flowers_bench.report.drawings import DRAWINGS, Panel
 from flowers_bench.report.rows import Finished, Row, build_row, by_configuration, distinct_names, protocol
-from flowers_bench.store import TrialFolder
+from flowers_bench.store import TrialFolder, file_name
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ def _rows(figure: Figure, trials: Sequence[Finished], known: dict[str, Row]) -> 
 
 def _stem(figure: Figure, config: dict[str, Any]) -> str:
     words = [figure.name, str(config["dataset"]["name"]), str(config["backbone"])]
-    # A folder's or a plugin's name may hold anything; a file's must not lead elsewhere.
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in "-".join(words))
+    return file_name("-".join(words))
 
 
 def _free(directory: Path, stem: str, suffix: str, taken: Sequence[Path]) -> Path:

@@ -6,12 +6,10 @@ classes is easier than among all, so that accuracy never stands in one column wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from flowers_bench.report.numbers import count, duration, milliseconds, percent, plain, rate, size
+from flowers_bench.report.numbers import count, duration, energy, milliseconds, percent, plain, rate, size
 from flowers_bench.report.rows import Row, at
 from flowers_bench.statistics import mean_interval
 
@@ -27,7 +25,7 @@ class Measure:
         title: its column's head.
         path: where it stands in `result.json`.
         format: a number as people read it.
-        interval: whether to give one, over seeds; the figure is a share then.
+        interval: whether to give one: over seeds and test images where the row has it, else over seeds, of a share.
     """
 
     key: str
@@ -36,20 +34,35 @@ class Measure:
     format: Format
     interval: bool = False
 
+    def unit(self, largest: float) -> tuple[float, str]:
+        """What a plot divides values of up to `largest` by, and how it calls the unit."""
+        if self.format is duration and largest < 120:
+            return 1, "s"
+        if self.format is count and largest >= 1e9:
+            return 1e9, "10⁹"
+        return _UNITS[self.format]
+
     def measured(self, rows: Iterable[Row]) -> bool:
         """Whether any of these rows has it."""
         return any(row.mean(*self.path) is not None for row in rows)
 
-    def text(self, row: Row) -> str:
-        """The mean over seeds, with its interval where one is asked for and there are seeds for it."""
+    def bounds(self, row: Row) -> tuple[float, float] | None:
+        """Of the 95 % interval of the mean over seeds, where one is asked for and there is what it takes."""
+        if not self.interval:
+            return None
+        if (found := row.figures.get(self.key)) is not None:
+            return found.low, found.high
         numbers = [float(value) for trial in row.trials if (value := at(trial.result, self.path)) is not None]
-        if not numbers:
-            return "-"
-        found = self.format(float(np.mean(numbers)))
-        if not self.interval or len(numbers) < 2:
-            return found
+        if len(numbers) < 2:
+            return None
         low, high = mean_interval(numbers)
-        return f"{found} [{self.format(max(0.0, low))}, {self.format(min(1.0, high))}]"
+        return max(0.0, low), min(1.0, high)
+
+    def text(self, row: Row) -> str:
+        """The mean over seeds, with its interval."""
+        value, bounds = row.mean(*self.path), self.bounds(row)
+        found = self.format(value)
+        return f"{found} [{', '.join(map(self.format, bounds))}]" if value is not None and bounds else found
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,20 @@ def _whole(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
-_LATENCY = ("cost", "inference", "float32", "latency")
+#: Of plots' axes.
+_UNITS: Mapping[Format, tuple[float, str]] = {
+    count: (1e6, "millions"),
+    duration: (60, "minutes"),
+    size: (2**20, "MiB"),
+    milliseconds: (1, "ms"),
+    percent: (0.01, "%"),
+    energy: (1, "J"),
+}
+#: In float32, and under autocast where the processor multiplies in bfloat16: key, title and place of its figures.
+_INFERENCE = (
+    ("", "", ("cost", "inference", "float32")),
+    ("_bfloat16", " bfloat16", ("cost", "inference", "bfloat16")),
+)
 #: Of these, less is better.
 COSTS = (
     Measure("trainable_parameters", "trainable", ("cost", "trainable_parameters"), count),
@@ -91,29 +117,45 @@ COSTS = (
     Measure("seconds_to_best", "time to best", ("cost", "seconds_to_best"), duration),
     Measure("data_wait_share", "waiting for data %", ("cost", "data_wait_share"), percent),
     Measure("peak_rss_bytes", "peak memory", ("cost", "peak_rss_bytes"), size),
+    Measure("peak_cuda_bytes", "peak GPU memory", ("cost", "peak_cuda_bytes"), size),
+    Measure("package_joules", "energy, processors", ("cost", "package_joules"), energy),
+    Measure("gpu_joules", "energy, GPU", ("cost", "gpu_joules"), energy),
     Measure("trained_bytes", "stored size", ("cost", "trained_bytes"), size),
-    Measure("latency_p50", "latency p50", (*_LATENCY, "p50_ms", "value"), milliseconds),
-    Measure("latency_p95", "latency p95", (*_LATENCY, "p95_ms", "value"), milliseconds),
+    *(
+        Measure(f"latency_p{p}{key}", f"latency p{p}{title}", (*path, "latency", f"p{p}_ms", "value"), milliseconds)
+        for key, title, path in _INFERENCE
+        for p in (50, 95)
+    ),
 )
 #: Of these, more is better.
 SPEEDS = (
-    Measure("throughput", "throughput", ("cost", "inference", "float32", "throughput", "images_per_second"), rate),
+    *(
+        Measure(f"throughput{key}", f"throughput{title}", (*path, "throughput", "images_per_second"), rate)
+        for key, title, path in _INFERENCE
+    ),
     Measure("train_images_per_second", "training speed", ("cost", "train_images_per_second"), rate),
+)
+#: What judges probabilities.
+_PROBABILITIES = (
+    ("nll", "NLL", plain),
+    ("brier", "Brier", plain),
+    ("ece", "ECE %", percent),
+    ("ece_adaptive", "adaptive ECE %", percent),
 )
 #: The kinds of change of `measure.stress`, which is not imported here because it needs torch.
 STRESSES = ("rotation", "scale", "translation", "perspective", "elastic", "blur", "noise", "occlusion", "jpeg")
 QUALITY = Kind(
     "Quality of the test predictions",
-    "means over seeds; after scaling: with the temperature fitted on the validation split",
+    "95 % intervals are over seeds and test images, of one seed over test images; of macro-F1 and ECE over seeds alone, "
+    "where there are several. After scaling: with the temperature fitted on the validation split",
     (
-        Measure("top5", "top-5 %", ("test", "top5"), percent),
-        Measure("macro_f1", "macro-F1 %", ("test", "macro_f1"), percent),
-        Measure("nll", "NLL", ("test", "nll"), plain),
-        Measure("brier", "Brier", ("test", "brier"), plain),
-        Measure("ece", "ECE %", ("test", "ece"), percent),
-        Measure("ece_adaptive", "adaptive ECE %", ("test", "ece_adaptive"), percent),
-        Measure("nll_calibrated", "NLL after scaling", ("test", "calibrated", "nll"), plain),
-        Measure("ece_calibrated", "ECE % after scaling", ("test", "calibrated", "ece"), percent),
+        Measure("top5", "top-5 %", ("test", "top5"), percent, True),
+        Measure("macro_f1", "macro-F1 %", ("test", "macro_f1"), percent, True),
+        *(
+            Measure(f"{name}{key}", f"{title}{after}", (*path, name), format, True)
+            for key, after, path in (("", "", ("test",)), ("_calibrated", " after scaling", ("test", "calibrated")))
+            for name, title, format in _PROBABILITIES
+        ),
     ),
 )
 KINDS = (
@@ -147,7 +189,7 @@ KINDS = (
     Kind(
         "Under stress",
         "test top-1 % on changed images, mean over five levels, with an interval over seeds; by the checkpoint chosen on "
-        "unchanged validation images. Each level stands in result.json under `stress`, each image in stress.parquet",
+        "unchanged validation images. Each level stands in result.json, each image in stress.parquet",
         tuple(Measure(f"stress_{kind}", f"{kind} %", ("robustness", kind), percent, True) for kind in STRESSES),
     ),
     Kind(

@@ -31,6 +31,13 @@ def count(number: float | None) -> str:
     return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,.0f}"
 
 
+def energy(joules: float | None) -> str:
+    """Joules, or kilojoules from a thousand on."""
+    if joules is None:
+        return "-"
+    return f"{joules:.3g} J" if joules < 1000 else f"{joules / 1000:,.1f} kJ"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds, or minutes from two on."""
     if seconds is None:
@@ -54,8 +61,8 @@ def rate(number: float | None) -> str:
 
 
 def plain(number: float | None) -> str:
-    """Three digits."""
-    return "-" if number is None else f"{number:.3g}"
+    """Three digits, zeros at the end among them, so that a column's figures are equally exact."""
+    return "-" if number is None else f"{number:#.3g}".removesuffix(".")
 
 
 def p_value(p: float) -> str:

@@ -44,6 +44,15 @@
     x: [...x, ...[...x].reverse()], y: [...curve.high, ...[...curve.low].reverse()], fill: "toself", mode: "lines",
     line: { width: 0 }, fillcolor: faint(colour), hoverinfo: "skip", showlegend: false, type: "scatter",
   });
+  /* A logarithmic axis with round numbers on it: 1, 2, 5, 10, or powers of ten alone where those would be too many. */
+  const logarithmic = (values) => {
+    let [low, high] = [Math.min(...values) / 1.3, Math.max(...values) * 1.3];
+    const ticks = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++) ticks.push(...[1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
+    if (high < 4 * low) [low, high] = [Math.max(...ticks.filter((tick) => tick <= low)), Math.min(...ticks.filter((tick) => tick >= high))];
+    const inside = ticks.filter((tick) => tick >= low && tick <= high), few = inside.length > 7 ? inside.filter((tick) => String(tick.toExponential()).startsWith("1e")) : inside;
+    return { type: "log", tickvals: few, ticktext: few.map((tick) => tick.toLocaleString("en", { maximumSignificantDigits: 3 })), range: [low, high].map(Math.log10) };
+  };
   const percent = (values) => values.map((v) => (v === null ? null : 100 * v));
 
   /* A confusion matrix: one canvas, however many classes, with a cell that the pointer and the arrow keys move. */
@@ -136,6 +145,7 @@
         box.addEventListener("change", () => {
           this.chosen[box.checked ? "add" : "delete"](row);
           this.redraw();
+          this.legend();
         });
       });
       all(section, ".cost, .curve, .scaling").forEach((menu) => menu.addEventListener("change", () => this.redraw()));
@@ -149,6 +159,7 @@
       const search = this.find(".find");
       if (search) search.addEventListener("input", () => this.filter(search.value));
       this.fill(section);
+      this.legend();
     }
 
     find(query) { return this.section.querySelector(query); }
@@ -173,11 +184,17 @@
 
     redraw() { this.drawn.forEach((element) => this.plot(element)); this.heat.paint(); }
 
+    /* One for all plots of changed images. */
+    legend() {
+      const entry = (i) => make("li", {}, make("span", { class: "line", style: `border-top: 3px ${{ solid: "solid", dash: "dashed" }[this.dash(i)] ?? "dotted"} var(--c${i % COLOURS})` }), short(this.rows[i].name));
+      this.find(".legend")?.replaceChildren(...this.picked().filter((i) => Object.keys(this.rows[i].stress).length).map(entry));
+    }
+
     plot(element) { this[element.dataset.plot](element); }
 
     cost(element) {
       const key = this.find(".cost").value;
-      const title = this.data.costs.find((cost) => cost.key === key).title;
+      const { axis, unit, words } = this.data.costs.find((cost) => cost.key === key);
       const points = [...this.rows.keys()].filter((i) => this.rows[i].costs[key] !== null);
       const value = (i) => this.rows[i].costs[key];
       const front = [];
@@ -186,8 +203,6 @@
         if (this.rows[i].top1[1] > best) { best = this.rows[i].top1[1]; front.push(i); }
       }
       const y = (i) => 100 * this.rows[i].top1[1];
-      const long = Math.max(...points.map(value)) >= 120, unit = { seconds: long ? 60 : 1, seconds_to_best: long ? 60 : 1, peak_rss_bytes: 2 ** 20, trained_bytes: 2 ** 20, parameters: 1e6, trainable_parameters: 1e6, flops: 1e9 }[key] || 1;
-      const words = { seconds: long ? "minutes" : "s", seconds_to_best: long ? "minutes" : "s", peak_rss_bytes: "MiB", trained_bytes: "MiB", parameters: "millions", trainable_parameters: "millions", flops: "10⁹", latency_p50: "ms", latency_p95: "ms" }[key];
       const x = (i) => value(i) / unit;
       // A name is written where no other stands already; the others show theirs on touch.
       const span = (list) => Math.max(...list) - Math.min(...list) || 1, across = points.map((i) => Math.log(value(i) || 1));
@@ -196,9 +211,11 @@
         const near = (j) => Math.abs(Math.log((value(i) || 1) / (value(j) || 1))) < 0.16 * wide && Math.abs(y(i) - y(j)) < 0.06 * high;
         if (!written.some(near)) written.push(i);
       }
+      // Above and beside the point, where neither its interval nor the front is, and towards the middle, where the plot does not end.
+      const middle = (Math.min(...across) + Math.max(...across)) / 2, side = (i) => (Math.log(value(i) || 1) > middle ? "top left" : "top right");
       const trace = (name, chosen, colours, opacity) => ({
         type: "scatter", mode: "markers+text", name, x: chosen.map(x), y: chosen.map(y), opacity,
-        text: chosen.map((i) => (written.includes(i) ? this.label(i) : "")), textposition: "top center", textfont: { size: 11, color: css("--muted") }, cliponaxis: false,
+        text: chosen.map((i) => (written.includes(i) ? this.label(i) : "")), textposition: chosen.map(side), textfont: { size: 11, color: css("--muted") }, cliponaxis: false,
         customdata: chosen.map((i) => `${plain(this.rows[i].name)}<br>${plain(this.rows[i].backbone)}`),
         hovertemplate: "%{customdata}<br>%{y:.1f} %<br>%{x:.4g} " + words + "<extra></extra>",
         error_y: { type: "data", symmetric: false, array: chosen.map((i) => 100 * this.rows[i].top1[2] - y(i)), arrayminus: chosen.map((i) => y(i) - 100 * this.rows[i].top1[0]), thickness: 1.2, width: 3, color: css("--muted") },
@@ -209,7 +226,7 @@
         { type: "scatter", mode: "lines", name: "front", x: front.map(x), y: front.map(y), line: { color: css("--pollen"), width: 2.5, shape: "hv" }, hoverinfo: "skip" },
         trace("ticked rows", picked, picked.map((i) => this.colour(i)), 1),
         trace("other rows", others, css("--muted"), 0.55),
-      ], { title: { text: `${title}, ${words}` }, type: points.length && Math.min(...points.map(value)) > 0 ? "log" : "linear" }, { title: { text: "test top-1 %" } }, { showlegend: false });
+      ], { title: { text: axis }, ...(Math.min(...points.map(value)) > 0 ? logarithmic(points.map(x)) : { type: "linear" }) }, { title: { text: "test top-1 %" } }, { showlegend: false });
     }
 
     curves(element) {
@@ -261,7 +278,7 @@
         }];
       });
       const first = this.rows.map((row) => row.stress[kind]).find(Boolean);
-      draw(element, traces, { tickvals: first.levels, ticktext: first.labels.map(plain) }, { title: { text: "top-1 %" } }, { title: { text: plain(kind), font: { size: 14 } }, showlegend: this.picked().length < 4 });
+      draw(element, traces, { tickvals: first.levels, ticktext: first.labels.map(plain) }, { title: { text: "top-1 %" } }, { title: { text: plain(kind), font: { size: 14 } }, showlegend: false });
     }
 
     shots(element) {

@@ -34,8 +34,13 @@ COMPARED = 12
 DRAWN = 6
 
 
-def render(board: Leaderboard, unfinished: Sequence[TrialFolder], made: datetime | None = None) -> str:
-    """The whole page as text."""
+def render(
+    board: Leaderboard,
+    unfinished: Sequence[TrialFolder],
+    searched: Sequence[TrialFolder] = (),
+    made: datetime | None = None,
+) -> str:
+    """The whole page as text. What `unfinished` trials and those of searches took counts in the total."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
@@ -47,6 +52,7 @@ def render(board: Leaderboard, unfinished: Sequence[TrialFolder], made: datetime
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # curves, kinds of change: in the order they have
     machines = _machines(board)
     share = max(1, len(board.groups))
     curves = families(board)
@@ -58,7 +64,7 @@ def render(board: Leaderboard, unfinished: Sequence[TrialFolder], made: datetime
         data={group["id"]: group.pop("data") for group in groups},
         machines=list(machines.values()),
         unfinished=[_unfinished(folder) for folder in unfinished],
-        total=_total(board, unfinished),
+        total=_total(board, [*unfinished, *searched]),
         trials=sum(len(row.trials) for group in board.groups for row in group.rows),
         rows=sum(len(group.rows) for group in board.groups),
         css=_asset("page.css"),
@@ -67,12 +73,12 @@ def render(board: Leaderboard, unfinished: Sequence[TrialFolder], made: datetime
     )
 
 
-def _total(board: Leaderboard, unfinished: Sequence[TrialFolder]) -> str | None:
-    """What all of it took, failed and repeated attempts included; None where that was not noted."""
+def _total(board: Leaderboard, others: Sequence[TrialFolder]) -> str | None:
+    """What all of it took, repeated attempts and the `others` included; None where that was not noted."""
     from flowers_bench.measure.cost import total_cost
 
     finished = (trial.folder for group in board.groups for row in group.rows for trial in row.trials)
-    seconds = total_cost([*finished, *unfinished])["seconds"]
+    seconds = total_cost([*finished, *others])["seconds"]
     return duration(seconds) if seconds else None
 
 
@@ -143,7 +149,7 @@ def _group(
             "shots": shots_series(family) if family else None,
             "rows": [series(row) | found for row, found in zip(rows, explored, strict=True)],
             "classes": names,
-            "costs": [{"key": m.key, "title": m.title} for m in COSTS if m.measured(rows)],
+            "costs": [_axis(measure, rows) for measure in COSTS if measure.measured(rows)],
             "curves": CURVES,
             "images": examples.uris,
             "sweeps": swept,
@@ -194,11 +200,24 @@ def _row(identifier: str, row: Row, machines: Mapping[str, Mapping[str, Any]]) -
         "seeds": len(row.seeds),
         "top1": row.top1,
         "accuracy": _accuracy(row),
-        "per_class": row.mean_per_class,
+        "per_class": row.figures["mean_per_class"],
         "val": row.mean("val", "top1"),
         "costs": {m.key: (row.mean(*m.path), _cost_text(m, row)) for m in (*COSTS, *SPEEDS)},
         "facts": _flat({"weights": config["weights"], **chosen, "code": config["code"]}),
         "trials": [_trial(trial, machines) for trial in row.trials],
+    }
+
+
+def _axis(measure: Measure, rows: Sequence[Row]) -> dict[str, Any]:
+    """What a plot against this cost is called, and what its values are divided by."""
+    largest = max(value for row in rows if (value := row.mean(*measure.path)) is not None)
+    unit, words = measure.unit(largest)
+    return {
+        "key": measure.key,
+        "title": measure.title,
+        "axis": f"{measure.title.removesuffix(' %')}, {words}",
+        "unit": unit,
+        "words": words,
     }
 
 

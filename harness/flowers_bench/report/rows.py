@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import log_softmax
 
-from flowers_bench.measure.quality import correct_in_top_k, mean_per_class
-from flowers_bench.statistics import Interval, accuracy_interval
-from flowers_bench.store import TrialFolder
+from flowers_bench.measure.quality import correct_in_top_k, squared_distances
+from flowers_bench.statistics import Interval, accuracy_interval, image_mean
+from flowers_bench.store import Scores, TrialFolder
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Row:
         predicted, confidence, correct: (S, N): the class with the largest score, its softmax, whether it is right.
         calibrated: (S, N): the same softmax after temperature scaling; None where a seed has no temperature.
         top1: test accuracy with its interval.
+        figures: other means over test images with their intervals, by their keys in `measures`, and `mean_per_class`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Row:
     calibrated: np.ndarray | None
     correct: np.ndarray
     top1: Interval
+    figures: Mapping[str, Interval]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -67,10 +69,6 @@ class Row:
         """The variant that it is to be compared with."""
         name = self.trials[0].run.get("baseline")
         return str(name) if name else None
-
-    @property
-    def mean_per_class(self) -> float:
-        return float(np.mean([mean_per_class(hits, self.labels) for hits in self.correct]))
 
     def mean(self, *path: str) -> float | None:
         """Mean over seeds of a number in `result.json`, or None where it was not measured."""
@@ -90,22 +88,55 @@ def build_row(name: str, trials: Iterable[Finished]) -> Row:
     trials = tuple(sorted(trials, key=lambda trial: int(trial.config["seed"])))
     scores = [trial.folder.scores() for trial in trials]
     correct = np.stack([correct_in_top_k(s.logits, s.labels) for s in scores])
-    temperatures = [trial.result.get("temperature") for trial in trials]
-    calibrated = None
-    if all(temperatures):
-        pairs = zip(scores, temperatures, strict=True)
-        calibrated = np.stack([softmax(s.logits / temperature, axis=1).max(1) for s, temperature in pairs])
+    raw = _Judged.of(scores, [1.0] * len(scores))
+    temperatures = [float(found) for trial in trials if (found := trial.result.get("temperature"))]
+    calibrated = _Judged.of(scores, temperatures) if len(temperatures) == len(trials) else None
+    labels = scores[0].labels
+    # Each class weighs as much as any other: the mean of this over images is the mean over classes.
+    counts = np.bincount(labels)
+    weights = len(labels) / np.count_nonzero(counts) / counts[labels]
+    figures = {
+        "mean_per_class": image_mean(correct * weights, 1.0),
+        "top5": accuracy_interval(np.stack([correct_in_top_k(s.logits, s.labels, 5) for s in scores])),
+    }
+    if all("nll" in trial.result["test"] for trial in trials):  # else its scores are not meant as probabilities
+        figures |= raw.figures("")
+    if calibrated is not None:
+        figures |= calibrated.figures("_calibrated")
     return Row(
         name=name,
         trials=trials,
         keys=scores[0].keys,
-        labels=scores[0].labels,
+        labels=labels,
         predicted=np.stack([s.logits.argmax(1) for s in scores]),
-        confidence=np.stack([softmax(s.logits, axis=1).max(1) for s in scores]),
-        calibrated=calibrated,
+        confidence=raw.confidence,
+        calibrated=None if calibrated is None else calibrated.confidence,
         correct=correct,
         top1=accuracy_interval(correct),
+        figures=figures,
     )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Scores as probabilities: the largest of each image, what its label's cost, how far they are from the truth; all (S, N)."""
+
+    confidence: np.ndarray
+    nll: np.ndarray
+    distance: np.ndarray
+
+    @classmethod
+    def of(cls, scores: Sequence[Scores], temperatures: Sequence[float]) -> _Judged:
+        found = []
+        for s, temperature in zip(scores, temperatures, strict=True):
+            logs = log_softmax(s.logits.astype(np.float64) / temperature, axis=1)
+            probabilities = np.exp(logs)
+            own = logs[np.arange(len(s.labels)), s.labels]
+            found.append((probabilities.max(1), -own, squared_distances(probabilities, s.labels)))
+        return cls(*(np.stack(values) for values in zip(*found, strict=True)))
+
+    def figures(self, suffix: str) -> dict[str, Interval]:
+        return {f"nll{suffix}": image_mean(self.nll, np.inf), f"brier{suffix}": image_mean(self.distance, 2.0)}
 
 
 def by_configuration(trials: Iterable[Finished]) -> list[list[Finished]]:

@@ -15,6 +15,7 @@ from flowers_bench.report.numbers import count, duration, inert, latex_cell, per
 from flowers_bench.report.rows import Row
 from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
 from flowers_bench.report.shots import families
+from flowers_bench.statistics import Interval
 from flowers_bench.store import TrialFolder
 
 COLUMNS = (
@@ -42,19 +43,29 @@ def cells(row: Row) -> tuple[str, ...]:
         str(len(row.seeds)),
         percent(row.top1.value),
         percent_interval(row.top1.low, row.top1.high),
-        percent(row.mean_per_class),
+        _interval(row.figures["mean_per_class"]),
         percent(row.mean("val", "top1")),
         count(row.mean("cost", "trainable_parameters")),
         count(row.mean("cost", "parameters")),
         _time(row),
-        size(row.mean("cost", "peak_rss_bytes")),
+        _memory(row),
     )
+
+
+def _interval(found: Interval) -> str:
+    return f"{percent(found.value)} {percent_interval(found.low, found.high)}"
 
 
 def _time(row: Row) -> str:
     """Of one training; and of the search for its recipe, where there was one."""
     searched = row.mean("cost", "search_seconds")
     return duration(row.mean("cost", "seconds")) + (f" + {duration(searched)} search" if searched else "")
+
+
+def _memory(row: Row) -> str:
+    """Of the process; and of the GPU's allocator, where there was one."""
+    device = row.mean("cost", "peak_cuda_bytes")
+    return size(row.mean("cost", "peak_rss_bytes")) + (f" + {size(device)} GPU" if device else "")
 
 
 def footnotes(group: Group) -> list[str]:
@@ -151,14 +162,24 @@ def _records(board: Leaderboard) -> list[dict[str, object]]:
             "test_top1_high": row.top1.high,
             "interval_over": row.top1.over,
             "n_test": row.top1.n_images,
-            "mean_per_class": row.mean_per_class,
+            "mean_per_class": row.figures["mean_per_class"].value,
+            "mean_per_class_low": row.figures["mean_per_class"].low,
+            "mean_per_class_high": row.figures["mean_per_class"].high,
             "val_top1": row.mean("val", "top1"),
-            **{measure.key: row.mean(*measure.path) for measure in EVERYTHING},
+            **{key: value for measure in EVERYTHING for key, value in _numbers(measure, row)},
             "hardware": "; ".join(group.hardware),
         }
         for group in board.groups
         for row in group.rows
     ]
+
+
+def _numbers(measure: Measure, row: Row) -> Iterator[tuple[str, float | None]]:
+    yield measure.key, row.mean(*measure.path)
+    if measure.interval:
+        low, high = measure.bounds(row) or (None, None)
+        yield f"{measure.key}_low", low
+        yield f"{measure.key}_high", high
 
 
 FORMATS: dict[str, Callable[[Leaderboard], str]] = {

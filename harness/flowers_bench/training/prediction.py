@@ -200,7 +200,7 @@ def knn_logits(
     arXiv:1805.01978): (Q, C). Classes without a vote get the log of 1e-6. Training image `rows[q]` is query q itself
     and does not vote on it. Many queries are taken in turns, so that memory does not grow with Q times N."""
     turn = max(1, SIMILARITIES // support.shape[0])
-    if len(queries) > turn:
+    if not torch.compiler.is_exporting() and len(queries) > turn:  # a graph is for any number of queries
         parts = (
             (queries[i : i + turn], None if rows is None else rows[i : i + turn]) for i in range(0, len(queries), turn)
         )
@@ -210,7 +210,8 @@ def knn_logits(
         similarity[torch.arange(len(rows)), rows] = -torch.inf
     nearest, index = similarity.topk(min(k, support.shape[0]), dim=1)
     votes = torch.zeros(queries.shape[0], num_classes)
-    votes.scatter_add_(1, labels[index], torch.softmax(nearest / 0.07, dim=1))
+    weights = torch.softmax(nearest.float() / 0.07, dim=1)  # under autocast, similarities are not float32
+    votes.scatter_add_(1, labels[index], weights)
     return (votes + 1e-6).log()
 
 
