@@ -12,7 +12,8 @@ import stored
 from filelock import FileLock
 
 from flowers_bench import load_results
-from flowers_bench.cli.run import Asked, run
+from flowers_bench.cli.asked import Asked
+from flowers_bench.cli.run import run
 from flowers_bench.errors import UsageError
 from flowers_bench.remote import Pusher, RemoteStore, opened
 from flowers_bench.store import Store, TrialFolder

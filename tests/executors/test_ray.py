@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flowers_bench.cli.run import Asked, check_executor
+from flowers_bench.cli.asked import Asked, check_executor
 from flowers_bench.errors import UsageError
 from flowers_bench.executors import local
 from flowers_bench.executors.ray import Cluster, run_all

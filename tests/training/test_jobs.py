@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored import result_record
 
-from flowers_bench.cli.run import parse_shard
+from flowers_bench.cli.asked import parse_shard
 from flowers_bench.errors import UsageError
 from flowers_bench.executors.local import run_all
 from flowers_bench.executors.memory import UNKNOWN, MemoryGuard, expected_peak
