@@ -53,7 +53,7 @@ WHOLE: dict[str, dict[str, str]] = {
     "prototypical/euclidean": EPISODES,
     "mixing/random": {"batch_size": "14"},
     "focal-margin/additive": {"batch_size": "14"},
-    "transfer/k3": {"batch_size": "14", "precision": "bfloat16"},
+    "transfer/k3": {"batch_size": "14", "precision": "bfloat16", "image_size": "32"},
 }
 
 

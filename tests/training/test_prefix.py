@@ -44,11 +44,16 @@ def uncached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: Any, *
 
 TRANSFER = ("transfer/k2", True, "layer2", {"augmentation": "none"})
 SLOW = [
-    ("transfer/k2", True, "layer1", {"augmentation": "none", "freeze": "1", "precision": "bfloat16"}),
+    (
+        "transfer/k2",
+        True,
+        "layer1",
+        {"augmentation": "none", "freeze": "1", "precision": "bfloat16", "image_size": "32"},
+    ),
     ("transfer/k2", False, "layer2", {}),
     ("transfer/k2", False, "layer2", {"augmentation": "mixup"}),
     ("transfer/k2", True, "blocks.1", {"augmentation": "none", "backbone": "test_vit"}),
-    ("transfer/k2", True, "blocks.0", {"augmentation": "none", "backbone": "test_efficientnet"}),
+    ("transfer/k2", True, "blocks.1", {"augmentation": "none", "backbone": "test_efficientnet"}),
     ("linear-probe/plain-head", True, "pooled features", {}),
     ("knn/k5", True, "pooled features", {"epochs": "0"}),
     ("triplet/batch-hard", True, "pooled features", {"augmentation": "none", "freeze": "-1"}),
