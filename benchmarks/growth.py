@@ -185,6 +185,7 @@ def plot(found: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
         found: by name, (size, seconds of the processor, megabytes beyond the arguments) of each size.
         path: ends in .svg or .png.
     """
+    import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 5), layout="constrained")
@@ -196,7 +197,8 @@ def plot(found: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
         axes.set(xlabel="images, classes, trials or seeds", ylabel=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with matplotlib.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def main() -> None:

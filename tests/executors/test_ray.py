@@ -166,6 +166,7 @@ def test_an_interrupt_lets_epochs_end_and_starts_no_more(tmp_path: Path, nodes: 
     ends = run_all(folders, interrupt_once_both_train, 120, Cluster(nodes.address, 1))
     assert [end.state for end in ends] == ["interrupted"] * 2
     assert all((end.folder.path / "checkpoint.pt").is_file() for end in ends)
+    assert heard.kinds(2) == heard.kinds(3) == [], "one processor, one trial"
     assert not (folders[3].path / "history.jsonl").exists()
 
 
