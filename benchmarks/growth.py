@@ -178,17 +178,42 @@ def exponent(sizes: list[int], seconds: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0]) if len(sizes) > 1 else math.nan
 
 
+def plot(found: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
+    """Processor time and memory over size, both scales logarithmic, so that a slope is an exponent.
+
+    Args:
+        found: by name, (size, seconds of the processor, megabytes beyond the arguments) of each size.
+        path: ends in .svg or .png.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    for axes, column, title in zip(figure.subplots(1, 2), (1, 2), ("seconds of the processor", "MB more"), strict=True):
+        for name, points in found.items():
+            shown = [(point[0], point[column]) for point in points if point[column] > 0]
+            if shown:
+                axes.loglog(*zip(*shown, strict=True), marker="o", markersize=3, label=name)
+        axes.set(xlabel="images, classes, trials or seeds", ylabel=title)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    with matplotlib.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SIZES)}")
     parser.add_argument("--sizes", help="in place of the usual ones, with commas between")
     parser.add_argument("--from", dest="least", type=int, default=0, help="smallest size that the exponent counts")
+    parser.add_argument("--plot", type=Path, help="draw what was measured into this file, .svg or .png")
     asked = parser.parse_args()
     unknown = sorted(set(asked.names) - set(SIZES))
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}")
     context = multiprocessing.get_context("spawn")
     print("| what | size | seconds | of the processor | more memory MB | exponent |\n|---|---:|---:|---:|---:|---:|")
+    found: dict[str, list[tuple[int, float, float]]] = {}
     for name in asked.names or SIZES:
         make, usual = SIZES[name]
         sizes = [int(size) for size in asked.sizes.split(",")] if asked.sizes else list(usual)
@@ -201,9 +226,12 @@ def main() -> None:
             seconds, cpu, megabytes = reader.recv()
             process.join()
             used.append(cpu)
+            found.setdefault(name, []).append((size, cpu, megabytes))
             counted = [(n, s) for n, s in zip(sizes, used, strict=False) if n >= asked.least]
             slope = f"{exponent(*map(list, zip(*counted, strict=True))):.2f}" if len(counted) > 1 else ""
             print(f"| {name} | {size} | {seconds:.3f} | {cpu:.3f} | {megabytes:.0f} | {slope} |", flush=True)
+    if asked.plot:
+        plot(found, asked.plot)
 
 
 if __name__ == "__main__":

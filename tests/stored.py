@@ -164,6 +164,7 @@ def cost(seconds: float) -> dict[str, Any]:
         "trained_bytes": 8_000_000,
         "epochs": 3,
         "train_seconds": 0.8 * seconds,
+        "data_wait_share": 0.0123,
         "seconds": seconds,
         "seconds_to_best": seconds,
         "train_images_per_second": 120 / (0.8 * seconds),

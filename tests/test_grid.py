@@ -10,9 +10,9 @@ import pytest
 from lives import TOY
 
 from flowers_bench.errors import UsageError
-from flowers_bench.grid import BUILT_IN, PlannedTable, overridden, plan_suite, plan_sweep, read_suite
+from flowers_bench.grid import BUILT_IN, PlannedTable, distinct_requests, overridden, plan_suite, read_suite, swept
 from flowers_bench.host import Host, discover
-from flowers_bench.suite import Request
+from flowers_bench.suite import Request, plan
 
 SMALL = """\
 [defaults]
@@ -70,6 +70,11 @@ def test_a_table_means_every_combination(host: Host, tmp_path: Path) -> None:
         ('technique = "transfer/k0"\nreported = 88\n', 8, ["top1 = "]),
         ('technique = "transfer/k0"\nk = 3\n', 8, ["unknown setting 'k'", "freeze"]),  # a predictor's option
         ("lr = 1e-3\n", 6, ["no technique"]),
+        ('technique = "transfer/k0"\nshots = [1, 0]\n', 8, ["shots = 0", "from 1"]),
+        ('technique = "transfer/k0"\nshots = "5"\n', 8, ["shots = '5'"]),
+        ('technique = "transfer/k0"\nlr = 1e-3\nshots = [5, 13]\n', 9, ["13 shots: class 'class 0'", "at most 12"]),
+        ('technique = "transfer/k0"\nsearch = -1\n', 8, ["search = -1", "from 0 to 10000"]),
+        ('technique = "transfer/k0"\nsearch = [1, 2]\n', 8, ["search = [1, 2]"]),
     ],
 )
 def test_mistakes_are_refused_with_their_line(
@@ -104,16 +109,41 @@ def test_what_is_no_suite_is_refused(tmp_path: Path) -> None:
 def test_the_command_line_replaces_what_the_suite_says(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('[[trials]]\ntechnique = "knn"\ndata = "petals"\n"data.species" = 20\nlr = [1, 2]\nseeds = 3\n')
-    (table,) = overridden(read_suite(str(path)), {"data": "flowers102", "lr": "3"}, 1).tables
+    (table,) = overridden(read_suite(str(path)), {"data": ["flowers102"], "lr": ["3"]}, 1).tables
     assert dict(table.values) == {"technique": ["knn"], "data": ["flowers102"], "lr": ["3"]}
-    assert table.seeds == 1
+    assert (table.seeds, table.search) == (1, 0)
+
+
+def test_shots_and_search_of_the_command_line_replace_the_suites(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    reported = 'reported = {row = "5 shots", top1 = 50}\n'
+    path.write_text(f'[defaults]\nshots = 5\nsearch = 8\n[[trials]]\ntechnique = "knn"\n{reported}')
+    suite = read_suite(str(path))
+    (own,) = overridden(suite, {}).tables
+    assert (own.values["shots"], own.search) == ([5], 8)
+    assert own.reported
+    (other,) = overridden(suite, {}, shots=[1, 2], search=0).tables
+    assert (other.values["shots"], other.search) == ([1, 2], 0)
+    assert other.reported is None, "what was reported was trained on other images"
+
+
+def test_shots_are_a_factor_like_any_other(host: Host, tmp_path: Path) -> None:
+    text = SMALL + '[[trials]]\ntechnique = "transfer/k0"\nshots = [2, 5]\nlr = [1e-3, 1e-2]\nseeds = 1\nsearch = 3\n'
+    (table,) = planned(host, tmp_path, text)
+    found = [(item.trial.dataset["n_train"], item.trial.protocol.shots, item.trial.recipe.lr) for item in table.planned]
+    assert found == [(4 * shots, shots, lr) for shots in (2, 5) for lr in (1e-3, 1e-2)]
+    assert [(one.shots, one.search) for one in table.requests] == [(2, 3), (2, 3), (5, 3), (5, 3)]
+    names = distinct_requests(table.requests)
+    assert names[1] == "transfer/k0 shots=2 lr=0.01", "what all have in common is not said"
+    assert len(set(names)) == 4
 
 
 def test_a_sweep_runs_each_value(host: Host, tmp_path: Path) -> None:
     request = Request(
         ["triplet"], "toy", tmp_path, 1, "test_resnet", "none", settings={"image_size": "16", "batch_size": "8"}
     )
-    found = plan_sweep(host, request, {"margin": ["0.1", "0.3"], "lr": ["1e-3", "1e-2"]}, [TOY])
+    requests = swept(host, request, {"margin": ["0.1", "0.3"], "lr": ["1e-3", "1e-2"]})
+    found = [item for one in requests for item in plan(host, one, [TOY])]
     values = [(item.trial.options["margin"], item.trial.recipe.lr) for item in found]
     assert values == [(0.1, 1e-3), (0.1, 1e-2), (0.3, 1e-3), (0.3, 1e-2)]
 

@@ -12,7 +12,8 @@ import stored
 from filelock import FileLock
 
 from flowers_bench import load_results
-from flowers_bench.cli.run import Asked, run
+from flowers_bench.cli.asked import Asked
+from flowers_bench.cli.run import run
 from flowers_bench.errors import UsageError
 from flowers_bench.remote import Pusher, RemoteStore, opened
 from flowers_bench.store import Store, TrialFolder
@@ -91,6 +92,27 @@ def test_a_mixture_of_two_pushes_is_left_out(tmp_path: Path, memory: Any, capsys
     there.pull()
     assert [folder.id for folder in Store(there.mirror).finished()] == [whole.id]
     assert "history.jsonl is not what was pushed with it" in capsys.readouterr().err
+
+
+def test_what_is_pushed_while_another_process_pulls_is_kept(
+    tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = RemoteStore(URL, tmp_path)
+    folder = finished(remote.mirror)
+    look = remote._files.ls
+
+    def look_and_then_push(*arguments: Any, **more: Any) -> Any:
+        names = look(*arguments, **more) if memory.exists(ROOT) else []
+        monkeypatch.undo()
+        remote.push(folder)
+        return names
+
+    monkeypatch.setattr(remote._files, "ls", look_and_then_push)
+    remote.pull()
+    assert Store(remote.mirror).finished() == [folder]
+    memory.rm(f"{ROOT}/{folder.id}", recursive=True)
+    remote.pull()
+    assert Store(remote.mirror).finished() == [], "removed at the URL, it is forgotten"
 
 
 def test_weights_that_are_not_the_trials_are_refused(tmp_path: Path, memory: Any) -> None:

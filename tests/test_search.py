@@ -11,12 +11,14 @@ import torch
 from lives import TOY
 
 from flowers_bench import Option, Recipe
-from flowers_bench.cli.run import Asked, run
+from flowers_bench.cli import run as command
+from flowers_bench.cli.asked import Asked
 from flowers_bench.data.dataset import Dataset, Split
 from flowers_bench.errors import TrialFailed, UsageError
+from flowers_bench.executors.local import Outcome
 from flowers_bench.host import discover
-from flowers_bench.store import Store
-from flowers_bench.suite import Planned, Request
+from flowers_bench.store import Store, TrialFolder
+from flowers_bench.suite import Planned, Request, in_order
 from flowers_bench.training import trial as trial_module
 from flowers_bench.training.prediction import PREDICTORS
 
@@ -46,10 +48,14 @@ def in_this_process(store: Store) -> Execute:
 
 
 def find(out: Path, budget: int, techniques: Sequence[str] = ("toy/plain", "toy/short"), execute: Execute | None = None,
-         **settings: str) -> list[Planned]:  # fmt: skip
+         shots: int | None = None, **settings: str) -> list[Planned]:  # fmt: skip
     given = {"epochs": "1", "warmup_epochs": "0", **settings}
-    request = Request(techniques, "toy", out / "cache", seeds=2, settings=given, store=out)
-    return search(discover([TOY]), request, [TOY], budget, execute or in_this_process(searched(out)))
+    requests = [
+        Request([name], "toy", out / "cache", seeds=2, settings=given, store=out, shots=shots, search=budget)
+        for name in techniques
+    ]
+    searches = search(discover([TOY]), requests, [TOY], execute or in_this_process(searched(out)))
+    return in_order(item for one in searches for item in one.best())
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +144,7 @@ def test_what_is_set_is_not_searched(tmp_path: Path) -> None:
 
 
 def test_failed_configurations_count_and_only_failures_fail(tmp_path: Path) -> None:
-    with pytest.raises(TrialFailed, match="toy/explode: none of 2"):
+    with pytest.raises(TrialFailed, match="none of 2 configurations"):
         find(tmp_path, 2, ["toy/explode"])
 
 
@@ -170,19 +176,102 @@ def test_scales() -> None:
     assert space["name"].choices == ("a", "b")
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"suite": "study-small", "plugin": ""}, "neither a suite nor --sweep"),
-        ({"sweeps": ["lr=1,2"]}, "neither a suite nor --sweep"),
-        ({"shard": "1/2"}, "--shard cannot divide"),
-    ],
-)
-def test_what_does_not_go_with_a_search_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
-    common: dict[str, Any] = {"suite": None, "plugin": "knn", "factors": {}, "seeds": 1, "settings": [], "sweeps": []}
-    more = {"data_dir": tmp_path, "store": str(tmp_path / "runs"), "jobs": 1, "shard": "1/1", "search": 2}
-    with pytest.raises(UsageError, match=words):
-        run(Asked(**{**common, **more, **change}), "text", 60)
+def test_few_images_have_a_search_of_their_own(tmp_path: Path) -> None:
+    planned = find(tmp_path, 2, ["toy/short"], shots=3)
+    assert {(item.trial.protocol.search, item.trial.protocol.shots) for item in planned} == {(2, 3)}
+    for folder in searched(tmp_path).finished():
+        config = folder.config()
+        assert config["protocol"] == {"train": "train", "select": "val", "report": "none", "shots": 3}
+        assert config["dataset"]["n_train"] == 12
+        assert folder.history()[0]["images"] == 12
+
+
+def asked(folder: Path, **changes: Any) -> Asked:
+    common: dict[str, Any] = {
+        "suite": None,
+        "plugin": str(TOY),
+        "factors": {},
+        "seeds": 1,
+        "settings": [],
+        "sweeps": [],
+    }
+    more = {"data_dir": folder, "store": str(folder / "runs"), "jobs": 1, "shard": "1/1"}
+    return Asked(**{**common, **more, **changes})
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[Planned]:
+    """What the command would run after its search, whose trials run in this process."""
+    found: list[Planned] = []
+
+    def execute(planned: Sequence[Planned], *arguments: Any) -> int:
+        found.extend(planned)
+        return 0
+
+    def run_all(folders: Sequence[TrialFolder], *arguments: Any) -> list[Outcome]:
+        outcomes = []
+        for folder in folders:
+            with contextlib.suppress(TrialFailed):
+                trial_module.run_trial(folder, lambda event: None)
+            torch.use_deterministic_algorithms(False)
+            outcomes.append(Outcome(folder, "done" if folder.finished() else "failed"))
+        return outcomes
+
+    monkeypatch.setattr(command, "execute", execute)
+    monkeypatch.setattr(command, "run_all", run_all)
+    return found
+
+
+SUITE = """\
+[defaults]
+data = "toy"
+seeds = 1
+epochs = 1
+warmup_epochs = 0
+[[trials]]
+technique = "toy/plain"
+shots = [2, 5]
+search = 2
+[[trials]]
+technique = ["toy/short", "toy/explode"]
+search = 3
+[[trials]]
+technique = "toy/short"
+shots = 4
+"""
+
+
+def test_a_suite_searches_where_it_says_so(
+    tmp_path: Path, executed: list[Planned], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.toml").write_text(SUITE)
+    suite = str(tmp_path / "mine.toml")
+    assert command.run(asked(tmp_path, suite=suite), "text", 60) == 1, "of toy/explode nothing could be trained"
+    found = [(item.trial.label, item.trial.protocol.search, item.trial.protocol.shots) for item in executed]
+    assert found == [("toy/plain", 2, 2), ("toy/plain", 2, 5), ("toy/short", 3, None), ("toy/short", 0, 4)]
+    said = capsys.readouterr().err
+    assert "search: configuration 3 of 3" in said
+    for words in ("toy/plain shots=2: lr=", "toy/plain shots=5: lr=", "toy/explode: none of 3 configurations"):
+        assert words in said
+    executed.clear()
+    assert command.run(asked(tmp_path, suite=suite, search=0, shard="2/3"), "text", 60) == 0
+    assert [(item.trial.label, item.trial.protocol.search) for item in executed] == [("toy/plain", 0), ("toy/short", 0)]
+
+
+def test_each_value_of_a_sweep_and_of_shots_has_its_search(tmp_path: Path, executed: list[Planned]) -> None:
+    what = {"factors": {"data": "toy"}, "settings": ["epochs=1", "warmup_epochs=0"], "search": 2}
+    assert command.run(asked(tmp_path, **what, shots="2,5", sweeps=["dropout=0.1,0.5"]), "text", 60) == 0
+    found = {(item.trial.label, item.trial.protocol.shots, item.trial.options["dropout"]) for item in executed}
+    assert found == {("toy/plain", shots, dropout) for shots in (2, 5) for dropout in (0.1, 0.5)}
+    assert {item.trial.protocol.search for item in executed} == {2}
+
+
+def test_a_search_is_not_divided(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(SUITE)
+    for change in ({"search": 2}, {"suite": str(tmp_path / "mine.toml")}, {"suite": "study-small", "search": 2}):
+        with pytest.raises(UsageError, match=r"--shard cannot divide.*--search 0"):
+            command.run(asked(tmp_path, **change, shard="1/2"), "text", 60)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

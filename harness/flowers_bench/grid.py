@@ -18,7 +18,7 @@ from typing import Any
 from flowers_bench.data.dataset import Dataset, Progress, silent
 from flowers_bench.errors import UsageError, unknown_name
 from flowers_bench.host import Host
-from flowers_bench.suite import Planned, Request, in_order, plan
+from flowers_bench.suite import Planned, Request, plan
 from flowers_bench.technique import Recipe
 from flowers_bench.training.prediction import PREDICTORS
 
@@ -30,7 +30,9 @@ else:
 #: The suites that come with the package.
 BUILT_IN = Path(__file__).parent / "suites"
 #: Keys of a table that are not settings but fields of a `Request`; each may be a list.
-FACTORS = ("technique", "data", "backbone", "weights", "loss", "augmentation")
+FACTORS = ("technique", "data", "backbone", "weights", "loss", "augmentation", "shots")
+#: Keys of a table that are counts, one for the whole table: the least, the most, and what holds without the key.
+COUNTS = {"seeds": (1, 1000, 3), "search": (0, 10000, 0)}
 _TOP = ("summary", "source", "defaults", "trials", "figures")
 _REPORTED = ("row", "top1")
 
@@ -78,6 +80,7 @@ class Table:
     Attributes:
         values: factors and settings, each a list of at least one value.
         seeds: how many, from 0.
+        search: how many configurations to try for each combination; 0: the recipes as they are.
         reported: the published figure it is to be seen beside, or None.
         line: of its header, from 1.
         lines: of each key.
@@ -85,6 +88,7 @@ class Table:
 
     values: Mapping[str, Sequence[Any]]
     seeds: int
+    search: int
     reported: Reported | None
     line: int
     lines: Mapping[str, int]
@@ -119,9 +123,14 @@ class Suite:
 
 @dataclass(frozen=True)
 class PlannedTable:
-    """A table's trials."""
+    """A table's trials: of its recipes as they stand, and, once `with_found`, of those that were found.
+
+    Attributes:
+        requests: one for each combination.
+    """
 
     table: Table
+    requests: tuple[Request, ...]
     planned: tuple[Planned, ...]
 
 
@@ -230,15 +239,20 @@ def _table(
     values = {**defaults, **own}
     if "technique" not in values:
         raise suite.error(line, 'these trials have no technique. Say: technique = "NAME/VARIANT"')
-    seeds = values.pop("seeds", 3)
-    if type(seeds) is not int or not 1 <= seeds <= 1000:
-        raise suite.error(lines.get("seeds", line), f"seeds = {seeds!r}: expected how many, from 1 to 1000.")
+    counts = {key: values.pop(key, default) for key, (_, _, default) in COUNTS.items()}
+    for key, count in counts.items():
+        low, high, _ = COUNTS[key]
+        if type(count) is not int or not low <= count <= high:
+            raise suite.error(lines.get(key, line), f"{key} = {count!r}: expected how many, from {low} to {high}.")
     reported = values.pop("reported", None)
     factors = {key: value if isinstance(value, list) else [value] for key, value in values.items()}
     for key, choices in factors.items():
         if not choices or not all(isinstance(choice, (str, int, float, bool)) for choice in choices):
             raise suite.error(lines.get(key, line), f"{key} = {values[key]!r}: expected a value, or a list of values.")
-    table = Table(factors, seeds, None, line, lines)
+    for shots in factors.get("shots", ()):
+        if type(shots) is not int or shots < 1:
+            raise suite.error(lines.get("shots", line), f"shots = {shots!r}: expected images of each class, from 1.")
+    table = Table(factors, **counts, reported=None, line=line, lines=lines)
     if reported is None:
         return table
     at = lines.get("reported", line)
@@ -251,34 +265,53 @@ def _table(
     return replace(table, reported=Reported(str(reported["row"]), float(reported["top1"])))
 
 
-def overridden(suite: Suite, given: Mapping[str, Any], seeds: int | None) -> Suite:
-    """The suite with factors and settings of the command line in place of its own, and as many seeds.
+def overridden(
+    suite: Suite,
+    given: Mapping[str, Sequence[Any]],
+    seeds: int | None = None,
+    shots: Sequence[int] = (),
+    search: int | None = None,
+) -> Suite:
+    """The suite with factors, settings and counts of the command line in place of its own.
 
-    Options of the suite's own data do not outlive it: another `data` drops them.
+    Options of the suite's own data do not outlive it: another `data` drops them. Nor do reported figures outlive other
+    `shots`: nobody reports one for that many images.
     """
+    given = {**given, "shots": shots} if shots else given
     tables = []
     for table in suite.tables:
         kept = {k: v for k, v in table.values.items() if not ("data" in given and k.startswith("data."))}
-        values = {**kept, **{key: [value] for key, value in given.items()}}
-        tables.append(replace(table, values=values, seeds=seeds or table.seeds))
+        tables.append(
+            replace(
+                table,
+                values={**kept, **given},
+                seeds=table.seeds if seeds is None else seeds,
+                search=table.search if search is None else search,
+                reported=None if shots else table.reported,
+            )
+        )
     return replace(suite, tables=tuple(tables))
 
 
 def plan_suite(
-    host: Host, suite: Suite, request: Request, files: Sequence[Path], progress: Progress = silent
+    host: Host,
+    suite: Suite,
+    request: Request,
+    files: Sequence[Path],
+    progress: Progress = silent,
+    loaded: dict[Any, Dataset] | None = None,
 ) -> list[PlannedTable]:
     """The trials of every table.
 
     Args:
         request: gives the folders; its factors are the defaults of tables that do not name them.
+        loaded: as of `plan`.
 
     Raises:
         UsageError: an unknown key, a technique without that option, a combination that does not fit; with the line.
     """
-    loaded: dict[Any, Dataset] = {}
-    return [
-        PlannedTable(table, _planned(host, suite, table, request, files, progress, loaded)) for table in suite.tables
-    ]
+    loaded = {} if loaded is None else loaded
+    return [_planned(host, suite, table, request, files, progress, loaded) for table in suite.tables]
 
 
 def _planned(
@@ -289,25 +322,39 @@ def _planned(
     files: Sequence[Path],
     progress: Progress,
     loaded: dict[Any, Dataset],
-) -> tuple[Planned, ...]:
+) -> PlannedTable:
     known = _known_keys(host)
     for key in table.values:
         if key not in known:
             raise suite.error(table.lines.get(key, table.line), unknown_name("key", key, known))
-    found: list[Planned] = []
+    base = replace(request, seeds=table.seeds, search=table.search)
+    requests: list[Request] = []
+    planned: list[Planned] = []
     for cell in table.cells():
         try:
-            found += plan(host, of_cell(host, replace(request, seeds=table.seeds), cell), files, progress, loaded)
+            requests.append(of_cell(host, base, cell))
+            planned += plan(host, requests[-1], files, progress, loaded)
         except UsageError as error:
             raise suite.error(_line_of(table, cell, str(error)), error) from error
-    return tuple(found)
+    return PlannedTable(table, tuple(requests), tuple(planned))
+
+
+def with_found(tables: Sequence[PlannedTable], found: Sequence[Sequence[Planned]]) -> list[PlannedTable]:
+    """The tables with what was found for each request that has a search, in their order, in place of what it began with."""
+    each = iter(found)
+    return [
+        replace(table, planned=tuple(item for _ in table.requests for item in next(each)))
+        if table.table.search
+        else table
+        for table in tables
+    ]
 
 
 def _known_keys(host: Host) -> set[str]:
     parts = [entry.value for kind in (host.models, host.losses, host.augmentations) for entry in kind.values()]
     options = {name for part in parts for name in part.options} | {name for own in PREDICTORS.values() for name in own}
     data = {f"data.{name}" for entry in host.datasets.values() for name in entry.value.options}
-    return {*FACTORS, "seeds", "reported", *Recipe().facts(), *options, *data}
+    return {*FACTORS, *COUNTS, "reported", *Recipe().facts(), *options, *data}
 
 
 def _line_of(table: Table, cell: Mapping[str, str], problem: str) -> int:
@@ -328,29 +375,26 @@ def of_cell(host: Host, request: Request, cell: Mapping[str, str]) -> Request:
     technique = host.find("technique", host.techniques, base).value
     name = f"{base}/{technique.variant(variant or None)[0]}"
     factors: dict[str, Any] = {key: cell[key] for key in FACTORS[1:] if key in cell}
+    if "shots" in factors:
+        factors["shots"] = int(factors["shots"])
     settings = {key: value for key, value in cell.items() if key not in FACTORS}
     return replace(request, techniques=[name], **factors, settings={**request.settings, **settings})
 
 
-def plan_sweep(
-    host: Host,
-    request: Request,
-    sweep: Mapping[str, Sequence[str]],
-    files: Sequence[Path],
-    progress: Progress = silent,
-    loaded: dict[Any, Dataset] | None = None,
-) -> list[Planned]:
-    """The request's techniques with every combination of the swept settings (or factors, such as `backbone`).
+def swept(host: Host, request: Request, sweep: Mapping[str, Sequence[str]]) -> list[Request]:
+    """The request's techniques with every combination of the swept settings (or factors, such as `backbone`); with
+    nothing swept the request itself, whose bare names mean their baselines too."""
+    if not sweep:
+        return [request]
+    grid = Table({"technique": list(request.techniques), **sweep}, request.seeds, request.search, None, 1, {})
+    return [of_cell(host, request, cell) for cell in grid.cells()]
 
-    Args:
-        loaded: as of `plan`.
 
-    Raises:
-        UsageError: as `plan`.
-    """
-    grid = Table({"technique": list(request.techniques), **sweep}, request.seeds, None, 1, {})
-    loaded = {} if loaded is None else loaded
-    found = [
-        item for cell in grid.cells() for item in plan(host, of_cell(host, request, cell), files, progress, loaded)
+def distinct_requests(requests: Sequence[Request]) -> list[str]:
+    """Names of requests of one technique each: its own, followed by what is not the same in all of them."""
+    facts = [{**{key: getattr(one, key) for key in FACTORS[1:]}, **one.settings} for one in requests]
+    differing = [key for key in dict.fromkeys(itertools.chain(*facts)) if len({str(own.get(key)) for own in facts}) > 1]
+    return [
+        " ".join([*one.techniques, *(f"{key}={own[key]}" for key in differing if own.get(key) is not None)])
+        for one, own in zip(requests, facts, strict=True)
     ]
-    return in_order(found)

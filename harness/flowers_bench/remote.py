@@ -76,9 +76,11 @@ class RemoteStore:
     def pull(self) -> None:
         """Bring finished trials that the mirror lacks, without weights; forget those that were removed at the URL."""
         with self._errors_said():
+            # Before it is looked what is there: what another process pushes meanwhile was not removed.
+            pushed = [folder for folder in Store(self.mirror).finished() if (folder.path / _PUSHED).exists()]
             there = self._listed()
-            for folder in Store(self.mirror).finished():
-                if folder.id not in there and (folder.path / _PUSHED).exists():
+            for folder in pushed:
+                if folder.id not in there:
                     shutil.rmtree(folder.path)
             folders = [TrialFolder(self.mirror / trial_id) for trial_id in sorted(there)]
             with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -8,19 +8,19 @@ what the stored trials found, so that the same command continues a search that w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench.data.dataset import Dataset, Progress, silent
+from flowers_bench.data.dataset import Dataset, silent
 from flowers_bench.errors import TrialFailed, UsageError
 from flowers_bench.host import Host
 from flowers_bench.measure.cost import total_cost
 from flowers_bench.store import Store, TrialFolder
-from flowers_bench.suite import Planned, Request, in_order, plan, searchable
+from flowers_bench.suite import Planned, Request, plan, searchable
 from flowers_bench.technique import Option, Recipe
-from flowers_bench.trial import Protocol, derive_seed
+from flowers_bench.trial import derive_seed
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -28,36 +28,35 @@ if TYPE_CHECKING:
 
 #: Learning rate and weight decay are looked for between the recipe's over this and times this.
 AROUND = 10.0
-#: Runs the trials of one round, one for each technique.
+#: Runs the trials of one round, one for each search that is not done.
 Run = Callable[[int, Sequence[Planned]], None]
 
 
 def search(
-    host: Host, request: Request, files: Sequence[Path], budget: int, run: Run, progress: Progress = silent
-) -> list[Planned]:
-    """Find the best of `budget` configurations for each of the request's techniques, baselines included.
+    host: Host, requests: Sequence[Request], files: Sequence[Path], run: Run, data: dict[Any, Dataset] | None = None
+) -> list[Search]:
+    """Try `request.search` configurations for each request, all side by side.
 
     Args:
-        request: whose `store` the trials are kept in; what its settings set is not searched.
+        requests: of one technique each (`suite.one_by_one`), with a `store` that the trials are kept in; what their
+            settings set is not searched.
         run: told the round's number, from 1, and its trials; leaves them finished or failed in `Store.of_searches`.
+        data: datasets read before.
 
     Returns:
-        The trials of the best configurations, with all of the request's seeds.
+        One search for each request, which knows its `best`.
 
     Raises:
         UsageError: Optuna is missing, or as `plan`.
-        TrialFailed: no configuration of a technique could be trained.
     """
-    assert request.store is not None, "a search keeps its trials"
-    data: dict[Any, Dataset] = {}
-    planned = plan(host, replace(request, seeds=1), files, progress, data)
-    labels = dict.fromkeys(item.trial.label for item in planned)
-    searches = [_Search.begin(host, replace(request, techniques=[label]), files, data) for label in labels]
-    for number in range(1, budget + 1):
-        run(number, [found.propose() for found in searches])
-        for found in searches:
-            found.learn()
-    return in_order(item for found in searches for item in found.best(budget))
+    data = {} if data is None else data
+    searches = [Search.begin(host, request, files, data) for request in requests]
+    for number in range(1, max(request.search for request in requests) + 1):
+        going = [one for one in searches if number <= one.request.search]
+        run(number, [one.propose() for one in going])
+        for one in going:
+            one.learn()
+    return searches
 
 
 def distributions(
@@ -93,7 +92,7 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 @dataclass
-class _Search:
+class Search:
     """One technique's search.
 
     Attributes:
@@ -109,14 +108,14 @@ class _Search:
     tried: list[tuple[dict[str, str], TrialFolder]] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, host: Host, request: Request, files: Sequence[Path], data: dict[Any, Dataset]) -> _Search:
+    def begin(cls, host: Host, request: Request, files: Sequence[Path], data: dict[Any, Dataset]) -> Search:
         try:
             import optuna
         except ImportError:
             raise UsageError("--search needs Optuna: pip install 'flowers-bench[search]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         (label,) = request.techniques
-        recipe, options = searchable(host, request, label)
+        recipe, options = searchable(host, request)
         space = distributions(recipe, options, request.settings)
         sampler = optuna.samplers.TPESampler(seed=derive_seed(0, "search", label) % 2**32)
         study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -130,7 +129,7 @@ class _Search:
         self._asked = self.study.ask(dict(self.space))
         settings = _texts(self._asked.params)
         (item,) = self._plan(settings, seeds=1)
-        trial = replace(item.trial, protocol=Protocol(report="none"))
+        trial = replace(item.trial, protocol=replace(item.trial.protocol, report="none"))
         self.tried.append((settings, Store(self._out).of_searches().folder(trial.id)))
         return Planned(trial, item.run)
 
@@ -144,11 +143,13 @@ class _Search:
         else:
             self.study.tell(self._asked, state=TrialState.FAIL)
 
-    def best(self, budget: int) -> Iterator[Planned]:
-        """The trials of the configuration with the best validation accuracy, of equals the first."""
+    def best(self) -> list[Planned]:
+        """The trials, of all the request's seeds, of the configuration with the best validation accuracy; of equals the
+        first. Raises `TrialFailed` where none could be trained."""
+        budget = self.request.search
         finished = [(settings, folder) for settings, folder in self.tried if folder.finished()]
         if not finished:
-            raise TrialFailed(f"{self.request.techniques[0]}: none of {budget} configurations could be trained.")
+            raise TrialFailed(f"none of {budget} configurations could be trained.")
         settings, chosen = max(finished, key=lambda pair: float(pair[1].result()["val"]["top1"]))
         folders = {folder.id: folder for _, folder in self.tried}
         about = {
@@ -159,8 +160,13 @@ class _Search:
             "val_top1": chosen.result()["val"]["top1"],
             "seconds": total_cost(folders.values())["seconds"],
         }
-        for item in self._plan(settings, self.request.seeds):
-            yield Planned(replace(item.trial, protocol=Protocol(search=budget)), {**item.run, "search": about})
+        planned = self._plan(settings, self.request.seeds)
+        return [
+            Planned(
+                replace(item.trial, protocol=replace(item.trial.protocol, search=budget)), {**item.run, "search": about}
+            )
+            for item in planned
+        ]
 
     def _plan(self, settings: Mapping[str, str], seeds: int) -> list[Planned]:
         request = replace(self.request, settings={**self.request.settings, **settings}, seeds=seeds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Request:
         settings: `--set` values: recipe fields, part options, and `data.KEY` for the dataset.
         store: where the trials will be kept, for techniques that build on finished ones.
         shots: training images of each class; None: all there are.
+        search: how many configurations `search.search` is to try for each technique; `plan` plans the recipes as they are.
         jobs: how many trials will run at once; the processor's threads are divided among them.
         threads: of each trial; where None, `OMP_NUM_THREADS`, else that share.
         devices: that each trial is divided among. No part of its identity: its batches stay what they are.
@@ -50,6 +51,7 @@ class Request:
     settings: Mapping[str, str] = field(default_factory=dict)
     store: Path | None = None
     shots: int | None = None
+    search: int = 0
     jobs: int = 1
     threads: int | None = None
     devices: int = 1
@@ -115,15 +117,21 @@ def plan(
     return in_order(planned)
 
 
-def searchable(host: Host, request: Request, label: str) -> tuple[Recipe, dict[str, Option]]:
-    """Where a search for `technique/variant` starts: its recipe, and its options that declare where to look. What the
-    variant or the request sets is not searched: that is what it is.
+def one_by_one(host: Host, request: Request) -> list[Request]:
+    """The request divided into one for each of its techniques, baselines included."""
+    return [replace(request, techniques=[label]) for label in _with_baselines(host, request.techniques)]
+
+
+def searchable(host: Host, request: Request) -> tuple[Recipe, dict[str, Option]]:
+    """Where a search for the request's only technique starts: its recipe, and its options that declare where to look.
+    What the variant or the request sets is not searched: that is what it is.
 
     Raises:
         UsageError: as `plan`.
     """
     source, _ = find_source(host, request.data)
     _, settings = _split_settings(source, request.settings)
+    (label,) = request.techniques
     parts = _parts(host, request, label)
     fixed = {*parts.variant.options, *settings}
     options = {name: option for name, option in _options(parts).items() if option.search and name not in fixed}

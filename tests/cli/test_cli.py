@@ -74,7 +74,7 @@ def test_a_failed_trial_is_stored_as_a_failure_and_the_rest_runs(flowers_bench, 
         (["--plugin", "nothere.py"], "not a plugin file"),
         (["--plugin", "deformable", "--shots", "1,0"], "expected different whole numbers"),
         (["--plugin", "deformable", "--shots", "1,x"], "expected different whole numbers"),
-        (["run", "study-small", "--shots", "1"], "not with a suite"),
+        (["run", "study-small", "--search", "2", "--shard", "1/2"], "--shard cannot divide"),
         (["--plugin", "deformable", "--track", "tensorbord"], "unknown tracker"),
         (["show", "abc", "--format", "xml"], "unknown format"),
         (["leaderboard", "--out", "empty"], "no finished trials"),
@@ -115,6 +115,31 @@ def test_every_command_has_help(flowers_bench, command: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
     assert "NAME[/VARIANT]" in done.stdout or command != ["run"]
+
+
+@pytest.mark.parametrize("command", [["--help"], ["run", "--help"]])
+def test_help_imports_nothing_slow(command: list[str]) -> None:
+    slow = {
+        "torch",
+        "timm",
+        "numpy",
+        "scipy",
+        "pandas",
+        "pyarrow",
+        "plotly",
+        "jinja2",
+        "optuna",
+        "ray",
+        "fsspec",
+        "rich",
+    }
+    code = (
+        f"import sys; sys.argv = ['flowers-bench', *{command}]\nfrom flowers_bench.cli import main\n"
+        f"try:\n    main()\nfinally:\n    sys.exit(str(sorted({slow} & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Usage" in done.stdout
+    assert done.stderr.strip() == "[]"
 
 
 def test_list_is_quick_and_complete(flowers_bench) -> None:

@@ -41,7 +41,7 @@ def test_subsets_are_nested_and_stratified_and_of_the_seed() -> None:
 
 
 def test_more_than_a_class_has_is_refused_by_its_name(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--shots 13: class 'class 0' of toy has 12 training images"):
+    with pytest.raises(UsageError, match=r"13 shots: class 'class 0' of toy has 12 training images"):
         trials(tmp_path, 13)
 
 

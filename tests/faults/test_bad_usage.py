@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flowers_bench.cli.run import Asked, run
+from flowers_bench.cli.asked import Asked
+from flowers_bench.cli.run import run
 from flowers_bench.errors import UsageError
 
 BASE = {"data": "petals"}
@@ -43,7 +44,10 @@ def ask(tmp_path: Path, plugin: str = "transfer/k3", timeout: float = 60, **more
         ({"suite": "study-small", "plugin": "knn"}, "a suite names its techniques itself"),
         ({"suite": "study-smal", "plugin": ""}, "Did you mean 'study-small'"),
         ({"settings": ["lr=1"], "sweeps": ["lr=1,2"]}, "given a single value too"),
-        ({"search": 3, "sweeps": ["lr=1,2"]}, "--search"),
+        ({"sweeps": ["shots=1,2"]}, "--sweep shots: this has an option of its own, --shots"),
+        ({"settings": ["data=petals"]}, "--set data: this has an option of its own, --data"),
+        ({"shots": "1,0"}, "--shots 1,0: expected different whole numbers"),
+        ({"suite": "study-small", "plugin": "", "settings": [], "shots": "1,1"}, "--shots 1,1: expected different"),
         ({"shard": "3/2"}, "--shard 3/2"),
         ({"timeout": float("nan")}, "--timeout nan"),
         ({"timeout": float("inf")}, "--timeout inf"),

@@ -60,7 +60,7 @@ def test_a_suite_is_read_or_refused_by_name(tmp_path: Path, edits: list[tuple[in
     except UsageError as error:
         assert "suite.toml" in str(error)
         return
-    for table in overridden(suite, {"lr": "1"}, None).tables:
+    for table in overridden(suite, {"lr": ["1"]}).tables:
         assert all(isinstance(value, str) for cell in table.cells() for value in cell.values())
 
 

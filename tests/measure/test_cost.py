@@ -199,7 +199,7 @@ def test_machine_state_stands_beside_the_times(monkeypatch: pytest.MonkeyPatch) 
     net = nn.Conv2d(3, 4, 3).eval()
     kinds = []
     found = inference_cost(lambda x: kinds.append(net(x).dtype), torch.zeros(1, 3, 8, 8))
-    assert set(found) == {"float32", "bfloat16", "threads", "governor", "other_cores_busy"}
+    assert set(found) == {"float32", "bfloat16", "seconds", "threads", "governor", "other_cores_busy"}
     assert found["threads"] == 1
     assert set(kinds) == {torch.float32, torch.bfloat16}
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from lives import live, planned
 from torch import nn
 
-from flowers_bench.cli.run import Asked, check_devices
+from flowers_bench.cli.asked import Asked, check_devices
 from flowers_bench.errors import UsageError
 from flowers_bench.executors.devices import run_on_devices
 from flowers_bench.executors.local import run_all
@@ -53,7 +53,7 @@ WHOLE: dict[str, dict[str, str]] = {
     "prototypical/euclidean": EPISODES,
     "mixing/random": {"batch_size": "14"},
     "focal-margin/additive": {"batch_size": "14"},
-    "transfer/k3": {"batch_size": "14", "precision": "bfloat16"},
+    "transfer/k3": {"batch_size": "14", "precision": "bfloat16", "image_size": "32"},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from stored import result_record
 
-from flowers_bench.cli.run import parse_shard
+from flowers_bench.cli.asked import parse_shard
 from flowers_bench.errors import UsageError
+from flowers_bench.executors import worker
 from flowers_bench.executors.local import run_all
 from flowers_bench.executors.memory import UNKNOWN, MemoryGuard, expected_peak
 from flowers_bench.host import discover
@@ -67,6 +70,25 @@ def test_an_interrupt_stops_all_that_run_and_starts_no_more(tmp_path: Path) -> N
     ends = run_all(folders, interrupt_once_both_train, timeout=120, jobs=2)
     assert [end.state for end in ends] == ["interrupted"] * 2
     assert [folder.finished() for folder in folders] == [False] * 4
+
+
+def test_an_interrupt_reaches_a_trial_that_does_not_listen_yet(tmp_path: Path) -> None:
+    """Also where the whole run was started with SIGINT ignored, as a shell's script starts what ends with `&`."""
+    (folder,) = prepared(tmp_path, "runs", 1)
+    context = multiprocessing.get_context("fork")
+    events, emit = context.Pipe(duplex=False)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process = context.Process(target=worker.main, args=(folder, emit))
+    try:
+        with FileLock(folder.path / ".lock"):
+            process.start()
+            assert events.recv()["event"] == "waiting"
+            os.kill(process.pid or 0, signal.SIGINT)
+            process.join(20)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        process.kill()
+    assert process.exitcode == worker.INTERRUPTED
 
 
 def test_threads_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

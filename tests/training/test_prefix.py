@@ -44,11 +44,16 @@ def uncached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: Any, *
 
 TRANSFER = ("transfer/k2", True, "layer2", {"augmentation": "none"})
 SLOW = [
-    ("transfer/k2", True, "layer1", {"augmentation": "none", "freeze": "1", "precision": "bfloat16"}),
+    (
+        "transfer/k2",
+        True,
+        "layer1",
+        {"augmentation": "none", "freeze": "1", "precision": "bfloat16", "image_size": "32"},
+    ),
     ("transfer/k2", False, "layer2", {}),
     ("transfer/k2", False, "layer2", {"augmentation": "mixup"}),
     ("transfer/k2", True, "blocks.1", {"augmentation": "none", "backbone": "test_vit"}),
-    ("transfer/k2", True, "blocks.0", {"augmentation": "none", "backbone": "test_efficientnet"}),
+    ("transfer/k2", True, "blocks.1", {"augmentation": "none", "backbone": "test_efficientnet"}),
     ("linear-probe/plain-head", True, "pooled features", {}),
     ("knn/k5", True, "pooled features", {"epochs": "0"}),
     ("triplet/batch-hard", True, "pooled features", {"augmentation": "none", "freeze": "-1"}),
@@ -138,9 +143,10 @@ def test_no_cut_where_anything_speaks_against_it() -> None:
 class _Fake:
     """A prefix whose rows depend on the size of the batch where it is smaller than `stable`."""
 
-    def __init__(self, directory: Path, stable: int) -> None:
+    def __init__(self, directory: Path, stable: int, dtype: torch.dtype = torch.float32) -> None:
         from flowers_bench.data.pixels import Normalizer
 
+        self.dtype = dtype
         self.cut, self.model, self.directory, self.stable = self, None, directory, stable
         self.normalize = Normalizer((0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
         self.facts: dict[str, Any] = {}
@@ -149,7 +155,7 @@ class _Fake:
 
     def before(self, model: None, images: torch.Tensor) -> torch.Tensor:
         self.calls += 1
-        return images.mean((2, 3)) + (len(images) if len(images) < self.stable else 0)
+        return (images.mean((2, 3)) + (len(images) if len(images) < self.stable else 0)).to(self.dtype)
 
     def key(self, *identity: object) -> str:
         return "ab" * 16
@@ -171,6 +177,32 @@ def test_a_batch_size_whose_bits_differ_is_computed_each_time(tmp_path: Path) ->
     assert fake.calls == before + 1
     assert fake.facts["computed_batch_sizes"] == [8]
     assert "70 images" in fake.said[0]
+
+
+@pytest.mark.parametrize(("precision", "bytes_"), [("float32", 4), ("bfloat16", 2)])
+def test_activations_are_stored_as_they_were_computed(tmp_path: Path, precision: str, bytes_: int) -> None:
+    images = list(torch.randint(0, 256, (70, 3, 8, 8), dtype=torch.uint8))
+    fake = _Fake(tmp_path, stable=0, dtype=getattr(torch, precision))
+    stored = Stored(fake, images, Augmented(images, evaluation_transform(8)), {}, precision)  # type: ignore[arg-type]
+    expected = fake.before(None, fake.normalize(torch.stack(images[:20])))
+    for _ in range(2):  # computed and compared, then read
+        assert torch.equal(stored.batch(np.arange(20)), expected)
+        assert stored.batch(np.arange(20)).dtype == expected.dtype
+    assert fake.facts["bytes"] == 70 * 3 * bytes_
+    (file,) = tmp_path.glob("*.npy")
+    assert np.load(file).nbytes == fake.facts["bytes"]
+
+
+def test_the_size_is_said_before_anything_is_computed(tmp_path: Path) -> None:
+    heard: list[int | str] = []
+
+    def batches() -> Any:
+        heard.append("computing")
+        yield np.ones((5, 2), np.float32)
+
+    for _ in range(2):
+        assert stored_rows(tmp_path, "ab" * 16, (5, 2), np.dtype("float32"), batches, heard.append) is not None
+    assert heard == [40, "computing"], "once, and not again for what is there"
 
 
 def _ask(directory: Path, counter: Path) -> None:

@@ -95,9 +95,13 @@ def run(
         typer.Option(help="KEY=V1,V2,...: a trial for each value; repeated, for each combination"),
     ] = None,
     search: Annotated[
-        int,
-        typer.Option(min=0, max=10000, help="Try N configurations of each technique on validation, run the best one"),
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            max=10000,
+            help="Try N configurations of each technique on validation, run the best one [default: 0, or the suite's]",
+        ),
+    ] = None,
     format: Annotated[str, typer.Option(help="text or md: how the tables are printed")] = "text",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that one trial may take")] = 86400,
     out: Out = "runs",
@@ -118,7 +122,7 @@ def run(
     ] = None,
     no_plugin: Off = None,
     shots: Annotated[
-        str, typer.Option(help="K1,K2,...: with so many training images of each class [default: all there are]")
+        str, typer.Option(help="K1,K2,...: with so many training images of each class [default: all, or the suite's]")
     ] = "",
     stress: Annotated[
         bool, typer.Option("--stress", help="Also measure on changed test images; adds it to finished trials too")
@@ -130,10 +134,11 @@ def run(
     With a suite, the other options replace what the suite says, in all of its trials.
     """
     from flowers_bench.cli import run as command
+    from flowers_bench.cli.asked import Asked
 
     factors = {"data": data, "backbone": backbone, "weights": weights, "loss": loss, "augmentation": augmentation}
     given = {key: value for key, value in factors.items() if value is not None}
-    asked = command.Asked(
+    asked = Asked(
         suite=suite,
         plugin=plugin,
         factors=given,

@@ -72,7 +72,7 @@ def _refuse_name(name: str) -> None:
 
 def check(plugin: str, backbone: str | None, settings: Sequence[str], out: Path | None) -> int:
     """Run the conformance kit, one line per check. Returns the exit code: 0 if everything passed, else 1."""
-    from flowers_bench.cli.run import parse_settings
+    from flowers_bench.cli.asked import parse_settings
     from flowers_bench.testing import checks
 
     passed, failed, unplannable = 0, 0, set()

@@ -25,7 +25,7 @@ def few_shot(dataset: Dataset, shots: int | None, seed: int) -> Dataset:
     smallest = int(counts.argmin())
     if counts[smallest] < shots:
         raise UsageError(
-            f"--shots {shots}: class {dataset.class_names[smallest]!r} of {dataset.name} has {counts[smallest]} training "
+            f"{shots} shots: class {dataset.class_names[smallest]!r} of {dataset.name} has {counts[smallest]} training "
             f"images. Choose at most {counts[smallest]}."
         )
     rows = np.sort(np.concatenate([_chosen(labels, c, shots, seed) for c in range(dataset.num_classes)]))

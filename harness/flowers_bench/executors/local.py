@@ -112,13 +112,15 @@ class Run:
         """Until it ends; with the seconds that it took."""
         process, events = self._start(folder)
         if self._stopping.is_set():  # the interrupt came before this process was known
-            os.kill(process.pid or 0, signal.SIGINT)
+            _interrupt(process.pid)
         clock = _Clock(self._timeout, lambda: _kill(process.pid))
         try:
             while True:
                 event = events.recv()
                 if event["event"] == "starting":  # until then it waits for another run that has the same trial
                     clock.start()
+                    if self._stopping.is_set():  # an interrupt before it listened may be lost
+                        _interrupt(process.pid)
                 with self._lock:
                     self._on_event(folder, event)
         except (EOFError, OSError):  # the latter when it died in the middle of a message
@@ -152,8 +154,7 @@ class Run:
             if at_once:
                 _kill(pid)
             else:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGINT)
+                _interrupt(pid)
 
 
 class _Clock:
@@ -177,6 +178,11 @@ class _Clock:
     def _run_out(self) -> None:
         self.ran_out = True
         self._on_limit()
+
+
+def _interrupt(pid: int | None) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid or 0, signal.SIGINT)
 
 
 def _kill(pid: int | None) -> None:

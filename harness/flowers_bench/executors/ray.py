@@ -129,6 +129,7 @@ class _Run:
         outcomes: list[Outcome] = []
         stopped = False
         try:
+            self._ray.get(self._desk.take.remote())  # it is there before anyone waits for it
             for folder in folders:
                 self._submit(folder)
             self._say_if_nothing_fits()
@@ -246,7 +247,7 @@ class _Reporter:
         self._desk = desk
         self._events: list[dict[str, Any]] = []
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._reported, self._over = threading.Event(), threading.Event()
         self._told_to_stop = False
 
     def note(self, folder: TrialFolder, event: dict[str, Any]) -> None:
@@ -258,20 +259,28 @@ class _Reporter:
 
     @contextlib.contextmanager
     def reporting(self, run: local.Run) -> Iterator[None]:
-        """Report while active, once before and once after: what ended is known by all its events."""
-        self._report(run)
+        """Report while active, once before and once after: what ended is known by all its events.
+
+        All from a thread of its own: where a task's main thread waits for an answer, Ray lends its processors to the next
+        task, and a second trial would run on them.
+        """
         thread = threading.Thread(target=self._report_until_over, args=(run,), daemon=True)
         thread.start()
+        self._reported.wait()
         try:
             yield
         finally:
             self._over.set()
             thread.join()
-            self._report(run)
 
     def _report_until_over(self, run: local.Run) -> None:
+        try:
+            self._report(run)
+        finally:
+            self._reported.set()
         while not self._over.wait(_BEAT):
             self._report(run)
+        self._report(run)
 
     def _report(self, run: local.Run) -> None:
         import ray

@@ -29,7 +29,9 @@ def main(folder: TrialFolder, events: Connection) -> None:
     # Its own session: a Ctrl-C in the terminal reaches only the executor, which passes it on in its own way, and
     # whatever the trial starts can be killed with it.
     os.setsid()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # Ray's workers block it, and children inherit that
+    # Ray's workers block SIGINT, a script's background job ignores it, and children inherit that: a stop would be lost.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     with (folder.path / "log.txt").open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

@@ -39,12 +39,14 @@ def inference_cost(run: Run, image: Tensor) -> dict[str, Any]:
         image: one of them, (1, 3, S, S).
     """
     found: dict[str, Any] = {}
+    started = time.perf_counter()
     with other_load() as others, torch.inference_mode():
         found["float32"] = speed(run, image)
         if bfloat16_in_hardware(image.device):
             with torch.autocast(image.device.type, torch.bfloat16):
                 found["bfloat16"] = speed(run, image)
-    return {**found, "threads": torch.get_num_threads(), "governor": governor(), **others}
+    seconds = time.perf_counter() - started
+    return {**found, "seconds": seconds, "threads": torch.get_num_threads(), "governor": governor(), **others}
 
 
 def speed(run: Run, image: Tensor) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flowers_bench.grid import PlannedTable, Reported
 from flowers_bench.report.numbers import percent, percent_interval
-from flowers_bench.report.rows import Finished, Row, build_row
+from flowers_bench.report.rows import Finished, Row, build_row, search_budget
 from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
 from flowers_bench.store import Store
 
@@ -39,7 +39,7 @@ def beside_reported(tables: Sequence[PlannedTable], store: Store) -> list[Beside
     found = []
     for item in tables:
         if item.table.reported:
-            label = item.planned[0].trial.label
+            (label,) = item.requests[0].techniques
             folders = [store.folder(planned.trial.id) for planned in item.planned]
             trials = [Finished.load(folder) for folder in folders if folder.finished()]
             found.append(Beside(item.table.reported, label, build_row(label, trials) if trials else None))
@@ -72,6 +72,9 @@ def notes(lines: Sequence[Beside], source: str) -> list[str]:
     overs = sorted({line.row.top1.over for line in lines if line.row})
     if overs:
         found.append(f"n: test images; intervals: 95 %, over {'; '.join(overs)}")
+    budgets = sorted({budget for line in lines if line.row and (budget := search_budget(line.row.config))})
+    if budgets:
+        found.append(f"recipes searched: {'; '.join(budgets)}")
     if any(line.row is None or line.row.config["dataset"]["name"] != "flowers102" for line in lines):
         found.append(
             "measured and reported figures are of different data, backbones or weights where the columns say so: "

@@ -44,6 +44,7 @@ from flowers_bench.measure.retrieval import retrieval
 from flowers_bench.store import SCHEMA_VERSION, TrialFolder, damaged, read_json, write_atomically, write_json
 from flowers_bench.technique import AugmentationContext, LossContext, ModelContext
 from flowers_bench.training.loop import Emit, Parts, Training
+from flowers_bench.training.precision import refuse_undefined_gradients
 from flowers_bench.training.prediction import EVALUATION_BATCH, Evaluator, Fitted, gives_probabilities
 from flowers_bench.training.prefix import Prefix, Stored, find_cut
 from flowers_bench.training.ranks import ALONE, Ranks
@@ -75,6 +76,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     host.tracking = run.get("track", ())
     dataset = load_dataset(host, trial, run)
     parts, backbone = build_parts(host, trial, run, device)
+    refuse_undefined_gradients(parts.model, blank_image(trial, parts), trial.recipe.precision)
     dataset, prefix = start_from_prefix(trial, parts, dataset, Path(run["cache_dir"]), emit)
     stop = interrupt_flag()
     training = Training(trial, parts, dataset.train, dataset.val, folder.path, emit, stop, ranks=ranks)
@@ -227,8 +229,7 @@ def start_from_prefix(
         is completed while the trial runs.
     """
     size = trial.recipe.image_size
-    image = parts.normalize(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-    cut = find_cut(parts.model, image)
+    cut = find_cut(parts.model, blank_image(trial, parts))
     if isinstance(cut, str):
         return dataset, {"until": None, "reason": cut}
     prefix = Prefix.of(
@@ -284,6 +285,12 @@ def load_trained(folder: TrialFolder, device: torch.device) -> Parts:
         raise damaged(path, f"does not fit its trial: {str(error)[:200]}") from error
     parts.model.eval().requires_grad_(False)
     return parts
+
+
+def blank_image(trial: Trial, parts: Parts) -> torch.Tensor:
+    """One image (1, 3, S, S), as the model takes them."""
+    size = trial.recipe.image_size
+    return parts.normalize(torch.zeros(1, 3, size, size, dtype=torch.uint8))
 
 
 def embedding_dim(model: nn.Module, normalize: Normalizer, image_size: int) -> int:

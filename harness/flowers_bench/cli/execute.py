@@ -1,0 +1,123 @@
+"""Run planned trials, and print what came out."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from flowers_bench.cli import FAILED, INTERRUPTED
+from flowers_bench.cli.asked import Asked
+from flowers_bench.cli.progress import TrialProgress, messages
+from flowers_bench.errors import printable
+
+if TYPE_CHECKING:
+    from flowers_bench.executors.local import OnEvent, Outcome
+    from flowers_bench.remote import Pusher
+    from flowers_bench.store import Store, TrialFolder
+    from flowers_bench.suite import Planned
+
+AGAIN = "interrupted; run the same command again to continue"
+
+
+def execute(planned: Sequence[Planned], asked: Asked, timeout: float, format: str) -> int:
+    """Run what is not finished yet, with progress, then print the leaderboard of this plan's trials."""
+    from flowers_bench.environment import kernel_in_use
+    from flowers_bench.report.leaderboard import Leaderboard
+    from flowers_bench.report.text import markdown, print_text
+    from flowers_bench.store import Store
+
+    store = Store(asked.out)
+    _announce(planned, asked.store)
+    kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
+    folders = [store.folder(item.trial.id) for item in planned]
+    finished_before = sum(folder.finished() for folder in folders)
+    todo = prepared(planned, store, stress=asked.stress, track=asked.trackers)
+    if finished_before:
+        unmeasured = len(todo) - (len(planned) - finished_before)
+        rest = f"; {unmeasured} of them are still to be measured under stress" if unmeasured else ""
+        messages.print(f"{finished_before} of {len(planned)} trials are finished already{rest}")
+    labels = {item.trial.id: f"{item.trial.label} seed {item.trial.seed}" for item in planned}
+    with _pusher(asked) as pusher, TrialProgress(labels, len(todo)) as progress:
+
+        def on_event(folder: TrialFolder, event: dict[str, Any]) -> None:
+            progress.on_event(folder, event)
+            if pusher and event["event"] == "done":
+                pusher.push(folder)
+
+        outcomes = run_all(todo, on_event, timeout, asked)
+    finished = [folder for folder in folders if folder.finished()]
+    if finished and format == "md":
+        print(markdown(Leaderboard.of(finished)))
+    elif finished:
+        print_text(Leaderboard.of(finished))
+    _print_total(folders)
+    if len(outcomes) < len(todo) or any(outcome.state == "interrupted" for outcome in outcomes):
+        messages.print(AGAIN)
+        return INTERRUPTED
+    unpushed = pusher.failed if pusher else {}
+    for trial_id, error in unpushed.items():
+        messages.print(
+            f"trial {trial_id} was not pushed, run the same command again: {error}", markup=False, style="red"
+        )
+    return FAILED if unpushed or any(outcome.state == "failed" for outcome in outcomes) else 0
+
+
+def _pusher(asked: Asked) -> contextlib.AbstractContextManager[Pusher | None]:
+    from flowers_bench.remote import Pusher
+
+    return Pusher(asked.remote) if asked.remote else contextlib.nullcontext()
+
+
+def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, asked: Asked) -> Sequence[Outcome]:
+    """How each trial ended, on this machine or on a cluster."""
+    from flowers_bench.executors import local, ray
+
+    if asked.executor == "local" or not folders:
+        return local.run_all(folders, on_event, timeout, asked.jobs)
+    cluster = ray.Cluster(asked.address, asked.threads_of_a_trial or 1, asked.gpus)
+    return ray.run_all(folders, on_event, timeout, cluster)
+
+
+def prepared(
+    planned: Sequence[Planned], store: Store, *, stress: bool = False, track: Sequence[str] = ()
+) -> list[TrialFolder]:
+    """The folders of those where something is left to do, each once."""
+    todo = {item.trial.id: item for item in planned if not store.folder(item.trial.id).complete(stress=stress)}
+    more = {"command": sys.argv[1:], "stress": stress, "track": list(track)}
+    return [store.prepare(item.trial, {**item.run, **more}) for item in todo.values()]
+
+
+def _print_total(folders: Sequence[TrialFolder]) -> None:
+    from flowers_bench.measure.cost import total_cost
+    from flowers_bench.report.numbers import duration
+
+    total = total_cost(folders)
+    failed = f", {total['failed']} of them failed," if total["failed"] else ""
+    messages.print(f"these {total['trials']} trials{failed} took {duration(total['seconds'])} in all", markup=False)
+
+
+def _announce(planned: Sequence[Planned], out: str) -> None:
+    first = planned[0].trial
+    data = first.dataset
+    messages.print(
+        f"[bold]{escape(printable(data['name']))}[/bold]: {data['classes']} classes, {_train_sizes(planned)} train / {data['n_val']} val / {data['n_test']} test, "
+        f"{data['resolution']}, split {data['split_checksum'][:8]}"
+    )
+    for note in data["notes"]:
+        messages.print(printable(f"  note: {note}"), markup=False)
+    lines = [
+        f"{trial.label}: {trial.backbone}, weights {trial.weights['name']}, {trial.recipe.image_size} px, at most "
+        f"{trial.recipe.epochs} epochs, {trial.recipe.optimizer} lr {trial.recipe.lr:g}, batch {trial.recipe.batch_size}"
+        for trial in (item.trial for item in planned)
+    ]
+    for line in dict.fromkeys(lines):
+        messages.print(line, markup=False)
+    messages.print(f"{len(planned)} trials, store {out}", markup=False)
+
+
+def _train_sizes(planned: Sequence[Planned]) -> str:
+    return ", ".join(map(str, dict.fromkeys(item.trial.dataset["n_train"] for item in planned)))
