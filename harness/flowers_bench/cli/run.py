@@ -434,7 +434,14 @@ def _prepared(
     planned: Sequence[Planned], store: Store, *, stress: bool = False, track: Sequence[str] = ()
 ) -> list[TrialFolder]:
     """The folders of those where something is left to do, each once."""
-    todo = {item.trial.id: item for item in planned if not store.folder(item.trial.id).complete(stress=stress)}
+    todo = {}
+    for item in planned:
+        folder = store.folder(item.trial.id)
+        if folder.finished():  # its process may have been killed right after the result was there
+            with contextlib.suppress(OSError, UsageError):  # not to be written to, or damaged: said by who needs it
+                folder.discard_leftovers()
+        if not folder.complete(stress=stress):
+            todo[item.trial.id] = item
     more = {"command": sys.argv[1:], "stress": stress, "track": list(track)}
     return [store.prepare(item.trial, {**item.run, **more}) for item in todo.values()]
 

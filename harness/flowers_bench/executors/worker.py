@@ -74,6 +74,7 @@ def _run(folder: TrialFolder, emit: Any) -> int:
 
     emit({"event": "starting"})
     try:
+        folder.remove_half_files()
         if not folder.finished():
             run_on_devices(folder.run().get("devices", 1), lambda ranks: run_trial(folder, emit, ranks))
         if folder.run().get("stress") and not folder.stressed():
