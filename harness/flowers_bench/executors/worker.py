@@ -6,6 +6,7 @@ Events (dictionaries) go through a pipe to the executor; what the trial prints g
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ def main(folder: TrialFolder, events: Connection) -> None:
     with (folder.path / "log.txt").open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    faulthandler.enable(2)
 
     def emit(event: dict[str, Any]) -> None:
         try:
