@@ -210,7 +210,8 @@ def knn_logits(
         similarity[torch.arange(len(rows)), rows] = -torch.inf
     nearest, index = similarity.topk(min(k, support.shape[0]), dim=1)
     votes = torch.zeros(queries.shape[0], num_classes)
-    votes.scatter_add_(1, labels[index], torch.softmax(nearest / 0.07, dim=1))
+    weights = torch.softmax(nearest.float() / 0.07, dim=1)  # under autocast the similarities are bfloat16
+    votes.scatter_add_(1, labels[index], weights)
     return (votes + 1e-6).log()
 
 
