@@ -11,6 +11,7 @@ from stored import outcomes, store_trial
 
 from flowers_bench.cli.catalogue import print_all, print_plugins
 from flowers_bench.cli.compare import compare
+from flowers_bench.cli.export import file_name
 from flowers_bench.cli.leaderboard import print_leaderboard
 from flowers_bench.cli.show import show
 from flowers_bench.errors import printable
@@ -67,6 +68,14 @@ def test_a_spreadsheet_reads_text(runs: Path, capsys: pytest.CaptureFixture[str]
 def test_text_of_any_language_stays_as_it_is() -> None:
     assert printable("Größe 向日葵 🌻 \u3000ок\n\tx") == "Größe 向日葵 🌻 \u3000ок\n\tx"
     assert printable("a\x1b[2Jb\x9bc") == r"a\x1b[2Jb\x9bc"
+
+
+@pytest.mark.parametrize("label", ["../../up/x", "/etc/x", f"a{ACTS}/b c"])
+def test_an_export_gets_a_plain_name_in_this_folder(tmp_path: Path, label: str) -> None:
+    trial = store_trial(tmp_path, label, 0, outcomes(0, 0.7))
+    name = file_name(trial.config(), trial.id, "onnx")
+    assert Path(name).name == name
+    assert_harmless(name)
 
 
 def test_lists_of_plugins_do_not_act(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flowers_bench.errors import UsageError, unknown_name
 
@@ -21,7 +24,7 @@ def export(trial: str, format: str, output: Path | None, out: Path) -> None:
         raise unknown_name("format", format, FORMATS)
     folder = Store(out).find_trained(trial)
     config = folder.config()
-    path = output or Path(f"{config['technique']}-{config['variant']}-{folder.id[:8]}.{format}")
+    path = output or Path(file_name(config, folder.id, format))
     if not path.parent.is_dir():
         raise UsageError(f"-o {path}: there is no folder {path.parent}.")
     from flowers_bench.export import export_trial
@@ -35,3 +38,9 @@ def export(trial: str, format: str, output: Path | None, out: Path) -> None:
         f"(of a range of {exported.range:.3g}), the best class on {exported.disagreements}"
     )
     print("labels and preprocessing are in the file: " + exported.where)
+
+
+def file_name(config: Mapping[str, Any], trial_id: str, format: str) -> str:
+    """Named after the trial, in this folder whatever the technique is called: a store may be somebody else's."""
+    name = re.sub(r"[^\w.-]", "_", f"{config['technique']}-{config['variant']}")
+    return f"{name}-{trial_id[:8]}.{format}"

@@ -134,9 +134,8 @@ def run(asked: Asked, format: str, timeout: float) -> int:
     host = discover(files)
     host.refuse_unfit_trackers(asked.trackers)
     for status in host.broken():
-        messages.print(
-            f"warning: plugin {status.name} ({status.origin}) is broken and skipped: {status.error}", markup=False
-        )
+        text = f"warning: plugin {status.name} ({status.origin}) is broken and skipped: {status.error}"
+        messages.print(printable(text), markup=False)
     if asked.suite is not None:
         return _run_suite(host, files, asked, asked.suite, format, timeout)
     names += [name for file in files for name in _techniques_of(host, file)]
@@ -215,7 +214,7 @@ def _search(host: Host, files: Sequence[Path], request: Request, asked: Asked, f
         messages.print(AGAIN)
         return INTERRUPTED
     except TrialFailed as error:
-        messages.print(str(error), markup=False, style="red")
+        messages.print(printable(str(error)), markup=False, style="red")
         return FAILED
     for about in {item.trial.label: (item.trial.label, item.run["search"]) for item in planned}.values():
         messages.print(_found(*about), markup=False)
@@ -243,7 +242,7 @@ def _run_suite(host: Host, files: Sequence[Path], asked: Asked, name: str, forma
     if asked.sweeps:
         raise UsageError("--sweep goes with --plugin; in a suite, write the list of values into its file.")
     suite = overridden(read_suite(name), {**asked.factors, **parse_settings(asked.settings)}, asked.seeds)
-    messages.print(f"suite {suite.path}: {suite.summary}", markup=False)
+    messages.print(printable(f"suite {suite.path}: {suite.summary}"), markup=False)
     base = Request(
         [],
         "petals",
@@ -470,7 +469,7 @@ def _announce(planned: Sequence[Planned], out: str) -> None:
         for trial in (item.trial for item in planned)
     ]
     for line in dict.fromkeys(lines):
-        messages.print(line, markup=False)
+        messages.print(printable(line), markup=False)
     messages.print(f"{len(planned)} trials, store {out}", markup=False)
 
 
