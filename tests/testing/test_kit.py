@@ -110,6 +110,12 @@ def test_a_correct_plugin_passes(tmp_path: Path) -> None:
             check()
 
 
+def test_a_parameter_without_elements_needs_no_gradient(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text(GOOD.replace("self.scale = 1.0", "self.none = nn.Parameter(torch.empty(0, 3))"))
+    (check,) = [c for c in checks(tmp_path / "good.py") if c.name == "gradients reach every trainable parameter"]
+    check()
+
+
 def test_what_registers_no_part_is_still_loaded(tmp_path: Path) -> None:
     (tmp_path / "tracker.py").write_text(
         "from flowers_bench import hookimpl\n@hookimpl\ndef trial_started(trial):\n    pass\n"

@@ -131,12 +131,13 @@ def gradients_reach_every_trainable_parameter(subject: Subject) -> None:
 
 
 def _trainable(model: nn.Module, criterion: object) -> dict[str, nn.Parameter]:
+    """Of both; without what has no elements, such as the prompts where there are to be none."""
     from torch import nn
 
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    named = dict(model.named_parameters())
     if isinstance(criterion, nn.Module):
-        named |= {f"loss.{name}": p for name, p in criterion.named_parameters() if p.requires_grad}
-    return named
+        named |= {f"loss.{name}": parameter for name, parameter in criterion.named_parameters()}
+    return {name: parameter for name, parameter in named.items() if parameter.requires_grad and parameter.numel()}
 
 
 def _some(names: Sequence[str]) -> str:
