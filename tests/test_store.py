@@ -14,6 +14,7 @@ from stored import outcomes, store_trial
 
 from flowers_bench.errors import UsageError
 from flowers_bench.store import SCHEMA_VERSION, Store, read_json, write_atomically, write_json
+from flowers_bench.trial import Protocol
 
 
 def test_json_round_trip_leaves_no_temporary_file(tmp_path: Path) -> None:
@@ -40,6 +41,25 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         write_atomically(path, fails)
     assert read_json(path) == {"old": 1}
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    trial = store_trial(tmp_path, "a/b", 0, outcomes(0, 0.7, 40))
+    whole = {path.name for path in trial.path.iterdir()}
+    for name in (".lock", ".checkpoint.pt.a1b2", ".result.json.c3d4", ".config.json.e5f6"):
+        (trial.path / name).write_text("half")
+    trial.remove_half_files()  # the last belongs to whoever prepares the trial at the moment
+    assert {path.name for path in trial.path.iterdir()} == whole | {".lock", ".config.json.e5f6"}
+
+
+@pytest.mark.parametrize("report", ["test", "none"])
+def test_a_finished_trial_keeps_no_more_than_it_needs(tmp_path: Path, report: str) -> None:
+    trial = store_trial(tmp_path, "a/b", 0, outcomes(0, 0.7, 40), protocol=Protocol(report=report))
+    for name in ("checkpoint.pt", "model.safetensors"):
+        (trial.path / name).write_text("state")
+    trial.discard_leftovers()
+    assert not (trial.path / "checkpoint.pt").exists()
+    assert (trial.path / "model.safetensors").exists() == (report == "test")
 
 
 def test_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "model.safetensors")
     content = (tmp_path / "model.safetensors").read_bytes()
     mode = ["good"]
+    over = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -42,7 +43,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
             if not self.path.endswith("/resolve/main/model.safetensors") or mode[0] == "missing":
                 self.send_error(404)
                 return
-            sent = content[: len(content) // 2] if mode[0] == "half" else content
+            sent = content[: len(content) // 2] if mode[0] in ("half", "stalls") else content
             etag = "0" * 64 if mode[0] == "wrong" else hashlib.sha256(content).hexdigest()
             self.send_response(200)
             self.send_header("ETag", f'"{etag}"')
@@ -51,6 +52,8 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
             self.end_headers()
             if body:
                 self.wfile.write(sent)
+                if mode[0] == "stalls":
+                    over.wait()
 
         def log_message(self, *arguments: Any) -> None:
             """Quiet."""
@@ -62,6 +65,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HOME": str(tmp_path / "hub"),
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "2",
     }
     env.pop("HF_HUB_OFFLINE", None)
 
@@ -75,6 +79,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         )
 
     yield ask
+    over.set()
     server.shutdown()
 
 
@@ -87,7 +92,7 @@ def test_download_is_named_checked_and_kept(hub: Hub, tmp_path: Path) -> None:
     assert hub("gone").stdout == done.stdout
 
 
-@pytest.mark.parametrize("how", ["missing", "gone", "wrong"])
+@pytest.mark.parametrize("how", ["missing", "gone", "wrong", "half", "stalls"])
 def test_failed_download_says_what_to_do_and_keeps_nothing(hub: Hub, tmp_path: Path, how: str) -> None:
     done = hub(how)
     assert done.returncode == 1

@@ -8,6 +8,7 @@ is reported by name and skipped by everything that does not need it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import difflib
 import hashlib
 import importlib.metadata
@@ -217,6 +218,7 @@ def _stdout_elsewhere() -> Iterator[None]:
             undo.callback(os.close, kept)
             os.dup2(2, 1)
             undo.callback(os.dup2, kept, 1)
+            undo.callback(ctypes.CDLL(None).fflush, None)  # what a C library has printed so far lies in its own buffer
         yield
 
 

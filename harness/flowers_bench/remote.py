@@ -143,7 +143,7 @@ class RemoteStore:
             for name in sorted(names, key=lambda name: name == _RESULT):
                 (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
                 (arrived / name).replace(folder.path / name)
-            (folder.path / "checkpoint.pt").unlink(missing_ok=True)
+            folder.discard_leftovers()
             (folder.path / _PUSHED).touch()
 
     def _download(self, trial_id: str, target: Path) -> list[str]:

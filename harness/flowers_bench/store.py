@@ -192,6 +192,19 @@ class TrialFolder:
             text = (path.read_text(encoding="utf-8") if path.exists() else "") + line
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), durable=False)
 
+    def remove_half_files(self) -> None:
+        """Remove what killed processes did not finish writing. For the process that has the trial to itself: whoever
+        prepares the trial meanwhile writes these two files."""
+        for path in self.path.glob(".*.*"):
+            if not path.name.startswith((".config.json.", ".run.json.")):
+                path.unlink(missing_ok=True)
+
+    def discard_leftovers(self) -> None:
+        """Remove what a finished trial has no use for: the checkpoint, and the weights that a search does not keep."""
+        (self.path / "checkpoint.pt").unlink(missing_ok=True)
+        if self.config()["protocol"]["report"] == "none":
+            (self.path / "model.safetensors").unlink(missing_ok=True)
+
     def predictions(self) -> pd.DataFrame:
         """Columns split, key, label, logits (a list of C floats): validation and test images of a finished trial."""
         import pandas as pd

@@ -167,7 +167,7 @@ def test_switching_off_by_name_reaches_the_environment_of_the_trials(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_new_package_installs_passes_its_tests_and_runs(tmp_path: Path) -> None:
     own = own_environment(tmp_path)
     own("flowers-bench plugin new mytechnique")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -224,6 +224,7 @@ def test_shares_out_of_range_are_refused(one: Path, load: Callable[..., Dataset]
         unique_by=str.lower,
     )
 )
+@example(["-rf", "two  spaces ", " ", "=1+1", "Rosa \u2018Peace\u2019", "日本の桜"])
 def test_any_name_is_accepted(
     tmp_path: Path, load: Callable[..., Dataset], write_image: Callable[..., Path], names: list[str]
 ) -> None:

@@ -28,6 +28,12 @@ def inside_torch(witness: Path) -> bytes:
     return stream.getvalue()
 
 
+def of_another_version() -> bytes:
+    stream = io.BytesIO()
+    torch.save({"format": 99, "weights": {"a": torch.zeros(3)}}, stream)
+    return stream.getvalue()
+
+
 Damage = Callable[[bytes, Path], bytes]
 PLANTED: dict[str, Damage] = {
     "pickle": lambda whole, witness: pickle.dumps(Planted(witness)),
@@ -35,6 +41,7 @@ PLANTED: dict[str, Damage] = {
     "cut short": lambda whole, witness: whole[: len(whole) // 2],
     "empty": lambda whole, witness: b"",
     "a huge header": lambda whole, witness: struct.pack("<Q", 1 << 62) + whole[8:],
+    "another version": lambda whole, witness: of_another_version(),
     "other tensors": lambda whole, witness: save({"a": torch.zeros(3)}),
 }
 damages = pytest.mark.parametrize("damage", PLANTED.values(), ids=PLANTED)

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from stored import outcomes, store_trial
 
+from flowers_bench.cli.catalogue import print_all, print_plugins
 from flowers_bench.cli.compare import compare
 from flowers_bench.cli.leaderboard import print_leaderboard
 from flowers_bench.cli.show import show
 from flowers_bench.errors import printable
 from flowers_bench.host import discover
-from flowers_bench.store import Store, write_json
+from flowers_bench.store import Store, file_name, write_json
 
 ACTS = "\x1b[2J\x1b]0;owned\x07\x9b31m\r\u202e"
 FORMULA = "=cmd|'/c calc'!A1"
@@ -66,6 +67,25 @@ def test_a_spreadsheet_reads_text(runs: Path, capsys: pytest.CaptureFixture[str]
 def test_text_of_any_language_stays_as_it_is() -> None:
     assert printable("Größe 向日葵 🌻 \u3000ок\n\tx") == "Größe 向日葵 🌻 \u3000ок\n\tx"
     assert printable("a\x1b[2Jb\x9bc") == r"a\x1b[2Jb\x9bc"
+
+
+@pytest.mark.parametrize("label", ["../../up/x", "/etc/x", f"a{ACTS}/b c"])
+def test_words_as_a_files_name_stay_in_their_folder(label: str) -> None:
+    name = file_name(f"{label}.onnx")
+    assert Path(name).name == name
+    assert_harmless(name)
+
+
+def test_lists_of_plugins_do_not_act(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / f"named{ACTS}.py"
+    file.write_text("from flowers_bench import hookimpl\n@hookimpl\ndef trial_started(trial):\n    pass\n")
+    print_plugins([file])
+    (tmp_path / f"broken{ACTS}.py").write_text("")
+    print_all([tmp_path / f"broken{ACTS}.py"])
+    told = capsys.readouterr().out
+    assert "trial_started" in told
+    assert "broken plugin broken" in told
+    assert_harmless(told)
 
 
 @pytest.mark.parametrize("name", ["a\x1b[2J", "", "two\nlines", 7])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +128,35 @@ def _name(trial: TrialFolder) -> str:
     return f"{config['technique']}/{config['variant']} seed {config['seed']}"
 
 
-def test_a_clock_that_is_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def backwards(tmp_path: Path) -> dict[str, str]:
+    """What has to stand in the environment for the time of day to run backwards."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs a C compiler, and Linux")
+    library = tmp_path / "backwards.so"
+    source = Path(__file__).with_name("backwards.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    code = "import sys, time; first = time.time(); sys.exit(time.time() >= first)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "LD_PRELOAD": str(library)}, check=True)
+    return {"LD_PRELOAD": str(library)}
+
+
+def test_a_clock_that_is_set_back_changes_nothing(
+    flowers_bench: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, backwards: dict[str, str]
+) -> None:
     """No measured time, lock or order of files depends on the time of day."""
-    folder = prepared(tmp_path, tmp_path / "runs", "toy/short")
-    for path in folder.path.iterdir():
-        os.utime(path, (4e9, 4e9))  # written "in the future"
-    monkeypatch.setattr("time.time", lambda: 0.0)
-    assert [outcome.state for outcome in run([folder])[0]] == ["done"]
-    cost = folder.result()["cost"]
-    assert all(cost[key] > 0 for key in ("seconds", "train_seconds", "setup_seconds", "test_seconds"))
-    assert folder.attempts()[0]["seconds"] > 0
+    command = ("--plugin", f"{TOY},toy/plain,toy/short", "--data", "toy", "--seeds", "1", "--out")
+    for out, environment in (("calm", {}), ("set-back", backwards), ("set-back", backwards)):
+        done = flowers_bench(*command, out, **environment)
+        assert done.returncode == 0, done.stderr
+        for path in tmp_path.rglob("*"):
+            os.utime(path, (4e9, 4e9))  # written "in the future"
+    assert "2 of 2 trials are finished already" in done.stderr
+    for trial in Store(tmp_path / "set-back").trials():
+        calm = Store(tmp_path / "calm").folder(trial.id)
+        assert (trial.path / "model.safetensors").read_bytes() == (calm.path / "model.safetensors").read_bytes()
+        assert trial.result()["test"] == calm.result()["test"]
+        cost = trial.result()["cost"]
+        assert all(cost[key] > 0 for key in ("seconds", "train_seconds", "setup_seconds", "test_seconds"))
+        assert [attempt["seconds"] > 0 for attempt in trial.attempts()] == [True]

@@ -80,6 +80,8 @@ MISTAKES = [
     ("loss is a finite scalar", LOSS, "return lambda output, target: F.cross_entropy(output.logits.detach(), target)", "do not detach"),
     ("gradients reach every trainable parameter", "self.scale = 1.0", "self.lost = nn.Linear(3, 3)", "lost.weight"),
     ("what is frozen stays bit equal", "embedding = self.still(", "self.still.running_mean.add_(0.1)\n            embedding = self.still(", "still.running_mean"),
+    ("what is frozen stays bit equal", "embedding = self.still(", "self.still.weight.data.add_(0.1)\n            embedding = self.still(", "still.weight"),
+    ("runs under autocast", LOSS, "return lambda output, target: F.cross_entropy(output.logits, target) / (output.logits.dtype == torch.float32)", "in float32"),
     ("overfits one batch", "self.body(images)", "self.body(images * 0)", "does not learn"),
     ("repeats with its seed", "self.scale = 1.0", "self.scale = 1.0\n            self.fc.weight.data.mul_(random.random())", "torch's global generator"),
     ("repeats with its seed", "return v2.Resize((context.image_size, context.image_size))",
@@ -106,6 +108,12 @@ def test_a_correct_plugin_passes(tmp_path: Path) -> None:
     for check in checks(tmp_path / "good.py"):
         if check.name not in ("runs in a process of its own", "does not import torch to be listed"):
             check()
+
+
+def test_a_parameter_without_elements_needs_no_gradient(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text(GOOD.replace("self.scale = 1.0", "self.none = nn.Parameter(torch.empty(0, 3))"))
+    (check,) = [c for c in checks(tmp_path / "good.py") if c.name == "gradients reach every trainable parameter"]
+    check()
 
 
 def test_what_registers_no_part_is_still_loaded(tmp_path: Path) -> None:
@@ -159,6 +167,15 @@ def test_parts_without_a_technique_are_checked_on_their_own(tmp_path: Path) -> N
     for check in found:
         if check.name in ("can be planned", "loss is a finite scalar"):
             check()
+
+
+def test_a_part_that_fits_no_other_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "parts.py").write_text(
+        "from flowers_bench import Model, hookimpl\n"
+        "@hookimpl\ndef register_models():\n    return [Model('odd-net', '', provides=frozenset(), build=print)]\n"
+    )
+    with pytest.raises(UsageError, match=r"model 'odd-net' provides nothing, .* Register one, or provide logits"):
+        checks(tmp_path / "parts.py")
 
 
 @pytest.mark.parametrize(

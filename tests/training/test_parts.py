@@ -132,3 +132,15 @@ def test_normalizer_matches_torchvision() -> None:
     mean, std = (0.1, 0.5, 0.4), (0.2, 0.3, 0.9)
     expected = normalize(convert_image_dtype(images), list(mean), list(std))
     torch.testing.assert_close(Normalizer(mean, std, torch.device("cpu"))(images), expected)
+
+
+def test_neighbours_are_found_under_autocast_too() -> None:
+    """There the speed of prediction is measured, where the processor has bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    support, labels = torch.randn(40, 6, generator=generator), torch.arange(40) % 5
+    queries = support + 0.01 * torch.randn(40, 6, generator=generator)
+    expected = knn_logits(support, labels, queries, 5, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = knn_logits(support, labels, queries, 5, 5)
+    assert found.dtype == torch.float32
+    assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 
@@ -11,6 +12,7 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 def main() -> None:
     """The `flowers-bench` command. `flowers-bench --plugin NAME` is short for `flowers-bench run --plugin NAME`."""
+    faulthandler.enable(2)  # a plugin whose import crashes the interpreter is named by its file and line
     from flowers_bench.cli.app import app
     from flowers_bench.errors import UsageError, printable
 

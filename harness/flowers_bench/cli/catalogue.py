@@ -6,29 +6,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowers_bench.errors import printable
 from flowers_bench.host import Host, Registered, discover
 from flowers_bench.technique import Option, Technique
+
+
+def _say(text: str) -> None:
+    """Names and words come from code and files of others."""
+    print(printable(text))
 
 
 def print_all(files: Sequence[Path]) -> None:
     """Everything registered, by kind."""
     host = discover(files)
-    print("techniques (flowers-bench --plugin NAME[/VARIANT])")
+    _say("techniques (flowers-bench --plugin NAME[/VARIANT])")
     for name, registered in sorted(host.techniques.items()):
         technique = registered.value
         _line(name, technique.summary, registered.plugin)
-        print(f"      variants: {', '.join(_variant_names(technique))}")
+        _say(f"      variants: {', '.join(_variant_names(technique))}")
     for title, table in (
         ("models", host.models),
         ("losses", host.losses),
         ("augmentations", host.augmentations),
     ):
         _parts(title, table)
-    print("\ndatasets (--data NAME)")
+    _say("\ndatasets (--data NAME)")
     for name, source in sorted(host.datasets.items()):
         _line(name, source.value.summary, source.plugin)
         if source.value.options:
-            print(f"      options: {', '.join(f'data.{k}={v}' for k, v in source.value.options.items())}")
+            _say(f"      options: {', '.join(f'data.{k}={v}' for k, v in source.value.options.items())}")
     _print_broken(host)
 
 
@@ -37,23 +43,23 @@ def _variant_names(technique: Technique) -> Iterable[str]:
 
 
 def _line(name: str, summary: str, plugin: str) -> None:
-    print(f"  {name:<18} {summary}  [{plugin}]")
+    _say(f"  {name:<18} {summary}  [{plugin}]")
 
 
 def _parts(title: str, table: Mapping[str, Registered[Any]]) -> None:
-    print(f"\n{title}")
+    _say(f"\n{title}")
     for name, registered in sorted(table.items()):
         part = registered.value
         _line(name, part.summary, registered.plugin)
         if part.needs:
-            print(f"      needs: {', '.join(sorted(part.needs))}")
+            _say(f"      needs: {', '.join(sorted(part.needs))}")
         if getattr(part, "provides", None):
-            print(f"      provides: {', '.join(sorted(part.provides))}")
+            _say(f"      provides: {', '.join(sorted(part.provides))}")
 
 
 def _print_broken(host: Host) -> None:
     for status in host.broken():
-        print(f"\nbroken plugin {status.name} ({status.origin}), skipped: {status.error}")
+        _say(f"\nbroken plugin {status.name} ({status.origin}), skipped: {status.error}")
 
 
 def describe(name: str, files: Sequence[Path]) -> None:
@@ -61,10 +67,10 @@ def describe(name: str, files: Sequence[Path]) -> None:
     host = discover(files)
     registered = host.find("technique", host.techniques, name.partition("/")[0])
     technique = registered.value
-    print(f"{technique.name}: {technique.summary}  [{registered.plugin}, {host.plugins[registered.plugin].code}]")
+    _say(f"{technique.name}: {technique.summary}  [{registered.plugin}, {host.plugins[registered.plugin].code}]")
     for paper in technique.papers:
-        print(f"  {paper}")
-    print(f"\nbackbone {technique.backbone}, weights {technique.weights}")
+        _say(f"  {paper}")
+    _say(f"\nbackbone {technique.backbone}, weights {technique.weights}")
     tables: tuple[tuple[str, Mapping[str, Registered[Any]]], ...] = (
         ("model", host.models),
         ("loss", host.losses),
@@ -72,19 +78,19 @@ def describe(name: str, files: Sequence[Path]) -> None:
     )
     for kind, table in tables:
         part = host.find(kind, table, getattr(technique, kind)).value
-        print(f"{kind} {part.name}: {part.summary}")
+        _say(f"{kind} {part.name}: {part.summary}")
         _options(part.options)
-    print("\nrecipe (--set KEY=VALUE)")
+    _say("\nrecipe (--set KEY=VALUE)")
     for key, value in technique.recipe.facts().items():
-        print(f"  {key} = {value}")
-    print("\nvariants")
+        _say(f"  {key} = {value}")
+    _say("\nvariants")
     for key, variant in technique.variants.items():
         marks = ["default"] if key == technique.default else []
         marks += [f"compared with {variant.baseline}"] if variant.baseline else []
-        print(f"  {technique.name}/{key}: {variant.summary}{' (' + ', '.join(marks) + ')' if marks else ''}")
+        _say(f"  {technique.name}/{key}: {variant.summary}{' (' + ', '.join(marks) + ')' if marks else ''}")
         changes = {**variant.options, **variant.recipe, **_replaced(variant)}
         if changes:
-            print(f"      {', '.join(f'{k}={v}' for k, v in changes.items())}")
+            _say(f"      {', '.join(f'{k}={v}' for k, v in changes.items())}")
 
 
 def _replaced(variant: Any) -> dict[str, str]:
@@ -95,7 +101,7 @@ def _replaced(variant: Any) -> dict[str, str]:
 def _options(options: Mapping[str, Option]) -> None:
     for name, option in options.items():
         choices = f" ({', '.join(map(str, option.choices))})" if option.choices else ""
-        print(f"  --set {name}={option.default}: {option.help}{choices}{_searched(option)}")
+        _say(f"  --set {name}={option.default}: {option.help}{choices}{_searched(option)}")
 
 
 def _searched(option: Option) -> str:
@@ -114,4 +120,4 @@ def print_plugins(files: Sequence[Path]) -> None:
         rows.append((status.name, status.version or "-", status.origin, state, status.error or ", ".join(status.hooks)))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip())
+        _say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip())

@@ -12,7 +12,7 @@ from rich.markup import escape
 from flowers_bench.cli import FAILED, INTERRUPTED
 from flowers_bench.cli.asked import Asked
 from flowers_bench.cli.progress import TrialProgress, messages
-from flowers_bench.errors import printable
+from flowers_bench.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from flowers_bench.executors.local import OnEvent, Outcome
@@ -86,7 +86,14 @@ def prepared(
     planned: Sequence[Planned], store: Store, *, stress: bool = False, track: Sequence[str] = ()
 ) -> list[TrialFolder]:
     """The folders of those where something is left to do, each once."""
-    todo = {item.trial.id: item for item in planned if not store.folder(item.trial.id).complete(stress=stress)}
+    todo = {}
+    for item in planned:
+        folder = store.folder(item.trial.id)
+        if folder.finished():  # its process may have been killed right after the result was there
+            with contextlib.suppress(OSError, UsageError):  # not to be written to, or damaged: said by who needs it
+                folder.discard_leftovers()
+        if not folder.complete(stress=stress):
+            todo[item.trial.id] = item
     more = {"command": sys.argv[1:], "stress": stress, "track": list(track)}
     return [store.prepare(item.trial, {**item.run, **more}) for item in todo.values()]
 
@@ -115,7 +122,7 @@ def _announce(planned: Sequence[Planned], out: str) -> None:
         for trial in (item.trial for item in planned)
     ]
     for line in dict.fromkeys(lines):
-        messages.print(line, markup=False)
+        messages.print(printable(line), markup=False)
     messages.print(f"{len(planned)} trials, store {out}", markup=False)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flowers_bench.errors import UsageError
+from flowers_bench.errors import UsageError, printable
 
 
 def figures(suite: str, runs: Path, output: Path) -> None:
@@ -31,9 +31,9 @@ def figures(suite: str, runs: Path, output: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for item in drawn:
         for path in item.files:
-            console.print(f"{path}: {item.figure.title}", markup=False)
+            console.print(printable(f"{path}: {item.figure.title}"), markup=False)
     absent = [item for item in drawn if not item.files]
     for item in absent:
-        console.print(f"absent: {item.figure.name} ({item.figure.title}): {item.why}", markup=False)
+        console.print(printable(f"absent: {item.figure.name} ({item.figure.title}): {item.why}"), markup=False)
     if absent:
         console.print(f"what is absent comes with: flowers-bench run {suite} --out {runs}", markup=False)

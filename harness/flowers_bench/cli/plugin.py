@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowers_bench.cli import FAILED
-from flowers_bench.errors import UsageError
+from flowers_bench.errors import UsageError, printable, text_of
 from flowers_bench.host import discover
 
 #: A package that works as it stands, but for its name.
@@ -84,7 +84,7 @@ def check(plugin: str, backbone: str | None, settings: Sequence[str], out: Path 
             one()
         except Exception as error:
             failed += 1
-            print(f"FAILED  {one}\n        {_told(error)}", flush=True)
+            print(printable(f"FAILED  {one}\n        {_told(error)}"), flush=True)
             if one.name == "can be planned":
                 unplannable.add(one.label)
         else:
@@ -104,4 +104,4 @@ def _told(error: Exception) -> str:
     others = ("site-packages", f"{os.sep}flowers_bench{os.sep}")
     own = [frame for frame in frames if not any(part in frame.filename for part in others)]
     last = (own or frames)[-1]
-    return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+    return f"{type(error).__name__}: {text_of(error)} ({last.filename}, line {last.lineno})"

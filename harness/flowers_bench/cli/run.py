@@ -21,7 +21,7 @@ from flowers_bench.cli.asked import (
 )
 from flowers_bench.cli.execute import AGAIN, execute, prepared, run_all
 from flowers_bench.cli.progress import TrialProgress, messages, track
-from flowers_bench.errors import TrialFailed, UsageError, unknown_name
+from flowers_bench.errors import TrialFailed, UsageError, printable, unknown_name
 from flowers_bench.host import Host, discover
 
 if TYPE_CHECKING:
@@ -51,9 +51,8 @@ def run(asked: Asked, format: str, timeout: float) -> int:
     host = discover(files)
     host.refuse_unfit_trackers(asked.trackers)
     for status in host.broken():
-        messages.print(
-            f"warning: plugin {status.name} ({status.origin}) is broken and skipped: {status.error}", markup=False
-        )
+        text = f"warning: plugin {status.name} ({status.origin}) is broken and skipped: {status.error}"
+        messages.print(printable(text), markup=False)
     try:
         if asked.suite is not None:
             return _run_suite(host, files, asked, asked.suite, format, timeout)
@@ -102,7 +101,7 @@ def _run_suite(host: Host, files: Sequence[Path], asked: Asked, name: str, forma
     given = {key: [value] for key, value in {**asked.factors, **parse_settings(asked.settings)}.items()}
     suite = overridden(read_suite(name), given, asked.seeds, parse_shots(asked.shots), asked.search)
     _refuse_divided_search(max(table.search for table in suite.tables), asked)
-    messages.print(f"suite {suite.path}: {suite.summary}", markup=False)
+    messages.print(printable(f"suite {suite.path}: {suite.summary}"), markup=False)
     loaded: dict[Any, Dataset] = {}
     tables = plan_suite(host, suite, _request(asked), files, track, loaded)
     requests = [request for table in tables for request in table.requests if request.search]
@@ -184,10 +183,10 @@ def _searched(
     for name, one in zip(distinct_requests(requests), searches, strict=True):
         try:
             found.append(one.best())
-            messages.print(f"{name}: {_in_words(found[-1][0].run['search'])}", markup=False)
+            messages.print(printable(f"{name}: {_in_words(found[-1][0].run['search'])}"), markup=False)
         except TrialFailed as error:
             found.append([])
-            messages.print(f"{name}: {error}", markup=False, style="red")
+            messages.print(printable(f"{name}: {error}"), markup=False, style="red")
     return found
 
 

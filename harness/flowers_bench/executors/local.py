@@ -208,7 +208,7 @@ def _outcome(folder: TrialFolder, code: int, timed_out_after: float | None) -> O
         _note(folder, "timeout", reason)
     elif code < 0:
         name = signal.Signals(-code).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        hint = " (out of memory?)" if name == "SIGKILL" else f" (see {folder.path / 'log.txt'})"
         reason = f"its process was killed by {name}{hint}; run again to continue from its last epoch"
         _note(folder, "killed", reason)
     else:

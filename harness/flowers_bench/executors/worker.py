@@ -6,6 +6,7 @@ Events (dictionaries) go through a pipe to the executor; what the trial prints g
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ def main(folder: TrialFolder, events: Connection) -> None:
     with (folder.path / "log.txt").open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    faulthandler.enable(2)
 
     def emit(event: dict[str, Any]) -> None:
         try:
@@ -76,6 +78,7 @@ def _run(folder: TrialFolder, emit: Any) -> int:
 
     emit({"event": "starting"})
     try:
+        folder.remove_half_files()
         if not folder.finished():
             run_on_devices(folder.run().get("devices", 1), lambda ranks: run_trial(folder, emit, ranks))
         if folder.run().get("stress") and not folder.stressed():

@@ -167,7 +167,13 @@ def _fitting(host: Host, kind: str, part: Any) -> dict[str, str]:
     models, losses = [r.value for r in host.models.values()], [r.value for r in host.losses.values()]
     chosen = {"model": "classifier", "loss": "cross-entropy", "augmentation": "standard", kind: part.name}
     if isinstance(part, Model) and "logits" not in part.provides:
-        chosen["loss"] = next(x.name for x in losses if x.predictor != "classifier" and x.needs <= part.provides)
+        reading = [loss.name for loss in losses if loss.predictor != "classifier" and loss.needs <= part.provides]
+        if not reading:
+            raise UsageError(
+                f"model {part.name!r} provides {', '.join(sorted(part.provides)) or 'nothing'}, with which no loss can do. "
+                "Register one, or provide logits."
+            )
+        chosen["loss"] = reading[0]
     if isinstance(part, Loss):
         wanted = {need for need in part.needs if not need.endswith("_targets")}
         fitting = [model.name for model in models if wanted <= model.provides]

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from flowers_bench.nn import Output
     from flowers_bench.technique import Need
 
+_LOOK = "look for a division by zero, a root, norm or logarithm of zero, or weights that nobody initialised."
+_FLOAT = "calculate in float32 what needs it (output.logits.float())."
+
 
 def can_be_planned(subject: Subject) -> None:
     """Names, options, needs and recipe fit together."""
@@ -82,14 +85,17 @@ def outputs_have_their_shapes(subject: Subject) -> None:
         for name in ("logits", "embedding"):
             value = getattr(output, name)
             require(value.dtype == torch.float32, f"{name} in {mode} is {value.dtype}: return float32.")
-            require(bool(value.isfinite().all()), f"{name} in {mode} has NaN or infinity at the initial weights.")
+            require(
+                bool(value.isfinite().all()), f"{name} in {mode} has NaN or infinity at the initial weights: {_LOOK}"
+            )
     require(
         "class_embedding" not in provides or evaluating.embedding.shape[1] == subject.data.num_classes,
-        f"it provides class_embedding, but its embedding has {evaluating.embedding.shape[1]} dimensions, not one per class.",
+        f"it provides class_embedding, but its embedding has {evaluating.embedding.shape[1]} dimensions: make it one per class, "
+        "or leave 'class_embedding' out of `provides`.",
     )
     require(
         "teacher" not in provides or training.teacher is None or training.teacher.shape == training.logits.shape,
-        "its teacher's logits do not have the shape of its own.",
+        "its teacher's logits do not have the shape of its own: give one score per class.",
     )
 
 
@@ -102,7 +108,7 @@ def loss_is_a_finite_scalar(subject: Subject) -> None:
     train_mode(parts.model)
     loss = parts.criterion(parts.model(images), targets)
     require(loss.ndim == 0, f"the loss has shape {tuple(loss.shape)}: average it to a scalar.")
-    require(bool(loss.isfinite()), f"the loss is {loss.item()} at the initial weights.")
+    require(bool(loss.isfinite()), f"the loss is {loss.item()} at the initial weights: {_LOOK}")
     if any(p.requires_grad for p in parts.model.parameters()):
         require(loss.requires_grad, "the loss has no gradient: do not detach, and do not compute it in no_grad().")
 
@@ -115,7 +121,7 @@ def gradients_reach_every_trainable_parameter(subject: Subject) -> None:
     for _ in subject.steps(parts, itertools.repeat(subject.batch(parts), 4), 3e-3):
         for name, parameter in named.items():
             if parameter.grad is not None and bool(parameter.grad.count_nonzero()):
-                require(bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite.")
+                require(bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite: {_LOOK}")
                 reached.add(name)
     missing = sorted(set(named) - reached)
     require(
@@ -125,12 +131,13 @@ def gradients_reach_every_trainable_parameter(subject: Subject) -> None:
 
 
 def _trainable(model: nn.Module, criterion: object) -> dict[str, nn.Parameter]:
+    """Of both; without what has no elements, such as the prompts where there are to be none."""
     from torch import nn
 
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    named = dict(model.named_parameters())
     if isinstance(criterion, nn.Module):
-        named |= {f"loss.{name}": p for name, p in criterion.named_parameters() if p.requires_grad}
-    return named
+        named |= {f"loss.{name}": parameter for name, parameter in criterion.named_parameters()}
+    return {name: parameter for name, parameter in named.items() if parameter.requires_grad and parameter.numel()}
 
 
 def _some(names: Sequence[str]) -> str:
@@ -262,7 +269,10 @@ def can_be_copied(subject: Subject) -> None:
             f"copy.deepcopy of the model raised {type(error).__name__}: {error}. Keep open files, generators, locks and "
             "tensors with a gradient history out of the module."
         ) from error
-    require(_same_outputs(subject, parts.model, copied), "a copy of the model gives other outputs.")
+    require(
+        _same_outputs(subject, parts.model, copied),
+        "a copy of the model gives other outputs: it must not refer to modules or tensors of the original, as a closure does.",
+    )
 
 
 def runs_under_autocast(subject: Subject) -> None:
@@ -276,13 +286,15 @@ def runs_under_autocast(subject: Subject) -> None:
     train_mode(parts.model)
     with torch.autocast("cpu", torch.bfloat16):
         loss = parts.criterion(parts.model(images), targets)
-    require(bool(loss.isfinite()), f"the loss under bfloat16 autocast is {loss.item()}.")
+    require(bool(loss.isfinite()), f"the loss under bfloat16 autocast is {loss.item()}: {_FLOAT}")
     if not loss.requires_grad:
         return
     loss.backward()
     for name, parameter in _trainable(parts.model, parts.criterion).items():
         if parameter.grad is not None:
-            require(bool(parameter.grad.isfinite().all()), f"the gradient of {name} under bfloat16 is not finite.")
+            require(
+                bool(parameter.grad.isfinite().all()), f"the gradient of {name} under bfloat16 is not finite: {_FLOAT}"
+            )
 
 
 def loss_says_what_it_needs(subject: Subject) -> None:
@@ -380,12 +392,14 @@ def augmentation_keeps_its_word(subject: Subject) -> None:
     n, classes = len(images), subject.data.num_classes
     require(
         images.shape == (n, 3, size, size) and images.is_floating_point(),
-        f"the batch part of {augmentation.name!r} returned images {images.dtype} {tuple(images.shape)}.",
+        f"the batch part of {augmentation.name!r} returned images {images.dtype} {tuple(images.shape)}: return them as float "
+        f"({n}, 3, {size}, {size}).",
     )
     if "soft_targets" in augmentation.provides and targets.ndim == 2:
         require(
             targets.shape == (n, classes) and torch.allclose(targets.float().sum(1), torch.ones(n), atol=1e-4),
-            f"augmentation {augmentation.name!r} provides soft targets, but they are {tuple(targets.shape)}, or do not sum to 1.",
+            f"augmentation {augmentation.name!r} provides soft targets, but they are {tuple(targets.shape)}, or do not sum to 1: "
+            f"return {(n, classes)}, the shares of each image's classes.",
         )
     else:
         require(

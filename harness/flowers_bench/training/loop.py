@@ -345,10 +345,6 @@ class Training:
         self._best = tuple(state["best"])
         self.best_epoch = int(state["best_epoch"])
 
-    def discard_checkpoint(self) -> None:
-        """Remove what only a continuation needs."""
-        self._checkpoint_path.unlink(missing_ok=True)
-
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """The state_dict as safetensors, atomically."""

@@ -138,7 +138,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     write_json(folder.path / "environment.json", result["hardware"])
     (folder.path / "failure.json").unlink(missing_ok=True)
     write_json(folder.path / "result.json", result)
-    training.discard_checkpoint()
+    folder.discard_leftovers()
 
 
 def _unheard(event: dict[str, Any]) -> None:
@@ -162,8 +162,7 @@ def _finish_searched(
     }
     (folder.path / "failure.json").unlink(missing_ok=True)
     write_json(folder.path / "result.json", result)
-    training.discard_checkpoint()
-    (folder.path / "model.safetensors").unlink(missing_ok=True)
+    folder.discard_leftovers()
 
 
 def on_this_machine(run: Mapping[str, Any], processes: int = 1) -> torch.device:
