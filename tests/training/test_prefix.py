@@ -98,6 +98,21 @@ def test_techniques_and_seeds_with_one_prefix_share_what_is_stored(
     assert len(list((tmp_path / "cache" / "activations").glob("*.npy"))) == 4
 
 
+def test_versions_of_images_are_shared_by_what_draws_them_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "_prediction_cost", lambda *parts: {})
+    common = {"augmentation": "fixed-views", "views": "2", "epochs": "1", "warmup_epochs": "0", "image_size": "32"}
+
+    def stored(store: str, **settings: str) -> int:
+        live(tmp_path, "transfer/k2", store=store, **common, **settings)
+        return len(list((tmp_path / "cache" / "activations").glob("*.npy")))
+
+    first = stored("a")
+    assert stored("b", label_smoothing="0.1") == first  # the loss's own affair
+    assert stored("c", jitter="0.1") == first + 1
+
+
 class _Forked(nn.Sequential):
     """A backbone that is no chain: its second layer sees the image as well."""
 

@@ -7,7 +7,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Parts:
         image_transform: uint8 (3, H, W) to uint8 (3, S, S).
         stored: activations of the training images in these versions, where training starts from them.
         views: how many fixed versions of each training image there are; None: `image_transform` draws anew.
+        drawing: what decides them: the augmentation, its options, its plugin's code.
         batch_transform: (float images, labels) to (images, targets), or None.
         normalize: uint8 batch to what the model takes.
         evaluator: predicts whole splits.
@@ -66,6 +67,7 @@ class Parts:
     evaluator: Evaluator
     probabilities: bool = True
     views: int | None = None
+    drawing: Mapping[str, Any] = field(default_factory=dict)
     stored: Stored | None = None
 
 

@@ -208,14 +208,20 @@ def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.
     criterion = loss_part.build(context)
     if isinstance(criterion, nn.Module):
         criterion = criterion.to(device)
-    augmentation = host.find("augmentation", host.augmentations, trial.augmentation).value
+    found = host.find("augmentation", host.augmentations, trial.augmentation)
+    augmentation = found.value
     augmenting = AugmentationContext(size, num_classes, augmentation.option_values(trial.options))
+    drawing = {
+        "augmentation": trial.augmentation,
+        "options": dict(augmenting.options),
+        "code": host.plugins[found.plugin].code,
+    }
     evaluator = Evaluator(trial.predictor, trial.options, num_classes, size, normalize)
     batch = augmentation.batch(augmenting) if augmentation.batch else None
     probabilities = gives_probabilities(trial.predictor, loss_part.probabilities)
     image = augmentation.image(augmenting)
     views = augmentation.views(augmenting) if augmentation.views else None
-    return Parts(model, criterion, image, batch, normalize, evaluator, probabilities, views), backbone
+    return Parts(model, criterion, image, batch, normalize, evaluator, probabilities, views, drawing), backbone
 
 
 def start_from_prefix(
@@ -260,10 +266,8 @@ def start_from_prefix(
             parts.stored = train.images  # type: ignore[assignment]
         else:
             inputs = Augmented(given, parts.image_transform, parts.views)
-            drawn = {"augmentation": trial.augmentation, "options": dict(trial.options), "code": dict(trial.code)}
-            parts.stored = Stored(
-                prefix, given, inputs, {**named("train", dataset.train), "inputs": drawn}, trial.recipe.precision
-            )
+            identity = {**named("train", dataset.train), "inputs": dict(parts.drawing)}
+            parts.stored = Stored(prefix, given, inputs, identity, trial.recipe.precision)
     return dataset, prefix.facts
 
 
