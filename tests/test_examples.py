@@ -58,6 +58,7 @@ def test_the_package_can_be_built_and_trained() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_package_installs_passes_its_tests_and_runs(tmp_path: Path) -> None:
     own = own_environment(tmp_path)
     own(f"cp -r {EXAMPLES / 'second-order'} package")

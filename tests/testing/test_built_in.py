@@ -31,11 +31,8 @@ HOST = discover()
 
 
 def fitting(technique: Technique, variant: str) -> dict[str, str]:
-    """Settings for a network and data as tiny as the kit's: hundreds of prompts would drown its four patches, and of its
-    four classes three are left where some are held out."""
-    options = technique.variants[variant].options
-    few_prompts = {"prompt_length": "10"} if options.get("prompt_length", 0) > 10 else {}
-    return few_prompts | ({"n_way": "3"} if options.get("held_out") else {})
+    """Settings for a network as tiny as the kit's: hundreds of prompts would drown its four patches."""
+    return {"prompt_length": "10"} if technique.variants[variant].options.get("prompt_length", 0) > 10 else {}
 
 
 def every_check() -> list[object]:

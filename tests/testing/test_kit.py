@@ -146,6 +146,42 @@ def test_a_mistake_is_found_and_explained(tmp_path: Path, name: str, old: str, n
     assert words in str(caught.value)
 
 
+#: Correct plugins, as replacements in the text above, that only a fair batch can show to learn.
+EPISODES = {  # of three of the four classes, and the mean of each knows three; the loss asks about half of the images
+    '"bad-net", "bad-loss",': '"bad-net", "prototypical",',
+    'Variant("as it is")': 'Variant("as it is", options={"held_out": 0.25, "temperature": 1.0})',
+}
+HALF = {
+    LOSS: "return lambda output, target: F.cross_entropy(output.logits[::2], target[::2])",
+    '"bad-loss", "a loss",': '"bad-loss", "a loss", sampler="pk",',
+}
+TAUGHT = {  # by one that knows nothing
+    FORWARD: "return Output(self.fc(embedding), embedding, torch.zeros(len(images), context.num_classes))",
+    '"a net", build': '"a net", provides=frozenset({"logits", "embedding", "teacher"}), build',
+    LOSS: "return lambda output, target: F.cross_entropy(output.logits, output.teacher.softmax(1))",
+    'needs=frozenset({"logits"})': 'needs=frozenset({"logits", "teacher"})',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [EPISODES, HALF, TAUGHT], ids=["episodes", "half", "taught"])
+def test_a_batch_is_learned_whatever_the_loss_asks(tmp_path: Path, changes: dict[str, str]) -> None:
+    """And who sees nothing is found, there too."""
+    text = GOOD
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    for name, plugin in (("seeing", text), ("blind", text.replace("self.body(images)", "self.body(images * 0)"))):
+        (tmp_path / f"{name}.py").write_text(plugin)
+    (seeing,), (blind,) = (
+        [check for check in checks(tmp_path / f"{name}.py") if str(check) == "bad/plain: overfits one batch"]
+        for name in ("seeing", "blind")
+    )
+    seeing()
+    with pytest.raises(Nonconformance, match="does not learn"):
+        blind()
+
+
 @pytest.mark.slow
 def test_a_trial_that_only_fails_in_its_own_process_is_found(tmp_path: Path) -> None:
     """It works where it was written, and not where it is run."""

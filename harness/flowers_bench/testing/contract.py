@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from flowers_bench.testing.subject import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from flowers_bench.nn import Output
@@ -166,23 +168,30 @@ def what_is_frozen_stays_bit_equal(subject: Subject) -> None:
 
 
 def overfits_one_batch(subject: Subject) -> None:
-    """It learns 16 images by heart, as its own predictor sees them."""
+    """It learns one batch by heart, as its own predictor sees them."""
+    import numpy as np
+
     from flowers_bench.data.dataset import Split
     from flowers_bench.measure.quality import correct_in_top_k
 
     rows = subject.rows()
-    split = Split(
-        [subject.data.train.images[int(i)] for i in rows], subject.data.train.labels[rows], [f"{i}" for i in rows]
-    )
+    labels = subject.data.train.labels[rows]
     top1 = 0.0
     losses: list[float] = []
     for lr, steps in ((3e-3, 300), (0.3, 300)):  # a linear head on features that nobody trained needs the larger rate
         parts, losses = subject.build(), []
-        for loss in subject.steps(parts, itertools.repeat(subject.batch(parts), steps), lr):
+        evaluator, truth = parts.evaluator, labels
+        if evaluator.predictor != "classifier":  # fitted on the batch: an episode lacks classes
+            classes, truth = np.unique(labels, return_inverse=True)
+            evaluator = replace(evaluator, num_classes=len(classes))
+        split = Split([subject.data.train.images[int(i)] for i in rows], truth, [f"{i}" for i in rows])
+        if "teacher" in subject.host.losses[subject.planned.trial.loss].value.needs:
+            _teach(parts.model, labels, subject.data.num_classes)
+        for loss in subject.steps(parts, _changing_places(*subject.batch(parts), labels, steps), lr):
             losses.append(loss)
             if len(losses) % 10 == 0:
-                logits = parts.evaluator.fit(parts.model, split)(split.images).logits
-                top1 = float(correct_in_top_k(logits, split.labels).mean())
+                logits = evaluator.fit(parts.model, split)(split.images).logits
+                top1 = float(correct_in_top_k(logits, truth).mean())
                 if top1 == 1.0:
                     return
     if losses:  # none: it has nothing to train
@@ -191,6 +200,31 @@ def overfits_one_batch(subject: Subject) -> None:
             f"{losses[-1]:.3g}. Something between images and loss does not learn: look for a detach, a saturated or wrongly "
             "scaled output, or dropout that hides everything."
         )
+
+
+def _changing_places(
+    images: Tensor, targets: Tensor, labels: np.ndarray, steps: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batch so many times, the images of a class in another order each time: an episode asks about its last ones only,
+    and the others, of which it knows the mean alone, could lie anywhere."""
+    import numpy as np
+
+    rng, order = np.random.default_rng(0), np.arange(len(labels))
+    places = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    for _ in range(steps):
+        for own in places:
+            order[own] = rng.permutation(own)
+        yield images[order], targets
+
+
+def _teach(model: nn.Module, labels: np.ndarray, num_classes: int) -> None:
+    """Let the batch's labels be what the teacher says: the real one may be wrong, or say the same of every image, and who
+    learns from it alone could not be judged."""
+    import torch
+    import torch.nn.functional as F
+
+    right = 10.0 * F.one_hot(torch.from_numpy(labels), num_classes)
+    model.register_forward_hook(lambda module, inputs, output: replace(output, teacher=right))
 
 
 def repeats_with_its_seed(subject: Subject) -> None:

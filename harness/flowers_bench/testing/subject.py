@@ -35,8 +35,8 @@ TINY = {
     "epochs": 2,
     "warmup_epochs": 0,
 }
-#: Options of the samplers that the defaults of a part would make too large for four classes.
-TINY_SAMPLING = {"n_way": 4, "k_shot": 2, "n_query": 2, "episodes_per_epoch": 2, "eval_way": 4, "eval_shot": 2}
+#: Options of the samplers that the defaults of a part would make too large for four classes, of which one may be held out.
+TINY_SAMPLING = {"n_way": 3, "k_shot": 2, "n_query": 2, "episodes_per_epoch": 2, "eval_way": 4, "eval_shot": 2}
 
 
 class Nonconformance(AssertionError):
