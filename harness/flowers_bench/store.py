@@ -188,7 +188,7 @@ class TrialFolder:
         """Add to `attempts`: whole or not at all, and beside other runs that had to do with the same trial."""
         path = self.path / "attempts.jsonl"
         line = json.dumps({"seconds": round(seconds, 3), "state": state}) + "\n"
-        with FileLock(self.path / ".attempts.lock"):
+        with FileLock(self.path / ".attempts-lock"):  # without a second dot, unlike half files
             text = (path.read_text(encoding="utf-8") if path.exists() else "") + line
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), durable=False)
 
