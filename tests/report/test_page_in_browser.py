@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,13 +155,16 @@ def test_the_confusion_matrix_is_read_by_keyboard(watched: Watched) -> None:
     assert "is recognised" in last
     painted = "(c) => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
     assert canvas.evaluate(painted) > 3
-    before = canvas.evaluate("(c) => c.toDataURL()")
-    page.locator(".group:not([hidden]) .explore").select_option("2")
-    assert canvas.evaluate("(c) => c.toDataURL()") != before
-    page.emulate_media(color_scheme="dark")
-    dark = canvas.evaluate("(c) => c.toDataURL()")
-    page.emulate_media(color_scheme="light")
-    assert canvas.evaluate("(c) => c.toDataURL()") != dark
+
+    def repainted_after(change: Callable[[], object]) -> None:
+        """Waits until the picture is another one: a page is told of such changes some time after they are made."""
+        before = canvas.evaluate("(c) => c.toDataURL()")
+        change()
+        page.wait_for_function("([c, before]) => c.toDataURL() !== before", arg=[canvas.element_handle(), before])
+
+    repainted_after(lambda: page.locator(".group:not([hidden]) .explore").select_option("2"))
+    repainted_after(lambda: page.emulate_media(color_scheme="dark"))
+    repainted_after(lambda: page.emulate_media(color_scheme="light"))
     assert watched.trouble == []
 
 
