@@ -55,7 +55,7 @@ def execute(planned: Sequence[Planned], asked: Asked, timeout: float, format: st
     elif finished:
         print_text(Leaderboard.of(finished))
     _print_total(folders)
-    if len(outcomes) < len(todo) or any(outcome.state == "interrupted" for outcome in outcomes):
+    if was_interrupted(todo, outcomes):
         messages.print(AGAIN)
         return INTERRUPTED
     unpushed = pusher.failed if pusher else {}
@@ -80,6 +80,11 @@ def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, a
         return local.run_all(folders, on_event, timeout, asked.jobs)
     cluster = ray.Cluster(asked.address, asked.threads_of_a_trial or 1, asked.gpus)
     return ray.run_all(folders, on_event, timeout, cluster)
+
+
+def was_interrupted(folders: Sequence[TrialFolder], outcomes: Sequence[Outcome]) -> bool:
+    """Whether a trial of `run_all` was stopped, or was not begun any more."""
+    return len(outcomes) < len(folders) or any(outcome.state == "interrupted" for outcome in outcomes)
 
 
 def prepared(

@@ -19,7 +19,7 @@ from flowers_bench.cli.asked import (
     parse_sweeps,
     split_plugins,
 )
-from flowers_bench.cli.execute import AGAIN, execute, prepared, run_all
+from flowers_bench.cli.execute import AGAIN, execute, prepared, run_all, was_interrupted
 from flowers_bench.cli.progress import TrialProgress, messages, track
 from flowers_bench.errors import TrialFailed, UsageError, printable, unknown_name
 from flowers_bench.host import Host, discover
@@ -175,7 +175,7 @@ def _searched(
             messages.print(f"search: configuration {number} of {longest}")
         with TrialProgress({item.trial.id: item.trial.label for item in planned}, len(todo)) as progress:
             outcomes = run_all(todo, progress.on_event, timeout, asked)
-        if len(outcomes) < len(todo) or any(outcome.state == "interrupted" for outcome in outcomes):
+        if was_interrupted(todo, outcomes):
             raise KeyboardInterrupt
 
     found: list[list[Planned]] = []
