@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cases import BATCHES, STAGES
 
-TILE = 64  # positions, outputs or channels of a block: kTile in csrc/deform_conv/cuda/kernels.cuh
+TILE = 64  # positions, or channels, of a block: kTile in csrc/deform_conv/cuda/kernels.cuh
 TAPS, CORNERS, ACCUMULATOR = 9, 4, 4  # 3x3; bilinear; bytes of a float32 sum
 SIZES = {"float16": 2, "float32": 4}
 
@@ -57,10 +57,15 @@ def shape(stage: int, batch: int) -> tuple[int, int, int]:
     return channels, batch * side * side, batch * side * side
 
 
+def outputs_of_a_block(outputs: int, size: int) -> int:
+    """Where tensor cores multiply, twice as many outputs share their samples, if there are so many."""
+    return 2 * TILE if size == 2 and outputs > TILE else TILE
+
+
 def forward(stage: int, batch: int, size: int) -> Work:
-    """Forward: each 64 x 64 tile of the result samples for itself."""
+    """Forward: each tile of the result samples for itself."""
     c, positions, pixels = shape(stage, batch)
-    tiles, taken = math.ceil(c / TILE), math.ceil(positions / TILE)
+    tiles, taken = math.ceil(c / outputs_of_a_block(c, size)), math.ceil(positions / TILE)
     coordinates = 3 * TAPS * positions * size
     weight = TAPS * c * c * size
     minimum = (pixels * c + positions * c) * size + coordinates + weight
@@ -77,13 +82,14 @@ def forward(stage: int, batch: int, size: int) -> Work:
 def backward(stage: int, batch: int, size: int) -> Work:
     """All gradients: the columns' (times input, offset, mask), then the weight's, which samples anew."""
     c, positions, pixels = shape(stage, batch)
-    tiles, taken = math.ceil(c / TILE), math.ceil(positions / TILE)
+    slices, tiles = math.ceil(c / TILE), math.ceil(c / outputs_of_a_block(c, size))
+    taken = math.ceil(positions / TILE)
     coordinates = 3 * TAPS * positions * size
     weight = TAPS * c * c * size
     column = positions * TAPS * c * size
     # Read: input, output's gradient, coordinates, weight. Written: the gradients of all but the output.
     minimum = (2 * pixels * c + positions * c) * size + 2 * coordinates + 2 * weight
-    rows_of_grad = tiles * TAPS * positions * c * size  # for each tap and each tile of channels
+    rows_of_grad = slices * TAPS * positions * c * size  # for each tap and each slice of channels
     values = positions * TAPS * c
     return Work(
         product=2 * 2.0 * positions * TAPS * c * c,
@@ -92,7 +98,7 @@ def backward(stage: int, batch: int, size: int) -> Work:
         minimum=minimum,
         # The columns' gradient written and read, the columns too.
         columns=minimum + 4 * column,
-        loads=CORNERS * column * (tiles + 1) + 2 * rows_of_grad + taken * weight + coordinates * (1 + tiles * tiles),
+        loads=CORNERS * column * (tiles + 1) + 2 * rows_of_grad + taken * weight + coordinates * (1 + slices * tiles),
         atomics=CORNERS * values * ACCUMULATOR,
     )
 
@@ -143,8 +149,8 @@ def page() -> str:
             "tensor figure being half of the sheet's, which counts sparsity.",
             "",
             "- *products*: 2 x positions x taps x channels x outputs forward; twice that backward.",
-            f"- *sampling*: interpolation in float32 outside tensor cores, repeated for every {TILE} outputs, since each tile",
-            "  samples for itself; backward adds the scatter and the dot products for offset and mask.",
+            f"- *sampling*: interpolation in float32 outside tensor cores, repeated for every {TILE} outputs ({2 * TILE} of half types),",
+            "  since each tile samples for itself; backward adds the scatter and the dot products for offset and mask.",
             "- *least*: each tensor crosses device memory once. *with columns*: what a column matrix in device memory would add",
             "  (im2col, as torchvision does it); *ratio* is between the two. Ours keeps columns in shared memory.",
             "- *loads*: bytes that load instructions ask for, wherever they are found. Where this is many times *least*, the",

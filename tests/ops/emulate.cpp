@@ -34,9 +34,11 @@ Problem<T> problem_of(const Geometry& g, const Pointers& t, bool out_rows, bool 
 
 template <typename T>
 void compute(Problem<T> p) {
+  std::vector<Accumulator<T>> taps(forward_parts_size(p), Accumulator<T>(NAN));
+  p.parts = taps.data();
   if (p.out) run_forward(p, {});
-  std::vector<Accumulator<T>> parts(parts_size(p), Accumulator<T>(NAN));
-  p.parts = parts.data();
+  std::vector<Accumulator<T>> positions(backward_parts_size(p), Accumulator<T>(NAN));
+  p.parts = positions.data();
   if (p.grad) run_backward(p, {});
 }
 

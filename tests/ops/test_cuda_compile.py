@@ -105,7 +105,7 @@ def test_device_code_uses_wide_loads_vector_atomics_and_tensor_cores(tmp_path: P
     for dtype, wide in (("f", r"ld\.global\S*\.v4\.f32"), ("6__half", r"ld\.global\S*\.v4\.u32")):
         for kernel in ("Forward", "BackwardColumns", "BackwardWeight"):
             assert re.search(wide, code(rf"\d{kernel}I{dtype}")), (kernel, dtype)
-    assert re.search(r"(atom|red)\.global\.add\.v4\.f32", code("BackwardColumnsIfLb0"))
+    assert re.search(r"(atom|red)\.global\.add\.v4\.f32", code("BackwardColumnsIfLb1ELb0E"))
     for dtype in ("6__half", "13__nv_bfloat16"):
         assert "wmma.mma.sync" in code(f"ForwardI{dtype}")
     assert not re.search(r"\.local\.", code("ForwardI6__half")), "an array that should be registers lies in memory"

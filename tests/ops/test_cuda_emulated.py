@@ -205,6 +205,8 @@ CASES: dict[str, dict[str, Any]] = {
     "3 channels, 5x2": {"channels": 3, "outputs": 5, "k": (5, 2), "padding": (2, 0), "size": (6, 6)},
     "wide loads": {"batch": 1, "channels": 48, "outputs": 24, "size": (5, 7), "offset_groups": 2},
     "several tiles": {"batch": 1, "channels": 72, "outputs": 136, "size": (9, 8), "k": (2, 1), "padding": (0, 0)},
+    "all taps in one block": {"batch": 1, "channels": 264, "outputs": 264, "groups": 264, "size": (3, 2)},
+    "several taps in one block": {"batch": 1, "channels": 1056, "outputs": 1056, "groups": 132, "size": (2, 2), "offset_groups": 2},
     "wide groups": {"batch": 3, "channels": 160, "outputs": 16, "groups": 2, "size": (3, 5), "k": (1, 2), "padding": (0, 1)},
 }  # fmt: skip
 

@@ -14,14 +14,16 @@ import torch
 from lives import live
 from torch import nn
 
-from flowers_bench.backbone import freeze_stages
+from flowers_bench.backbone import Backbone, Weights, freeze_stages
 from flowers_bench.data import activations
 from flowers_bench.data.activations import stored_rows
 from flowers_bench.data.pixels import Augmented, evaluation_transform
 from flowers_bench.nn import Classifier
 from flowers_bench.store import TrialFolder
+from flowers_bench.technique import ModelContext
 from flowers_bench.training import trial as life
 from flowers_bench.training.prefix import Cut, Stored, find_cut
+from flowers_bench_plugins.prompt_tuning import build_prompted
 
 IMAGE = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
 
@@ -174,6 +176,14 @@ class _Fake:
 
     def key(self, *identity: object) -> str:
         return "ab" * 16
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_no_cut_behind_prompts_that_are_trained(deep: bool) -> None:
+    backbone = Backbone("test_vit", Weights(), 5, 32)
+    options = {"prompt_length": 3, "deep": deep}
+    found = find_cut(build_prompted(ModelContext(backbone, 5, 32, options)), IMAGE)
+    assert isinstance(found, str), "frozen blocks see the prompts, which change"
 
 
 def test_a_batch_size_whose_bits_differ_is_computed_each_time(tmp_path: Path) -> None:

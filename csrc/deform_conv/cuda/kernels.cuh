@@ -1,8 +1,9 @@
 // Deformable convolution as products of tiles that are sampled, multiplied and forgotten in shared memory.
 //
-// All three kernels that multiply (forward, gradients of the columns, gradient of the weight) compute a 64 x 64 tile
-// in steps of depth 32 with the same two tiles in shared memory and the same product: tensor cores for half and
-// bfloat16 (float32 sums), fused multiply-adds for float and double. The column matrix never lies in device memory.
+// All three kernels that multiply (forward, gradients of the columns, gradient of the weight) compute tiles of 64 rows
+// in steps with the same pair of factors in shared memory and the same product: tensor cores for half and bfloat16
+// (float32 sums), fused multiply-adds for float and double. Pairs take turns, so that a step's loads travel while the step
+// before is multiplied, and one barrier per step is enough. The column matrix never lies in device memory.
 // Input and output gradient are channels-last, so that a sample's channels are loaded 128 bits at a time.
 //
 // Written without a GPU: compiled for sm_75 to sm_120 and run by tests/ops/test_cuda_emulated.py on the host, never
@@ -19,9 +20,20 @@
 
 namespace flowers_bench {
 
-constexpr int kTile = 64;   // rows and columns of a product's result
-constexpr int kDepth = 32;  // what a product sums over, per step
+constexpr int kTile = 64;  // rows of a product's result, and columns of most
 constexpr int kWays = kThreads / kTile;  // threads that share a row of the result
+
+// What a product sums over, per step.
+template <typename T>
+constexpr int kDepth = sizeof(T) == 8 ? 16 : 32;
+
+// Blocks that a multiprocessor shall hold at once: what the compiler saves registers for.
+template <typename T>
+constexpr int kResidentProducts = sizeof(T) == 8 ? 1 : 2;
+
+// Points that are located at once: what fits into 48 KiB beside the tiles.
+template <typename T>
+constexpr int kPoints = sizeof(T) == 8 ? kTile : kThreads;
 
 // One call, all of it on the device. A = Accumulator<T>.
 template <typename T>
@@ -30,10 +42,8 @@ struct Problem {
   Geometry g = {};
   // Channels that share a weight group and an offset group lie in segments of this length.
   int64_t segment = 0;
-  // Whether 128-bit loads of channels, and of a group's outputs, are aligned.
-  bool wide_channels = false, wide_outputs = false;
-  // Whether four neighbouring sums of the input's gradient are.
-  bool wide_sums = false;
+  // Whether 128-bit accesses to channels, to a group's outputs and to sums of the input's gradient are all aligned.
+  bool wide = false;
   const T* input = nullptr;     // (N, H, W, C)
   const T* offset = nullptr;    // (N, offset groups, taps, 2, OH * OW)
   const T* mask = nullptr;      // (N, offset groups, taps, OH * OW) or null
@@ -49,8 +59,8 @@ struct Problem {
   T* grad_mask = nullptr;    // like mask
   T* grad_weight = nullptr;  // (OC, channels of a group, taps)
   T* grad_bias = nullptr;    // (OC)
-  // Where blocks leave sums of a share of the positions each: weight_parts() times grad_weight in the order of
-  // `weight`, then bias_parts() times grad_bias.
+  // Where blocks leave sums of their share. Forward, of the taps: (parts, N, OH * OW, OC). Backward, of the positions:
+  // weight_parts() times grad_weight in the order of `weight`, then as many times grad_bias as it has parts.
   A* parts = nullptr;
   // Sum the input's gradient in a fixed order: slower, since fewer blocks can work at once.
   bool deterministic = false;
@@ -64,6 +74,8 @@ struct Problem {
 
 FB_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 FB_HD int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+// What is left of a tile's `most`.
+FB_HD int at_most(int most, int64_t rest) { return rest < most ? static_cast<int>(rest) : most; }
 
 // The end of the channels from `channel` on that one step may take: `width` at most, all of one segment.
 template <typename T>
@@ -85,120 +97,158 @@ FB_HD int64_t slice_begin(const Problem<T>& p, int64_t slice) {
 
 // ---- Coordinates ----
 
+// An output position, taken apart once for all taps.
+struct Place {
+  int64_t image, at;  // which image, and which of its positions
+  int32_t y, x;       // of the undeformed kernel's first tap, in pixels
+  bool exists;        // false past the last position
+};
+
+FB_DEVICE Place place_of(const Geometry& g, int64_t position, int64_t end) {
+  if (position >= end) return {0, 0, 0, 0, false};
+  const int64_t image = position / g.positions(), at = position - image * g.positions();
+  const int64_t row = at / g.out_width, column = at - row * g.out_width;
+  return {image, at, static_cast<int32_t>(tap_origin(row, g.stride_h, g.pad_h, 0, g.dilation_h)),
+          static_cast<int32_t>(tap_origin(column, g.stride_w, g.pad_w, 0, g.dilation_w)), true};
+}
+
 // Where one tap at one position samples: computed once for all channels of an offset group.
 template <typename A>
 struct Point {
   int64_t image;     // the image's first element
   int32_t index[4];  // pixels: top-left, top-right, bottom-left, bottom-right; -1 outside the image
   A weight_y[2], weight_x[2];
-  A scale;      // the mask, or 1; 0 past the last position
-  bool finite;  // a NaN or infinite coordinate: the sample is NaN
+  A scale;      // the mask, or 1; 0 past the last position; NaN where the coordinate is not finite
+  bool finite;  // whether the coordinate is
 
   FB_DEVICE A weight(int corner) const { return weight_y[corner >> 1] * weight_x[corner & 1]; }
 };
 
 template <typename T, typename A = Accumulator<T>>
-FB_DEVICE Point<A> locate(const Problem<T>& p, int64_t position, int64_t end, int64_t tap, int64_t offset_group) {
+FB_DEVICE Point<A> locate(const Problem<T>& p, const Place& place, int64_t tap, int64_t offset_group) {
   Point<A> point = {0, {-1, -1, -1, -1}, {0, 0}, {0, 0}, 0, true};
-  if (position >= end) return point;
+  if (!place.exists) return point;
   const Geometry& g = p.g;
-  const int64_t positions = g.positions(), image = position / positions, at = position % positions;
-  const int64_t plane = (image * g.offset_groups + offset_group) * g.taps() + tap;
-  const A y = A(tap_origin(at / g.out_width, g.stride_h, g.pad_h, tap / g.kernel_w, g.dilation_h)) +
-              widen(p.offset[plane * 2 * positions + at]);
-  const A x = A(tap_origin(at % g.out_width, g.stride_w, g.pad_w, tap % g.kernel_w, g.dilation_w)) +
-              widen(p.offset[(plane * 2 + 1) * positions + at]);
-  const AxisSample<A> v = sample_axis(y, static_cast<int32_t>(g.height));
-  const AxisSample<A> h = sample_axis(x, static_cast<int32_t>(g.width));
-  point.image = image * g.height * g.width * g.channels;
-  point.scale = p.mask ? widen(p.mask[plane * positions + at]) : A(1);
+  const int32_t width = static_cast<int32_t>(g.width), kernel_w = static_cast<int32_t>(g.kernel_w);
+  const int32_t row = static_cast<int32_t>(tap) / kernel_w, column = static_cast<int32_t>(tap) - row * kernel_w;
+  const int64_t plane = (place.image * g.offset_groups + offset_group) * g.taps() + tap;
+  const T* const offset = p.offset + plane * 2 * g.positions() + place.at;
+  const A y = A(place.y + row * static_cast<int32_t>(g.dilation_h)) + widen(offset[0]);
+  const A x = A(place.x + column * static_cast<int32_t>(g.dilation_w)) + widen(offset[g.positions()]);
+  const AxisSample<A> v = sample_axis(y, static_cast<int32_t>(g.height)), h = sample_axis(x, width);
+  point.image = place.image * g.height * g.width * g.channels;
   point.finite = y - y == A(0) && x - x == A(0);
+  point.scale = !point.finite ? A(NAN) : p.mask ? widen(p.mask[plane * g.positions() + place.at]) : A(1);
   point.weight_y[0] = v.weight_low, point.weight_y[1] = v.weight_high;
   point.weight_x[0] = h.weight_low, point.weight_x[1] = h.weight_high;
   for (int corner = 0; corner < 4; ++corner) {
     // A slope of 0 marks what lies outside. Not the weight: a pixel that counts may have weight 0, and be NaN.
     const bool inside = (corner >> 1 ? v.slope_high : v.slope_low) != A(0) &&
                         (corner & 1 ? h.slope_high : h.slope_low) != A(0);
-    const int32_t row = corner >> 1 ? v.high : v.low, column = corner & 1 ? h.high : h.low;
-    if (inside) point.index[corner] = row * static_cast<int32_t>(g.width) + column;
+    if (inside) point.index[corner] = (corner >> 1 ? v.high : v.low) * width + (corner & 1 ? h.high : h.low);
   }
   return point;
 }
 
 template <typename T>
 FB_DEVICE const T* pixel(const Problem<T>& p, const Point<Accumulator<T>>& point, int corner) {
-  return p.input + point.image + point.index[corner] * p.g.channels;
+  return p.input + point.image + int64_t(point.index[corner]) * static_cast<int32_t>(p.g.channels);
 }
 
 // ---- Tiles in shared memory ----
 
 // Rows are padded by 16 bytes: still aligned for vector loads and tensor cores, and in different banks.
-template <typename T>
+template <typename T, int Columns>
 struct Strides {
   static constexpr int kPad = 16 / sizeof(T);
-  static constexpr int kLeft = kDepth + kPad;
-  static constexpr int kRight = kTile + kPad;
-  static constexpr int kResult = kTile + 4;
+  static constexpr int kLeft = kDepth<T> + kPad, kLeftTransposed = kTile + kPad;
+  static constexpr int kRight = Columns + kPad;
+  static constexpr int kResult = Columns + 4;
 };
 
-template <typename T>
+template <typename T, int Columns = kTile>
 struct alignas(128) Tiles {
   using A = Accumulator<T>;
   struct alignas(128) Factors {
-    T left[kTile * Strides<T>::kLeft];  // [row][depth]; transposed, in a product that says so: like `right`
-    alignas(128) T right[kDepth * Strides<T>::kRight];  // [depth][column]
+    T left[kTile * Strides<T, Columns>::kLeft];  // [row][depth], or transposed
+    alignas(128) T right[kDepth<T> * Strides<T, Columns>::kRight];  // [depth][column]
   };
   union {
-    Factors factors;
-    A result[kTile * Strides<T>::kResult];  // [row][column]
+    Factors factors[2];  // of the even and of the odd steps
+    A result[kTile * Strides<T, Columns>::kResult];  // [row][column]
   };
-  Point<A> points[kTile];
+  Point<A> points[kPoints<T>];
 };
 
-// A matrix in device memory into shared memory at to[row * row_step + column], zeros beyond its rows and columns.
-template <int Rows, int Columns, typename T>
-FB_DEVICE void load_matrix(const T* from, int64_t stride, int64_t rows, int64_t columns, bool wide, T* to, int row_step,
-                           int thread) {
-  constexpr int kCount = Pack<T>::kCount, kPacks = Columns / kCount;
-  for (int item = thread; item < Rows * kPacks; item += kThreads) {
-    const int row = item / kPacks, column = item % kPacks * kCount;
-    const int count = row < rows ? static_cast<int>(least(kCount, columns - column)) : 0;
-    const Pack<T> pack = load_pack(from + row * stride + column, count, wide && count == kCount);
-    for (int i = 0; i < kCount; ++i) to[row * row_step + column + i] = pack.value[i];
-  }
-}
+// A thread's share of a matrix on its way from device to shared memory; zeros beyond the matrix's rows and columns.
+template <typename T, int Rows, int Columns, int Stride, bool Wide>
+struct Matrix {
+  static constexpr bool kTransposed = false;
+  static constexpr int kCount = Pack<T>::kCount, kPacks = Columns / kCount, kItems = Rows * kPacks / kThreads;
+  Pack<T> pack[kItems];
 
-// Samples of `count` channels from `channel` on at the first `Positions` points, into
-// to[position * step + channel]; zeros beyond `count`.
-template <int Positions, int Channels, typename T>
-FB_DEVICE void load_samples(const Problem<T>& p, const Point<Accumulator<T>>* points, int64_t channel, int64_t count,
-                            T* to, int step, int thread) {
-  using A = Accumulator<T>;
-  constexpr int kCount = Pack<T>::kCount, kPacks = Channels / kCount;
-  for (int item = thread; item < Positions * kPacks; item += kThreads) {
-    const Point<A>& point = points[item / kPacks];
-    const int first = item % kPacks * kCount, valid = static_cast<int>(least(kCount, count - first));
-    A sum[kCount];
-    for (int i = 0; i < kCount; ++i) sum[i] = point.finite || i >= valid ? A(0) : A(NAN);
-    for (int corner = 0; corner < 4; ++corner) {
-      if (point.index[corner] < 0 || valid <= 0) continue;
-      const T* from = pixel(p, point, corner) + channel + first;
-      const Pack<T> pack = load_pack(from, valid, p.wide_channels && valid == kCount);
-      for (int i = 0; i < kCount; ++i) sum[i] += point.weight(corner) * widen(pack.value[i]);
-    }
-    for (int i = 0; i < kCount; ++i) {
-      const A value = i < valid ? sum[i] * point.scale : A(0);
-      to[item / kPacks * step + first + i] = narrowed<T>(value);
+  FB_DEVICE void fetch(const T* from, int64_t stride, int rows, int columns, int thread) {
+    for (int i = 0; i < kItems; ++i) {
+      const int item = thread + i * kThreads, row = item / kPacks, column = item % kPacks * kCount;
+      pack[i] = load_pack<Wide>(from + row * stride + column, row < rows ? at_most(kCount, columns - column) : 0);
     }
   }
-}
+
+  FB_DEVICE void put(T* to, int thread) const {
+    for (int i = 0; i < kItems; ++i) {
+      const int item = thread + i * kThreads;
+      store_pack(to + item / kPacks * Stride + item % kPacks * kCount, pack[i]);
+    }
+  }
+};
+
+// The same of samples: the pixels travel, and are weighed when they have come. Rows are positions.
+template <typename T, int Positions, int Channels, int Stride, bool Wide, bool Transposed>
+struct Samples {
+  using A = Accumulator<T>;
+  static constexpr bool kTransposed = Transposed;
+  static constexpr int kCount = Pack<T>::kCount, kPacks = Channels / kCount, kItems = Positions * kPacks / kThreads;
+  const Point<A>* points;
+  Pack<T> pixels[kItems][4];
+
+  // `count` channels from `channel` on at the first `Positions` points.
+  FB_DEVICE void fetch(const Problem<T>& p, const Point<A>* at, int64_t channel, int count, int thread) {
+    points = at;
+    for (int i = 0; i < kItems; ++i) {
+      const int item = thread + i * kThreads, first = item % kPacks * kCount;
+      const int valid = at_most(kCount, count - first);
+      const Point<A>& point = points[item / kPacks];
+      for (int corner = 0; corner < 4; ++corner) {
+        const int wanted = point.index[corner] < 0 ? 0 : valid;
+        pixels[i][corner] = load_pack<Wide>(pixel(p, point, corner) + channel + first, wanted);
+      }
+    }
+  }
+
+  FB_DEVICE void put(T* to, int thread) const {
+    for (int i = 0; i < kItems; ++i) {
+      const int item = thread + i * kThreads;
+      const Point<A>& point = points[item / kPacks];
+      A sum[kCount] = {};
+      for (int corner = 0; corner < 4; ++corner) {
+        const A weight = point.weight(corner) * point.scale;
+        for (int j = 0; j < kCount; ++j) sum[j] += weight * widen(pixels[i][corner].value[j]);
+      }
+      Pack<T> pack;
+      for (int j = 0; j < kCount; ++j) pack.value[j] = narrowed<T>(sum[j]);
+      store_pack(to + item / kPacks * Stride + item % kPacks * kCount, pack);
+    }
+  }
+};
 
 // ---- Products ----
 
 // result += left * right, each thread a square of 4 x 4 values: as many loads of four as there are multiplications by 8.
-template <typename T, bool Transposed>
+template <typename T, int Columns, bool Transposed>
 struct ThreadProduct {
   using A = Accumulator<T>;
+  using S = Strides<T, Columns>;
+  static_assert(Columns == kTile);
   static constexpr int kEach = kTile / 16;
   static constexpr int kAligned = kEach * sizeof(T) < 16 ? kEach * sizeof(T) : 16;
   A sum[kEach][kEach];
@@ -217,18 +267,16 @@ struct ThreadProduct {
     for (int i = 0; i < kEach; ++i) to[i] = widen(from[i]);
   }
 
-  // Depths beyond `depth` hold zeros up to the next multiple of 4.
-  FB_DEVICE void add(const typename Tiles<T>::Factors& f, int depth, int thread) {
-    for (int k = 0; k < depth; k += kEach) {
+  FB_DEVICE void add(const typename Tiles<T, Columns>::Factors& f, int thread) {
+    for (int k = 0; k < kDepth<T>; k += kEach) {
       A left[kEach][kEach];  // [depth][row] if transposed, else [row][depth]
       for (int i = 0; i < kEach; ++i) {
-        load(Transposed ? f.left + (k + i) * Strides<T>::kRight + row(thread)
-                        : f.left + (row(thread) + i) * Strides<T>::kLeft + k,
+        load(Transposed ? f.left + (k + i) * S::kLeftTransposed + row(thread) : f.left + (row(thread) + i) * S::kLeft + k,
              left[i]);
       }
       for (int at = 0; at < kEach; ++at) {
         A right[kEach];
-        load(f.right + (k + at) * Strides<T>::kRight + column(thread), right);
+        load(f.right + (k + at) * S::kRight + column(thread), right);
         for (int i = 0; i < kEach; ++i) {
           for (int j = 0; j < kEach; ++j) sum[i][j] += (Transposed ? left[at][i] : left[i][at]) * right[j];
         }
@@ -238,124 +286,204 @@ struct ThreadProduct {
 
   FB_DEVICE void store(A* result, int thread) const {
     for (int i = 0; i < kEach; ++i) {
-      A* const to = result + (row(thread) + i) * Strides<T>::kResult + column(thread);
+      A* const to = result + (row(thread) + i) * S::kResult + column(thread);
       for (int j = 0; j < kEach; ++j) to[j] = sum[i][j];
     }
   }
 };
 
-// The same by tensor cores: each of 8 warps has 16 rows and 32 columns.
-template <typename T, bool Transposed>
+// The same by tensor cores: each of 8 warps has 32 columns, and 16 rows or, of a wide result, 32.
+template <typename T, int Columns, bool Transposed>
 struct WarpProduct {
-  static constexpr int kEach = kTile * kTile / (16 * 16) / (kThreads / kWarp);
-  WarpSum sum[kEach];
+  using S = Strides<T, Columns>;
+  static constexpr int kAcross = Columns / 32;  // warps that share their rows
+  static constexpr int kRows = kTile * kAcross / (kThreads / kWarp) / 16, kColumns = 2;  // squares of 16 of each
+  WarpSum sum[kRows][kColumns];
 
-  FB_DEVICE static int row(int thread) { return thread / kWarp / kEach * 16; }
-  FB_DEVICE static int column(int thread) { return thread / kWarp % kEach * 16 * kEach; }
+  FB_DEVICE static int row(int thread) { return thread / kWarp / kAcross * 16 * kRows; }
+  FB_DEVICE static int column(int thread) { return thread / kWarp % kAcross * 16 * kColumns; }
 
   FB_DEVICE void clear(int thread) {
     if (!speaks_for_warp(thread)) return;
-    for (int j = 0; j < kEach; ++j) sum[j].clear();
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < kColumns; ++j) sum[i][j].clear();
+    }
   }
 
-  // Depths beyond `depth` hold zeros up to the next multiple of 16.
-  FB_DEVICE void add(const typename Tiles<T>::Factors& f, int depth, int thread) {
+  FB_DEVICE void add(const typename Tiles<T, Columns>::Factors& f, int thread) {
     if (!speaks_for_warp(thread)) return;
-    for (int k = 0; k < depth; k += 16) {
-      WarpLeft<T, Transposed> left;
-      if constexpr (Transposed) {
-        left.load(f.left + k * Strides<T>::kRight + row(thread), Strides<T>::kRight);
-      } else {
-        left.load(f.left + row(thread) * Strides<T>::kLeft + k, Strides<T>::kLeft);
+    for (int k = 0; k < kDepth<T>; k += 16) {
+      WarpLeft<T, Transposed> left[kRows];
+      for (int i = 0; i < kRows; ++i) {
+        const int at = row(thread) + 16 * i;
+        if constexpr (Transposed) {
+          left[i].load(f.left + k * S::kLeftTransposed + at, S::kLeftTransposed);
+        } else {
+          left[i].load(f.left + at * S::kLeft + k, S::kLeft);
+        }
       }
-      for (int j = 0; j < kEach; ++j) {
+      for (int j = 0; j < kColumns; ++j) {
         WarpRight<T> right;
-        right.load(f.right + k * Strides<T>::kRight + column(thread) + 16 * j, Strides<T>::kRight);
-        multiply_add(left, right, sum[j]);
+        right.load(f.right + k * S::kRight + column(thread) + 16 * j, S::kRight);
+        for (int i = 0; i < kRows; ++i) multiply_add(left[i], right, sum[i][j]);
       }
     }
   }
 
   FB_DEVICE void store(float* result, int thread) const {
     if (!speaks_for_warp(thread)) return;
-    float* const to = result + row(thread) * Strides<T>::kResult + column(thread);
-    for (int j = 0; j < kEach; ++j) sum[j].store(to + 16 * j, Strides<T>::kResult);
+    for (int i = 0; i < kRows; ++i) {
+      float* const to = result + (row(thread) + 16 * i) * S::kResult + column(thread);
+      for (int j = 0; j < kColumns; ++j) sum[i][j].store(to + 16 * j, S::kResult);
+    }
   }
 };
 
-template <typename T, bool Transposed, bool TensorCores>
+template <typename T, int Columns, bool Transposed, bool TensorCores>
 struct ProductOf {
-  using type = ThreadProduct<T, Transposed>;
+  using type = ThreadProduct<T, Columns, Transposed>;
 };
-template <typename T, bool Transposed>
-struct ProductOf<T, Transposed, true> {
-  using type = WarpProduct<T, Transposed>;
+template <typename T, int Columns, bool Transposed>
+struct ProductOf<T, Columns, Transposed, true> {
+  using type = WarpProduct<T, Columns, Transposed>;
 };
-template <typename T, bool Transposed = false>
-using Product = typename ProductOf<T, Transposed, HasTensorCores<T>::value>::type;
+template <typename T, int Columns, bool Transposed>
+using Product = typename ProductOf<T, Columns, Transposed, HasTensorCores<T>::value>::type;
+
+// What a thread carries from step to step. A step fetches `left` and `right`, then calls `step`.
+template <typename T, int Columns, bool Wide, typename Left>
+struct Work {
+  Left left;
+  Matrix<T, kDepth<T>, Columns, Strides<T, Columns>::kRight, Wide> right;
+  Product<T, Columns, Left::kTransposed> product;
+
+  // Multiplies what the step before has put, and puts what was fetched meanwhile.
+  FB_DEVICE void step(Tiles<T, Columns>& s, int turn, int thread) {
+    finish(s, turn, thread);
+    left.put(s.factors[turn % 2].left, thread);
+    right.put(s.factors[turn % 2].right, thread);
+  }
+
+  FB_DEVICE void finish(const Tiles<T, Columns>& s, int turns, int thread) {
+    if (turns > 0) product.add(s.factors[(turns - 1) % 2], thread);
+  }
+};
 
 // ---- Forward ----
 
-// A block: 64 positions of any images, 64 outputs of one weight group.
-template <typename T>
+// Enough blocks to give each multiprocessor of a large GPU two.
+constexpr int64_t kManyBlocks = 264;
+
+// A block: 64 positions of any images, `Columns` outputs of one weight group, all taps or, where blocks are few, some.
+template <typename T, int Columns, bool Wide>
 struct Forward {
+  using A = Accumulator<T>;
+  using S = Strides<T, Columns>;
   using Params = Problem<T>;
-  using Shared = Tiles<T>;
-  struct Registers {
-    Product<T> product;
+  using Shared = Tiles<T, Columns>;
+  static constexpr int kResident = kResidentProducts<T>;
+  struct Registers : Work<T, Columns, Wide, Samples<T, kTile, kDepth<T>, S::kLeft, Wide, false>> {
+    Place place;
   };
+  using Crew = Team<Forward>;
 
-  static FB_HD int64_t tiles(const Params& p) { return ceil_div(p.group_outputs(), kTile); }
-  static int64_t blocks(const Params& p) { return ceil_div(p.total(), kTile) * p.g.groups * tiles(p); }
+  static FB_HD int64_t tiles(const Params& p) { return ceil_div(p.group_outputs(), Columns); }
+  static FB_HD int64_t blocks_of_part(const Params& p) { return ceil_div(p.total(), kTile) * p.g.groups * tiles(p); }
+  // How many blocks share the taps of a tile. Of shapes alone, so that a shape always sums in the same order.
+  static FB_HD int64_t parts(const Params& p) {
+    const int64_t blocks = blocks_of_part(p);
+    return blocks == 0 ? 1 : least(p.g.taps(), ceil_div(kManyBlocks, blocks));
+  }
+  static int64_t blocks(const Params& p) { return blocks_of_part(p) * parts(p); }
 
-  static FB_DEVICE void run(const Params& p, int64_t block, const Team<Forward>& team) {
+  static FB_DEVICE void run(const Params& p, int64_t block, const Crew& team) {
     // Neighbouring blocks sample at the same places.
-    const int64_t output = block % tiles(p) * kTile, group = block / tiles(p) % p.g.groups;
-    const int64_t first = block / (tiles(p) * p.g.groups) * kTile;
-    team.phase([&](int thread, Registers& r) { r.product.clear(thread); });
-    for (int64_t tap = 0; tap < p.g.taps(); ++tap) add_tap(p, first, group, output, tap, team);
+    const int64_t output = block % tiles(p) * Columns, group = block / tiles(p) % p.g.groups;
+    const int64_t part = block / blocks_of_part(p);
+    const int64_t first = block % blocks_of_part(p) / (tiles(p) * p.g.groups) * kTile;
+    team.phase([&](int thread, Registers& r) {
+      r.product.clear(thread);
+      r.place = place_of(p.g, first + thread % kTile, p.total());
+    });
+    int turn = 0;
+    const int end = static_cast<int>((part + 1) * p.g.taps() / parts(p));
+    for (int tap = static_cast<int>(part * p.g.taps() / parts(p)); tap < end; tap += kPoints<T> / kTile) {
+      add_taps(p, group, output, tap, at_most(tap + kPoints<T> / kTile, end), turn, team);
+    }
+    team.phase([&](int thread, Registers& r) { r.finish(team.shared, turn, thread); });
     team.phase([&](int thread, Registers& r) { r.product.store(team.shared.result, thread); });
-    team.phase([&](int thread, Registers&) { write(p, first, group, output, team.shared.result, thread); });
+    team.phase([&](int thread, Registers& r) { write(p, part, first, r.place, group, output, team.shared.result, thread); });
   }
 
-  static FB_DEVICE void add_tap(const Params& p, int64_t first, int64_t group, int64_t output, int64_t tap,
-                                const Team<Forward>& team) {
+  // Taps [first, end), whose points fit into shared memory together, of all channels of a weight group.
+  static FB_DEVICE void add_taps(const Params& p, int64_t group, int64_t output, int first, int end, int& turn,
+                                 const Crew& team) {
     Shared& s = team.shared;
-    const int64_t begin = group * p.group_channels(), outputs = p.group_outputs();
-    for (int64_t channel = begin, end; channel < begin + p.group_channels(); channel = end) {
-      end = slice_end(p, channel, kDepth);
-      if (channel == begin || channel % p.offset_channels() == 0) {
-        team.phase([&](int thread, Registers&) {
-          const int64_t offset_group = channel / p.offset_channels();
-          if (thread < kTile) s.points[thread] = locate(p, first + thread, p.total(), tap, offset_group);
-        });
-      }
-      const int64_t depth = end - channel;
-      const T* weight = p.weight + ((group * p.g.taps() + tap) * p.group_channels() + channel - begin) * outputs;
-      team.phase([&](int thread, Registers&) {
-        load_samples<kTile, kDepth>(p, s.points, channel, depth, s.factors.left, Strides<T>::kLeft, thread);
-        load_matrix<kDepth, kTile>(weight + output, outputs, depth, outputs - output, p.wide_outputs, s.factors.right,
-                                   Strides<T>::kRight, thread);
+    const int64_t channels = p.group_channels(), outputs = p.group_outputs();
+    for (int64_t segment = 0; segment < channels; segment += p.segment) {
+      team.phase([&](int thread, Registers& r) {
+        const int tap = first + thread / kTile;
+        if (tap < end) s.points[thread] = locate(p, r.place, tap, (group * channels + segment) / p.offset_channels());
       });
-      team.phase([&](int thread, Registers& r) { r.product.add(s.factors, static_cast<int>(depth), thread); });
+      for (int tap = first; tap < end; ++tap) {
+        for (int64_t channel = segment; channel < segment + p.segment; channel += kDepth<T>, ++turn) {
+          const int depth = at_most(kDepth<T>, segment + p.segment - channel);
+          const T* const weight = p.weight + ((group * p.g.taps() + tap) * channels + channel) * outputs + output;
+          team.phase([&](int thread, Registers& r) {
+            r.left.fetch(p, s.points + (tap - first) * kTile, group * channels + channel, depth, thread);
+            r.right.fetch(weight, outputs, depth, at_most(Columns, outputs - output), thread);
+            r.step(s, turn, thread);
+          });
+        }
+      }
     }
   }
 
   // Neighbouring threads write neighbouring values, whichever way the output lies.
-  static FB_DEVICE void write(const Params& p, int64_t first, int64_t group, int64_t output,
-                              const Accumulator<T>* result, int thread) {
-    const int64_t positions = p.g.positions();
-    for (int item = thread; item < kTile * kTile; item += kThreads) {
-      const int row = p.out_rows ? item / kTile : item % kTile, column = p.out_rows ? item % kTile : item / kTile;
-      const int64_t position = first + row;
-      if (position >= p.total() || output + column >= p.group_outputs()) continue;
-      const int64_t o = group * p.group_outputs() + output + column;
-      const Accumulator<T> bias = p.bias ? widen(p.bias[o]) : Accumulator<T>(0);
-      const int64_t image = position / positions, at = position % positions;
-      T* const to = p.out + (p.out_rows ? position * p.g.out_channels + o
-                                        : (image * p.g.out_channels + o) * positions + at);
-      *to = narrowed<T>(result[row * Strides<T>::kResult + column] + bias);
+  static FB_DEVICE void write(const Params& p, int64_t part, int64_t first, const Place& place, int64_t group,
+                              int64_t output, const A* result, int thread) {
+    const bool in_rows = p.out_rows || parts(p) > 1;
+    for (int item = thread; item < kTile * Columns; item += kThreads) {
+      const int row = in_rows ? item / Columns : item % kTile, column = in_rows ? item % Columns : item / kTile;
+      if (first + row >= p.total() || output + column >= p.group_outputs()) continue;
+      const int64_t o = group * p.group_outputs() + output + column, at_rows = (first + row) * p.g.out_channels + o;
+      const A value = result[row * S::kResult + column];
+      if (parts(p) > 1) {
+        p.parts[part * p.total() * p.g.out_channels + at_rows] = value;
+      } else {
+        // `row` is the thread's own, and so is `place`, where they lie in planes.
+        T* const to = p.out + (in_rows ? at_rows : (place.image * p.g.out_channels + o) * p.g.positions() + place.at);
+        *to = narrowed<T>(value + (p.bias ? widen(p.bias[o]) : A(0)));
+      }
     }
+  }
+};
+
+// Adds the parts up in their order.
+template <typename T>
+struct AddTaps {
+  using A = Accumulator<T>;
+  struct Params {
+    Problem<T> p;
+    int64_t count;
+    FB_HD int64_t size() const { return p.total() * p.g.out_channels; }
+  };
+  struct Shared {};
+  struct Registers {};
+  static constexpr int kResident = 1;
+
+  static int64_t blocks(const Params& q) { return ceil_div(q.size(), kThreads); }
+
+  static FB_DEVICE void run(const Params& q, int64_t block, const Team<AddTaps>& team) {
+    team.phase([&](int thread, Registers&) {
+      const int64_t i = block * kThreads + thread, outputs = q.p.g.out_channels, positions = q.p.g.positions();
+      if (i >= q.size()) return;
+      const int64_t position = i / outputs, o = i % outputs;
+      A sum = q.p.bias ? widen(q.p.bias[o]) : A(0);
+      for (int64_t part = 0; part < q.count; ++part) sum += q.p.parts[part * q.size() + i];
+      const int64_t image = position / positions, at = position % positions;
+      q.p.out[q.p.out_rows ? i : (image * outputs + o) * positions + at] = narrowed<T>(sum);
+    });
   }
 };
 
@@ -368,13 +496,14 @@ struct Forward {
 //   masks belong to one block alone and are summed in a fixed order.
 // - true: a block has an image, all taps, 64 channels, and goes through the positions in their order, each channel in
 //   the hands of one thread: nobody else adds to its pixels. Only the input's gradient.
-template <typename T, bool Ordered>
+template <typename T, bool Wide, bool Ordered>
 struct BackwardColumns {
   using A = Accumulator<T>;
   using Params = Problem<T>;
+  using S = Strides<T, kTile>;
   using Shared = Tiles<T>;
-  struct Registers {
-    Product<T> product;
+  static constexpr int kResident = kResidentProducts<T>;
+  struct Registers : Work<T, kTile, Wide, Matrix<T, kTile, kDepth<T>, S::kLeft, Wide>> {
     A sum_y, sum_x, sum_mask;
   };
   using Crew = Team<BackwardColumns>;
@@ -407,16 +536,15 @@ struct BackwardColumns {
     Shared& s = team.shared;
     team.phase([&](int thread, Registers& r) {
       r.sum_y = r.sum_x = r.sum_mask = A(0);
-      if (thread < kTile) s.points[thread] = locate(p, first + thread, end, tap, channel / p.offset_channels());
+      if (thread >= kTile) return;
+      s.points[thread] = locate(p, place_of(p.g, first + thread, end), tap, channel / p.offset_channels());
     });
     for (int64_t stop; channel < last; channel = stop) {
       stop = slice_end(p, channel, kTile);
       multiply(p, first, end, tap, channel, stop, team);
       const int count = static_cast<int>(stop - channel);
       team.phase([&](int thread, Registers& r) {
-        constexpr int kWidth = Ordered ? 1 : AtomicWidth<A>::value;
-        if (p.grad_input && p.wide_sums) scatter<kWidth>(p, s, channel, count, thread);
-        if (p.grad_input && !p.wide_sums) scatter<1>(p, s, channel, count, thread);
+        if (p.grad_input) scatter<Wide && !Ordered ? AtomicWidth<A>::value : 1>(p, s, channel, count, thread);
         if (!Ordered && (p.grad_offset || p.grad_mask)) sum_channels(p, s, channel, count, thread, r);
       });
     }
@@ -431,32 +559,34 @@ struct BackwardColumns {
     const T* weight = p.weight_t + (group * p.g.taps() + tap) * outputs * p.group_channels() +
                       channel - group * p.group_channels();
     team.phase([&](int thread, Registers& r) { r.product.clear(thread); });
-    for (int64_t output = 0; output < outputs; output += kDepth) {
-      const int64_t depth = least(kDepth, outputs - output);
-      team.phase([&](int thread, Registers&) {
-        load_matrix<kTile, kDepth>(grad + output, p.g.out_channels, end - first, depth, p.wide_outputs, s.factors.left,
-                                   Strides<T>::kLeft, thread);
-        load_matrix<kDepth, kTile>(weight + output * p.group_channels(), p.group_channels(), depth, stop - channel,
-                                   p.wide_channels, s.factors.right, Strides<T>::kRight, thread);
+    int turn = 0;
+    for (int64_t output = 0; output < outputs; output += kDepth<T>, ++turn) {
+      const int depth = at_most(kDepth<T>, outputs - output);
+      team.phase([&](int thread, Registers& r) {
+        r.left.fetch(grad + output, p.g.out_channels, at_most(kTile, end - first), depth, thread);
+        r.right.fetch(weight + output * p.group_channels(), p.group_channels(), depth, at_most(kTile, stop - channel),
+                      thread);
+        r.step(s, turn, thread);
       });
-      team.phase([&](int thread, Registers& r) { r.product.add(s.factors, static_cast<int>(depth), thread); });
     }
+    team.phase([&](int thread, Registers& r) { r.finish(s, turn, thread); });
     team.phase([&](int thread, Registers& r) { r.product.store(s.result, thread); });
   }
 
-  // A warp's threads have neighbouring channels, `Width` each: their atomics to one pixel fill whole sectors.
+  // A warp's threads have neighbouring channels, `Width` each: their atomics to one pixel fill whole sectors. Threads of one
+  // channel share the rows or, where the order counts, the pixels: each has every fourth to itself.
   template <int Width>
   static FB_DEVICE void scatter(const Params& p, const Shared& s, int64_t channel, int count, int thread) {
-    constexpr int kAcross = kTile / Width, kAtOnce = Ordered ? 1 : kThreads / kAcross;
-    const int column = thread % kAcross * Width;
-    if (column >= count || thread / kAcross >= kAtOnce) return;
-    for (int row = thread / kAcross; row < kTile; row += kAtOnce) {
+    constexpr int kAcross = kTile / Width, kShared = kThreads / kAcross;
+    const int column = thread % kAcross * Width, mine = thread / kAcross;
+    if (column >= count) return;
+    for (int row = Ordered ? 0 : mine; row < kTile; row += Ordered ? 1 : kShared) {
       const Point<A>& point = s.points[row];
       for (int corner = 0; corner < 4; ++corner) {
-        if (point.index[corner] < 0) continue;
+        if (point.index[corner] < 0 || (Ordered && point.index[corner] % kShared != mine)) continue;
         A add[Width];
         for (int i = 0; i < Width; ++i) {
-          add[i] = s.result[row * Strides<T>::kResult + column + i] * point.scale * point.weight(corner);
+          add[i] = s.result[row * S::kResult + column + i] * point.scale * point.weight(corner);
         }
         atomic_add(p.grad_input + point.image + point.index[corner] * p.g.channels + channel + column, add);
       }
@@ -468,13 +598,12 @@ struct BackwardColumns {
     constexpr int kCount = Pack<T>::kCount;
     const int row = thread / kWays;
     const Point<A>& point = s.points[row];
-    const A* const result = s.result + row * Strides<T>::kResult;
+    const A* const result = s.result + row * S::kResult;
     for (int begin = thread % kWays * kCount; begin < count; begin += kWays * kCount) {
       const int valid = count - begin < kCount ? count - begin : kCount;
       for (int corner = 0; corner < 4; ++corner) {
         if (point.index[corner] < 0) continue;
-        const Pack<T> pack =
-            load_pack(pixel(p, point, corner) + channel + begin, valid, p.wide_channels && valid == kCount);
+        const Pack<T> pack = load_pack<Wide>(pixel(p, point, corner) + channel + begin, valid);
         A dot = A(0);
         for (int i = 0; i < valid; ++i) dot += result[begin + i] * widen(pack.value[i]);
         const A weight_x = point.weight_x[corner & 1], weight_y = point.weight_y[corner >> 1];
@@ -518,52 +647,54 @@ FB_HD int64_t share_positions(int64_t total, int64_t blocks) {
   return most < 1 ? 1 : least(most, wanted);
 }
 
-// A block: 64 channels of a segment, 64 outputs of their weight group, one tap, a share of the positions.
-template <typename T>
+// A block: 64 channels of a segment, `Columns` outputs of their weight group, one tap, a share of the positions.
+template <typename T, int Columns, bool Wide>
 struct BackwardWeight {
+  using S = Strides<T, Columns>;
   using Params = Problem<T>;
-  using Shared = Tiles<T>;
-  struct Registers {
-    Product<T, true> product;  // of samples [position][channel]
-  };
+  using Shared = Tiles<T, Columns>;
+  static constexpr int kResident = kResidentProducts<T>;
+  using Registers = Work<T, Columns, Wide, Samples<T, kDepth<T>, kTile, S::kLeftTransposed, Wide, true>>;
 
-  static FB_HD int64_t tiles(const Params& p) { return ceil_div(p.group_outputs(), kTile); }
+  static FB_HD int64_t tiles(const Params& p) { return ceil_div(p.group_outputs(), Columns); }
   static FB_HD int64_t blocks_of_part(const Params& p) { return tiles(p) * p.g.taps() * slices(p); }
   static FB_HD int64_t parts(const Params& p) { return share_positions(p.total(), blocks_of_part(p)); }
   static int64_t blocks(const Params& p) { return blocks_of_part(p) * parts(p); }
 
   static FB_DEVICE void run(const Params& p, int64_t block, const Team<BackwardWeight>& team) {
-    const int64_t output = block % tiles(p) * kTile, tap = block / tiles(p) % p.g.taps();
+    const int64_t output = block % tiles(p) * Columns, tap = block / tiles(p) % p.g.taps();
     const int64_t channel = slice_begin(p, block / (tiles(p) * p.g.taps()) % slices(p));
-    const int64_t part = block / blocks_of_part(p), count = slice_end(p, channel, kTile) - channel;
+    const int64_t part = block / blocks_of_part(p);
+    const int count = at_most(kTile, slice_end(p, channel, kTile) - channel);
     const int64_t share = ceil_div(p.total(), parts(p)), end = least((part + 1) * share, p.total());
-    const int64_t group = channel / p.group_channels();
+    const int64_t group = channel / p.group_channels(), outputs = p.group_outputs();
     Shared& s = team.shared;
     team.phase([&](int thread, Registers& r) { r.product.clear(thread); });
-    for (int64_t first = part * share; first < end; first += kDepth) {
+    int turn = 0;
+    for (int64_t located = part * share; located < end; located += kPoints<T>) {
       team.phase([&](int thread, Registers&) {
-        if (thread >= kDepth) return;
-        s.points[thread] = locate(p, first + thread, end, tap, channel / p.offset_channels());
+        if (thread >= kPoints<T>) return;
+        s.points[thread] = locate(p, place_of(p.g, located + thread, end), tap, channel / p.offset_channels());
       });
-      team.phase([&](int thread, Registers&) {
-        load_samples<kDepth, kTile>(p, s.points, channel, count, s.factors.left, Strides<T>::kRight, thread);
-        load_matrix<kDepth, kTile>(p.grad + first * p.g.out_channels + group * p.group_outputs() + output,
-                                   p.g.out_channels, end - first, p.group_outputs() - output, p.wide_outputs,
-                                   s.factors.right, Strides<T>::kRight, thread);
-      });
-      team.phase([&](int thread, Registers& r) {
-        r.product.add(s.factors, static_cast<int>(least(kDepth, end - first)), thread);
-      });
+      const int64_t stop = least(located + kPoints<T>, end);
+      for (int64_t first = located; first < stop; first += kDepth<T>, ++turn) {
+        const T* const grad = p.grad + first * p.g.out_channels + group * outputs + output;
+        team.phase([&](int thread, Registers& r) {
+          r.left.fetch(p, s.points + (first - located), channel, count, thread);
+          r.right.fetch(grad, p.g.out_channels, at_most(kDepth<T>, stop - first), at_most(Columns, outputs - output),
+                        thread);
+          r.step(s, turn, thread);
+        });
+      }
     }
+    team.phase([&](int thread, Registers& r) { r.finish(s, turn, thread); });
     team.phase([&](int thread, Registers& r) { r.product.store(s.result, thread); });
     team.phase([&](int thread, Registers&) {
       const int64_t row = (group * p.g.taps() + tap) * p.group_channels() + channel - group * p.group_channels();
-      Accumulator<T>* const to = p.parts + part * p.weight_size() + row * p.group_outputs() + output;
-      for (int item = thread; item < kTile * kTile; item += kThreads) {
-        const int c = item / kTile, o = item % kTile;
-        if (c < count && output + o < p.group_outputs()) {
-          to[c * p.group_outputs() + o] = s.result[c * Strides<T>::kResult + o];
-        }
+      Accumulator<T>* const to = p.parts + part * p.weight_size() + row * outputs + output;
+      for (int item = thread; item < kTile * Columns; item += kThreads) {
+        const int c = item / Columns, o = item % Columns;
+        if (c < count && output + o < outputs) to[c * outputs + o] = s.result[c * S::kResult + o];
       }
     });
   }
@@ -578,6 +709,7 @@ struct BackwardBias {
     A sums[kThreads];
   };
   struct Registers {};
+  static constexpr int kResident = 1;
 
   static FB_HD int64_t tiles(const Params& p) { return ceil_div(p.g.out_channels, kTile); }
   static FB_HD int64_t parts(const Params& p) { return share_positions(p.total(), tiles(p)); }
@@ -615,6 +747,7 @@ struct AddParts {
   };
   struct Shared {};
   struct Registers {};
+  static constexpr int kResident = 1;
 
   static int64_t blocks(const Params& p) { return ceil_div(p.size(), kThreads); }
 
@@ -643,43 +776,74 @@ void complete(Problem<T>& p) {
   }
   p.segment = a;
   const auto aligned = [](const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; };
-  p.wide_channels = p.segment % Pack<T>::kCount == 0 && aligned(p.input) && aligned(p.weight_t);
-  p.wide_sums = p.segment % 4 == 0 && aligned(p.grad_input);
-  p.wide_outputs = p.group_outputs() % Pack<T>::kCount == 0 && aligned(p.weight) && aligned(p.grad);
+  constexpr int kCount = Pack<T>::kCount, kSums = AtomicWidth<Accumulator<T>>::value;
+  p.wide = p.segment % kCount == 0 && p.segment % kSums == 0 && p.group_outputs() % kCount == 0 && aligned(p.input) &&
+           aligned(p.weight) && aligned(p.weight_t) && aligned(p.grad) && aligned(p.grad_input);
 }
 
-template <typename T>
-void run_forward(const Problem<T>& p, Stream stream) {
-  launch<Forward<T>>(p, Forward<T>::blocks(p), stream);
+// Calls f with the kernel that suits addresses and outputs: where tensor cores multiply, the one with more columns samples
+// half as often.
+template <template <typename, int, bool> class Kernel, typename T, typename F>
+auto with_kernel(const Problem<T>& p, const F& f) {
+  if (!p.wide) return f(Kernel<T, kTile, false>{});
+  if constexpr (sizeof(T) == 2) {
+    if (p.group_outputs() > kTile) return f(Kernel<T, 2 * kTile, true>{});
+  }
+  return f(Kernel<T, kTile, true>{});
 }
 
 // How many values `parts` must have room for.
 template <typename T>
-int64_t parts_size(const Problem<T>& p) {
-  return (p.grad_weight ? BackwardWeight<T>::parts(p) * p.weight_size() : 0) +
-         (p.grad_bias ? BackwardBias<T>::parts(p) * p.g.out_channels : 0);
+int64_t forward_parts_size(const Problem<T>& p) {
+  const int64_t parts = with_kernel<Forward>(p, [&](auto kernel) { return decltype(kernel)::parts(p); });
+  return parts > 1 ? parts * p.total() * p.g.out_channels : 0;
 }
 
 template <typename T>
+void run_forward(const Problem<T>& p, Stream stream) {
+  with_kernel<Forward>(p, [&](auto kernel) {
+    using Kernel = decltype(kernel);
+    launch<Kernel>(p, Kernel::blocks(p), stream);
+    const typename AddTaps<T>::Params add = {p, Kernel::parts(p)};
+    if (add.count > 1) launch<AddTaps<T>>(add, AddTaps<T>::blocks(add), stream);
+  });
+}
+
+template <typename T>
+int64_t weight_parts(const Problem<T>& p) {
+  return with_kernel<BackwardWeight>(p, [&](auto kernel) { return decltype(kernel)::parts(p); });
+}
+
+template <typename T>
+int64_t backward_parts_size(const Problem<T>& p) {
+  return (p.grad_weight ? weight_parts(p) * p.weight_size() : 0) +
+         (p.grad_bias ? BackwardBias<T>::parts(p) * p.g.out_channels : 0);
+}
+
+template <typename T, bool Wide>
 void run_backward_columns(Problem<T> p, Stream stream) {
+  using Ordered = BackwardColumns<T, Wide, true>;
+  using Unordered = BackwardColumns<T, Wide, false>;
   if (p.deterministic && p.grad_input) {
-    launch<BackwardColumns<T, true>>(p, BackwardColumns<T, true>::blocks(p), stream);
+    launch<Ordered>(p, Ordered::blocks(p), stream);
     p.grad_input = nullptr;
   }
-  if (!p.grad_input && !p.grad_offset && !p.grad_mask) return;
-  launch<BackwardColumns<T, false>>(p, BackwardColumns<T, false>::blocks(p), stream);
+  if (p.grad_input || p.grad_offset || p.grad_mask) launch<Unordered>(p, Unordered::blocks(p), stream);
 }
 
 template <typename T>
 void run_backward(Problem<T> p, Stream stream) {
   using Add = AddParts<T>;
-  run_backward_columns(p, stream);
+  p.wide ? run_backward_columns<T, true>(p, stream) : run_backward_columns<T, false>(p, stream);
   if (p.grad_weight) {
-    launch<BackwardWeight<T>>(p, BackwardWeight<T>::blocks(p), stream);
-    const typename Add::Params add = {p.parts, BackwardWeight<T>::parts(p), p.g.groups, p.g.taps(),
+    with_kernel<BackwardWeight>(p, [&](auto kernel) {
+      using Kernel = decltype(kernel);
+      launch<Kernel>(p, Kernel::blocks(p), stream);
+    });
+    const typename Add::Params add = {p.parts, weight_parts(p), p.g.groups, p.g.taps(),
                                       p.group_channels(), p.group_outputs(), p.grad_weight};
     launch<Add>(add, Add::blocks(add), stream);
-    p.parts += BackwardWeight<T>::parts(p) * p.weight_size();
+    p.parts += weight_parts(p) * p.weight_size();
   }
   if (p.grad_bias) {
     launch<BackwardBias<T>>(p, BackwardBias<T>::blocks(p), stream);

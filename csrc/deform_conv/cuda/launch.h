@@ -76,7 +76,7 @@ struct Team {
 };
 
 template <typename Kernel>
-__global__ void __launch_bounds__(kThreads) run_blocks(typename Kernel::Params params, int64_t blocks) {
+__global__ void __launch_bounds__(kThreads, Kernel::kResident) run_blocks(typename Kernel::Params params, int64_t blocks) {
   __shared__ typename Kernel::Shared shared;
   typename Kernel::Registers registers;
   const Team<Kernel> team{shared, registers};
@@ -194,13 +194,24 @@ struct alignas(16) Pack {
   T value[kCount];
 };
 
-// `count` values from `from`, zeros after them. `wide` promises that count is Pack's and the address aligned.
-template <typename T>
-FB_DEVICE Pack<T> load_pack(const T* from, int count, bool wide) {
-  if (wide) return *reinterpret_cast<const Pack<T>*>(from);
-  Pack<T> pack;
-  for (int i = 0; i < Pack<T>::kCount; ++i) pack.value[i] = i < count ? from[i] : narrowed<T>(Accumulator<T>(0));
+// `count` values from `from`, zeros after them. `Wide` promises an aligned address, and all values or none.
+template <bool Wide, typename T>
+FB_DEVICE Pack<T> load_pack(const T* from, int count) {
+  Pack<T> pack = {};
+  if constexpr (Wide) {
+    if (count > 0) pack = *reinterpret_cast<const Pack<T>*>(from);
+  } else {
+    for (int i = 0; i < Pack<T>::kCount; ++i) {
+      if (i < count) pack.value[i] = from[i];
+    }
+  }
   return pack;
+}
+
+// To an aligned address.
+template <typename T>
+FB_DEVICE void store_pack(T* to, const Pack<T>& pack) {
+  *reinterpret_cast<Pack<T>*>(to) = pack;
 }
 
 // ---- Tensor cores: 16x16x16 products that a warp computes together ----

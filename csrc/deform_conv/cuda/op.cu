@@ -98,6 +98,8 @@ Tensor forward_as(const Call& c, const Geometry& g) {
   p.out = written<T>(out);
   p.out_rows = out_rows;
   complete(p);
+  const Tensor parts = empty_as(c.input, {forward_parts_size(p)}, accumulator_type<T>());
+  p.parts = written<Accumulator<T>>(parts);
   run_forward(p, current_stream(c.input));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
@@ -129,7 +131,7 @@ Gradients backward_as(const Tensor& grad, const Call& c, const Geometry& g, cons
   if (needs.bias) p.grad_bias = written<T>(bias);
   p.deterministic = deterministic;
   complete(p);
-  const Tensor parts = empty_as(c.input, {parts_size(p)}, wide);
+  const Tensor parts = empty_as(c.input, {backward_parts_size(p)}, wide);
   p.parts = written<Accumulator<T>>(parts);
   run_backward(p, current_stream(c.input));
   STD_CUDA_KERNEL_LAUNCH_CHECK();

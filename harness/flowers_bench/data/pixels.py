@@ -66,7 +66,8 @@ class Augmented:
         if self.views is None:
             return self.transform(self.images[row])
         with torch.random.fork_rng(devices=()):
-            torch.manual_seed(derive_seed(0, "view", row % self.views, row // self.views))
+            # Of the CPU alone: `torch.manual_seed` would leave its mark on CUDA's generator, which dropout draws from.
+            torch.default_generator.manual_seed(derive_seed(0, "view", row % self.views, row // self.views))
             return self.transform(self.images[row // self.views])
 
     def rows(self, indices: np.ndarray, seed: int) -> np.ndarray:

@@ -1,0 +1,149 @@
+"""python benchmarks/cuda_table.py: the kernels' time on this GPU beside conv2d's, torchvision's and what its peaks allow.
+
+Calls are replayed as CUDA graphs, so that the times are the device's: what Python and the dispatcher take to ask for a call,
+which small calls wait for, is not in them. Peers take turns within each round; a cell is the median over the rounds.
+float32 is computed as such by all (no TF32).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+from cases import BATCHES, CUDA_DTYPES, STAGES, Call, Case, forward, forward_backward
+from kernel_table import cell, ratio
+from roofline import Gpu, Work
+from roofline import backward as backward_work
+from roofline import forward as forward_work
+
+PEERS = ("flowers_bench", "conv2d", "torchvision")
+
+
+def replayed(run: Call, calls: int) -> Call:
+    """`calls` calls as one graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            run()
+    return graph.replay
+
+
+def seconds_of(run: Call, calls: int) -> float:
+    """Seconds of one of the calls that `run` makes, by the device's clock."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000 / calls
+
+
+def interleaved(runs: dict[str, Call], rounds: int, calls: int = 20) -> dict[str, list[float]]:
+    """Seconds of each in each round."""
+    graphs = {name: replayed(run, calls) for name, run in runs.items()}
+    for graph in graphs.values():
+        graph()
+    found: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(rounds):
+        for name, graph in graphs.items():
+            found[name].append(seconds_of(graph, calls))
+    return found
+
+
+def measured_peaks() -> Gpu:
+    """This GPU's own ceilings: a large copy (bytes read and written), and large products."""
+
+    def best(run: Call, work: float) -> float:
+        run()
+        return work / min(seconds_of(run, 1) for _ in range(10))
+
+    def copy() -> float:
+        source = torch.randn(2**29, device="cuda")
+        target = torch.empty_like(source)
+        return best(lambda: target.copy_(source), 2 * 4 * source.numel())
+
+    def product(dtype: torch.dtype) -> float:
+        a, b = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
+        return best(lambda: a @ b, 2 * 8192**3)
+
+    return Gpu(torch.cuda.get_device_name(), product(torch.float16), product(torch.float32), copy())
+
+
+def deterministically(run: Call) -> Call:
+    """`run` while deterministic algorithms are asked for."""
+
+    def asked() -> object:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            return run()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    return asked
+
+
+def least(direction: Callable[..., Call], stage: int, batch: int, dtype: torch.dtype, gpu: Gpu) -> float:
+    """Seconds that the peaks allow (docs/roofline.md)."""
+    works: list[Callable[[int, int, int], Work]] = [forward_work]
+    if direction is forward_backward:
+        works.append(backward_work)
+    name = "float32" if dtype == torch.float32 else "float16"
+    return sum(work(stage, batch, dtype.itemsize).seconds(gpu, name)[0] for work in works)
+
+
+def rows(rounds: int, gpu: Gpu) -> None:
+    """Print the table."""
+    print("| stage | batch | type | direction | ours us | conv2d us | ours / conv2d | torchvision / ours ", end="")
+    print("| NCHW / channels-last | deterministic / ours | ours / least |")
+    print("|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    for stage in STAGES:
+        for batch in BATCHES:
+            for name, dtype in CUDA_DTYPES.items():
+                for direction in (forward, forward_backward):
+                    case = Case(stage, batch, dtype, device="cuda")
+                    # torchvision has no bfloat16.
+                    runs = {
+                        peer: direction(case, peer) for peer in PEERS if peer != "torchvision" or name != "bfloat16"
+                    }
+                    planes = Case(stage, batch, dtype, torch.contiguous_format, "cuda")
+                    runs["nchw"] = direction(planes, "flowers_bench")
+                    if direction is forward_backward:
+                        runs["deterministic"] = deterministically(runs["flowers_bench"])
+                    found = interleaved(runs, rounds)
+                    ours, plain = (1e6 * statistics.median(found[peer]) for peer in ("flowers_bench", "conv2d"))
+                    bound = ours / (1e6 * least(direction, stage, batch, dtype, gpu))
+                    print(
+                        f"| {stage} | {batch} | {name} | {direction.__name__} | {ours:.1f} | {plain:.1f} "
+                        f"| {cell(ratio(found, 'flowers_bench', 'conv2d'))} "
+                        f"| {cell(ratio(found, 'torchvision', 'flowers_bench'), 1)} "
+                        f"| {cell(ratio(found, 'nchw', 'flowers_bench'))} "
+                        f"| {cell(ratio(found, 'deterministic', 'flowers_bench'), 1)} | {bound:.1f} |",
+                        flush=True,
+                    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True  # the plain convolution at its best
+    gpu = measured_peaks()
+    print(
+        f"{gpu.name}, torch {torch.__version__}; measured peaks: {gpu.memory / 1e12:.2f} TB/s copied, {gpu.half / 1e12:.0f} "
+        f"TFLOP/s float16, {gpu.single / 1e12:.0f} TFLOP/s float32; 3x3, mask, channels-last, offsets of standard deviation 1; "
+        f"{given.rounds} rounds\n"
+    )
+    rows(given.rounds, gpu)
+
+
+if __name__ == "__main__":
+    main()
