@@ -35,21 +35,25 @@ class Pointers(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in INPUTS + OUTPUTS]
 
 
-@pytest.fixture(scope="module")
-def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+def compiled(folder: Path, *flags: str) -> Callable[..., None]:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if not compiler:
         pytest.skip("no C++ compiler here")
-    library = tmp_path_factory.mktemp("emulated") / "emulate.so"
+    library = folder / "emulate.so"
     headers = Path(torch.__file__).parent / "include"
     command = [
-        compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror",
+        compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", *flags,
         f"-I{_build.source_root() / 'deform_conv'}", "-isystem", str(headers),
         str(Path(__file__).with_name("emulate.cpp")), "-o", str(library),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(library)).emulate
+
+
+@pytest.fixture(scope="module")
+def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    return compiled(tmp_path_factory.mktemp("emulated"))
 
 
 @dataclass
@@ -216,6 +220,14 @@ CASES: dict[str, dict[str, Any]] = {
 def test_every_result_equals_the_float64_reference(emulate: Callable[..., None], case: str, dtype: torch.dtype) -> None:
     c = call_of(**CASES[case]).rounded(dtype)
     compare(run(emulate, c, dtype), reference(c), dtype)
+
+
+def test_bfloat16_without_tensor_cores(tmp_path: Path) -> None:
+    """Turing multiplies it as it does float32."""
+    emulate = compiled(tmp_path, "-DFLOWERS_BENCH_TURING")
+    for case in ("several tiles", "odd"):
+        c = call_of(**CASES[case]).rounded(torch.bfloat16)
+        compare(run(emulate, c, torch.bfloat16), reference(c), torch.bfloat16)
 
 
 @pytest.mark.parametrize("case", ["odd", "groups across offset groups", "several tiles"])

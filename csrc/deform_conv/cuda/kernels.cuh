@@ -243,22 +243,24 @@ struct Samples {
 
 // ---- Products ----
 
-// result += left * right, each thread a square of 4 x 4 values: as many loads of four as there are multiplications by 8.
+// result += left * right, each thread a square of 4 x 4 values, or, of a wide result, two of them 64 columns apart: as many
+// loads of four as there are multiplications by 8.
 template <typename T, int Columns, bool Transposed>
 struct ThreadProduct {
   using A = Accumulator<T>;
   using S = Strides<T, Columns>;
-  static_assert(Columns == kTile);
-  static constexpr int kEach = kTile / 16;
+  static constexpr int kEach = kTile / 16, kSquares = Columns / kTile;
   static constexpr int kAligned = kEach * sizeof(T) < 16 ? kEach * sizeof(T) : 16;
-  A sum[kEach][kEach];
+  A sum[kSquares][kEach][kEach];
 
   FB_DEVICE static int row(int thread) { return thread / 16 * kEach; }
-  FB_DEVICE static int column(int thread) { return thread % 16 * kEach; }
+  FB_DEVICE static int column(int thread, int square) { return square * kTile + thread % 16 * kEach; }
 
   FB_DEVICE void clear(int) {
-    for (int i = 0; i < kEach; ++i) {
-      for (int j = 0; j < kEach; ++j) sum[i][j] = A(0);
+    for (int square = 0; square < kSquares; ++square) {
+      for (int i = 0; i < kEach; ++i) {
+        for (int j = 0; j < kEach; ++j) sum[square][i][j] = A(0);
+      }
     }
   }
 
@@ -274,20 +276,27 @@ struct ThreadProduct {
         load(Transposed ? f.left + (k + i) * S::kLeftTransposed + row(thread) : f.left + (row(thread) + i) * S::kLeft + k,
              left[i]);
       }
-      for (int at = 0; at < kEach; ++at) {
-        A right[kEach];
-        load(f.right + (k + at) * S::kRight + column(thread), right);
-        for (int i = 0; i < kEach; ++i) {
-          for (int j = 0; j < kEach; ++j) sum[i][j] += (Transposed ? left[at][i] : left[i][at]) * right[j];
-        }
+      for (int square = 0; square < kSquares; ++square) add(f, k, left, square, thread);
+    }
+  }
+
+  FB_DEVICE void add(const typename Tiles<T, Columns>::Factors& f, int k, const A (&left)[kEach][kEach], int square,
+                     int thread) {
+    for (int at = 0; at < kEach; ++at) {
+      A right[kEach];
+      load(f.right + (k + at) * S::kRight + column(thread, square), right);
+      for (int i = 0; i < kEach; ++i) {
+        for (int j = 0; j < kEach; ++j) sum[square][i][j] += (Transposed ? left[at][i] : left[i][at]) * right[j];
       }
     }
   }
 
   FB_DEVICE void store(A* result, int thread) const {
-    for (int i = 0; i < kEach; ++i) {
-      A* const to = result + (row(thread) + i) * S::kResult + column(thread);
-      for (int j = 0; j < kEach; ++j) to[j] = sum[i][j];
+    for (int square = 0; square < kSquares; ++square) {
+      for (int i = 0; i < kEach; ++i) {
+        A* const to = result + (row(thread) + i) * S::kResult + column(thread, square);
+        for (int j = 0; j < kEach; ++j) to[j] = sum[square][i][j];
+      }
     }
   }
 };
@@ -371,7 +380,7 @@ struct Work {
 
 // ---- Forward ----
 
-// Enough blocks to give each multiprocessor of a large GPU two.
+// What the multiprocessors of a large GPU hold at once, two each.
 constexpr int64_t kManyBlocks = 264;
 
 // A block: 64 positions of any images, `Columns` outputs of one weight group, all taps or, where blocks are few, some.
@@ -391,8 +400,8 @@ struct Forward {
   static FB_HD int64_t blocks_of_part(const Params& p) { return ceil_div(p.total(), kTile) * p.g.groups * tiles(p); }
   // How many blocks share the taps of a tile. Of shapes alone, so that a shape always sums in the same order.
   static FB_HD int64_t parts(const Params& p) {
-    const int64_t blocks = blocks_of_part(p);
-    return blocks == 0 ? 1 : least(p.g.taps(), ceil_div(kManyBlocks, blocks));
+    const int64_t room = kManyBlocks / (blocks_of_part(p) + (blocks_of_part(p) == 0));
+    return room == 0 ? 1 : least(p.g.taps(), room);
   }
   static int64_t blocks(const Params& p) { return blocks_of_part(p) * parts(p); }
 

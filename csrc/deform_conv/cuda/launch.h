@@ -17,7 +17,6 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#include <mma.h>
 #define FB_DEVICE __device__ __forceinline__
 #else
 #include <torch/headeronly/util/BFloat16.h>
@@ -237,36 +236,93 @@ struct HasTensorCores<BFloat16> {
 // Whether this thread shall issue what its warp does together.
 FB_DEVICE bool speaks_for_warp(int) { return true; }
 
+FB_DEVICE int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
+
+// Four 8x8 squares of 16-bit values from shared memory; each group of eight lanes names the rows of one.
+template <bool Transposed, typename T>
+FB_DEVICE void load_squares(const T* row, uint32_t (&to)[4]) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (Transposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address));
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address));
+  }
+}
+
+// sum (16 x 8) += a (16 x 16) * b (16 x 8), as the PTX manual lays them out among the lanes.
+FB_DEVICE void multiply_squares(const uint32_t (&a)[4], const uint32_t* b, float (&sum)[4], Half) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  for (int half = 0; half < 2; ++half) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
+  }
+#endif
+}
+
+FB_DEVICE void multiply_squares(const uint32_t (&a)[4], const uint32_t* b, float (&sum)[4], BFloat16) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
 struct WarpSum {
-  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> fragment;
-  FB_DEVICE void clear() { nvcuda::wmma::fill_fragment(fragment, 0.0f); }
+  float at[2][4];  // of the left and the right eight columns
+  FB_DEVICE void clear() {
+    for (int i = 0; i < 8; ++i) at[i / 4][i % 4] = 0.0f;
+  }
   FB_DEVICE void store(float* to, int stride) const {
-    nvcuda::wmma::store_matrix_sync(to, fragment, stride, nvcuda::wmma::mem_row_major);
+    to += lane() / 4 * stride + lane() % 4 * 2;
+    for (int i = 0; i < 8; ++i) to[i % 4 / 2 * 8 * stride + i / 4 * 8 + i % 2] = at[i / 4][i % 4];
   }
 };
 
-template <typename T, typename Side, bool Transposed>
-struct WarpTile {
-  using Layout = std::conditional_t<Transposed, nvcuda::wmma::col_major, nvcuda::wmma::row_major>;
-  nvcuda::wmma::fragment<Side, 16, 16, 16, T, Layout> fragment;
-  FB_DEVICE void load(const T* from, int stride) { nvcuda::wmma::load_matrix_sync(fragment, from, stride); }
-};
+// From [row][depth], or transposed.
 template <typename T, bool Transposed>
-using WarpLeft = WarpTile<T, nvcuda::wmma::matrix_a, Transposed>;
-template <typename T>
-using WarpRight = WarpTile<T, nvcuda::wmma::matrix_b, false>;
+struct WarpLeft {
+  uint32_t square[4];  // top, bottom, each of the left depths, then of the right
+  FB_DEVICE void load(const T* from, int stride) {
+    const int depth = Transposed ? lane() % 8 + lane() / 16 * 8 : lane() / 16 * 8;
+    const int row = Transposed ? lane() / 8 % 2 * 8 : lane() % 16;
+    load_squares<Transposed>(from + (Transposed ? depth * stride + row : row * stride + depth), square);
+  }
+};
 
-template <typename Left, typename Right>
-FB_DEVICE void multiply_add(const Left& left, const Right& right, WarpSum& sum) {
-  nvcuda::wmma::mma_sync(sum.fragment, left.fragment, right.fragment, sum.fragment);
+// From [depth][column].
+template <typename T>
+struct WarpRight {
+  uint32_t square[4];  // upper, lower depths, each of the left columns, then of the right
+  FB_DEVICE void load(const T* from, int stride) {
+    load_squares<true>(from + lane() % 16 * stride + lane() / 16 * 8, square);
+  }
+};
+
+template <typename T, bool Transposed>
+FB_DEVICE void multiply_add(const WarpLeft<T, Transposed>& left, const WarpRight<T>& right, WarpSum& sum) {
+  multiply_squares(left.square, right.square, sum.at[0], T{});
+  multiply_squares(left.square, right.square + 2, sum.at[1], T{});
 }
 
 #else
 
-// The warp's first thread holds the whole fragment and does the work of all.
+// The warp's first thread holds the whole fragment and does the work of all. FLOWERS_BENCH_TURING: as before Ampere.
 template <typename T>
 struct HasTensorCores {
+#if defined(FLOWERS_BENCH_TURING)
+  static constexpr bool value = std::is_same_v<T, Half>;
+#else
   static constexpr bool value = sizeof(T) == 2;
+#endif
 };
 
 inline bool speaks_for_warp(int thread) { return thread % kWarp == 0; }

@@ -171,8 +171,8 @@ def on_this_machine(run: Mapping[str, Any], processes: int = 1) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product on CUDA: sums in one order
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Writing NaN into each new tensor finds reads of what was never written; on a GPU it is a kernel more for each.
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # by default a float32 convolution keeps ten bits (TF32)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.allow_tf32 = False  # a float32 convolution would keep ten bits of its factors
     if run.get("threads") or processes > 1:
         threads = int(run.get("threads") or torch.get_num_threads())
         torch.set_num_threads(max(1, threads // processes))
