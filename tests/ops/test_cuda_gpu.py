@@ -1,6 +1,6 @@
 """The op on a real CUDA device: against the float64 reference, and what only a device can show.
 
-No machine of this project has one, so that these tests have not been run yet. `pytest -m gpu` runs them alone.
+CI has none; docs/kernel.md says on which device they passed. `pytest -m gpu` runs them alone.
 """
 
 from __future__ import annotations

@@ -6,15 +6,15 @@
 // before is multiplied, and one barrier per step is enough. The column matrix never lies in device memory.
 // Input and output gradient are channels-last, so that a sample's channels are loaded 128 bits at a time.
 //
-// Written without a GPU: compiled for sm_75 to sm_120 and run by tests/ops/test_cuda_emulated.py on the host, never
-// on a device. Not done, each of which should pay there: asynchronous copies and a second buffer, so that sampling
-// hides behind products; larger tiles for wide layers (every 64 outputs sample anew, from L2); several taps in one step
-// where a layer has few channels (3 channels use 3 of 32 steps' depth); a kernel of its own for depthwise layers,
-// which are correct here but slow; TF32; sums of the input's gradient in shared memory before they go out as atomics.
+// Not done, each of which should pay: asynchronous copies; several taps in one step where a layer has few channels (3
+// channels use 3 of 32 steps' depth); a kernel of its own for depthwise layers, which are correct here but slow; TF32; sums of
+// the input's gradient in shared memory before they go out as atomics; weights in the order in which they come.
+// docs/performance.md says what was measured.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 
 #include "launch.h"
 
@@ -40,8 +40,10 @@ template <typename T>
 struct Problem {
   using A = Accumulator<T>;
   Geometry g = {};
+  // Of one weight group, and of one offset group. Here because a division costs the device as much as a sample.
+  int group_channels = 0, group_outputs = 0, offset_channels = 0;
   // Channels that share a weight group and an offset group lie in segments of this length.
-  int64_t segment = 0;
+  int segment = 0;
   // Whether 128-bit accesses to channels, to a group's outputs and to sums of the input's gradient are all aligned.
   bool wide = false;
   const T* input = nullptr;     // (N, H, W, C)
@@ -65,11 +67,18 @@ struct Problem {
   // Sum the input's gradient in a fixed order: slower, since fewer blocks can work at once.
   bool deterministic = false;
 
-  FB_HD int64_t group_channels() const { return g.channels / g.groups; }
-  FB_HD int64_t group_outputs() const { return g.out_channels / g.groups; }
-  FB_HD int64_t offset_channels() const { return g.channels / g.offset_groups; }
   FB_HD int64_t total() const { return g.batch * g.positions(); }
-  FB_HD int64_t weight_size() const { return g.taps() * g.channels * group_outputs(); }
+  FB_HD int64_t weight_size() const { return g.taps() * g.channels * group_outputs; }
+};
+
+// How a kernel divides a problem among blocks; made on the host.
+template <typename T>
+struct Plan {
+  Problem<T> p;
+  int64_t slices;  // of channels
+  int64_t tiles;   // of a group's outputs
+  int64_t blocks;  // of each part
+  int64_t parts;   // sums that are added up afterwards
 };
 
 FB_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -77,22 +86,22 @@ FB_HD int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 // What is left of a tile's `most`.
 FB_HD int at_most(int most, int64_t rest) { return rest < most ? static_cast<int>(rest) : most; }
 
-// The end of the channels from `channel` on that one step may take: `width` at most, all of one segment.
+// The slices of `kTile` channels, all of one segment, that cover the input, counted.
 template <typename T>
-FB_HD int64_t slice_end(const Problem<T>& p, int64_t channel, int64_t width) {
-  return least(channel + width, (channel / p.segment + 1) * p.segment);
-}
-
-// The slices of `kTile` channels that cover the input, counted.
-template <typename T>
-FB_HD int64_t slices(const Problem<T>& p) {
+int64_t slices(const Problem<T>& p) {
   return p.g.channels / p.segment * ceil_div(p.segment, kTile);
 }
 
 template <typename T>
-FB_HD int64_t slice_begin(const Problem<T>& p, int64_t slice) {
-  const int64_t each = ceil_div(p.segment, kTile);
+FB_DEVICE int slice_begin(const Problem<T>& p, int slice) {
+  const int each = (p.segment + kTile - 1) / kTile;
   return slice / each * p.segment + slice % each * kTile;
+}
+
+template <typename T>
+FB_DEVICE int slice_end(const Problem<T>& p, int channel) {
+  const int end = (channel / p.segment + 1) * p.segment;
+  return channel + kTile < end ? channel + kTile : end;
 }
 
 // ---- Coordinates ----
@@ -125,12 +134,12 @@ struct Point {
 };
 
 template <typename T, typename A = Accumulator<T>>
-FB_DEVICE Point<A> locate(const Problem<T>& p, const Place& place, int64_t tap, int64_t offset_group) {
+FB_DEVICE Point<A> locate(const Problem<T>& p, const Place& place, int tap, int offset_group) {
   Point<A> point = {0, {-1, -1, -1, -1}, {0, 0}, {0, 0}, 0, true};
   if (!place.exists) return point;
   const Geometry& g = p.g;
   const int32_t width = static_cast<int32_t>(g.width), kernel_w = static_cast<int32_t>(g.kernel_w);
-  const int32_t row = static_cast<int32_t>(tap) / kernel_w, column = static_cast<int32_t>(tap) - row * kernel_w;
+  const int32_t row = tap / kernel_w, column = tap - row * kernel_w;
   const int64_t plane = (place.image * g.offset_groups + offset_group) * g.taps() + tap;
   const T* const offset = p.offset + plane * 2 * g.positions() + place.at;
   const A y = A(place.y + row * static_cast<int32_t>(g.dilation_h)) + widen(offset[0]);
@@ -150,9 +159,11 @@ FB_DEVICE Point<A> locate(const Problem<T>& p, const Place& place, int64_t tap, 
   return point;
 }
 
+// Rows of `length` values; one multiplication of 32 bits gives all 64 of the address.
 template <typename T>
-FB_DEVICE const T* pixel(const Problem<T>& p, const Point<Accumulator<T>>& point, int corner) {
-  return p.input + point.image + int64_t(point.index[corner]) * static_cast<int32_t>(p.g.channels);
+FB_DEVICE const T* row_of(const T* from, int row, int length) {
+  const uint32_t bytes = static_cast<uint32_t>(length) * sizeof(T);
+  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(from) + uint64_t(static_cast<uint32_t>(row)) * bytes);
 }
 
 // ---- Tiles in shared memory ----
@@ -187,10 +198,10 @@ struct Matrix {
   static constexpr int kCount = Pack<T>::kCount, kPacks = Columns / kCount, kItems = Rows * kPacks / kThreads;
   Pack<T> pack[kItems];
 
-  FB_DEVICE void fetch(const T* from, int64_t stride, int rows, int columns, int thread) {
+  FB_DEVICE void fetch(const T* from, int length, int rows, int columns, int thread) {
     for (int i = 0; i < kItems; ++i) {
       const int item = thread + i * kThreads, row = item / kPacks, column = item % kPacks * kCount;
-      pack[i] = load_pack<Wide>(from + row * stride + column, row < rows ? at_most(kCount, columns - column) : 0);
+      pack[i] = load_pack<Wide>(row_of(from + column, row, length), row < rows ? columns - column : 0);
     }
   }
 
@@ -212,15 +223,16 @@ struct Samples {
   Pack<T> pixels[kItems][4];
 
   // `count` channels from `channel` on at the first `Positions` points.
-  FB_DEVICE void fetch(const Problem<T>& p, const Point<A>* at, int64_t channel, int count, int thread) {
+  FB_DEVICE void fetch(const Problem<T>& p, const Point<A>* at, int channel, int count, int thread) {
     points = at;
+    const int pixel = static_cast<int>(p.g.channels);
     for (int i = 0; i < kItems; ++i) {
       const int item = thread + i * kThreads, first = item % kPacks * kCount;
-      const int valid = at_most(kCount, count - first);
       const Point<A>& point = points[item / kPacks];
+      const T* const from = p.input + point.image + (channel + first);
       for (int corner = 0; corner < 4; ++corner) {
-        const int wanted = point.index[corner] < 0 ? 0 : valid;
-        pixels[i][corner] = load_pack<Wide>(pixel(p, point, corner) + channel + first, wanted);
+        const int index = point.index[corner];
+        pixels[i][corner] = load_pack<Wide>(row_of(from, index, pixel), index < 0 ? 0 : count - first);
       }
     }
   }
@@ -232,11 +244,11 @@ struct Samples {
       A sum[kCount] = {};
       for (int corner = 0; corner < 4; ++corner) {
         const A weight = point.weight(corner) * point.scale;
-        for (int j = 0; j < kCount; ++j) sum[j] += weight * widen(pixels[i][corner].value[j]);
+        A value[kCount];
+        widen_pack(pixels[i][corner], value);
+        for (int j = 0; j < kCount; ++j) sum[j] += weight * value[j];
       }
-      Pack<T> pack;
-      for (int j = 0; j < kCount; ++j) pack.value[j] = narrowed<T>(sum[j]);
-      store_pack(to + item / kPacks * Stride + item % kPacks * kCount, pack);
+      store_pack(to + item / kPacks * Stride + item % kPacks * kCount, narrowed_pack<T>(sum));
     }
   }
 };
@@ -388,7 +400,7 @@ template <typename T, int Columns, bool Wide>
 struct Forward {
   using A = Accumulator<T>;
   using S = Strides<T, Columns>;
-  using Params = Problem<T>;
+  using Params = Plan<T>;
   using Shared = Tiles<T, Columns>;
   static constexpr int kResident = kResidentProducts<T>;
   struct Registers : Work<T, Columns, Wide, Samples<T, kTile, kDepth<T>, S::kLeft, Wide, false>> {
@@ -396,74 +408,92 @@ struct Forward {
   };
   using Crew = Team<Forward>;
 
-  static FB_HD int64_t tiles(const Params& p) { return ceil_div(p.group_outputs(), Columns); }
-  static FB_HD int64_t blocks_of_part(const Params& p) { return ceil_div(p.total(), kTile) * p.g.groups * tiles(p); }
-  // How many blocks share the taps of a tile. Of shapes alone, so that a shape always sums in the same order.
-  static FB_HD int64_t parts(const Params& p) {
-    const int64_t room = kManyBlocks / (blocks_of_part(p) + (blocks_of_part(p) == 0));
-    return room == 0 ? 1 : least(p.g.taps(), room);
+  // Parts follow from shapes alone, so that a shape always sums in the same order.
+  static Params plan(const Problem<T>& p) {
+    const int64_t tiles = ceil_div(p.group_outputs, Columns), blocks = ceil_div(p.total(), kTile) * p.g.groups * tiles;
+    const int64_t room = blocks == 0 ? 1 : kManyBlocks / blocks;
+    return {p, 1, tiles, blocks, room == 0 ? 1 : least(p.g.taps(), room)};
   }
-  static int64_t blocks(const Params& p) { return blocks_of_part(p) * parts(p); }
 
-  static FB_DEVICE void run(const Params& p, int64_t block, const Crew& team) {
+  static FB_DEVICE void run(const Params& q, int64_t block, const Crew& team) {
+    const Problem<T>& p = q.p;
     // Neighbouring blocks sample at the same places.
-    const int64_t output = block % tiles(p) * Columns, group = block / tiles(p) % p.g.groups;
-    const int64_t part = block / blocks_of_part(p);
-    const int64_t first = block % blocks_of_part(p) / (tiles(p) * p.g.groups) * kTile;
+    const int64_t part = block / q.blocks, tile = block - part * q.blocks, column = tile % (q.tiles * p.g.groups);
+    const int64_t first = tile / (q.tiles * p.g.groups) * kTile;
+    const int group = static_cast<int>(column / q.tiles), output = static_cast<int>(column % q.tiles) * Columns;
     team.phase([&](int thread, Registers& r) {
       r.product.clear(thread);
       r.place = place_of(p.g, first + thread % kTile, p.total());
     });
     int turn = 0;
-    const int end = static_cast<int>((part + 1) * p.g.taps() / parts(p));
-    for (int tap = static_cast<int>(part * p.g.taps() / parts(p)); tap < end; tap += kPoints<T> / kTile) {
+    const int end = static_cast<int>((part + 1) * p.g.taps() / q.parts);
+    for (int tap = static_cast<int>(part * p.g.taps() / q.parts); tap < end; tap += kPoints<T> / kTile) {
       add_taps(p, group, output, tap, at_most(tap + kPoints<T> / kTile, end), turn, team);
     }
     team.phase([&](int thread, Registers& r) { r.finish(team.shared, turn, thread); });
     team.phase([&](int thread, Registers& r) { r.product.store(team.shared.result, thread); });
-    team.phase([&](int thread, Registers& r) { write(p, part, first, r.place, group, output, team.shared.result, thread); });
+    team.phase([&](int thread, Registers& r) {
+      const int outputs = at_most(Columns, p.group_outputs - output), positions = at_most(kTile, p.total() - first);
+      const int64_t o = int64_t(group) * p.group_outputs + output;
+      if (q.parts > 1) {
+        A* const to = p.parts + (part * p.total() + first) * p.g.out_channels + o;
+        write_rows(to, p.g.out_channels, positions, outputs, team.shared.result, thread, [](A v, int) { return v; });
+      } else {
+        write(p, first, r.place, o, positions, outputs, team.shared.result, thread);
+      }
+    });
   }
 
   // Taps [first, end), whose points fit into shared memory together, of all channels of a weight group.
-  static FB_DEVICE void add_taps(const Params& p, int64_t group, int64_t output, int first, int end, int& turn,
+  static FB_DEVICE void add_taps(const Problem<T>& p, int group, int output, int first, int end, int& turn,
                                  const Crew& team) {
     Shared& s = team.shared;
-    const int64_t channels = p.group_channels(), outputs = p.group_outputs();
-    for (int64_t segment = 0; segment < channels; segment += p.segment) {
+    const int channels = p.group_channels, outputs = p.group_outputs;
+    for (int segment = 0; segment < channels; segment += p.segment) {
       team.phase([&](int thread, Registers& r) {
         const int tap = first + thread / kTile;
-        if (tap < end) s.points[thread] = locate(p, r.place, tap, (group * channels + segment) / p.offset_channels());
+        if (tap < end) s.points[thread] = locate(p, r.place, tap, (group * channels + segment) / p.offset_channels);
       });
       for (int tap = first; tap < end; ++tap) {
-        for (int64_t channel = segment; channel < segment + p.segment; channel += kDepth<T>, ++turn) {
-          const int depth = at_most(kDepth<T>, segment + p.segment - channel);
-          const T* const weight = p.weight + ((group * p.g.taps() + tap) * channels + channel) * outputs + output;
+        const T* weight = p.weight + ((group * p.g.taps() + tap) * channels + segment) * outputs + output;
+        for (int channel = 0; channel < p.segment; channel += kDepth<T>, ++turn) {
           team.phase([&](int thread, Registers& r) {
-            r.left.fetch(p, s.points + (tap - first) * kTile, group * channels + channel, depth, thread);
-            r.right.fetch(weight, outputs, depth, at_most(Columns, outputs - output), thread);
+            r.left.fetch(p, s.points + (tap - first) * kTile, group * channels + segment + channel, p.segment - channel,
+                         thread);
+            r.right.fetch(weight, outputs, p.segment - channel, outputs - output, thread);
             r.step(s, turn, thread);
           });
+          weight += kDepth<T> * int64_t(outputs);
         }
       }
     }
   }
 
   // Neighbouring threads write neighbouring values, whichever way the output lies.
-  static FB_DEVICE void write(const Params& p, int64_t part, int64_t first, const Place& place, int64_t group,
-                              int64_t output, const A* result, int thread) {
-    const bool in_rows = p.out_rows || parts(p) > 1;
-    for (int item = thread; item < kTile * Columns; item += kThreads) {
-      const int row = in_rows ? item / Columns : item % kTile, column = in_rows ? item % Columns : item / kTile;
-      if (first + row >= p.total() || output + column >= p.group_outputs()) continue;
-      const int64_t o = group * p.group_outputs() + output + column, at_rows = (first + row) * p.g.out_channels + o;
-      const A value = result[row * S::kResult + column];
-      if (parts(p) > 1) {
-        p.parts[part * p.total() * p.g.out_channels + at_rows] = value;
-      } else {
-        // `row` is the thread's own, and so is `place`, where they lie in planes.
-        T* const to = p.out + (in_rows ? at_rows : (place.image * p.g.out_channels + o) * p.g.positions() + place.at);
-        *to = narrowed<T>(value + (p.bias ? widen(p.bias[o]) : A(0)));
+  static FB_DEVICE void write(const Problem<T>& p, int64_t first, const Place& place, int64_t o, int positions, int outputs,
+                              const A* result, int thread) {
+    const auto finished = [&](A value, int column) {
+      return narrowed<T>(value + (p.bias ? widen(p.bias[o + column]) : A(0)));
+    };
+    if (p.out_rows) {
+      T* const to = p.out + first * p.g.out_channels + o;
+      write_rows(to, p.g.out_channels, positions, outputs, result, thread, finished);
+    } else if (thread % kTile < positions) {
+      // `place` is that of row `thread % kTile`.
+      T* const to = p.out + (place.image * p.g.out_channels + o) * p.g.positions() + place.at;
+      for (int column = thread / kTile; column < outputs; column += kWays) {
+        to[column * p.g.positions()] = finished(result[thread % kTile * S::kResult + column], column);
       }
+    }
+  }
+
+  template <typename To, typename F>
+  static FB_DEVICE void write_rows(To* to, int64_t length, int positions, int outputs, const A* result, int thread,
+                                   const F& finished) {
+    const int column = thread % Columns;
+    if (column >= outputs) return;
+    for (int row = thread / Columns; row < positions; row += kThreads / Columns) {
+      to[row * length + column] = finished(result[row * S::kResult + column], column);
     }
   }
 };
@@ -472,26 +502,25 @@ struct Forward {
 template <typename T>
 struct AddTaps {
   using A = Accumulator<T>;
-  struct Params {
-    Problem<T> p;
-    int64_t count;
-    FB_HD int64_t size() const { return p.total() * p.g.out_channels; }
-  };
+  using Params = Plan<T>;
   struct Shared {};
   struct Registers {};
   static constexpr int kResident = 1;
 
-  static int64_t blocks(const Params& q) { return ceil_div(q.size(), kThreads); }
+  static Params plan(const Problem<T>& p, int64_t parts) {
+    return {p, 1, 1, ceil_div(p.total() * p.g.out_channels, kThreads), parts};
+  }
 
   static FB_DEVICE void run(const Params& q, int64_t block, const Team<AddTaps>& team) {
     team.phase([&](int thread, Registers&) {
-      const int64_t i = block * kThreads + thread, outputs = q.p.g.out_channels, positions = q.p.g.positions();
-      if (i >= q.size()) return;
-      const int64_t position = i / outputs, o = i % outputs;
-      A sum = q.p.bias ? widen(q.p.bias[o]) : A(0);
-      for (int64_t part = 0; part < q.count; ++part) sum += q.p.parts[part * q.size() + i];
-      const int64_t image = position / positions, at = position % positions;
-      q.p.out[q.p.out_rows ? i : (image * outputs + o) * positions + at] = narrowed<T>(sum);
+      const Problem<T>& p = q.p;
+      const int64_t i = block * kThreads + thread, outputs = p.g.out_channels, size = p.total() * outputs;
+      if (i >= size) return;
+      const int64_t position = i / outputs, o = i - position * outputs;
+      A sum = p.bias ? widen(p.bias[o]) : A(0);
+      for (int64_t part = 0; part < q.parts; ++part) sum += p.parts[part * size + i];
+      const int64_t image = position / p.g.positions(), at = position - image * p.g.positions();
+      p.out[p.out_rows ? i : (image * outputs + o) * p.g.positions() + at] = narrowed<T>(sum);
     });
   }
 };
@@ -508,7 +537,7 @@ struct AddTaps {
 template <typename T, bool Wide, bool Ordered>
 struct BackwardColumns {
   using A = Accumulator<T>;
-  using Params = Problem<T>;
+  using Params = Plan<T>;
   using S = Strides<T, kTile>;
   using Shared = Tiles<T>;
   static constexpr int kResident = kResidentProducts<T>;
@@ -517,66 +546,64 @@ struct BackwardColumns {
   };
   using Crew = Team<BackwardColumns>;
 
-  static int64_t blocks(const Params& p) {
-    return Ordered ? p.g.batch * slices(p) : ceil_div(p.total(), kTile) * p.g.taps() * p.g.offset_groups;
+  static Params plan(const Problem<T>& p) {
+    const int64_t tiles = ceil_div(p.total(), kTile) * p.g.taps() * p.g.offset_groups;
+    return {p, slices(p), 1, Ordered ? p.g.batch * slices(p) : tiles, 1};
   }
 
-  static FB_DEVICE void run(const Params& p, int64_t block, const Crew& team) {
+  static FB_DEVICE void run(const Params& q, int64_t block, const Crew& team) {
+    const Problem<T>& p = q.p;
     if constexpr (Ordered) {
-      const int64_t channel = slice_begin(p, block % slices(p)), image = block / slices(p);
-      const int64_t begin = image * p.g.positions(), end = begin + p.g.positions();
-      for (int64_t tap = 0; tap < p.g.taps(); ++tap) {
-        for (int64_t first = begin; first < end; first += kTile) {
-          add_tap(p, first, end, tap, channel, slice_end(p, channel, kTile), team);
-        }
+      const int64_t image = block / q.slices, begin = image * p.g.positions(), end = begin + p.g.positions();
+      const int channel = slice_begin(p, static_cast<int>(block - image * q.slices)), stop = slice_end(p, channel);
+      for (int tap = 0; tap < p.g.taps(); ++tap) {
+        for (int64_t first = begin; first < end; first += kTile) add_tap(p, first, end, tap, channel, stop, team);
       }
     } else {
-      const int64_t group = block % p.g.offset_groups, tap = block / p.g.offset_groups % p.g.taps();
-      const int64_t first = block / (p.g.offset_groups * p.g.taps()) * kTile;
-      const int64_t channel = group * p.offset_channels();
-      add_tap(p, first, p.total(), tap, channel, channel + p.offset_channels(), team);
+      const int64_t tile = block / (p.g.offset_groups * p.g.taps()), first = tile * kTile;
+      const int rest = static_cast<int>(block - tile * p.g.offset_groups * p.g.taps());
+      const int tap = rest / static_cast<int>(p.g.offset_groups), group = rest % static_cast<int>(p.g.offset_groups);
+      const int channel = group * p.offset_channels;
+      add_tap(p, first, p.total(), tap, channel, channel + p.offset_channels, team);
       if (p.grad_offset || p.grad_mask) finish(p, first, tap, group, team);
     }
   }
 
   // Channels [channel, last) of one offset group.
-  static FB_DEVICE void add_tap(const Params& p, int64_t first, int64_t end, int64_t tap, int64_t channel, int64_t last,
+  static FB_DEVICE void add_tap(const Problem<T>& p, int64_t first, int64_t end, int tap, int channel, int last,
                                 const Crew& team) {
     Shared& s = team.shared;
     team.phase([&](int thread, Registers& r) {
       r.sum_y = r.sum_x = r.sum_mask = A(0);
       if (thread >= kTile) return;
-      s.points[thread] = locate(p, place_of(p.g, first + thread, end), tap, channel / p.offset_channels());
+      s.points[thread] = locate(p, place_of(p.g, first + thread, end), tap, channel / p.offset_channels);
     });
-    for (int64_t stop; channel < last; channel = stop) {
-      stop = slice_end(p, channel, kTile);
-      multiply(p, first, end, tap, channel, stop, team);
-      const int count = static_cast<int>(stop - channel);
+    for (int stop; channel < last; channel = stop) {
+      stop = slice_end(p, channel);
+      multiply(p, first, at_most(kTile, end - first), tap, channel, stop - channel, team);
       team.phase([&](int thread, Registers& r) {
-        if (p.grad_input) scatter<Wide && !Ordered ? AtomicWidth<A>::value : 1>(p, s, channel, count, thread);
-        if (!Ordered && (p.grad_offset || p.grad_mask)) sum_channels(p, s, channel, count, thread, r);
+        if (p.grad_input) scatter<Wide && !Ordered ? AtomicWidth<A>::value : 1>(p, s, channel, stop - channel, thread);
+        if (!Ordered && (p.grad_offset || p.grad_mask)) sum_channels(p, s, channel, stop - channel, thread, r);
       });
     }
   }
 
-  // The columns' gradients into s.result[position][channel].
-  static FB_DEVICE void multiply(const Params& p, int64_t first, int64_t end, int64_t tap, int64_t channel, int64_t stop,
+  // The columns' gradients into s.result[position][channel], of `count` channels from `channel` on.
+  static FB_DEVICE void multiply(const Problem<T>& p, int64_t first, int positions, int tap, int channel, int count,
                                  const Crew& team) {
     Shared& s = team.shared;
-    const int64_t group = channel / p.group_channels(), outputs = p.group_outputs();
-    const T* grad = p.grad + first * p.g.out_channels + group * outputs;
-    const T* weight = p.weight_t + (group * p.g.taps() + tap) * outputs * p.group_channels() +
-                      channel - group * p.group_channels();
+    const int group = channel / p.group_channels, channels = p.group_channels, outputs = p.group_outputs;
+    const T* grad = p.grad + first * p.g.out_channels + int64_t(group) * outputs;
+    const T* weight = p.weight_t + (group * p.g.taps() + tap) * outputs * channels + channel - group * channels;
     team.phase([&](int thread, Registers& r) { r.product.clear(thread); });
     int turn = 0;
-    for (int64_t output = 0; output < outputs; output += kDepth<T>, ++turn) {
-      const int depth = at_most(kDepth<T>, outputs - output);
+    for (int output = 0; output < outputs; output += kDepth<T>, ++turn) {
       team.phase([&](int thread, Registers& r) {
-        r.left.fetch(grad + output, p.g.out_channels, at_most(kTile, end - first), depth, thread);
-        r.right.fetch(weight + output * p.group_channels(), p.group_channels(), depth, at_most(kTile, stop - channel),
-                      thread);
+        r.left.fetch(grad, static_cast<int>(p.g.out_channels), positions, outputs - output, thread);
+        r.right.fetch(weight, channels, outputs - output, count, thread);
         r.step(s, turn, thread);
       });
+      grad += kDepth<T>, weight += kDepth<T> * int64_t(channels);
     }
     team.phase([&](int thread, Registers& r) { r.finish(s, turn, thread); });
     team.phase([&](int thread, Registers& r) { r.product.store(s.result, thread); });
@@ -585,7 +612,7 @@ struct BackwardColumns {
   // A warp's threads have neighbouring channels, `Width` each: their atomics to one pixel fill whole sectors. Threads of one
   // channel share the rows or, where the order counts, the pixels: each has every fourth to itself.
   template <int Width>
-  static FB_DEVICE void scatter(const Params& p, const Shared& s, int64_t channel, int count, int thread) {
+  static FB_DEVICE void scatter(const Problem<T>& p, const Shared& s, int channel, int count, int thread) {
     constexpr int kAcross = kTile / Width, kShared = kThreads / kAcross;
     const int column = thread % kAcross * Width, mine = thread / kAcross;
     if (column >= count) return;
@@ -602,19 +629,19 @@ struct BackwardColumns {
     }
   }
 
-  static FB_DEVICE void sum_channels(const Params& p, const Shared& s, int64_t channel, int count, int thread,
+  static FB_DEVICE void sum_channels(const Problem<T>& p, const Shared& s, int channel, int count, int thread,
                                      Registers& r) {
     constexpr int kCount = Pack<T>::kCount;
     const int row = thread / kWays;
     const Point<A>& point = s.points[row];
     const A* const result = s.result + row * S::kResult;
     for (int begin = thread % kWays * kCount; begin < count; begin += kWays * kCount) {
-      const int valid = count - begin < kCount ? count - begin : kCount;
       for (int corner = 0; corner < 4; ++corner) {
         if (point.index[corner] < 0) continue;
-        const Pack<T> pack = load_pack<Wide>(pixel(p, point, corner) + channel + begin, valid);
-        A dot = A(0);
-        for (int i = 0; i < valid; ++i) dot += result[begin + i] * widen(pack.value[i]);
+        const T* const from = p.input + point.image + (channel + begin);
+        A value[kCount], dot = A(0);
+        widen_pack(load_pack<Wide>(row_of(from, point.index[corner], static_cast<int>(p.g.channels)), count - begin), value);
+        for (int i = 0; i < kCount; ++i) dot += i < count - begin ? result[begin + i] * value[i] : A(0);
         const A weight_x = point.weight_x[corner & 1], weight_y = point.weight_y[corner >> 1];
         r.sum_y += dot * (corner >> 1 ? weight_x : -weight_x);
         r.sum_x += dot * (corner & 1 ? weight_y : -weight_y);
@@ -624,7 +651,7 @@ struct BackwardColumns {
   }
 
   // The four threads of each position put their sums together, always in the same order.
-  static FB_DEVICE void finish(const Params& p, int64_t first, int64_t tap, int64_t group, const Crew& team) {
+  static FB_DEVICE void finish(const Problem<T>& p, int64_t first, int tap, int group, const Crew& team) {
     A(*const sums)[3] = reinterpret_cast<A(*)[3]>(team.shared.result);
     team.phase([&](int thread, Registers& r) {
       sums[thread][0] = r.sum_y, sums[thread][1] = r.sum_x, sums[thread][2] = r.sum_mask;
@@ -660,50 +687,51 @@ FB_HD int64_t share_positions(int64_t total, int64_t blocks) {
 template <typename T, int Columns, bool Wide>
 struct BackwardWeight {
   using S = Strides<T, Columns>;
-  using Params = Problem<T>;
+  using Params = Plan<T>;
   using Shared = Tiles<T, Columns>;
   static constexpr int kResident = kResidentProducts<T>;
   using Registers = Work<T, Columns, Wide, Samples<T, kDepth<T>, kTile, S::kLeftTransposed, Wide, true>>;
 
-  static FB_HD int64_t tiles(const Params& p) { return ceil_div(p.group_outputs(), Columns); }
-  static FB_HD int64_t blocks_of_part(const Params& p) { return tiles(p) * p.g.taps() * slices(p); }
-  static FB_HD int64_t parts(const Params& p) { return share_positions(p.total(), blocks_of_part(p)); }
-  static int64_t blocks(const Params& p) { return blocks_of_part(p) * parts(p); }
+  static Params plan(const Problem<T>& p) {
+    const int64_t tiles = ceil_div(p.group_outputs, Columns), blocks = tiles * p.g.taps() * slices(p);
+    return {p, slices(p), tiles, blocks, share_positions(p.total(), blocks)};
+  }
 
-  static FB_DEVICE void run(const Params& p, int64_t block, const Team<BackwardWeight>& team) {
-    const int64_t output = block % tiles(p) * Columns, tap = block / tiles(p) % p.g.taps();
-    const int64_t channel = slice_begin(p, block / (tiles(p) * p.g.taps()) % slices(p));
-    const int64_t part = block / blocks_of_part(p);
-    const int count = at_most(kTile, slice_end(p, channel, kTile) - channel);
-    const int64_t share = ceil_div(p.total(), parts(p)), end = least((part + 1) * share, p.total());
-    const int64_t group = channel / p.group_channels(), outputs = p.group_outputs();
+  static FB_DEVICE void run(const Params& q, int64_t block, const Team<BackwardWeight>& team) {
+    const Problem<T>& p = q.p;
+    const int64_t part = block / q.blocks, share = ceil_div(p.total(), q.parts), end = least((part + 1) * share, p.total());
+    const int rest = static_cast<int>(block - part * q.blocks), tiles = static_cast<int>(q.tiles);
+    const int taps = static_cast<int>(p.g.taps()), tap = rest / tiles % taps, output = rest % tiles * Columns;
+    const int channel = slice_begin(p, rest / (tiles * taps)), count = slice_end(p, channel) - channel;
+    const int group = channel / p.group_channels, outputs = p.group_outputs;
     Shared& s = team.shared;
     team.phase([&](int thread, Registers& r) { r.product.clear(thread); });
     int turn = 0;
     for (int64_t located = part * share; located < end; located += kPoints<T>) {
       team.phase([&](int thread, Registers&) {
         if (thread >= kPoints<T>) return;
-        s.points[thread] = locate(p, place_of(p.g, located + thread, end), tap, channel / p.offset_channels());
+        s.points[thread] = locate(p, place_of(p.g, located + thread, end), tap, channel / p.offset_channels);
       });
-      const int64_t stop = least(located + kPoints<T>, end);
-      for (int64_t first = located; first < stop; first += kDepth<T>, ++turn) {
-        const T* const grad = p.grad + first * p.g.out_channels + group * outputs + output;
+      const int positions = at_most(kPoints<T>, end - located);
+      const T* grad = p.grad + located * p.g.out_channels + int64_t(group) * outputs + output;
+      for (int first = 0; first < positions; first += kDepth<T>, ++turn) {
         team.phase([&](int thread, Registers& r) {
-          r.left.fetch(p, s.points + (first - located), channel, count, thread);
-          r.right.fetch(grad, p.g.out_channels, at_most(kDepth<T>, stop - first), at_most(Columns, outputs - output),
-                        thread);
+          r.left.fetch(p, s.points + first, channel, count, thread);
+          r.right.fetch(grad, static_cast<int>(p.g.out_channels), positions - first, outputs - output, thread);
           r.step(s, turn, thread);
         });
+        grad += kDepth<T> * p.g.out_channels;
       }
     }
     team.phase([&](int thread, Registers& r) { r.finish(s, turn, thread); });
     team.phase([&](int thread, Registers& r) { r.product.store(s.result, thread); });
     team.phase([&](int thread, Registers&) {
-      const int64_t row = (group * p.g.taps() + tap) * p.group_channels() + channel - group * p.group_channels();
+      const int64_t row = (group * p.g.taps() + tap) * p.group_channels + channel - group * p.group_channels;
       Accumulator<T>* const to = p.parts + part * p.weight_size() + row * outputs + output;
-      for (int item = thread; item < kTile * Columns; item += kThreads) {
-        const int c = item / Columns, o = item % Columns;
-        if (c < count && output + o < outputs) to[c * outputs + o] = s.result[c * S::kResult + o];
+      const int o = thread % Columns;
+      if (output + o >= outputs) return;
+      for (int c = thread / Columns; c < count; c += kThreads / Columns) {
+        to[c * int64_t(outputs) + o] = s.result[c * S::kResult + o];
       }
     });
   }
@@ -713,20 +741,22 @@ struct BackwardWeight {
 template <typename T>
 struct BackwardBias {
   using A = Accumulator<T>;
-  using Params = Problem<T>;
+  using Params = Plan<T>;
   struct Shared {
     A sums[kThreads];
   };
   struct Registers {};
   static constexpr int kResident = 1;
 
-  static FB_HD int64_t tiles(const Params& p) { return ceil_div(p.g.out_channels, kTile); }
-  static FB_HD int64_t parts(const Params& p) { return share_positions(p.total(), tiles(p)); }
-  static int64_t blocks(const Params& p) { return tiles(p) * parts(p); }
+  static Params plan(const Problem<T>& p) {
+    const int64_t tiles = ceil_div(p.g.out_channels, kTile);
+    return {p, 1, tiles, tiles, share_positions(p.total(), tiles)};
+  }
 
-  static FB_DEVICE void run(const Params& p, int64_t block, const Team<BackwardBias>& team) {
-    const int64_t part = block / tiles(p), first = block % tiles(p) * kTile;
-    const int64_t share = ceil_div(p.total(), parts(p)), end = least((part + 1) * share, p.total());
+  static FB_DEVICE void run(const Params& q, int64_t block, const Team<BackwardBias>& team) {
+    const Problem<T>& p = q.p;
+    const int64_t part = block / q.blocks, first = (block - part * q.blocks) * kTile;
+    const int64_t share = ceil_div(p.total(), q.parts), end = least((part + 1) * share, p.total());
     team.phase([&](int thread, Registers&) {
       const int64_t o = first + thread % kTile;
       A sum = A(0);
@@ -778,15 +808,13 @@ struct AddParts {
 // Derives what follows from shapes and addresses; to be called once they are set.
 template <typename T>
 void complete(Problem<T>& p) {
-  int64_t a = p.group_channels(), b = p.offset_channels();
-  while (b != 0) {
-    const int64_t rest = a % b;
-    a = b, b = rest;
-  }
-  p.segment = a;
+  p.group_channels = static_cast<int>(p.g.channels / p.g.groups);
+  p.group_outputs = static_cast<int>(p.g.out_channels / p.g.groups);
+  p.offset_channels = static_cast<int>(p.g.channels / p.g.offset_groups);
+  p.segment = std::gcd(p.group_channels, p.offset_channels);
   const auto aligned = [](const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; };
   constexpr int kCount = Pack<T>::kCount, kSums = AtomicWidth<Accumulator<T>>::value;
-  p.wide = p.segment % kCount == 0 && p.segment % kSums == 0 && p.group_outputs() % kCount == 0 && aligned(p.input) &&
+  p.wide = p.segment % kCount == 0 && p.segment % kSums == 0 && p.group_outputs % kCount == 0 && aligned(p.input) &&
            aligned(p.weight) && aligned(p.weight_t) && aligned(p.grad) && aligned(p.grad_input);
 }
 
@@ -796,37 +824,42 @@ template <template <typename, int, bool> class Kernel, typename T, typename F>
 auto with_kernel(const Problem<T>& p, const F& f) {
   if (!p.wide) return f(Kernel<T, kTile, false>{});
   if constexpr (sizeof(T) == 2) {
-    if (p.group_outputs() > kTile) return f(Kernel<T, 2 * kTile, true>{});
+    if (p.group_outputs > kTile) return f(Kernel<T, 2 * kTile, true>{});
   }
   return f(Kernel<T, kTile, true>{});
+}
+
+template <typename Kernel, typename T>
+void launch_plan(const Plan<T>& plan, Stream stream) {
+  launch<Kernel>(plan, plan.blocks * plan.parts, stream);
 }
 
 // How many values `parts` must have room for.
 template <typename T>
 int64_t forward_parts_size(const Problem<T>& p) {
-  const int64_t parts = with_kernel<Forward>(p, [&](auto kernel) { return decltype(kernel)::parts(p); });
+  const int64_t parts = with_kernel<Forward>(p, [&](auto kernel) { return decltype(kernel)::plan(p).parts; });
   return parts > 1 ? parts * p.total() * p.g.out_channels : 0;
 }
 
 template <typename T>
 void run_forward(const Problem<T>& p, Stream stream) {
   with_kernel<Forward>(p, [&](auto kernel) {
-    using Kernel = decltype(kernel);
-    launch<Kernel>(p, Kernel::blocks(p), stream);
-    const typename AddTaps<T>::Params add = {p, Kernel::parts(p)};
-    if (add.count > 1) launch<AddTaps<T>>(add, AddTaps<T>::blocks(add), stream);
+    const Plan<T> plan = decltype(kernel)::plan(p);
+    launch_plan<decltype(kernel)>(plan, stream);
+    const Plan<T> add = AddTaps<T>::plan(p, plan.parts);
+    if (plan.parts > 1) launch<AddTaps<T>>(add, add.blocks, stream);
   });
 }
 
 template <typename T>
-int64_t weight_parts(const Problem<T>& p) {
-  return with_kernel<BackwardWeight>(p, [&](auto kernel) { return decltype(kernel)::parts(p); });
+Plan<T> weight_plan(const Problem<T>& p) {
+  return with_kernel<BackwardWeight>(p, [&](auto kernel) { return decltype(kernel)::plan(p); });
 }
 
 template <typename T>
 int64_t backward_parts_size(const Problem<T>& p) {
-  return (p.grad_weight ? weight_parts(p) * p.weight_size() : 0) +
-         (p.grad_bias ? BackwardBias<T>::parts(p) * p.g.out_channels : 0);
+  return (p.grad_weight ? weight_plan(p).parts * p.weight_size() : 0) +
+         (p.grad_bias ? BackwardBias<T>::plan(p).parts * p.g.out_channels : 0);
 }
 
 template <typename T, bool Wide>
@@ -834,10 +867,10 @@ void run_backward_columns(Problem<T> p, Stream stream) {
   using Ordered = BackwardColumns<T, Wide, true>;
   using Unordered = BackwardColumns<T, Wide, false>;
   if (p.deterministic && p.grad_input) {
-    launch<Ordered>(p, Ordered::blocks(p), stream);
+    launch_plan<Ordered>(Ordered::plan(p), stream);
     p.grad_input = nullptr;
   }
-  if (p.grad_input || p.grad_offset || p.grad_mask) launch<Unordered>(p, Unordered::blocks(p), stream);
+  if (p.grad_input || p.grad_offset || p.grad_mask) launch_plan<Unordered>(Unordered::plan(p), stream);
 }
 
 template <typename T>
@@ -845,18 +878,17 @@ void run_backward(Problem<T> p, Stream stream) {
   using Add = AddParts<T>;
   p.wide ? run_backward_columns<T, true>(p, stream) : run_backward_columns<T, false>(p, stream);
   if (p.grad_weight) {
-    with_kernel<BackwardWeight>(p, [&](auto kernel) {
-      using Kernel = decltype(kernel);
-      launch<Kernel>(p, Kernel::blocks(p), stream);
-    });
-    const typename Add::Params add = {p.parts, weight_parts(p), p.g.groups, p.g.taps(),
-                                      p.group_channels(), p.group_outputs(), p.grad_weight};
+    const Plan<T> plan = weight_plan(p);
+    with_kernel<BackwardWeight>(p, [&](auto kernel) { launch_plan<decltype(kernel)>(plan, stream); });
+    const typename Add::Params add = {p.parts, plan.parts, p.g.groups, p.g.taps(), p.group_channels, p.group_outputs,
+                                      p.grad_weight};
     launch<Add>(add, Add::blocks(add), stream);
-    p.parts += weight_parts(p) * p.weight_size();
+    p.parts += plan.parts * p.weight_size();
   }
   if (p.grad_bias) {
-    launch<BackwardBias<T>>(p, BackwardBias<T>::blocks(p), stream);
-    const typename Add::Params add = {p.parts, BackwardBias<T>::parts(p), 1, 1, 1, p.g.out_channels, p.grad_bias};
+    const Plan<T> plan = BackwardBias<T>::plan(p);
+    launch_plan<BackwardBias<T>>(plan, stream);
+    const typename Add::Params add = {p.parts, plan.parts, 1, 1, 1, p.g.out_channels, p.grad_bias};
     launch<Add>(add, Add::blocks(add), stream);
   }
 }

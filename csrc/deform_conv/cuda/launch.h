@@ -190,20 +190,39 @@ struct AtomicWidth {
 template <typename T>
 struct alignas(16) Pack {
   static constexpr int kCount = 16 / sizeof(T);
-  T value[kCount];
+  uint32_t word[4];
 };
 
-// `count` values from `from`, zeros after them. `Wide` promises an aligned address, and all values or none.
+// At most kCount values from `from`, `count` if that is less, zeros after them. `Wide` promises an aligned address, and all
+// values or none.
 template <bool Wide, typename T>
 FB_DEVICE Pack<T> load_pack(const T* from, int count) {
   Pack<T> pack = {};
   if constexpr (Wide) {
     if (count > 0) pack = *reinterpret_cast<const Pack<T>*>(from);
   } else {
+    T value[Pack<T>::kCount] = {};
     for (int i = 0; i < Pack<T>::kCount; ++i) {
-      if (i < count) pack.value[i] = from[i];
+      if (i < count) value[i] = from[i];
     }
+    __builtin_memcpy(pack.word, value, sizeof(pack.word));
   }
+  return pack;
+}
+
+template <typename T>
+FB_DEVICE void widen_pack(const Pack<T>& pack, Accumulator<T> (&to)[Pack<T>::kCount]) {
+  T value[Pack<T>::kCount];
+  __builtin_memcpy(value, pack.word, sizeof(value));
+  for (int i = 0; i < Pack<T>::kCount; ++i) to[i] = widen(value[i]);
+}
+
+template <typename T>
+FB_DEVICE Pack<T> narrowed_pack(const Accumulator<T> (&from)[Pack<T>::kCount]) {
+  Pack<T> pack;
+  T value[Pack<T>::kCount];
+  for (int i = 0; i < Pack<T>::kCount; ++i) value[i] = narrowed<T>(from[i]);
+  __builtin_memcpy(pack.word, value, sizeof(value));
   return pack;
 }
 
