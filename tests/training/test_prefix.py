@@ -178,6 +178,18 @@ class _Fake:
         return "ab" * 16
 
 
+def test_no_cut_where_what_is_trained_reaches_back() -> None:
+    """A trained value that a hook adds to the image: nothing among the modules says so, and at first it is zero."""
+    backbone = timm.create_model("test_resnet", num_classes=5)
+    freeze_stages(backbone, 2)
+    assert isinstance(find_cut(Classifier(backbone), IMAGE), Cut)
+    backbone.get_classifier().shift = nn.Parameter(torch.zeros(()))
+    backbone.conv1.register_forward_pre_hook(lambda module, inputs: inputs[0] + backbone.get_classifier().shift)
+    state = {name: value.clone() for name, value in backbone.state_dict().items()}
+    assert isinstance(find_cut(Classifier(backbone), IMAGE), str)
+    assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items()), "left as it was"
+
+
 @pytest.mark.parametrize("deep", [True, False])
 def test_no_cut_behind_prompts_that_are_trained(deep: bool) -> None:
     backbone = Backbone("test_vit", Weights(), 5, 32)

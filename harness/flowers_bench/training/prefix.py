@@ -9,6 +9,7 @@ images go through the whole network as ever. What was used stands in the result:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -172,14 +173,32 @@ def _kind(module: nn.Module) -> str:
 
 
 def _divides(cut: Cut, model: nn.Module, image: Tensor) -> bool:
-    """Whether the two parts, one after the other, compute what the model does."""
+    """Whether the two parts, one after the other, compute what the model does, also once training has changed what it may."""
     model.eval()
     try:
-        with torch.inference_mode(), torch.random.fork_rng():
-            expected, found = model(image), cut.after(model).eval()(cut.before(model, image))
+        with torch.random.fork_rng():
+            with torch.inference_mode():
+                kept, tail = cut.before(model, image), cut.after(model).eval()
+            with _trained_ones_moved(model), torch.inference_mode():
+                expected, found = model(image), tail(kept)
             return torch.equal(expected.logits, found.logits) and torch.equal(expected.embedding, found.embedding)
     except Exception:  # a network that is no chain of its modules fails in its own way
         return False
+
+
+@contextlib.contextmanager
+def _trained_ones_moved(model: nn.Module) -> Iterator[None]:
+    """Within it, every parameter that is trained has other values."""
+    before = [(parameter, parameter.detach().clone()) for parameter in model.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for parameter, value in before:
+            parameter.copy_(1.25 * value + 0.125)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in before:
+                parameter.copy_(value)
 
 
 @dataclass
