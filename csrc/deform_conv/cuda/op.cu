@@ -52,7 +52,9 @@ Tensor packed(const Tensor& weight, const Geometry& g, bool exchanged) {
 
 Stream current_stream(const Tensor& t) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  // The macro that checks such codes has had two names since torch 2.10.
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) == AOTI_TORCH_SUCCESS,
+                  "deform_conv2d: no current CUDA stream");
   return static_cast<Stream>(stream);
 }
 
