@@ -58,6 +58,23 @@ def test_a_failing_compiler_leaves_its_words_and_the_reference(tmp_path: Path) -
     assert "no such flag" in log.read_text()
     assert str(log) in done.stderr
     assert not list((tmp_path / "cache").glob("*/kernel.so"))
+    again = run(COMPUTE, CXX=str(compiler), FLOWERS_BENCH_CACHE=str(tmp_path / "cache"))
+    assert "failed before" in again.stderr, "every process would wait for the same failure"
+
+
+def test_where_the_cuda_part_does_not_compile_the_rest_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compile_(compiler: str, cuda: bool, library: Path) -> None:
+        if cuda:
+            raise RuntimeError("the compiler failed, see some log")
+        library.touch()
+
+    monkeypatch.setenv(_build.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(_build, "wants_cuda", lambda otherwise: True)
+    monkeypatch.setattr(_build, "_compile", compile_)
+    assert _build._compiled().is_file()
+    assert "no CUDA kernel (the compiler failed, see some log)" in capsys.readouterr().err
 
 
 def test_the_environment_can_ask_for_the_reference() -> None:

@@ -117,14 +117,24 @@ def _prebuilt() -> Path | None:
 
 
 def _compiled() -> Path:
-    """The compiled library in the user's cache; compiles it if this source has not been compiled here yet."""
+    """The compiled library in the user's cache; compiles it if this source has not been compiled here yet. Where the CUDA
+    part does not compile, says so and does without."""
     import torch
-    from filelock import FileLock
 
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if not compiler or not shutil.which(compiler):
         raise RuntimeError("no C++ compiler found")
-    cuda = wants_cuda(torch.cuda.is_available())
+    if wants_cuda(torch.cuda.is_available()):
+        try:
+            return _in_cache(compiler, cuda=True)
+        except RuntimeError as error:
+            _say(f"no CUDA kernel ({error}); tensors on a GPU take the slow PyTorch path for deformable convolution")
+    return _in_cache(compiler, cuda=False)
+
+
+def _in_cache(compiler: str, cuda: bool) -> Path:
+    from filelock import FileLock
+
     folder = _cache_folder() / _key(compiler, cuda)
     library = folder / "kernel.so"
     if library.is_file():
@@ -132,6 +142,8 @@ def _compiled() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):  # a process that waited here finds the other's library
         if not library.is_file():
+            if (log := folder / "build.log").is_file():
+                raise RuntimeError(f"the compiler failed before, see {log}; remove it to try again")
             _say(f"compiling the deformable-convolution kernel (once, about {_SECONDS * (3 if cuda else 1)} s) ...")
             _compile(compiler, cuda, library)
     return library
