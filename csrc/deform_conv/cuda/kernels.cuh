@@ -2,13 +2,13 @@
 //
 // All three kernels that multiply (forward, gradients of the columns, gradient of the weight) compute tiles of 64 rows
 // in steps with the same pair of factors in shared memory and the same product: tensor cores for half and bfloat16
-// (float32 sums), fused multiply-adds for float and double. Pairs take turns, so that a step's loads travel while the step
-// before is multiplied, and one barrier per step is enough. The column matrix never lies in device memory.
+// (float32 sums), fused multiply-adds for float and double. Pairs take turns, so that a step's loads travel while the
+// step before is multiplied, and one barrier per step is enough. The column matrix never lies in device memory.
 // Input and output gradient are channels-last, so that a sample's channels are loaded 128 bits at a time.
 //
 // Not done, each of which should pay: asynchronous copies; several taps in one step where a layer has few channels (3
-// channels use 3 of 32 steps' depth); a kernel of its own for depthwise layers, which are correct here but slow; TF32; sums of
-// the input's gradient in shared memory before they go out as atomics; weights in the order in which they come.
+// channels use 3 of 32 steps' depth); a kernel of its own for depthwise layers, which are correct here but slow; TF32;
+// sums of the input's gradient in shared memory before they go out as atomics; weights in the order in which they come.
 // docs/performance.md says what was measured.
 #pragma once
 
@@ -61,8 +61,8 @@ struct Problem {
   T* grad_mask = nullptr;    // like mask
   T* grad_weight = nullptr;  // (OC, channels of a group, taps)
   T* grad_bias = nullptr;    // (OC)
-  // Where blocks leave sums of their share. Forward, of the taps: (parts, N, OH * OW, OC). Backward, of the positions:
-  // weight_parts() times grad_weight in the order of `weight`, then as many times grad_bias as it has parts.
+  // Where blocks leave sums of their share, as many of each as its plan has parts. Forward, of the taps: (N, OH * OW, OC)
+  // each. Backward, of the positions: grad_weight's in the order of `weight`, then grad_bias's.
   A* parts = nullptr;
   // Sum the input's gradient in a fixed order: slower, since fewer blocks can work at once.
   bool deterministic = false;
@@ -255,8 +255,8 @@ struct Samples {
 
 // ---- Products ----
 
-// result += left * right, each thread a square of 4 x 4 values, or, of a wide result, two of them 64 columns apart: as many
-// loads of four as there are multiplications by 8.
+// result += left * right, each thread a square of 4 x 4 values, or, of a wide result, two of them 64 columns apart: as
+// many loads of four as there are multiplications by 8.
 template <typename T, int Columns, bool Transposed>
 struct ThreadProduct {
   using A = Accumulator<T>;
@@ -285,7 +285,8 @@ struct ThreadProduct {
     for (int k = 0; k < kDepth<T>; k += kEach) {
       A left[kEach][kEach];  // [depth][row] if transposed, else [row][depth]
       for (int i = 0; i < kEach; ++i) {
-        load(Transposed ? f.left + (k + i) * S::kLeftTransposed + row(thread) : f.left + (row(thread) + i) * S::kLeft + k,
+        load(Transposed ? f.left + (k + i) * S::kLeftTransposed + row(thread)
+                        : f.left + (row(thread) + i) * S::kLeft + k,
              left[i]);
       }
       for (int square = 0; square < kSquares; ++square) add(f, k, left, square, thread);
@@ -470,8 +471,8 @@ struct Forward {
   }
 
   // Neighbouring threads write neighbouring values, whichever way the output lies.
-  static FB_DEVICE void write(const Problem<T>& p, int64_t first, const Place& place, int64_t o, int positions, int outputs,
-                              const A* result, int thread) {
+  static FB_DEVICE void write(const Problem<T>& p, int64_t first, const Place& place, int64_t o, int positions,
+                              int outputs, const A* result, int thread) {
     const auto finished = [&](A value, int column) {
       return narrowed<T>(value + (p.bias ? widen(p.bias[o + column]) : A(0)));
     };
@@ -609,8 +610,8 @@ struct BackwardColumns {
     team.phase([&](int thread, Registers& r) { r.product.store(s.result, thread); });
   }
 
-  // A warp's threads have neighbouring channels, `Width` each: their atomics to one pixel fill whole sectors. Threads of one
-  // channel share the rows or, where the order counts, the pixels: each has every fourth to itself.
+  // A warp's threads have neighbouring channels, `Width` each: their atomics to one pixel fill whole sectors. Threads of
+  // one channel share the rows or, where the order counts, the pixels: each has every fourth to itself.
   template <int Width>
   static FB_DEVICE void scatter(const Problem<T>& p, const Shared& s, int channel, int count, int thread) {
     constexpr int kAcross = kTile / Width, kShared = kThreads / kAcross;
@@ -638,9 +639,10 @@ struct BackwardColumns {
     for (int begin = thread % kWays * kCount; begin < count; begin += kWays * kCount) {
       for (int corner = 0; corner < 4; ++corner) {
         if (point.index[corner] < 0) continue;
-        const T* const from = p.input + point.image + (channel + begin);
+        const int pixel = static_cast<int>(p.g.channels);
+        const T* const from = row_of(p.input + point.image + (channel + begin), point.index[corner], pixel);
         A value[kCount], dot = A(0);
-        widen_pack(load_pack<Wide>(row_of(from, point.index[corner], static_cast<int>(p.g.channels)), count - begin), value);
+        widen_pack(load_pack<Wide>(from, count - begin), value);
         for (int i = 0; i < kCount; ++i) dot += i < count - begin ? result[begin + i] * value[i] : A(0);
         const A weight_x = point.weight_x[corner & 1], weight_y = point.weight_y[corner >> 1];
         r.sum_y += dot * (corner >> 1 ? weight_x : -weight_x);
@@ -699,7 +701,8 @@ struct BackwardWeight {
 
   static FB_DEVICE void run(const Params& q, int64_t block, const Team<BackwardWeight>& team) {
     const Problem<T>& p = q.p;
-    const int64_t part = block / q.blocks, share = ceil_div(p.total(), q.parts), end = least((part + 1) * share, p.total());
+    const int64_t part = block / q.blocks;
+    const int64_t share = ceil_div(p.total(), q.parts), end = least((part + 1) * share, p.total());
     const int rest = static_cast<int>(block - part * q.blocks), tiles = static_cast<int>(q.tiles);
     const int taps = static_cast<int>(p.g.taps()), tap = rest / tiles % taps, output = rest % tiles * Columns;
     const int channel = slice_begin(p, rest / (tiles * taps)), count = slice_end(p, channel) - channel;
@@ -818,8 +821,8 @@ void complete(Problem<T>& p) {
            aligned(p.weight) && aligned(p.weight_t) && aligned(p.grad) && aligned(p.grad_input);
 }
 
-// Calls f with the kernel that suits addresses and outputs: where tensor cores multiply, the one with more columns samples
-// half as often.
+// Calls f with the kernel that suits addresses and outputs: where tensor cores multiply, the one with more columns
+// samples half as often.
 template <template <typename, int, bool> class Kernel, typename T, typename F>
 auto with_kernel(const Problem<T>& p, const F& f) {
   if (!p.wide) return f(Kernel<T, kTile, false>{});

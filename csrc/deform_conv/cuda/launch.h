@@ -75,7 +75,8 @@ struct Team {
 };
 
 template <typename Kernel>
-__global__ void __launch_bounds__(kThreads, Kernel::kResident) run_blocks(typename Kernel::Params params, int64_t blocks) {
+__global__ void __launch_bounds__(kThreads, Kernel::kResident)
+    run_blocks(typename Kernel::Params params, int64_t blocks) {
   __shared__ typename Kernel::Shared shared;
   typename Kernel::Registers registers;
   const Team<Kernel> team{shared, registers};
