@@ -74,6 +74,7 @@ CASES = [
     {"channels": 17, "outputs": 3, "k": 1, "padding": 0},
     {"channels": 3, "outputs": 5, "k": 5, "padding": 2, "size": (5, 6)},
     {"batch": 1, "channels": 40, "outputs": 24, "size": (9, 4)},
+    {"batch": 1, "channels": 160, "outputs": 44, "groups": 2, "size": (4, 4)},
 ]
 
 
@@ -88,7 +89,7 @@ def test_equals_the_equation(case: dict[str, int]) -> None:
 def test_forward_and_every_gradient_equal_torchvisions(case: dict[str, int], channels_last: bool) -> None:
     a = arguments(**case, dtype=torch.float32)
     if channels_last:
-        a["input"] = a["input"].to(memory_format=torch.channels_last)
+        a |= {name: a[name].to(memory_format=torch.channels_last) for name in ("input", "weight")}
     tensors = [a[name].requires_grad_() for name in NAMES if a[name] is not None]
     found, expected = deform_conv2d(**a), torchvision.ops.deform_conv2d(**a)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

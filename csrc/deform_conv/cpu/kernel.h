@@ -27,7 +27,8 @@ struct Problem {
   const T* input = nullptr;  // (N, H, W, C), dense
   Strided offset, mask;
   int64_t panel = 0;             // Kernel::panel
-  const T* weight = nullptr;     // Kernel::pack_forward's
+  const T* weight = nullptr;     // Kernel::pack_forward's; null where a forward pass takes the unpacked one
+  Strided unpacked;
   const T* bias = nullptr;       // (OC) or null
   Strided out;                   // (N, OC, OH, OW), dense or channels-last
   const T* weight_t = nullptr;   // Kernel::pack_backward's
@@ -67,6 +68,7 @@ template <typename T>
 struct Kernel {
   int64_t panel;  // columns that a microkernel computes at once
   int64_t (*blocks)(const Problem<T>&);
+  bool (*takes_unpacked)(const Problem<T>&, const Strided& weight, int64_t positions);  // forward, of each thread
   int64_t (*forward_scratch)(const Problem<T>&);  // bytes for each thread
   int64_t (*backward_scratch)(const Problem<T>&);
   void (*forward)(const Problem<T>&, int64_t begin, int64_t end, void* scratch);

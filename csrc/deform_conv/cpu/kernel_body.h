@@ -21,15 +21,16 @@ namespace {
 #include "body/turning.h"
 #include "body/products.h"
 #include "body/tiles.h"
+#include "body/panels.h"
 #include "body/forward.h"
 #include "body/backward.h"
 #include "body/orders.h"
 
 template <typename T>
 constexpr Kernel<T> kernel_of() {
-  return {kPanel<T>,         blocks<T>,        forward_scratch<T>, backward_scratch<T>, forward<T>,   backward<T>,
-          forward_units<T>,  pack_forward<T>,  backward_units<T>,  pack_backward<T>,    unpack_weight<T>,
-          to_rows<T>,        from_rows<T>};
+  return {kPanel<T>,         blocks<T>,        takes_unpacked<T>, forward_scratch<T>, backward_scratch<T>,
+          forward<T>,        backward<T>,      forward_units<T>,  pack_forward<T>,    backward_units<T>,
+          pack_backward<T>,  unpack_weight<T>, to_rows<T>,        from_rows<T>};
 }
 
 constexpr Kernels kKernels = {kernel_of<float>(), kernel_of<double>()};

@@ -281,9 +281,9 @@ Tensor forward_as(const Call& c, const Geometry& g) {
   Prepared<T> prepared(c, g);
   Problem<T>& q = prepared.q;
   q.out = view(out);
-  const Buffer<T> bias = bias_of<T>(c), packed(c.input, q.weight_size());
+  const Buffer<T> bias = bias_of<T>(c);
   q.bias = bias.data();
-  q.weight = packed.data();
+  q.unpacked = view(prepared.weight);
 
   // Where memory has to be turned over, a worker does so for whole images of its own, which then lie in its cache, and
   // waits for nobody; the images that are left, all share.
@@ -293,11 +293,13 @@ Tensor forward_as(const Call& c, const Geometry& g) {
   const int64_t left_begin = left.first * positions, left_total = left.count() * positions;
   const auto edge = [&](int64_t worker) { return left_begin + left_total * worker / workers; };
   const Rows<T> input(c.input, slots + left.count());
+  const bool pack = own > 0 || !kernel.takes_unpacked(q, q.unpacked, (left_total + workers - 1) / workers);
+  const Buffer<T> packed = pack ? Buffer<T>(c.input, q.weight_size()) : Buffer<T>();
+  q.weight = packed.data();
   const Scratch scratch(c.input, workers, kernel.forward_scratch(q));
-  const Strided weight = view(prepared.weight);
-  const int64_t units = kernel.forward_units(q);
+  const int64_t units = pack ? kernel.forward_units(q) : 0;
   each_worker(workers, [&](int64_t worker) {
-    kernel.pack_forward(q, weight, units * worker / workers, units * (worker + 1) / workers, packed.data());
+    kernel.pack_forward(q, q.unpacked, units * worker / workers, units * (worker + 1) / workers, packed.data());
     input.load(left, worker, workers, left.first - slots);
   });
   each_worker(workers, [&](int64_t worker) {

@@ -52,22 +52,62 @@ int64_t sample(const Problem<T>& q, const Tile<T>& given, const Block& block, T*
   return rows;
 }
 
+// Whether the output's own memory is rows of T that products can add to: nothing to pad, convert or turn.
+template <typename T>
+bool sums_in_place(const Problem<T>& q) {
+  const int64_t outputs = q.g.out_channels;
+  return q.out.storage == (sizeof(T) == 4 ? Storage::kFloat32 : Storage::kFloat64) && q.out.stride[1] == 1 &&
+         q.out.stride[2] == outputs && q.out.stride[0] == q.g.positions() * outputs &&
+         q.padded(q.width()) == q.width();
+}
+
+template <typename T>
+struct ForwardBuffers {
+  Tile<T> tile;
+  T* columns;
+  int32_t* kept;
+  T* panel;        // of the weight, where that is not packed
+  RowsTo<T> sums;  // without data where they are in place
+
+  ForwardBuffers(const Problem<T>& q, Arena& arena)
+      : tile(q, arena, false),
+        // With room behind: products fetch rows ahead, and would take what lies there from another core.
+        columns(arena.template take<T>((tile.size + kRows) * kColumns<T>)),
+        kept(arena.template take<int32_t>(tile.size)),
+        panel(arena.template take<T>(q.weight ? 0 : kDepth<T> * kPanel<T>)),
+        sums{nullptr, q.gemm_groups() * q.padded(q.width())} {
+    if (!sums_in_place(q)) sums.data = arena.template take<T>(tile.size * sums.stride);
+  }
+};
+
+// c += columns x weight where the weight is not packed: each panel is, just before its only use.
+template <typename T>
+void multiply_unpacked(const Problem<T>& q, const Block& block, int64_t rows, const T* columns, T* panel,
+                       const RowsTo<T>& c) {
+  const int64_t panels = q.padded(q.width()) / kPanel<T>;
+  for (int64_t j = 0; j < panels; ++j) {
+    pack_panel(q, q.unpacked, block.group * panels + j, block.k0, block.k1, panel);
+    product(rows, smaller(kPanel<T>, q.width() - j * kPanel<T>), block.k1 - block.k0, columns, kColumns<T>, panel, 0,
+            c.from(0, j * kPanel<T>), true);
+  }
+}
+
 // sums (position, outputs) += columns x weight; row i of the columns is of position kept[i].
 template <typename T>
-void multiply(const Problem<T>& q, const Block& block, int64_t rows, const T* columns, const int32_t* kept,
-              const RowsTo<T>& sums) {
+void multiply(const Problem<T>& q, const Block& block, int64_t rows, const ForwardBuffers<T>& b) {
+  const T* const columns = b.columns;
   if (!q.depthwise()) {
     const int64_t width = q.padded(q.width()), panel = q.depth() * kPanel<T>;
+    const RowsTo<T> c{b.sums.data + block.group * width, b.sums.stride, b.kept};
+    if (!q.weight) return multiply_unpacked(q, block, rows, columns, b.panel, c);
     const T* weight = q.weight + block.group * q.depth() * width + block.k0 * kPanel<T>;
-    product(rows, q.width(), block.k1 - block.k0, columns, kColumns<T>, weight, panel,
-            {sums.data + block.group * width, sums.stride, kept}, true);
-    return;
+    return product(rows, q.width(), block.k1 - block.k0, columns, kColumns<T>, weight, panel, c, true);
   }
   for_each_run(q, block, [&](const Run& run) {
     const T* weight = q.weight + block.k0 + run.k;
     for (int64_t i = 0; i < rows; ++i) {
       const T* from = columns + i * kColumns<T> + run.k;
-      T* to = sums.at(kept[i]) + run.channel;
+      T* to = b.sums.at(b.kept[i]) + run.channel;
       for (int64_t c = 0; c < run.length; ++c) to[c] += from[c] * weight[c];
     }
   });
@@ -110,37 +150,11 @@ void write_out(const Problem<T>& q, const Tile<T>& tile, const RowsTo<T>& sums) 
   });
 }
 
-// Whether the output's own memory is rows of T that products can add to: nothing to pad, convert or turn.
-template <typename T>
-bool sums_in_place(const Problem<T>& q) {
-  const int64_t outputs = q.g.out_channels;
-  return q.out.storage == (sizeof(T) == 4 ? Storage::kFloat32 : Storage::kFloat64) && q.out.stride[1] == 1 &&
-         q.out.stride[2] == outputs && q.out.stride[0] == q.g.positions() * outputs &&
-         q.padded(q.width()) == q.width();
-}
-
-template <typename T>
-struct ForwardBuffers {
-  Tile<T> tile;
-  T* columns;
-  int32_t* kept;
-  RowsTo<T> sums;  // without data where they are in place
-
-  ForwardBuffers(const Problem<T>& q, Arena& arena)
-      : tile(q, arena, false),
-        // With room behind: products fetch rows ahead, and would take what lies there from another core.
-        columns(arena.template take<T>((tile.size + kRows) * kColumns<T>)),
-        kept(arena.template take<int32_t>(tile.size)),
-        sums{nullptr, q.gemm_groups() * q.padded(q.width())} {
-    if (!sums_in_place(q)) sums.data = arena.template take<T>(tile.size * sums.stride);
-  }
-};
-
 template <typename T>
 void forward(const Problem<T>& q, int64_t begin, int64_t end, void* scratch) {
   Arena arena{static_cast<char*>(scratch)};
   ForwardBuffers<T> b(q, arena);
-  const bool in_place = sums_in_place(q);
+  const bool in_place = !b.sums.data;
   const int64_t tiles = ceil_div(end - begin, b.tile.size), last = blocks(q);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t from = begin + (end - begin) * t / tiles, to = begin + (end - begin) * (t + 1) / tiles;
@@ -151,10 +165,17 @@ void forward(const Problem<T>& q, int64_t begin, int64_t end, void* scratch) {
     for (int64_t index = 0; index < last; ++index) {
       const Block block = block_at(q, index);
       const int64_t rows = sample(q, b.tile, block, b.columns, b.kept);
-      multiply(q, block, rows, b.columns, b.kept, b.sums);
+      multiply(q, block, rows, b);
     }
     if (!in_place) write_out(q, b.tile, b.sums);
   }
+}
+
+// Whether a pass over so few positions had better take the weight as it lies: one tile reads every panel once, and what
+// is packed just then stays in the first-level cache instead of going to memory and back.
+template <typename T>
+bool takes_unpacked(const Problem<T>& q, const Strided& weight, int64_t positions) {
+  return !q.depthwise() && WeightWalk(q, weight).in_order() && positions <= Tile<T>::tile_size(q, false);
 }
 
 template <typename T>
