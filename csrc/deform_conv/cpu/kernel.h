@@ -68,7 +68,7 @@ template <typename T>
 struct Kernel {
   int64_t panel;  // columns that a microkernel computes at once
   int64_t (*blocks)(const Problem<T>&);
-  bool (*takes_unpacked)(const Problem<T>&, const Strided& weight, int64_t positions);  // forward, of each thread
+  bool (*takes_unpacked)(const Problem<T>&, const Strided& weight, int64_t positions);  // forward, by one thread
   int64_t (*forward_scratch)(const Problem<T>&);  // bytes for each thread
   int64_t (*backward_scratch)(const Problem<T>&);
   void (*forward)(const Problem<T>&, int64_t begin, int64_t end, void* scratch);

@@ -293,7 +293,8 @@ Tensor forward_as(const Call& c, const Geometry& g) {
   const int64_t left_begin = left.first * positions, left_total = left.count() * positions;
   const auto edge = [&](int64_t worker) { return left_begin + left_total * worker / workers; };
   const Rows<T> input(c.input, slots + left.count());
-  const bool pack = own > 0 || !kernel.takes_unpacked(q, q.unpacked, (left_total + workers - 1) / workers);
+  // Several workers share what they pack; one alone may do without.
+  const bool pack = own > 0 || workers > 1 || !kernel.takes_unpacked(q, q.unpacked, left_total);
   const Buffer<T> packed = pack ? Buffer<T>(c.input, q.weight_size()) : Buffer<T>();
   q.weight = packed.data();
   const Scratch scratch(c.input, workers, kernel.forward_scratch(q));
