@@ -162,6 +162,21 @@ def test_a_batch_that_does_not_pay_is_not_taken() -> None:
     assert found["throughput"]["batch"] == 1
 
 
+def test_a_batch_that_no_longer_fits_is_halved() -> None:
+    """Another process took the memory since the size was chosen."""
+
+    def run(images: torch.Tensor) -> None:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError
+
+    image = torch.zeros(1, 3, 2, 2)
+    batch, seconds = inference._throughput(run, image, 8)
+    assert batch == 2
+    assert len(seconds) >= inference.RUNS
+    with pytest.raises(torch.OutOfMemoryError):
+        inference._throughput(lambda images: run(torch.zeros(3)), image, 4)
+
+
 def test_warm_up_is_not_counted() -> None:
     calls: list[float] = []
 

@@ -53,8 +53,7 @@ def speed(run: Run, image: Tensor) -> dict[str, Any]:
     """`latency`: milliseconds of one image at the 50th and 95th percentile; `throughput`: images per second at the
     batch size that gives most. `low` and `high` bound a figure, None where so few runs cannot."""
     single = timings(run, image, SECONDS, RUNS)
-    batch = _best_batch(run, image, float(np.median(single)))
-    seconds = timings(run, _batch(image, batch), SECONDS, RUNS)
+    batch, seconds = _throughput(run, image, _best_batch(run, image, float(np.median(single))))
     value, low, high = quantile(seconds, 0.5)
     return {
         "latency": {
@@ -90,6 +89,18 @@ def _best_batch(run: Run, image: Tensor, seconds: float) -> int:
             break
         best, rate, size = size, found, 2 * size
     return best
+
+
+def _throughput(run: Run, image: Tensor, batch: int) -> tuple[int, np.ndarray]:
+    """The batch size that was timed, and the seconds of each call: less than asked for where a GPU's memory, which others
+    may share, no longer suffices."""
+    while True:
+        try:
+            return batch, timings(run, _batch(image, batch), SECONDS, RUNS)
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+            batch //= 2
 
 
 def _batch(image: Tensor, size: int) -> Tensor:
