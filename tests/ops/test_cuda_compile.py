@@ -75,7 +75,7 @@ def test_every_kernel_was_compiled_for_every_architecture(compiled: Compiled) ->
         found.setdefault(architecture, set()).add(name)
     assert found.keys() == wanted
     for names in found.values():
-        for kernel in ("Forward", "BackwardColumns", "BackwardWeight", "BackwardBias", "AddParts"):
+        for kernel in ("Forward", "AddTaps", "BackwardColumns", "BackwardWeight", "BackwardBias", "AddParts"):
             for dtype in ("f", "d", "6__half", "13__nv_bfloat16"):
                 assert any(re.search(rf"\d{kernel}I{dtype}", name) for name in names), (kernel, dtype)
 
@@ -102,10 +102,11 @@ def test_device_code_uses_wide_loads_vector_atomics_and_tensor_cores(tmp_path: P
     def code(kernel: str) -> str:
         return "".join(text for name, text in entries.items() if re.search(kernel, name))
 
-    for dtype, wide in (("f", r"ld\.global\S*\.v4\.f32"), ("6__half", r"ld\.global\S*\.v4\.u32")):
+    for dtype in ("f", "6__half"):
         for kernel in ("Forward", "BackwardColumns", "BackwardWeight"):
-            assert re.search(wide, code(rf"\d{kernel}I{dtype}")), (kernel, dtype)
+            assert re.search(r"ld\.global\S*\.v4\.[fub]32", code(rf"\d{kernel}I{dtype}")), (kernel, dtype)
     assert re.search(r"(atom|red)\.global\.add\.v4\.f32", code("BackwardColumnsIfLb1ELb0E"))
     for dtype in ("6__half", "13__nv_bfloat16"):
-        assert "wmma.mma.sync" in code(f"ForwardI{dtype}")
+        for instruction in ("ldmatrix.sync", "mma.sync.aligned.m16n8k16"):
+            assert instruction in code(f"ForwardI{dtype}")
     assert not re.search(r"\.local\.", code("ForwardI6__half")), "an array that should be registers lies in memory"

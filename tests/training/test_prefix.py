@@ -190,6 +190,13 @@ def test_no_cut_where_what_is_trained_reaches_back() -> None:
     assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items()), "left as it was"
 
 
+def test_a_deep_network_keeps_its_cut() -> None:
+    """Whatever the check does to the trained layers must not overflow in the layers behind them."""
+    backbone = timm.create_model("resnet34", num_classes=5)
+    freeze_stages(backbone, 1)
+    assert isinstance(find_cut(Classifier(backbone), IMAGE), Cut)
+
+
 @pytest.mark.parametrize("deep", [True, False])
 def test_no_cut_behind_prompts_that_are_trained(deep: bool) -> None:
     backbone = Backbone("test_vit", Weights(), 5, 32)

@@ -142,8 +142,10 @@ def _in_cache(compiler: str, cuda: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):  # a process that waited here finds the other's library
         if not library.is_file():
-            if (log := folder / "build.log").is_file():
-                raise RuntimeError(f"the compiler failed before, see {log}; remove it to try again")
+            if (failed := folder / "failed").is_file():
+                raise RuntimeError(
+                    f"the compiler failed before, see {folder / 'build.log'}; remove {failed} to try again"
+                )
             _say(f"compiling the deformable-convolution kernel (once, about {_SECONDS * (3 if cuda else 1)} s) ...")
             _compile(compiler, cuda, library)
     return library
@@ -182,6 +184,7 @@ def _compile(compiler: str, cuda: bool, library: Path) -> None:
         log = library.parent / "build.log"
         log.write_text(done.stdout + done.stderr)
         if done.returncode:
+            (library.parent / "failed").touch()
             raise RuntimeError(f"the compiler failed, see {log}")
         os.replace(Path(folder) / "kernel.so", library)
 

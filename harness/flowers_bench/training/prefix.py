@@ -181,19 +181,20 @@ def _divides(cut: Cut, model: nn.Module, image: Tensor) -> bool:
                 kept, tail = cut.before(model, image), cut.after(model).eval()
             with _trained_ones_moved(model), torch.inference_mode():
                 expected, found = model(image), tail(kept)
-            return torch.equal(expected.logits, found.logits) and torch.equal(expected.embedding, found.embedding)
+            pairs = (expected.logits, found.logits), (expected.embedding, found.embedding)
+            return all(torch.equal(one, other) and bool(one.isfinite().all()) for one, other in pairs)
     except Exception:  # a network that is no chain of its modules fails in its own way
         return False
 
 
 @contextlib.contextmanager
 def _trained_ones_moved(model: nn.Module) -> Iterator[None]:
-    """Within it, every parameter that is trained has other values."""
+    """Within it, every parameter that is trained has other values, of about the same size where it is not zero."""
     before = [(parameter, parameter.detach().clone()) for parameter in model.parameters() if parameter.requires_grad]
-    with torch.no_grad():
-        for parameter, value in before:
-            parameter.copy_(1.25 * value + 0.125)
     try:
+        with torch.no_grad():
+            for parameter, value in before:
+                parameter.copy_(torch.where(value == 0, 0.125, 1.25 * value))
         yield
     finally:
         with torch.no_grad():
