@@ -12,13 +12,11 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from cases import BATCHES, CUDA_DTYPES, STAGES, Call, Case, forward, forward_backward
+from cases import BATCHES, CUDA_DTYPES, PEERS, STAGES, Call, Case, forward, forward_backward, why_not
 from kernel_table import cell, ratio
 from roofline import Gpu, Work
 from roofline import backward as backward_work
 from roofline import forward as forward_work
-
-PEERS = ("flowers_bench", "conv2d", "torchvision")
 
 
 def replayed(run: Call, calls: int) -> Call:
@@ -109,9 +107,8 @@ def rows(rounds: int, gpu: Gpu) -> None:
             for name, dtype in CUDA_DTYPES.items():
                 for direction in (forward, forward_backward):
                     case = Case(stage, batch, dtype, device="cuda")
-                    # torchvision has no bfloat16.
                     runs = {
-                        peer: direction(case, peer) for peer in PEERS if peer != "torchvision" or name != "bfloat16"
+                        peer: direction(case, peer) for peer in PEERS if not why_not(peer, direction, dtype, "cuda")
                     }
                     planes = Case(stage, batch, dtype, torch.contiguous_format, "cuda")
                     runs["nchw"] = direction(planes, "flowers_bench")

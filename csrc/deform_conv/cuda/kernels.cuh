@@ -391,6 +391,21 @@ struct Work {
   }
 };
 
+// The first rows and columns of a result, each value as `finished(value, column)`, to rows of `length` values.
+template <int Columns, typename A, typename To, typename F>
+FB_DEVICE void write_rows(const A* result, To* to, int64_t length, int rows, int columns, int thread, const F& finished) {
+  const int column = thread % Columns;
+  if (column >= columns) return;
+  for (int row = thread / Columns; row < rows; row += kThreads / Columns) {
+    to[row * length + column] = finished(result[row * Strides<A, Columns>::kResult + column], column);
+  }
+}
+
+template <int Columns, typename A>
+FB_DEVICE void write_rows(const A* result, A* to, int64_t length, int rows, int columns, int thread) {
+  write_rows<Columns>(result, to, length, rows, columns, thread, [](A value, int) { return value; });
+}
+
 // ---- Forward ----
 
 // What the multiprocessors of a large GPU hold at once, two each.
@@ -438,7 +453,7 @@ struct Forward {
       const int64_t o = int64_t(group) * p.group_outputs + output;
       if (q.parts > 1) {
         A* const to = p.parts + (part * p.total() + first) * p.g.out_channels + o;
-        write_rows(to, p.g.out_channels, positions, outputs, team.shared.result, thread, [](A v, int) { return v; });
+        write_rows<Columns>(team.shared.result, to, p.g.out_channels, positions, outputs, thread);
       } else {
         write(p, first, r.place, o, positions, outputs, team.shared.result, thread);
       }
@@ -478,7 +493,7 @@ struct Forward {
     };
     if (p.out_rows) {
       T* const to = p.out + first * p.g.out_channels + o;
-      write_rows(to, p.g.out_channels, positions, outputs, result, thread, finished);
+      write_rows<Columns>(result, to, p.g.out_channels, positions, outputs, thread, finished);
     } else if (thread % kTile < positions) {
       // `place` is that of row `thread % kTile`.
       T* const to = p.out + (place.image * p.g.out_channels + o) * p.g.positions() + place.at;
@@ -487,39 +502,31 @@ struct Forward {
       }
     }
   }
-
-  template <typename To, typename F>
-  static FB_DEVICE void write_rows(To* to, int64_t length, int positions, int outputs, const A* result, int thread,
-                                   const F& finished) {
-    const int column = thread % Columns;
-    if (column >= outputs) return;
-    for (int row = thread / Columns; row < positions; row += kThreads / Columns) {
-      to[row * length + column] = finished(result[row * S::kResult + column], column);
-    }
-  }
 };
 
 // Adds the parts up in their order.
 template <typename T>
 struct AddTaps {
   using A = Accumulator<T>;
-  using Params = Plan<T>;
+  struct Params {
+    Problem<T> p;
+    int64_t count;
+    FB_HD int64_t size() const { return p.total() * p.g.out_channels; }
+  };
   struct Shared {};
   struct Registers {};
   static constexpr int kResident = 1;
 
-  static Params plan(const Problem<T>& p, int64_t parts) {
-    return {p, 1, 1, ceil_div(p.total() * p.g.out_channels, kThreads), parts};
-  }
+  static int64_t blocks(const Params& q) { return ceil_div(q.size(), kThreads); }
 
   static FB_DEVICE void run(const Params& q, int64_t block, const Team<AddTaps>& team) {
     team.phase([&](int thread, Registers&) {
       const Problem<T>& p = q.p;
-      const int64_t i = block * kThreads + thread, outputs = p.g.out_channels, size = p.total() * outputs;
-      if (i >= size) return;
+      const int64_t i = block * kThreads + thread, outputs = p.g.out_channels;
+      if (i >= q.size()) return;
       const int64_t position = i / outputs, o = i - position * outputs;
       A sum = p.bias ? widen(p.bias[o]) : A(0);
-      for (int64_t part = 0; part < q.parts; ++part) sum += p.parts[part * size + i];
+      for (int64_t part = 0; part < q.count; ++part) sum += p.parts[part * q.size() + i];
       const int64_t image = position / p.g.positions(), at = position - image * p.g.positions();
       p.out[p.out_rows ? i : (image * outputs + o) * p.g.positions() + at] = narrowed<T>(sum);
     });
@@ -533,8 +540,8 @@ struct AddTaps {
 // mask). `Ordered` says who adds to the input:
 // - false: a block has 64 positions, one tap, all channels of an offset group; blocks meet in atomics. Offsets and
 //   masks belong to one block alone and are summed in a fixed order.
-// - true: a block has an image, all taps, 64 channels, and goes through the positions in their order, each channel in
-//   the hands of one thread: nobody else adds to its pixels. Only the input's gradient.
+// - true: a block has an image, all taps, 64 channels, and goes through the positions in their order, each pixel of a
+//   channel in the hands of one thread: nobody else adds to it. Only the input's gradient.
 template <typename T, bool Wide, bool Ordered>
 struct BackwardColumns {
   using A = Accumulator<T>;
@@ -659,19 +666,19 @@ struct BackwardColumns {
       sums[thread][0] = r.sum_y, sums[thread][1] = r.sum_x, sums[thread][2] = r.sum_mask;
     });
     team.phase([&](int thread, Registers&) {
-      const int64_t position = first + thread, positions = p.g.positions();
-      if (thread >= kTile || position >= p.total()) return;
+      if (thread >= kTile) return;
+      const Place place = place_of(p.g, first + thread, p.total());
+      if (!place.exists) return;
       const Point<A>& point = team.shared.points[thread];
       A total[3] = {A(0), A(0), A(0)};
       for (int way = 0; way < kWays; ++way) {
         for (int i = 0; i < 3; ++i) total[i] += sums[thread * kWays + way][i];
       }
       for (int i = 0; i < 3; ++i) total[i] = point.finite ? total[i] * (i < 2 ? point.scale : A(1)) : A(NAN);
-      const int64_t image = position / positions, at = position % positions;
-      const int64_t plane = (image * p.g.offset_groups + group) * p.g.taps() + tap;
-      if (p.grad_offset) p.grad_offset[plane * 2 * positions + at] = narrowed<T>(total[0]);
-      if (p.grad_offset) p.grad_offset[(plane * 2 + 1) * positions + at] = narrowed<T>(total[1]);
-      if (p.grad_mask) p.grad_mask[plane * positions + at] = narrowed<T>(total[2]);
+      const int64_t plane = (place.image * p.g.offset_groups + group) * p.g.taps() + tap, positions = p.g.positions();
+      if (p.grad_offset) p.grad_offset[plane * 2 * positions + place.at] = narrowed<T>(total[0]);
+      if (p.grad_offset) p.grad_offset[(plane * 2 + 1) * positions + place.at] = narrowed<T>(total[1]);
+      if (p.grad_mask) p.grad_mask[plane * positions + place.at] = narrowed<T>(total[2]);
     });
   }
 };
@@ -731,11 +738,7 @@ struct BackwardWeight {
     team.phase([&](int thread, Registers&) {
       const int64_t row = (group * p.g.taps() + tap) * p.group_channels + channel - group * p.group_channels;
       Accumulator<T>* const to = p.parts + part * p.weight_size() + row * outputs + output;
-      const int o = thread % Columns;
-      if (output + o >= outputs) return;
-      for (int c = thread / Columns; c < count; c += kThreads / Columns) {
-        to[c * int64_t(outputs) + o] = s.result[c * S::kResult + o];
-      }
+      write_rows<Columns>(s.result, to, outputs, count, outputs - output, thread);
     });
   }
 };
@@ -849,8 +852,8 @@ void run_forward(const Problem<T>& p, Stream stream) {
   with_kernel<Forward>(p, [&](auto kernel) {
     const Plan<T> plan = decltype(kernel)::plan(p);
     launch_plan<decltype(kernel)>(plan, stream);
-    const Plan<T> add = AddTaps<T>::plan(p, plan.parts);
-    if (plan.parts > 1) launch<AddTaps<T>>(add, add.blocks, stream);
+    const typename AddTaps<T>::Params add = {p, plan.parts};
+    if (plan.parts > 1) launch<AddTaps<T>>(add, AddTaps<T>::blocks(add), stream);
   });
 }
 

@@ -147,7 +147,11 @@ def _in_cache(compiler: str, cuda: bool) -> Path:
                     f"the compiler failed before, see {folder / 'build.log'}; remove {failed} to try again"
                 )
             _say(f"compiling the deformable-convolution kernel (once, about {_SECONDS * (3 if cuda else 1)} s) ...")
-            _compile(compiler, cuda, library)
+            try:
+                _compile(compiler, cuda, library)
+            except RuntimeError:
+                failed.touch()
+                raise
     return library
 
 
@@ -184,7 +188,6 @@ def _compile(compiler: str, cuda: bool, library: Path) -> None:
         log = library.parent / "build.log"
         log.write_text(done.stdout + done.stderr)
         if done.returncode:
-            (library.parent / "failed").touch()
             raise RuntimeError(f"the compiler failed, see {log}")
         os.replace(Path(folder) / "kernel.so", library)
 

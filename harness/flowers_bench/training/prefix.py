@@ -149,8 +149,7 @@ def _leading_frozen(module: nn.Module, classifier: nn.Module, path: str = "") ->
         if child is classifier:
             return
         if any(p.requires_grad for p in child.parameters()) or classifier in child.modules():
-            # A chain of its own kind may do more than run its modules: what prompts among the tokens make of them changes.
-            if getattr(type(child), "forward", None) is nn.Sequential.forward:
+            if isinstance(child, nn.Sequential):
                 yield from _leading_frozen(child, classifier, f"{path}{name}.")
             return
         yield f"{path}{name}"
