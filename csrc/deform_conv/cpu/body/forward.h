@@ -1,6 +1,14 @@
 // Forward. A part of kernel_body.h,
 // which includes it inside its namespace, once for each instruction set.
 
+// A run, with its entry's tables at hand.
+template <typename T>
+struct Source {
+  const int32_t* at;  // Tile::at
+  const T* weight;    // Tile::weight
+  int64_t channel, length, k;
+};
+
 // `Of` names the vector rather than being it: a template argument would lose its alignment.
 template <typename Of, typename T>
 FB_INLINE void blend(const T* const from[4], const T weight[4], int64_t i, T* to) {
@@ -8,48 +16,75 @@ FB_INLINE void blend(const T* const from[4], const T weight[4], int64_t i, T* to
   *reinterpret_cast<typename Of::loose*>(to + i) = weight[0] * at(0) + weight[1] * at(1) + weight[2] * at(2) + weight[3] * at(3);
 }
 
+// Channels that are sampled in one go where all runs consist of such stretches.
 template <typename T>
-FB_INLINE void sample_run(const T* input, const Neighbours<T>& s, int64_t length, T* to) {
-  const T* const from[4] = {input + s.at[0], input + s.at[1], input + s.at[2], input + s.at[3]};
+constexpr int64_t kStretch = 256 / sizeof(T);
+
+// kWhole: `length` is a multiple of kStretch. A sample is so little work that what else there is to do for it counts:
+// tests for the rest of a run would cost a sixth of the time.
+template <typename T, bool kWhole>
+FB_INLINE void blend_run(const T* const from[4], const T weight[4], int64_t length, T* to) {
   int64_t i = 0;
-#pragma GCC unroll 2
-  for (; i + kLanes<T> <= length; i += kLanes<T>) blend<VectorOf<T>>(from, s.weight, i, to);
-  for (; i + int64_t(16 / sizeof(T)) <= length; i += 16 / sizeof(T)) blend<SmallVectorOf<T>>(from, s.weight, i, to);
-  for (; i < length; ++i) blend<ScalarOf<T>>(from, s.weight, i, to);
+  if constexpr (kWhole) {
+    do {
+#pragma GCC unroll 16
+      for (int64_t end = i + kStretch<T>; i < end; i += kLanes<T>) blend<VectorOf<T>>(from, weight, i, to);
+    } while (i < length);
+  } else {
+    for (; i + kLanes<T> <= length; i += kLanes<T>) blend<VectorOf<T>>(from, weight, i, to);
+    for (; i + int64_t(16 / sizeof(T)) <= length; i += 16 / sizeof(T)) blend<SmallVectorOf<T>>(from, weight, i, to);
+    for (; i < length; ++i) blend<ScalarOf<T>>(from, weight, i, to);
+  }
 }
 
 // Position after position, each with all of the block's runs: their neighbours lie close and are still in the
 // first-level cache. A position all of whose samples lie outside adds nothing: where the caller gives `kept`, it gets
 // no row, and kept[row] is the position that a row is of. Returns the number of rows.
-template <typename T>
-int64_t sample(const Problem<T>& q, const Tile<T>& given, const Block& block, T* columns, int32_t* kept = nullptr) {
-  const Tile<T> tile = given;  // a copy that no store to the columns could change: it stays in registers
-  const T* const input = q.input;
-  const int64_t channels = q.g.channels;
-  Run runs[kDepth<T>];
-  int64_t count = 0, rows = 0;
-  for_each_run(q, block, [&](const Run& run) { runs[count++] = run; });
-  const auto first_of = [&](int64_t r, int64_t p) { return tile.at[runs[r].entry * 4 * tile.size + p]; };
-  for (int64_t p = 0; p < tile.count; ++p) {
+template <typename T, bool kWhole>
+int64_t sample_runs(const Problem<T>& q, const Tile<T>& tile, const Source<T>* runs, int64_t count, T* columns,
+                    int32_t* kept) {
+  // Copies that no store to the columns could change: they stay in registers.
+  const int64_t channels = q.g.channels, size = tile.size, positions = tile.count;
+  int64_t rows = 0;
+  for (int64_t p = 0; p < positions; ++p) {
     if (kept) {
       int64_t outside = 0;
-      while (outside < count && first_of(outside, p) == kOutside) ++outside;
+      while (outside < count && runs[outside].at[p] == kOutside) ++outside;
       if (outside == count) continue;
       kept[rows] = int32_t(p);
     }
+    const T* const image = q.input + tile.pixels[p];
+    T* const row = columns + rows++ * kColumns<T>;
     for (int64_t r = 0; r < count; ++r) {
-      const Run run = runs[r];
-      T* const to = columns + rows * kColumns<T> + run.k;
-      const int32_t first = first_of(r, p);
-      if (first < 0) {
-        fill(to, run.length, first == kOutside ? T(0) : T(__builtin_nan("")));
-      } else {
-        sample_run(input + run.channel, Neighbours<T>(tile, channels, run.entry, p), run.length, to);
+      const Source<T> run = runs[r];
+      const int32_t* const at = run.at + p;
+      const T* const weight = run.weight + p;
+      if (at[0] < 0) {
+        fill(row + run.k, run.length, at[0] == kOutside ? T(0) : T(__builtin_nan("")));
+        continue;
       }
+      const T* const first = image + run.channel;
+      const T* const from[4] = {first + at[0] * channels, first + at[size] * channels, first + at[2 * size] * channels,
+                                first + at[3 * size] * channels};
+      const T weights[4] = {weight[0], weight[size], weight[2 * size], weight[3 * size]};
+      blend_run<T, kWhole>(from, weights, run.length, row + run.k);
     }
-    ++rows;
   }
   return rows;
+}
+
+template <typename T>
+int64_t sample(const Problem<T>& q, const Tile<T>& tile, const Block& block, T* columns, int32_t* kept = nullptr) {
+  Source<T> runs[kDepth<T>];
+  int64_t count = 0;
+  bool whole = true;
+  for_each_run(q, block, [&](const Run& run) {
+    const int64_t tables = run.entry * 4 * tile.size;
+    runs[count++] = {tile.at + tables, tile.weight + tables, run.channel, run.length, run.k};
+    whole = whole && run.length % kStretch<T> == 0;
+  });
+  const auto chosen = whole ? sample_runs<T, true> : sample_runs<T, false>;
+  return chosen(q, tile, runs, count, columns, kept);
 }
 
 // Whether the output's own memory is rows of T that products can add to: nothing to pad, convert or turn.

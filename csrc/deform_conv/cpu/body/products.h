@@ -14,36 +14,46 @@ struct RowsTo {
   }
 };
 
+// Steps of the depth that a microkernel takes at once.
+constexpr int kSteps = kLargeCache ? 8 : 4;
+
 // c (MR rows, NV vectors) = or += a (MR, depth) x b (depth, NV vectors). Rows of `a` lie `stride` apart, or, where
-// kAdjacent, rows are adjacent and steps of the depth lie `stride` apart.
+// kAdjacent, rows are adjacent and steps of the depth lie `stride` apart. Every loop over the sums is unrolled: one
+// that is not would keep them in memory around the products.
 template <typename T, int MR, int NV, bool kAdjacent>
 void micro(int64_t depth, const T* a, int64_t stride, const T* b, const RowsTo<T>& c, bool add) {
   Vector<T> sum[MR][NV];
+#pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
     const T* const from = c.at(i);
+#pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) sum[i][v] = add ? load(from + v * kLanes<T>) : Vector<T>{};
   }
   const auto step = [&](int64_t k) __attribute__((always_inline)) {
     Vector<T> right[NV];
+#pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) right[v] = load(b + k * kPanel<T> + v * kLanes<T>);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
       const T left = kAdjacent ? a[k * stride + i] : a[i * stride + k];
+#pragma GCC unroll 2
       for (int v = 0; v < NV; ++v) sum[i][v] += left * right[v];
     }
   };
   int64_t k = 0;
-  for (; k + 8 <= depth; k += 8) {
-    // The rows after these, which the next call reads: too many streams for the hardware to foresee.
-    if constexpr (!kAdjacent) {
+  for (; k + kSteps <= depth; k += kSteps) {
+    // The rows after these, which the next call reads: of large tiles, too many streams for the hardware to foresee.
+    if constexpr (kLargeCache && !kAdjacent) {
       for (int i = 0; i < MR; ++i) __builtin_prefetch(a + (MR + i) * stride + k);
     }
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) step(k + j);
+    for (int j = 0; j < kSteps; ++j) step(k + j);
   }
   for (; k < depth; ++k) step(k);
+#pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
     T* const to = c.at(i);
+#pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) store(to + v * kLanes<T>, sum[i][v]);
   }
 }
