@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from flowers_bench.ops import _build, kernel
 
@@ -62,19 +63,31 @@ def test_a_failing_compiler_leaves_its_words_and_the_reference(tmp_path: Path) -
     assert "failed before" in again.stderr, "every process would wait for the same failure"
 
 
-def test_where_the_cuda_part_does_not_compile_the_rest_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("broken", ["compiler", "library"])
+def test_where_the_cuda_part_does_not_compile_or_load_the_rest_does(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    load_library, loaded = torch.ops.load_library, []
+
     def compile_(compiler: str, cuda: bool, library: Path) -> None:
-        if cuda:
+        if cuda and broken == "compiler":
             raise RuntimeError("the compiler failed, see some log")
-        library.touch()
+        library.write_text("no library" if cuda else "the CPU's")
+
+    def load(path: str) -> None:
+        loaded.append(Path(path).read_text())
+        if loaded[-1] == "no library":
+            load_library(path)
 
     monkeypatch.setenv(_build.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(_build, "_prebuilt", lambda: None)
     monkeypatch.setattr(_build, "wants_cuda", lambda otherwise: True)
     monkeypatch.setattr(_build, "_compile", compile_)
-    assert _build._compiled().is_file()
-    assert "no CUDA kernel (the compiler failed, see some log)" in capsys.readouterr().err
+    monkeypatch.setattr(torch.ops, "load_library", load)
+    _build._load_best()
+    assert loaded[-1] == "the CPU's"
+    why = {"compiler": "the compiler failed, see some log", "library": "Could not load this library"}[broken]
+    assert re.search(rf"no CUDA kernel \(.*{why}", capsys.readouterr().err)
 
 
 def test_the_environment_can_ask_for_the_reference() -> None:

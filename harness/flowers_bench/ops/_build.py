@@ -96,10 +96,8 @@ def has_kernel(device: str) -> bool:
 def _load() -> bool:
     if os.environ.get(KERNEL_VARIABLE) == "reference":
         return False
-    import torch
-
     try:
-        torch.ops.load_library(str(_prebuilt() or _compiled()))
+        _load_best()
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         _say(f"no compiled kernel ({reason}); using the slow PyTorch path for deformable convolution")
@@ -116,20 +114,24 @@ def _prebuilt() -> Path | None:
     return found[0] if found else None
 
 
-def _compiled() -> Path:
-    """The compiled library in the user's cache; compiles it if this source has not been compiled here yet. Where the CUDA
-    part does not compile, says so and does without."""
+def _load_best() -> None:
+    """Loads the library that was built at install time, or that in the user's cache, compiled first if this source has
+    not been compiled here yet. Where the CUDA part does not compile or load, says so and does without."""
     import torch
 
+    if library := _prebuilt():
+        torch.ops.load_library(str(library))
+        return
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if not compiler or not shutil.which(compiler):
         raise RuntimeError("no C++ compiler found")
     if wants_cuda(torch.cuda.is_available()):
         try:
-            return _in_cache(compiler, cuda=True)
-        except RuntimeError as error:
+            torch.ops.load_library(str(_in_cache(compiler, cuda=True)))
+            return
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             _say(f"no CUDA kernel ({error}); tensors on a GPU take the slow PyTorch path for deformable convolution")
-    return _in_cache(compiler, cuda=False)
+    torch.ops.load_library(str(_in_cache(compiler, cuda=False)))
 
 
 def _in_cache(compiler: str, cuda: bool) -> Path:
@@ -172,10 +174,12 @@ def _key(compiler: str, cuda: bool) -> str:
         if not cuda and path.parent.name == "cuda":
             continue
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    nvcc = cuda and (NVCC_FLAGS, _architecture_flags(), cuda_home())
+    home = cuda_home() if cuda else None
+    for program in [compiler, *([str(home / "bin" / "nvcc")] if home else [])]:
+        digest.update(subprocess.run([program, "--version"], capture_output=True, check=True).stdout)
+    nvcc = home and (NVCC_FLAGS, _architecture_flags(), home)
     facts = (torch.__version__, sys.implementation.cache_tag, CXX_FLAGS, nvcc)
-    digest.update(version + repr(facts).encode())
+    digest.update(repr(facts).encode())
     return f"torch{torch.__version__}-{digest.hexdigest()[:16]}"
 
 
