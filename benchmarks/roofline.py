@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cases import BATCHES, STAGES
 
-TILE = 64  # positions, or channels, of a block: kTile in csrc/deform_conv/cuda/kernels.cuh
+TILE = 64  # positions, or channels, of a block: kTile in csrc/deform_conv/cuda/problem.cuh
 TAPS, CORNERS, ACCUMULATOR = 9, 4, 4  # 3x3; bilinear; bytes of a float32 sum
 SIZES = {"float16": 2, "float32": 4}
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-KERNELS = ROOT / "csrc/deform_conv/cuda/kernels.cuh"
+PROBLEM = ROOT / "csrc/deform_conv/cuda/problem.cuh"
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_the_page_is_what_the_script_writes(roofline: ModuleType) -> None:
 
 
 def test_the_script_counts_the_kernels_own_tiles(roofline: ModuleType) -> None:
-    assert re.search(r"kTile = (\d+);", KERNELS.read_text())[1] == str(roofline.TILE)
+    assert re.search(r"kTile = (\d+);", PROBLEM.read_text())[1] == str(roofline.TILE)
 
 
 def test_a_shape_counted_by_hand(roofline: ModuleType) -> None:
