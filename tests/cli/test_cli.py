@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -171,14 +172,26 @@ def test_broken_plugin_is_named_by_list_and_does_not_stop_a_run(flowers_bench, t
     assert "deformable" in done.stdout
 
 
-def test_ctrl_c_finishes_the_epoch_and_the_next_run_continues(tmp_path: Path) -> None:
+def test_a_suite_of_two_datasets_announces_both(flowers_bench, tmp_path: Path) -> None:
+    (tmp_path / "two.toml").write_text(
+        'summary = "two"\n[defaults]\nseeds = 1\n[[trials]]\ntechnique = "toy/plain"\ndata = "toy"\nepochs = 1\n'
+        '[[trials]]\ntechnique = "knn"\nbackbone = "test_resnet"\nweights = "none"\nimage_size = 32\n'
+    )
+    done = flowers_bench("run", "two.toml", "--plugin", TOY)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^toy: 4 classes, 48 train / 32 val / 40 test", done.stderr, re.MULTILINE)
+    assert re.search(r"^petals: \d+ classes", done.stderr, re.MULTILINE)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_finishes_the_epoch_and_the_next_run_continues(stop: signal.Signals, tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("flowers-bench")
     command = [str(script), "--plugin", f"{TOY},toy/plain", "--data", "toy", "--seeds", "1", "--set", "epochs=60"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("runs/*/checkpoint.pt")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "run the same command again to continue" in errors

@@ -211,6 +211,7 @@ CASES: dict[str, dict[str, Any]] = {
     "several tiles": {"batch": 1, "channels": 72, "outputs": 136, "size": (9, 8), "k": (2, 1), "padding": (0, 0)},
     "all taps in one block": {"batch": 1, "channels": 264, "outputs": 264, "groups": 264, "size": (3, 2)},
     "several taps in one block": {"batch": 1, "channels": 1056, "outputs": 1056, "groups": 132, "size": (2, 2), "offset_groups": 2},
+    "many rows": {"batch": 1, "channels": 8, "outputs": 8, "size": (50, 3)},
     "wide groups": {"batch": 3, "channels": 160, "outputs": 16, "groups": 2, "size": (3, 5), "k": (1, 2), "padding": (0, 1)},
 }  # fmt: skip
 
@@ -230,7 +231,7 @@ def test_bfloat16_without_tensor_cores(tmp_path: Path) -> None:
         compare(run(emulate, c, torch.bfloat16), reference(c), torch.bfloat16)
 
 
-@pytest.mark.parametrize("case", ["odd", "groups across offset groups", "several tiles"])
+@pytest.mark.parametrize("case", ["odd", "groups across offset groups", "several tiles", "many rows"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_deterministic_results_do_not_depend_on_any_order(
     emulate: Callable[..., None], case: str, dtype: torch.dtype

@@ -14,8 +14,9 @@ namespace flowers_bench {
 // mask). `Ordered` says who adds to the input:
 // - false: a block has 64 positions, one tap, all channels of an offset group; blocks meet in atomics. Offsets and
 //   masks belong to one block alone and are summed in a fixed order.
-// - true: a block has an image, all taps, 64 channels, and goes through the positions in their order, each pixel of a
-//   channel in the hands of one thread: nobody else adds to it. Only the input's gradient.
+// - true: a block has 64 channels of some rows of an image. It goes through all positions and taps in their order, skips
+//   tiles that sample elsewhere, and has each pixel of a channel in the hands of one thread: nobody else adds to it. Only
+//   the input's gradient.
 template <typename T, bool Wide, bool Ordered>
 struct BackwardColumns {
   using A = Accumulator<T>;
@@ -27,39 +28,61 @@ struct BackwardColumns {
     A sum_y, sum_x, sum_mask;
   };
   using Crew = Team<BackwardColumns>;
+  // Pixels of an image, counted row by row.
+  struct Pixels {
+    int32_t begin, end;
+  };
 
   static Params plan(const Problem<T>& p) {
-    const int64_t tiles = ceil_div(p.total(), kTile) * p.g.taps() * p.g.offset_groups;
-    return {p, slices(p), 1, Ordered ? p.g.batch * slices(p) : tiles, 1};
+    const int64_t entries = ceil_div(p.total(), kTile) * p.g.taps() * p.g.offset_groups, each = p.g.batch * slices(p);
+    if (!Ordered) return {p, slices(p), 1, entries, 1};
+    // Taps sample some rows around their own: with fewer than four rows, blocks would mostly repeat each other's work.
+    const int64_t bands = least(ceil_div(kManyBlocks, each > 0 ? each : 1), ceil_div(p.g.height, 4));
+    return {p, slices(p), bands, each * bands, 1};
   }
 
   static FB_DEVICE void run(const Params& q, int64_t block, const Crew& team) {
     const Problem<T>& p = q.p;
     if constexpr (Ordered) {
-      const int64_t image = block / q.slices, begin = image * p.g.positions(), end = begin + p.g.positions();
-      const int channel = slice_begin(p, static_cast<int>(block - image * q.slices)), stop = slice_end(p, channel);
+      const int64_t image = block / (q.slices * q.tiles), begin = image * p.g.positions(), end = begin + p.g.positions();
+      const int rest = static_cast<int>(block - image * q.slices * q.tiles), bands = static_cast<int>(q.tiles);
+      const int slice = rest / bands, band = rest - slice * bands, channel = slice_begin(p, slice);
+      const auto pixel = [&](int64_t edge) { return static_cast<int32_t>(p.g.height * edge / bands * p.g.width); };
+      const Pixels mine = {pixel(band), pixel(band + 1)};
       for (int tap = 0; tap < p.g.taps(); ++tap) {
-        for (int64_t first = begin; first < end; first += kTile) add_tap(p, first, end, tap, channel, stop, team);
+        for (int64_t first = begin; first < end; first += kTile) {
+          add_tap(p, first, end, tap, channel, slice_end(p, channel), mine, team);
+        }
       }
     } else {
       const int64_t tile = block / (p.g.offset_groups * p.g.taps()), first = tile * kTile;
       const int rest = static_cast<int>(block - tile * p.g.offset_groups * p.g.taps());
       const int tap = rest / static_cast<int>(p.g.offset_groups), group = rest % static_cast<int>(p.g.offset_groups);
       const int channel = group * p.offset_channels;
-      add_tap(p, first, p.total(), tap, channel, channel + p.offset_channels, team);
+      const Pixels all = {0, static_cast<int32_t>(p.g.height * p.g.width)};
+      add_tap(p, first, p.total(), tap, channel, channel + p.offset_channels, all, team);
       if (p.grad_offset || p.grad_mask) finish(p, first, tap, group, team);
     }
   }
 
-  // Channels [channel, last) of one offset group.
+  // Channels [channel, last) of one offset group, at the pixels that are this block's.
   static FB_DEVICE void add_tap(const Problem<T>& p, int64_t first, int64_t end, int tap, int channel, int last,
-                                const Crew& team) {
+                                const Pixels& mine, const Crew& team) {
     Shared& s = team.shared;
-    team.phase([&](int thread, Registers& r) {
+    const bool touched = team.any([&](int thread, Registers& r) {
       r.sum_y = r.sum_x = r.sum_mask = A(0);
-      if (thread >= kTile) return;
-      s.points[thread] = locate(p, place_of(p.g, first + thread, end), tap, channel / p.offset_channels);
+      if (thread >= kTile) return false;
+      Point<A> point = locate(p, place_of(p.g, first + thread, end), tap, channel / p.offset_channels);
+      bool any = false;
+      for (int corner = 0; corner < 4; ++corner) {
+        const bool here = point.index[corner] >= mine.begin && point.index[corner] < mine.end;
+        if (!here) point.index[corner] = -1;
+        any = any || here;
+      }
+      s.points[thread] = point;
+      return any;
     });
+    if (!touched) return;
     for (int stop; channel < last; channel = stop) {
       stop = slice_end(p, channel);
       multiply(p, first, at_most(kTile, end - first), tap, channel, stop - channel, team);

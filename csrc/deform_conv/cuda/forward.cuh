@@ -5,9 +5,6 @@
 
 namespace flowers_bench {
 
-// What the multiprocessors of a large GPU hold at once, two each.
-constexpr int64_t kManyBlocks = 264;
-
 // A block: 64 positions of any images, `Columns` outputs of one weight group, all taps or, where blocks are few, some.
 template <typename T, int Columns, bool Wide>
 struct Forward {

@@ -72,6 +72,12 @@ struct Team {
     f(static_cast<int>(threadIdx.x), registers);
     __syncthreads();
   }
+
+  // A phase that all threads learn from whether it is true for any.
+  template <typename F>
+  FB_DEVICE bool any(const F& f) const {
+    return __syncthreads_or(f(static_cast<int>(threadIdx.x), registers)) != 0;
+  }
 };
 
 template <typename Kernel>
@@ -127,6 +133,13 @@ struct Team {
       const int thread = emulation::reversed ? kThreads - 1 - i : i;
       f(thread, registers[thread]);
     }
+  }
+
+  template <typename F>
+  FB_DEVICE bool any(const F& f) const {
+    bool found = false;
+    phase([&](int thread, typename Kernel::Registers& mine) { found = f(thread, mine) || found; });
+    return found;
   }
 };
 

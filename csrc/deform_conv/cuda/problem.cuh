@@ -18,6 +18,9 @@ constexpr int kDepth = sizeof(T) == 8 ? 16 : 32;
 template <typename T>
 constexpr int kResidentProducts = sizeof(T) == 8 ? 1 : 2;
 
+// What the multiprocessors of a large GPU hold at once, two each.
+constexpr int64_t kManyBlocks = 264;
+
 // Points that are located at once: what fits into 48 KiB beside the tiles.
 template <typename T>
 constexpr int kPoints = sizeof(T) == 8 ? kTile : kThreads;
@@ -63,7 +66,7 @@ template <typename T>
 struct Plan {
   Problem<T> p;
   int64_t slices;  // of channels
-  int64_t tiles;   // of a group's outputs
+  int64_t tiles;   // of a group's outputs, or of an image's rows
   int64_t blocks;  // of each part
   int64_t parts;   // sums that are added up afterwards
 };

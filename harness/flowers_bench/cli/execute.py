@@ -113,14 +113,13 @@ def _print_total(folders: Sequence[TrialFolder]) -> None:
 
 
 def _announce(planned: Sequence[Planned], out: str) -> None:
-    first = planned[0].trial
-    data = first.dataset
-    messages.print(
-        f"[bold]{escape(printable(data['name']))}[/bold]: {data['classes']} classes, {_train_sizes(planned)} train / {data['n_val']} val / {data['n_test']} test, "
-        f"{data['resolution']}, split {data['split_checksum'][:8]}"
-    )
-    for note in data["notes"]:
-        messages.print(printable(f"  note: {note}"), markup=False)
+    datasets: dict[str, list[dict[str, Any]]] = {}  # splits of one dataset may differ in their training images alone
+    for item in planned:
+        data = item.trial.dataset
+        name = f"{data['name']}, {data['n_val']} val, {data['n_test']} test, {data['resolution']}"
+        datasets.setdefault(name, []).append(data)
+    for alike in datasets.values():
+        _announce_dataset(alike)
     lines = [
         f"{trial.label}: {trial.backbone}, weights {trial.weights['name']}, {trial.recipe.image_size} px, at most "
         f"{trial.recipe.epochs} epochs, {trial.recipe.optimizer} lr {trial.recipe.lr:g}, batch {trial.recipe.batch_size}"
@@ -131,5 +130,12 @@ def _announce(planned: Sequence[Planned], out: str) -> None:
     messages.print(f"{len(planned)} trials, store {out}", markup=False)
 
 
-def _train_sizes(planned: Sequence[Planned]) -> str:
-    return ", ".join(map(str, dict.fromkeys(item.trial.dataset["n_train"] for item in planned)))
+def _announce_dataset(alike: Sequence[dict[str, Any]]) -> None:
+    data = alike[0]
+    sizes = ", ".join(map(str, dict.fromkeys(one["n_train"] for one in alike)))
+    messages.print(
+        f"[bold]{escape(printable(data['name']))}[/bold]: {data['classes']} classes, {sizes} train / {data['n_val']} val / {data['n_test']} test, "
+        f"{data['resolution']}, split {data['split_checksum'][:8]}"
+    )
+    for note in data["notes"]:
+        messages.print(printable(f"  note: {note}"), markup=False)

@@ -53,7 +53,8 @@ def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, j
 
 @contextlib.contextmanager
 def interrupts_handled(stop: Callable[[bool], None]) -> Iterator[None]:
-    """While active, the first SIGINT calls `stop(False)`, a second one `stop(True)` and ends the run."""
+    """While active, the first Ctrl-C, or SIGTERM as a cluster sends it before it takes a machine away, calls
+    `stop(False)`; a second one calls `stop(True)` and ends the run."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -68,11 +69,12 @@ def interrupts_handled(stop: Callable[[bool], None]) -> Iterator[None]:
         if again:
             raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGINT, on_interrupt)
+    previous = {number: signal.signal(number, on_interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Run:

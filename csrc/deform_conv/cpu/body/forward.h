@@ -21,7 +21,7 @@ template <typename T>
 constexpr int64_t kStretch = 256 / sizeof(T);
 
 // kWhole: `length` is a multiple of kStretch. A sample is so little work that what else there is to do for it counts:
-// tests for the rest of a run would cost a sixth of the time.
+// tests for what is left of a run would cost a seventh of the time.
 template <typename T, bool kWhole>
 FB_INLINE void blend_run(const T* const from[4], const T weight[4], int64_t length, T* to) {
   int64_t i = 0;
