@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from flowers_bench.cli.execute import _announce
+from flowers_bench.host import discover
 from flowers_bench.store import Store
+from flowers_bench.suite import Request, plan
 
 TOY = str(Path(__file__).parents[1] / "toy.py")
 
@@ -172,26 +174,27 @@ def test_broken_plugin_is_named_by_list_and_does_not_stop_a_run(flowers_bench, t
     assert "deformable" in done.stdout
 
 
-def test_a_suite_of_two_datasets_announces_both(flowers_bench, tmp_path: Path) -> None:
-    (tmp_path / "two.toml").write_text(
-        'summary = "two"\n[defaults]\nseeds = 1\n[[trials]]\ntechnique = "toy/plain"\ndata = "toy"\nepochs = 1\n'
-        '[[trials]]\ntechnique = "knn"\nbackbone = "test_resnet"\nweights = "none"\nimage_size = 32\n'
-    )
-    done = flowers_bench("run", "two.toml", "--plugin", TOY)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^toy: 4 classes, 48 train / 32 val / 40 test", done.stderr, re.MULTILINE)
-    assert re.search(r"^petals: \d+ classes", done.stderr, re.MULTILINE)
+def test_a_suite_of_two_datasets_announces_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    host = discover([Path(TOY)])
+    two = [
+        Request(["toy/plain"], "toy", cache_dir=tmp_path, seeds=2),
+        Request(["knn/k1"], "petals", cache_dir=tmp_path, seeds=1, backbone="test_resnet", weights="none"),
+    ]
+    _announce([item for request in two for item in plan(host, request, [])], "runs")
+    errors = " ".join(capsys.readouterr().err.split())
+    assert errors.count("toy: 4 classes, 48 train / 32 val / 40 test") == 1
+    assert errors.count("petals: ") == 1
+    assert "3 trials, store runs" in errors
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_finishes_the_epoch_and_the_next_run_continues(stop: signal.Signals, tmp_path: Path) -> None:
+def test_ctrl_c_finishes_the_epoch_and_the_next_run_continues(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("flowers-bench")
     command = [str(script), "--plugin", f"{TOY},toy/plain", "--data", "toy", "--seeds", "1", "--set", "epochs=60"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("runs/*/checkpoint.pt")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(stop)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "run the same command again to continue" in errors

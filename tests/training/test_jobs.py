@@ -57,7 +57,8 @@ def test_trials_at_once_equal_trials_in_turn(tmp_path: Path) -> None:
         assert one.predictions().equals(other.predictions())
 
 
-def test_an_interrupt_stops_all_that_run_and_starts_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_all_that_run_and_starts_no_more(stop: signal.Signals, tmp_path: Path) -> None:
     folders = prepared(tmp_path, "runs", 4, epochs="50")
     training: set[str] = set()
 
@@ -65,7 +66,7 @@ def test_an_interrupt_stops_all_that_run_and_starts_no_more(tmp_path: Path) -> N
         if event["event"] == "epoch" and folder.id not in training:
             training.add(folder.id)
             if len(training) == 2:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), stop)
 
     ends = run_all(folders, interrupt_once_both_train, timeout=120, jobs=2)
     assert [end.state for end in ends] == ["interrupted"] * 2
