@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -113,7 +113,7 @@ def _print_total(folders: Sequence[TrialFolder]) -> None:
 
 
 def _announce(planned: Sequence[Planned], out: str) -> None:
-    datasets: dict[str, list[dict[str, Any]]] = {}  # splits of one dataset may differ in their training images alone
+    datasets: dict[str, list[Mapping[str, Any]]] = {}  # splits of one dataset may differ in their training images alone
     for item in planned:
         data = item.trial.dataset
         name = f"{data['name']}, {data['n_val']} val, {data['n_test']} test, {data['resolution']}"
@@ -130,7 +130,7 @@ def _announce(planned: Sequence[Planned], out: str) -> None:
     messages.print(f"{len(planned)} trials, store {out}", markup=False)
 
 
-def _announce_dataset(alike: Sequence[dict[str, Any]]) -> None:
+def _announce_dataset(alike: Sequence[Mapping[str, Any]]) -> None:
     data = alike[0]
     sizes = ", ".join(map(str, dict.fromkeys(one["n_train"] for one in alike)))
     messages.print(
