@@ -1,14 +1,6 @@
 // Forward. A part of kernel_body.h,
 // which includes it inside its namespace, once for each instruction set.
 
-// A run, with its entry's tables at hand.
-template <typename T>
-struct Source {
-  const int32_t* at;  // Tile::at
-  const T* weight;    // Tile::weight
-  int64_t channel, length, k;
-};
-
 // `Of` names the vector rather than being it: a template argument would lose its alignment.
 template <typename Of, typename T>
 FB_INLINE void blend(const T* const from[4], const T weight[4], int64_t i, T* to) {
@@ -16,75 +8,111 @@ FB_INLINE void blend(const T* const from[4], const T weight[4], int64_t i, T* to
   *reinterpret_cast<typename Of::loose*>(to + i) = weight[0] * at(0) + weight[1] * at(1) + weight[2] * at(2) + weight[3] * at(3);
 }
 
-// Channels that are sampled in one go where all runs consist of such stretches.
+// Channels that `sample_taps` samples in one go.
 template <typename T>
 constexpr int64_t kStretch = 256 / sizeof(T);
 
-// kWhole: `length` is a multiple of kStretch. A sample is so little work that what else there is to do for it counts:
-// tests for what is left of a run would cost a seventh of the time.
-template <typename T, bool kWhole>
-FB_INLINE void blend_run(const T* const from[4], const T weight[4], int64_t length, T* to) {
-  int64_t i = 0;
-  if constexpr (kWhole) {
-    do {
-#pragma GCC unroll 16
-      for (int64_t end = i + kStretch<T>; i < end; i += kLanes<T>) blend<VectorOf<T>>(from, weight, i, to);
-    } while (i < length);
-  } else {
-    for (; i + kLanes<T> <= length; i += kLanes<T>) blend<VectorOf<T>>(from, weight, i, to);
-    for (; i + int64_t(16 / sizeof(T)) <= length; i += 16 / sizeof(T)) blend<SmallVectorOf<T>>(from, weight, i, to);
-    for (; i < length; ++i) blend<ScalarOf<T>>(from, weight, i, to);
-  }
-}
-
-// Position after position, each with all of the block's runs: their neighbours lie close and are still in the
-// first-level cache. A position all of whose samples lie outside adds nothing: where the caller gives `kept`, it gets
-// no row, and kept[row] is the position that a row is of. Returns the number of rows.
-template <typename T, bool kWhole>
-int64_t sample_runs(const Problem<T>& q, const Tile<T>& tile, const Source<T>* runs, int64_t count, T* columns,
-                    int32_t* kept) {
-  // Copies that no store to the columns could change: they stay in registers.
-  const int64_t channels = q.g.channels, size = tile.size, positions = tile.count;
+// One row of columns for each position, `sample_row(p, row)`: position after position, since their neighbours lie close and
+// are still in the first-level cache. A position of which `outside(p)` adds nothing: where the caller gives `kept`, it
+// gets no row, and kept[row] is the position that a row is of. Returns the number of rows.
+template <typename T, typename Outside, typename SampleRow>
+FB_INLINE int64_t sample_rows(const Tile<T>& tile, T* columns, int32_t* kept, const Outside& outside,
+                              const SampleRow& sample_row) {
   int64_t rows = 0;
-  for (int64_t p = 0; p < positions; ++p) {
+  for (int64_t p = 0, count = tile.count; p < count; ++p) {
     if (kept) {
-      int64_t outside = 0;
-      while (outside < count && runs[outside].at[p] == kOutside) ++outside;
-      if (outside == count) continue;
+      if (outside(p)) continue;
       kept[rows] = int32_t(p);
     }
-    const T* const image = q.input + tile.pixels[p];
-    T* const row = columns + rows++ * kColumns<T>;
-    for (int64_t r = 0; r < count; ++r) {
-      const Source<T> run = runs[r];
-      const int32_t* const at = run.at + p;
-      const T* const weight = run.weight + p;
-      if (at[0] < 0) {
-        fill(row + run.k, run.length, at[0] == kOutside ? T(0) : T(__builtin_nan("")));
-        continue;
-      }
-      const T* const first = image + run.channel;
-      const T* const from[4] = {first + at[0] * channels, first + at[size] * channels, first + at[2 * size] * channels,
-                                first + at[3 * size] * channels};
-      const T weights[4] = {weight[0], weight[size], weight[2 * size], weight[3 * size]};
-      blend_run<T, kWhole>(from, weights, run.length, row + run.k);
-    }
+    sample_row(p, columns + rows++ * kColumns<T>);
   }
   return rows;
 }
 
+// What a sample of channels that lie nowhere is.
+template <typename T>
+FB_INLINE T without_pixels(int32_t first) {
+  return first == kOutside ? T(0) : T(__builtin_nan(""));
+}
+
+template <typename T>
+int64_t sample_runs(const Problem<T>& q, const Tile<T>& given, const Run* runs, int64_t count, T* columns,
+                    int32_t* kept) {
+  const Tile<T> tile = given;  // a copy that no store to the columns could change: it stays in registers
+  const int64_t channels = q.g.channels;
+  const auto first = [&](const Run& run, int64_t p) { return tile.at[run.entry * 4 * tile.size + p]; };
+  const auto outside = [&](int64_t p) {
+    int64_t r = 0;
+    while (r < count && first(runs[r], p) == kOutside) ++r;
+    return r == count;
+  };
+  return sample_rows(tile, columns, kept, outside, [&](int64_t p, T* row) {
+    for (int64_t r = 0; r < count; ++r) {
+      const Run run = runs[r];
+      T* const to = row + run.k;
+      if (first(run, p) < 0) {
+        fill(to, run.length, without_pixels<T>(first(run, p)));
+        continue;
+      }
+      const Neighbours<T> s(tile, channels, run.entry, p);
+      const T* const input = q.input + run.channel;
+      const T* const from[4] = {input + s.at[0], input + s.at[1], input + s.at[2], input + s.at[3]};
+      int64_t i = 0;
+      for (; i + kLanes<T> <= run.length; i += kLanes<T>) blend<VectorOf<T>>(from, s.weight, i, to);
+      for (; i + int64_t(16 / sizeof(T)) <= run.length; i += 16 / sizeof(T)) blend<SmallVectorOf<T>>(from, s.weight, i, to);
+      for (; i < run.length; ++i) blend<ScalarOf<T>>(from, s.weight, i, to);
+    }
+  });
+}
+
+// The same of `count` taps of one offset group, all with the channels of `first` and so many that whole stretches cover
+// them. A sample is little work, so that what else there is to do for it counts: here it is a few steps of pointers.
+template <typename T>
+int64_t sample_taps(const Problem<T>& q, const Tile<T>& tile, const Run& first, int64_t count, T* columns,
+                    int32_t* kept) {
+  const int64_t channels = q.g.channels, size = tile.size, entry = 4 * size, length = first.length;
+  const int32_t* const tables = tile.at + first.entry * entry;
+  const T* const weights = tile.weight + first.entry * entry;
+  const T* const input = q.input + first.channel;
+  const auto outside = [&](int64_t p) {
+    int64_t tap = 0;
+    while (tap < count && tables[tap * entry + p] == kOutside) ++tap;
+    return tap == count;
+  };
+  return sample_rows(tile, columns, kept, outside, [&](int64_t p, T* row) {
+    const T* const image = input + tile.pixels[p];
+    const int32_t* at = tables + p;
+    const T* w = weights + p;
+    for (T* const end = row + count * length; row != end; row += length, at += entry, w += entry) {
+      if (at[0] < 0) {
+        fill(row, length, without_pixels<T>(at[0]));
+        continue;
+      }
+      const T* const from[4] = {image + at[0] * channels, image + at[size] * channels, image + at[2 * size] * channels,
+                                image + at[3 * size] * channels};
+      const T weight[4] = {w[0], w[size], w[2 * size], w[3 * size]};
+      int64_t i = 0;
+      do {
+#pragma GCC unroll 16
+        for (int64_t stop = i + kStretch<T>; i < stop; i += kLanes<T>) blend<VectorOf<T>>(from, weight, i, row);
+      } while (i < length);
+    }
+  });
+}
+
 template <typename T>
 int64_t sample(const Problem<T>& q, const Tile<T>& tile, const Block& block, T* columns, int32_t* kept = nullptr) {
-  Source<T> runs[kDepth<T>];
+  Run runs[kDepth<T>];
   int64_t count = 0;
-  bool whole = true;
+  bool taps = true;
   for_each_run(q, block, [&](const Run& run) {
-    const int64_t tables = run.entry * 4 * tile.size;
-    runs[count++] = {tile.at + tables, tile.weight + tables, run.channel, run.length, run.k};
-    whole = whole && run.length % kStretch<T> == 0;
+    runs[count] = run;
+    const Run& first = runs[0];
+    taps = taps && run.entry == first.entry + count && run.channel == first.channel && run.length == first.length &&
+           run.length % kStretch<T> == 0;
+    ++count;
   });
-  const auto chosen = whole ? sample_runs<T, true> : sample_runs<T, false>;
-  return chosen(q, tile, runs, count, columns, kept);
+  return taps ? sample_taps(q, tile, runs[0], count, columns, kept) : sample_runs(q, tile, runs, count, columns, kept);
 }
 
 // Whether the output's own memory is rows of T that products can add to: nothing to pad, convert or turn.

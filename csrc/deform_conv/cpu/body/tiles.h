@@ -22,7 +22,7 @@ struct Tile {
   T* row;  // where tap (0, 0) lies undeformed
   T* column;
   // Of each entry (offset group, tap) and position:
-  T* given;     // [entry][4][size]: offset of y, of x, mask, as they are given; the fourth is empty, so that an entry's
+  T* given;     // [entry][4][size]: offset of y, of x, mask, where they have to be copied; the fourth is empty, so that an entry's
                 // tables lie at the same distances for all of them (accesses 4 KiB apart wait for each other)
   int32_t* at;  // [entry][4][size]: the four neighbours, as pixels of the image
   T* weight;    // [entry][4][size]: times the mask
@@ -56,6 +56,11 @@ struct Tile {
 };
 
 template <typename T>
+FB_INLINE void fill(T* to, int64_t count, T value) {
+  for (int64_t i = 0; i < count; ++i) to[i] = value;
+}
+
+template <typename T>
 void place(const Problem<T>& q, int64_t begin, int64_t count, Tile<T>& tile) {
   const Geometry& g = q.g;
   tile.begin = begin, tile.count = count;
@@ -74,19 +79,27 @@ void place(const Problem<T>& q, int64_t begin, int64_t count, Tile<T>& tile) {
   }
 }
 
-// to[p] = from[at[p] + shift].
+// from[at[p] + shift], where they lie or copied to `to`.
 template <typename T>
-void read(const Strided& from, const int64_t* at, int64_t shift, int64_t count, T* to) {
+const T* read(const Strided& from, const int64_t* at, int64_t shift, int64_t count, T* to) {
+  const bool consecutive = from.stride[2] == 1 && at[count - 1] - at[0] == count - 1;  // all of one image
+  const T* found = to;
   with_storage(from.storage, T(0), [&](auto* kind) {
     const auto* data = static_cast<decltype(kind)>(from.data) + shift;
-    if (from.stride[2] == 1 && at[count - 1] - at[0] == count - 1) {  // in one image: whole vectors
-      // The next tile's: as many planes as there are of offsets are more streams than the hardware foresees.
-      for (int64_t p = 0; p < count; p += 64 / sizeof(*data)) __builtin_prefetch(data + at[0] + count + p);
-      for (int64_t p = 0; p < count; ++p) to[p] = widen(data[at[0] + p]);
-    } else {
+    if (!consecutive) {
       for (int64_t p = 0; p < count; ++p) to[p] = widen(data[at[p]]);
+      return;
+    }
+    data += at[0];
+    // The next tile's: as many planes as there are of offsets are more streams than the hardware foresees.
+    for (int64_t p = 0; p < count; p += 64 / sizeof(*data)) __builtin_prefetch(data + count + p);
+    if constexpr (sizeof(*kind) == sizeof(T)) {
+      found = data;  // no smaller type that has to be widened
+    } else {
+      for (int64_t p = 0; p < count; ++p) to[p] = widen(data[p]);
     }
   });
+  return found;
 }
 
 // Where a sample that is 0 or NaN says so instead of naming its first neighbour: it lies outside, or a coordinate, or
@@ -105,15 +118,14 @@ template <typename T, bool kBackward>
 void tabulate_entry(const Problem<T>& q, const Tile<T>& tile, int64_t entry) {
   const Geometry& g = q.g;
   const int64_t count = tile.count, size = tile.size, tap = entry % g.taps();
-  T* const y_offset = tile.given + entry * 4 * size;
-  T* const x_offset = y_offset + size;
-  T* const mask = x_offset + size;
-  read(q.offset, tile.offset_at, 2 * entry * q.offset.stride[1], count, y_offset);
-  read(q.offset, tile.offset_at, (2 * entry + 1) * q.offset.stride[1], count, x_offset);
+  T* const given = tile.given + entry * 4 * size;
+  const T* const y_offset = read(q.offset, tile.offset_at, 2 * entry * q.offset.stride[1], count, given);
+  const T* const x_offset = read(q.offset, tile.offset_at, (2 * entry + 1) * q.offset.stride[1], count, given + size);
+  const T* mask = given + 2 * size;
   if (g.use_mask) {
-    read(q.mask, tile.mask_at, entry * q.mask.stride[1], count, mask);
+    mask = read(q.mask, tile.mask_at, entry * q.mask.stride[1], count, given + 2 * size);
   } else {
-    for (int64_t p = 0; p < count; ++p) mask[p] = T(1);
+    fill(given + 2 * size, count, T(1));
   }
   const T tap_y = T(tap / g.kernel_w * g.dilation_h), tap_x = T(tap % g.kernel_w * g.dilation_w);
   const int32_t height = int32_t(g.height), width = int32_t(g.width);
@@ -224,9 +236,4 @@ FB_INLINE void for_each_run(const Problem<T>& q, const Block& block, F f) {
     f(Run{offset_group * q.g.taps() + k / group_channels, channel, length, k - block.k0});
     k += length;
   }
-}
-
-template <typename T>
-FB_INLINE void fill(T* to, int64_t count, T value) {
-  for (int64_t i = 0; i < count; ++i) to[i] = value;
 }
