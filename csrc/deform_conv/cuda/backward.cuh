@@ -14,9 +14,9 @@ namespace flowers_bench {
 // mask). `Ordered` says who adds to the input:
 // - false: a block has 64 positions, one tap, all channels of an offset group; blocks meet in atomics. Offsets and
 //   masks belong to one block alone and are summed in a fixed order.
-// - true: a block has 64 channels of some rows of an image. It goes through all positions and taps in their order, skips
-//   tiles that sample elsewhere, and has each pixel of a channel in the hands of one thread: nobody else adds to it. Only
-//   the input's gradient.
+// - true: a block has 64 channels of some rows of an image. It goes through all positions and taps in their order,
+//   skips tiles that sample elsewhere, and has each pixel of a channel in the hands of one thread: nobody else adds to
+//   it. Only the input's gradient.
 template <typename T, bool Wide, bool Ordered>
 struct BackwardColumns {
   using A = Accumulator<T>;
@@ -44,7 +44,8 @@ struct BackwardColumns {
   static FB_DEVICE void run(const Params& q, int64_t block, const Crew& team) {
     const Problem<T>& p = q.p;
     if constexpr (Ordered) {
-      const int64_t image = block / (q.slices * q.tiles), begin = image * p.g.positions(), end = begin + p.g.positions();
+      const int64_t image = block / (q.slices * q.tiles);
+      const int64_t begin = image * p.g.positions(), end = begin + p.g.positions();
       const int rest = static_cast<int>(block - image * q.slices * q.tiles), bands = static_cast<int>(q.tiles);
       const int slice = rest / bands, band = rest - slice * bands, channel = slice_begin(p, slice);
       const auto pixel = [&](int64_t edge) { return static_cast<int32_t>(p.g.height * edge / bands * p.g.width); };

@@ -12,9 +12,9 @@ FB_INLINE void blend(const T* const from[4], const T weight[4], int64_t i, T* to
 template <typename T>
 constexpr int64_t kStretch = 256 / sizeof(T);
 
-// One row of columns for each position, `sample_row(p, row)`: position after position, since their neighbours lie close and
-// are still in the first-level cache. A position of which `outside(p)` adds nothing: where the caller gives `kept`, it
-// gets no row, and kept[row] is the position that a row is of. Returns the number of rows.
+// One row of columns for each position, `sample_row(p, row)`: position after position, since their neighbours lie close
+// and are still in the first-level cache. A position all of whose samples lie outside adds nothing: where the caller
+// gives `kept`, it gets no row, and kept[row] is the position that a row is of. Returns the number of rows.
 template <typename T, typename Outside, typename SampleRow>
 FB_INLINE int64_t sample_rows(const Tile<T>& tile, T* columns, int32_t* kept, const Outside& outside,
                               const SampleRow& sample_row) {
@@ -57,9 +57,10 @@ int64_t sample_runs(const Problem<T>& q, const Tile<T>& given, const Run* runs, 
       const Neighbours<T> s(tile, channels, run.entry, p);
       const T* const input = q.input + run.channel;
       const T* const from[4] = {input + s.at[0], input + s.at[1], input + s.at[2], input + s.at[3]};
+      constexpr int64_t kSmall = 16 / sizeof(T);
       int64_t i = 0;
       for (; i + kLanes<T> <= run.length; i += kLanes<T>) blend<VectorOf<T>>(from, s.weight, i, to);
-      for (; i + int64_t(16 / sizeof(T)) <= run.length; i += 16 / sizeof(T)) blend<SmallVectorOf<T>>(from, s.weight, i, to);
+      for (; i + kSmall <= run.length; i += kSmall) blend<SmallVectorOf<T>>(from, s.weight, i, to);
       for (; i < run.length; ++i) blend<ScalarOf<T>>(from, s.weight, i, to);
     }
   });

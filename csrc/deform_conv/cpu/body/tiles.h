@@ -22,8 +22,8 @@ struct Tile {
   T* row;  // where tap (0, 0) lies undeformed
   T* column;
   // Of each entry (offset group, tap) and position:
-  T* given;     // [entry][4][size]: offset of y, of x, mask, where they have to be copied; the fourth is empty, so that an entry's
-                // tables lie at the same distances for all of them (accesses 4 KiB apart wait for each other)
+  T* given;     // [entry][4][size]: offset of y, of x, mask, where they have to be copied; the fourth is empty, so that
+                // an entry's tables lie at the same distances for all of them (accesses 4 KiB apart wait for each other)
   int32_t* at;  // [entry][4][size]: the four neighbours, as pixels of the image
   T* weight;    // [entry][4][size]: times the mask
   T* slopes;    // [entry][kSlopes][size], for a backward pass
