@@ -100,6 +100,27 @@ def test_forward_and_every_gradient_equal_torchvisions(case: dict[str, int], cha
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_few_positions_whose_outputs_threads_divide(
+    dtype: torch.dtype, layout: torch.memory_format, threads: int
+) -> None:
+    """A weight as it lies in memory, channels-last, and outputs that fill no panel at the end."""
+    a = arguments(batch=1, channels=16, outputs=789, size=(6, 9), dtype=dtype)
+    a |= {"input": a["input"].to(memory_format=layout), "weight": a["weight"].to(memory_format=torch.channels_last)}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = deform_conv2d(**a)
+    finally:
+        torch.set_num_threads(before)
+    expected = torchvision.ops.deform_conv2d(**{k: v.double() if isinstance(v, Tensor) else v for k, v in a.items()})
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 3e-2}[dtype]
+    assert found.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(0, 3), groups=st.sampled_from([1, 2, 3]), offset_groups=st.sampled_from([1, 2, 3]), outputs=st.sampled_from([3, 6, 12]),

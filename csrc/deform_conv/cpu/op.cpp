@@ -273,6 +273,22 @@ Buffer<T> bias_of(const Call& c) {
   return bias;
 }
 
+int64_t size_of(Storage storage) {
+  return storage == Storage::kFloat64 ? 8 : storage == Storage::kFloat32 ? 4 : 2;
+}
+
+// The part of a problem with one weight group that computes outputs [begin, end), from the unpacked weight.
+template <typename T>
+Problem<T> outputs_of(Problem<T> q, int64_t begin, int64_t end) {
+  const auto advance = [&](Strided& to, int axis) {
+    to.data = static_cast<char*>(to.data) + begin * to.stride[axis] * size_of(to.storage);
+  };
+  advance(q.unpacked, 0), advance(q.out, 1);
+  if (q.bias) q.bias += begin;
+  q.g.out_channels = end - begin;
+  return q;
+}
+
 template <typename T>
 Tensor forward_as(const Call& c, const Geometry& g) {
   const Kernel<T>& kernel = kernel_for(T(0));
@@ -293,25 +309,37 @@ Tensor forward_as(const Call& c, const Geometry& g) {
   const int64_t left_begin = left.first * positions, left_total = left.count() * positions;
   const auto edge = [&](int64_t worker) { return left_begin + left_total * worker / workers; };
   const Rows<T> input(c.input, slots + left.count());
-  // Several workers share what they pack; one alone may do without.
-  const bool pack = own > 0 || workers > 1 || !kernel.takes_unpacked(q, q.unpacked, left_total);
+  // Where all positions are one tile, the weight is taken as it lies, and workers divide the outputs: so many each that
+  // it matters little that each of them samples all positions.
+  const int64_t panels = g.out_channels / q.panel, each = panels / workers;
+  const bool whole = workers == 1 || (g.groups == 1 && each >= 8);
+  const bool pack = own > 0 || !whole || !kernel.takes_unpacked(q, q.unpacked, left_total);
+  const auto part = [&](int64_t worker) {
+    const int64_t begin = each * worker * q.panel, end = begin + each * q.panel;
+    return outputs_of(q, begin, worker + 1 < workers ? end : g.out_channels);
+  };
   const Buffer<T> packed = pack ? Buffer<T>(c.input, q.weight_size()) : Buffer<T>();
   q.weight = packed.data();
-  const Scratch scratch(c.input, workers, kernel.forward_scratch(q));
+  int64_t scratch_each = kernel.forward_scratch(q);
+  for (int64_t worker = 0; worker < workers && !pack; ++worker) {
+    scratch_each = std::max(scratch_each, kernel.forward_scratch(part(worker)));
+  }
+  const Scratch scratch(c.input, workers, scratch_each);
   const int64_t units = pack ? kernel.forward_units(q) : 0;
   each_worker(workers, [&](int64_t worker) {
     kernel.pack_forward(q, q.unpacked, units * worker / workers, units * (worker + 1) / workers, packed.data());
     input.load(left, worker, workers, left.first - slots);
   });
   each_worker(workers, [&](int64_t worker) {
-    Problem<T> mine = q;
+    Problem<T> mine = pack ? q : part(worker);
     for (int64_t image = own * worker; image < own * (worker + 1); ++image) {
       input.load({image, image + 1}, 0, 1, image - worker);
       mine.input = input.rows(image - worker);
       kernel.forward(mine, image * positions, (image + 1) * positions, scratch.of(worker));
     }
     mine.input = input.rows(left.first - slots);
-    kernel.forward(mine, edge(worker), edge(worker + 1), scratch.of(worker));
+    kernel.forward(mine, pack ? edge(worker) : left_begin, pack ? edge(worker + 1) : left_begin + left_total,
+                   scratch.of(worker));
   });
   return out;
 }
