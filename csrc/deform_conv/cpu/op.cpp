@@ -314,15 +314,15 @@ Tensor forward_as(const Call& c, const Geometry& g) {
   const int64_t panels = g.out_channels / q.panel, each = panels / workers;
   const bool whole = workers == 1 || (g.groups == 1 && each >= 8);
   const bool pack = own > 0 || !whole || !kernel.takes_unpacked(q, q.unpacked, left_total);
-  const auto part = [&](int64_t worker) {
-    const int64_t begin = each * worker * q.panel, end = begin + each * q.panel;
-    return outputs_of(q, begin, worker + 1 < workers ? end : g.out_channels);
-  };
   const Buffer<T> packed = pack ? Buffer<T>(c.input, q.weight_size()) : Buffer<T>();
   q.weight = packed.data();
-  int64_t scratch_each = kernel.forward_scratch(q);
-  for (int64_t worker = 0; worker < workers && !pack; ++worker) {
-    scratch_each = std::max(scratch_each, kernel.forward_scratch(part(worker)));
+  const auto problem_of = [&](int64_t worker) {
+    const int64_t begin = each * worker * q.panel, end = begin + each * q.panel;
+    return pack ? q : outputs_of(q, begin, worker + 1 < workers ? end : g.out_channels);
+  };
+  int64_t scratch_each = 0;
+  for (int64_t worker = 0; worker < workers; ++worker) {
+    scratch_each = std::max(scratch_each, kernel.forward_scratch(problem_of(worker)));
   }
   const Scratch scratch(c.input, workers, scratch_each);
   const int64_t units = pack ? kernel.forward_units(q) : 0;
@@ -331,15 +331,14 @@ Tensor forward_as(const Call& c, const Geometry& g) {
     input.load(left, worker, workers, left.first - slots);
   });
   each_worker(workers, [&](int64_t worker) {
-    Problem<T> mine = pack ? q : part(worker);
+    Problem<T> mine = problem_of(worker);
     for (int64_t image = own * worker; image < own * (worker + 1); ++image) {
       input.load({image, image + 1}, 0, 1, image - worker);
       mine.input = input.rows(image - worker);
       kernel.forward(mine, image * positions, (image + 1) * positions, scratch.of(worker));
     }
     mine.input = input.rows(left.first - slots);
-    kernel.forward(mine, pack ? edge(worker) : left_begin, pack ? edge(worker + 1) : left_begin + left_total,
-                   scratch.of(worker));
+    kernel.forward(mine, edge(pack ? worker : 0), edge(pack ? worker + 1 : workers), scratch.of(worker));
   });
   return out;
 }

@@ -99,10 +99,13 @@ def _load() -> bool:
     try:
         _load_best()
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        _say(f"no compiled kernel ({reason}); using the slow PyTorch path for deformable convolution")
+        _say(f"no compiled kernel ({_reason(error)}); using the slow PyTorch path for deformable convolution")
         return False
     return True
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _say(message: str) -> None:
@@ -130,7 +133,9 @@ def _load_best() -> None:
             torch.ops.load_library(str(_in_cache(compiler, cuda=True)))
             return
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-            _say(f"no CUDA kernel ({error}); tensors on a GPU take the slow PyTorch path for deformable convolution")
+            _say(
+                f"no CUDA kernel ({_reason(error)}); tensors on a GPU take the slow PyTorch path for deformable convolution"
+            )
     torch.ops.load_library(str(_in_cache(compiler, cuda=False)))
 
 

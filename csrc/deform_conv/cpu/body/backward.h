@@ -90,7 +90,7 @@ void spread_run(const Problem<T>& q, BackwardBuffers<T>& b, const Run& run) {
     T* column = b.columns + p * kColumns<T> + run.k;
     T* dots = b.dots + run.entry * b.size + p;
     if (first[p] < 0) {
-      const T nothing = first[p] == kOutside ? T(0) : T(__builtin_nan(""));
+      const T nothing = without_pixels<T>(first[p]);
       if constexpr (kSamples) fill(column, run.length, nothing);
       if constexpr (kDots) dots[0] += nothing, dots[entries] += nothing, dots[2 * entries] += nothing;
       continue;

@@ -13,15 +13,18 @@ template <typename T>
 constexpr int64_t kStretch = 256 / sizeof(T);
 
 // One row of columns for each position, `sample_row(p, row)`: position after position, since their neighbours lie close
-// and are still in the first-level cache. A position all of whose samples lie outside adds nothing: where the caller
-// gives `kept`, it gets no row, and kept[row] is the position that a row is of. Returns the number of rows.
-template <typename T, typename Outside, typename SampleRow>
-FB_INLINE int64_t sample_rows(const Tile<T>& tile, T* columns, int32_t* kept, const Outside& outside,
+// and are still in the first-level cache. A position all of whose `count` samples lie outside, which `first(sample, p)`
+// of Tile::at tells, adds nothing: where the caller gives `kept`, it gets no row, and kept[row] is the position that a
+// row is of. Returns the number of rows.
+template <typename T, typename First, typename SampleRow>
+FB_INLINE int64_t sample_rows(const Tile<T>& tile, int64_t count, T* columns, int32_t* kept, const First& first,
                               const SampleRow& sample_row) {
   int64_t rows = 0;
-  for (int64_t p = 0, count = tile.count; p < count; ++p) {
+  for (int64_t p = 0, positions = tile.count; p < positions; ++p) {
     if (kept) {
-      if (outside(p)) continue;
+      int64_t outside = 0;
+      while (outside < count && first(outside, p) == kOutside) ++outside;
+      if (outside == count) continue;
       kept[rows] = int32_t(p);
     }
     sample_row(p, columns + rows++ * kColumns<T>);
@@ -29,29 +32,18 @@ FB_INLINE int64_t sample_rows(const Tile<T>& tile, T* columns, int32_t* kept, co
   return rows;
 }
 
-// What a sample of channels that lie nowhere is.
-template <typename T>
-FB_INLINE T without_pixels(int32_t first) {
-  return first == kOutside ? T(0) : T(__builtin_nan(""));
-}
-
 template <typename T>
 int64_t sample_runs(const Problem<T>& q, const Tile<T>& given, const Run* runs, int64_t count, T* columns,
                     int32_t* kept) {
   const Tile<T> tile = given;  // a copy that no store to the columns could change: it stays in registers
   const int64_t channels = q.g.channels;
-  const auto first = [&](const Run& run, int64_t p) { return tile.at[run.entry * 4 * tile.size + p]; };
-  const auto outside = [&](int64_t p) {
-    int64_t r = 0;
-    while (r < count && first(runs[r], p) == kOutside) ++r;
-    return r == count;
-  };
-  return sample_rows(tile, columns, kept, outside, [&](int64_t p, T* row) {
+  const auto first = [&](int64_t r, int64_t p) { return tile.at[runs[r].entry * 4 * tile.size + p]; };
+  return sample_rows(tile, count, columns, kept, first, [&](int64_t p, T* row) {
     for (int64_t r = 0; r < count; ++r) {
       const Run run = runs[r];
       T* const to = row + run.k;
-      if (first(run, p) < 0) {
-        fill(to, run.length, without_pixels<T>(first(run, p)));
+      if (first(r, p) < 0) {
+        fill(to, run.length, without_pixels<T>(first(r, p)));
         continue;
       }
       const Neighbours<T> s(tile, channels, run.entry, p);
@@ -75,12 +67,8 @@ int64_t sample_taps(const Problem<T>& q, const Tile<T>& tile, const Run& first, 
   const int32_t* const tables = tile.at + first.entry * entry;
   const T* const weights = tile.weight + first.entry * entry;
   const T* const input = q.input + first.channel;
-  const auto outside = [&](int64_t p) {
-    int64_t tap = 0;
-    while (tap < count && tables[tap * entry + p] == kOutside) ++tap;
-    return tap == count;
-  };
-  return sample_rows(tile, columns, kept, outside, [&](int64_t p, T* row) {
+  const auto first_of = [&](int64_t tap, int64_t p) { return tables[tap * entry + p]; };
+  return sample_rows(tile, count, columns, kept, first_of, [&](int64_t p, T* row) {
     const T* const image = input + tile.pixels[p];
     const int32_t* at = tables + p;
     const T* w = weights + p;

@@ -4,6 +4,12 @@
 constexpr int32_t kOutside = -1;    // in place of the first neighbour: the sample is 0
 constexpr int32_t kNotFinite = -2;  // the sample is NaN
 
+// The sample that either stands for.
+template <typename T>
+FB_INLINE T without_pixels(int32_t mark) {
+  return mark == kOutside ? T(0) : T(__builtin_nan(""));
+}
+
 // What the gradients of offset and mask need of a sample, besides its neighbours.
 enum Slope { kWeightTop, kWeightBottom, kWeightLeft, kWeightRight, kSlopeTop, kSlopeBottom, kSlopeLeft, kSlopeRight,
              kMask, kSlopes };
