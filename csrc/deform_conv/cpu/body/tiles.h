@@ -50,14 +50,15 @@ struct Tile {
   }
 
   // Positions of a tile, so that what belongs to it fits the cache. Forward with a small weight, which stays in the
-  // second-level cache whatever happens, takes few: their columns then stay in the first.
+  // second-level cache whatever happens, takes few: their columns then stay in the first, or leave most of a large
+  // second to the pixels.
   static int64_t tile_size(const Problem<T>& q, bool backward) {
     const int64_t entry = 4 * sizeof(int32_t) + (backward ? 8 + kSlopes + 3 : 8) * sizeof(T);
     const int64_t outputs = q.gemm_groups() * q.padded(q.width());
     const int64_t each = q.g.offset_groups * q.g.taps() * entry + (kDepth<T> + outputs) * sizeof(T);
     const int64_t fitting = kTileBytes / each / kRows * kRows;
     const bool small_weight = q.weight_size() * int64_t(sizeof(T)) <= kTileBytes / 2;
-    return larger(2 * kRows, smaller(fitting, small_weight && !backward ? 4 * kRows : kMaxTile));
+    return larger(2 * kRows, smaller(fitting, small_weight && !backward ? kSmallTile : kMaxTile));
   }
 };
 
@@ -190,14 +191,15 @@ struct Block {
 };
 
 // How a group's K is cut: into spans, each of which begins with a block. Where channels fill whole panels, blocks end
-// with taps: a position that samples outside with one tap then has nothing in whole blocks.
+// with taps, and where they are many, each has its own: a position that samples outside with one tap then has nothing
+// in whole blocks. Few channels are sampled with many taps at once: a position's taps share most of their pixels.
 template <typename T>
 struct Cut {
   int64_t spans, span, blocks_of_span, block;
 
   FB_INLINE explicit Cut(const Problem<T>& q) {
     const int64_t channels = q.g.channels / q.gemm_groups();
-    const bool whole = channels % kPanel<T> == 0, within_taps = whole && channels > kDepth<T>;
+    const bool whole = channels % kPanel<T> == 0, within_taps = whole && channels * int64_t(sizeof(T)) >= 1024;
     const int64_t unit = whole && !within_taps ? channels : kPanel<T>;
     span = within_taps ? channels : q.depth();
     spans = q.depth() / span;
@@ -220,9 +222,9 @@ Block block_at(const Problem<T>& q, int64_t index) {
   return {index / each, begin + smaller(within, cut.span), begin + smaller(within + cut.block, cut.span)};
 }
 
-// Distance between positions in a tile's columns: off a power of two, which would crowd few sets of the cache.
+// Distance between positions in a tile's columns: an odd number of lines, or they would crowd few sets of the cache.
 template <typename T>
-constexpr int64_t kColumns = kDepth<T> + 2 * kPanel<T>;
+constexpr int64_t kColumns = kDepth<T> + 64 / int64_t(sizeof(T));
 
 // Channels [channel, channel + length) of one tap and one offset group, in columns k, k + 1, ... of the block.
 struct Run {
