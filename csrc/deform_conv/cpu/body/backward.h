@@ -199,6 +199,11 @@ void write_dots(const Problem<T>& q, const BackwardBuffers<T>& b) {
 }
 
 template <typename T>
+int64_t blocks(const Problem<T>& q) {
+  return Cut<T>(q, kDepth<T>).blocks();
+}
+
+template <typename T>
 void backward_tile(const Problem<T>& q, const BackwardRange<T>& r, BackwardBuffers<T>& b) {
   const bool dots = q.grad_offset.data || q.grad_mask.data;
   const bool columns = r.columns && (q.grad_input || dots);
@@ -207,8 +212,9 @@ void backward_tile(const Problem<T>& q, const BackwardRange<T>& r, BackwardBuffe
   tabulate<T, true>(q, b.tile);
   if (r.grad_weight && !q.depthwise()) pack_grad(q, b.tile, b.grad);
   if (columns && dots) fill(b.dots, 3 * q.g.offset_groups * q.g.taps() * b.size, T(0));
+  const Cut<T> cut(q, kDepth<T>);
   for (int64_t index = r.first_block; index < r.last_block; ++index) {
-    const Block block = block_at(q, index);
+    const Block block = cut.at(index);
     if (columns) {
       multiply_back(q, b.tile, block, b.columns);
       spread_block(q, block, r.grad_weight != nullptr, b);

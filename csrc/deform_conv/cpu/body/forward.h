@@ -91,7 +91,7 @@ int64_t sample_taps(const Problem<T>& q, const Tile<T>& tile, const Run& first, 
 
 template <typename T>
 int64_t sample(const Problem<T>& q, const Tile<T>& tile, const Block& block, T* columns, int32_t* kept = nullptr) {
-  Run runs[kDepth<T>];
+  Run runs[kForwardDepth<T>];
   int64_t count = 0;
   bool taps = true;
   for_each_run(q, block, [&](const Run& run) {
@@ -126,7 +126,7 @@ struct ForwardBuffers {
         // With room behind: products fetch rows ahead, and would take what lies there from another core.
         columns(arena.template take<T>((tile.size + kRows) * kColumns<T>)),
         kept(arena.template take<int32_t>(tile.size)),
-        panel(arena.template take<T>(q.weight ? 0 : kDepth<T> * kPanel<T>)),
+        panel(arena.template take<T>(q.weight ? 0 : kForwardDepth<T> * kPanel<T>)),
         sums{nullptr, q.gemm_groups() * q.padded(q.width())} {
     if (!sums_in_place(q)) sums.data = arena.template take<T>(tile.size * sums.stride);
   }
@@ -207,15 +207,16 @@ void forward(const Problem<T>& q, int64_t begin, int64_t end, void* scratch) {
   Arena arena{static_cast<char*>(scratch)};
   ForwardBuffers<T> b(q, arena);
   const bool in_place = !b.sums.data;
-  const int64_t tiles = ceil_div(end - begin, b.tile.size), last = blocks(q);
+  const int64_t tiles = ceil_div(end - begin, b.tile.size);
+  const Cut<T> cut(q, kForwardDepth<T>);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t from = begin + (end - begin) * t / tiles, to = begin + (end - begin) * (t + 1) / tiles;
     place(q, from, to - from, b.tile);
     tabulate<T, false>(q, b.tile);
     if (in_place) b.sums.data = static_cast<T*>(q.out.data) + from * b.sums.stride;
     start_with_bias(q, b.tile.count, b.sums);
-    for (int64_t index = 0; index < last; ++index) {
-      const Block block = block_at(q, index);
+    for (int64_t index = 0; index < cut.blocks(); ++index) {
+      const Block block = cut.at(index);
       const int64_t rows = sample(q, b.tile, block, b.columns, b.kept);
       multiply(q, block, rows, b);
     }

@@ -77,13 +77,13 @@ void panel_product(int64_t rows, int64_t used, int64_t depth, const T* a, int64_
 }
 
 // c (rows, columns padded to panels) = or += a (rows, depth) x b, whose panels of depth x kPanel lie `panel_stride`
-// apart. A panel of b stays in the first-level cache while the rows pass by.
+// apart. A panel of b stays in the cache while the rows pass by.
 template <typename T>
 void product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const T* b,
              int64_t panel_stride, const RowsTo<T>& c, bool add) {
   const int64_t strips = ceil_div(rows, kRows);
-  for (int64_t from = 0; from < depth; from += kDepth<T>) {
-    const int64_t steps = smaller(kDepth<T>, depth - from);
+  for (int64_t from = 0; from < depth; from += kForwardDepth<T>) {
+    const int64_t steps = smaller(kForwardDepth<T>, depth - from);
     for (int64_t j = 0; j < columns; j += kPanel<T>) {
       const T* panel = b + j / kPanel<T> * panel_stride + from * kPanel<T>;
       for (int64_t strip = 0; strip < strips; ++strip) {

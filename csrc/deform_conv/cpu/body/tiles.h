@@ -55,7 +55,8 @@ struct Tile {
   static int64_t tile_size(const Problem<T>& q, bool backward) {
     const int64_t entry = 4 * sizeof(int32_t) + (backward ? 8 + kSlopes + 3 : 8) * sizeof(T);
     const int64_t outputs = q.gemm_groups() * q.padded(q.width());
-    const int64_t each = q.g.offset_groups * q.g.taps() * entry + (kDepth<T> + outputs) * sizeof(T);
+    const int64_t depth = backward ? kDepth<T> : kForwardDepth<T>;
+    const int64_t each = q.g.offset_groups * q.g.taps() * entry + (depth + outputs) * sizeof(T);
     const int64_t fitting = kTileBytes / each / kRows * kRows;
     const bool small_weight = q.weight_size() * int64_t(sizeof(T)) <= kTileBytes / 2;
     return larger(2 * kRows, smaller(fitting, small_weight && !backward ? kSmallTile : kMaxTile));
@@ -190,41 +191,36 @@ struct Block {
   int64_t k0, k1;  // of that group's K, k0 on a panel's edge
 };
 
-// How a group's K is cut: into spans, each of which begins with a block. Where channels fill whole panels, blocks end
-// with taps, and where they are many, each has its own: a position that samples outside with one tap then has nothing
-// in whole blocks. Few channels are sampled with many taps at once: a position's taps share most of their pixels.
+// How a group's K is cut into blocks no deeper than `deepest`: into spans, each of which begins with a block. Where
+// channels fill whole panels, blocks end with taps, and where they are many, each has its own: a position that samples
+// outside with one tap then has nothing in whole blocks. Few channels are sampled with many taps at once: a position's
+// taps share most of their pixels.
 template <typename T>
 struct Cut {
-  int64_t spans, span, blocks_of_span, block;
+  int64_t groups, spans, span, blocks_of_span, block;
 
-  FB_INLINE explicit Cut(const Problem<T>& q) {
-    const int64_t channels = q.g.channels / q.gemm_groups();
+  FB_INLINE Cut(const Problem<T>& q, int64_t deepest) : groups(q.gemm_groups()) {
+    const int64_t channels = q.g.channels / groups;
     const bool whole = channels % kPanel<T> == 0, within_taps = whole && channels * int64_t(sizeof(T)) >= 1024;
     const int64_t unit = whole && !within_taps ? channels : kPanel<T>;
     span = within_taps ? channels : q.depth();
     spans = q.depth() / span;
-    blocks_of_span = ceil_div(span, kDepth<T> / unit * unit);
+    blocks_of_span = ceil_div(span, deepest / unit * unit);
     block = round_up(ceil_div(span, blocks_of_span), unit);
+  }
+
+  int64_t blocks() const { return groups * spans * blocks_of_span; }
+
+  Block at(int64_t index) const {
+    const int64_t each = spans * blocks_of_span, of_group = index % each;
+    const int64_t begin = of_group / blocks_of_span * span, within = of_group % blocks_of_span * block;
+    return {index / each, begin + smaller(within, span), begin + smaller(within + block, span)};
   }
 };
 
-template <typename T>
-int64_t blocks(const Problem<T>& q) {
-  const Cut<T> cut(q);
-  return q.gemm_groups() * cut.spans * cut.blocks_of_span;
-}
-
-template <typename T>
-Block block_at(const Problem<T>& q, int64_t index) {
-  const Cut<T> cut(q);
-  const int64_t each = cut.spans * cut.blocks_of_span, of_group = index % each;
-  const int64_t begin = of_group / cut.blocks_of_span * cut.span, within = of_group % cut.blocks_of_span * cut.block;
-  return {index / each, begin + smaller(within, cut.span), begin + smaller(within + cut.block, cut.span)};
-}
-
 // Distance between positions in a tile's columns: an odd number of lines, or they would crowd few sets of the cache.
 template <typename T>
-constexpr int64_t kColumns = kDepth<T> + 64 / int64_t(sizeof(T));
+constexpr int64_t kColumns = kForwardDepth<T> + 64 / int64_t(sizeof(T));
 
 // Channels [channel, channel + length) of one tap and one offset group, in columns k, k + 1, ... of the block.
 struct Run {
