@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,18 @@ class Output:
     logits: Tensor
     embedding: Tensor
     teacher: Tensor | None = None
+
+    def widened(self) -> Output:
+        """The same in float32 where it is in less, as under autocast: what losses get."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(
+            self,
+            **{
+                name: value.to(torch.promote_types(value.dtype, torch.float32))
+                for name, value in given.items()
+                if isinstance(value, Tensor)
+            },
+        )
 
 
 class Classifier(nn.Module):

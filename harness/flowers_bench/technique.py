@@ -243,7 +243,7 @@ class Model(Part):
 
 @dataclass(frozen=True)
 class Loss(Part):
-    """Maps an `Output` and a target, hard (N,) int64 or soft (N, C) float, to a scalar.
+    """Maps an `Output` in float32 and a target, hard (N,) int64 or soft (N, C) float, to a scalar.
 
     Attributes:
         build: makes the callable; a `nn.Module` may have parameters of its own, which are then trained too.

@@ -1,4 +1,4 @@
-"""Where a precision cannot be trusted, a trial says so and does not train."""
+"""bfloat16: losses never see it, and where it cannot be trusted, a trial says so and does not train."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lives import live
-from torch import nn
+from lives import ignore, live, planned, training_of
+from torch import Tensor, nn
 
 from flowers_bench.errors import UsageError
+from flowers_bench.nn import Output
+from flowers_bench.store import Store
 from flowers_bench.training.precision import refuse_undefined_gradients
 
 
@@ -64,3 +66,27 @@ def test_a_trial_says_so_before_it_trains(tmp_path: Path) -> None:
     }
     with pytest.raises(UsageError, match=r"backbone\.layer4\.0\.conv1"):
         live(tmp_path, "transfer/k2", **settings)
+
+
+def test_losses_get_float32_outside_of_autocast(tmp_path: Path) -> None:
+    item = planned(tmp_path, "focal-margin/focal", precision="bfloat16", image_size="32", epochs="1", warmup_epochs="0")
+    folder = Store(tmp_path / "runs").prepare(item.trial, {**item.run, "threads": 1, "command": []})
+    training, given, seen = training_of(folder), [], []
+    model, criterion = training.parts.model, training.parts.criterion
+    model.register_forward_hook(lambda module, images, output: given.append(output.logits.dtype))
+
+    def watched(output: Output, target: Tensor) -> Tensor:
+        seen.append((output.logits.dtype, output.embedding.dtype, torch.is_autocast_enabled("cpu")))
+        return criterion(output, target)
+
+    training.parts.criterion = watched
+    training.run(ignore)
+    assert torch.bfloat16 in given
+    assert set(seen) == {(torch.float32, torch.float32, False)}
+    torch.use_deterministic_algorithms(False)
+
+
+def test_only_what_is_narrow_is_widened() -> None:
+    output = Output(torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(2, 4, dtype=torch.float64))
+    wide = output.widened()
+    assert (wide.logits.dtype, wide.embedding.dtype, wide.teacher) == (torch.float32, torch.float64, None)

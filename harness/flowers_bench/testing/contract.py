@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from flowers_bench.technique import Need
 
 _LOOK = "look for a division by zero, a root, norm or logarithm of zero, or weights that nobody initialised."
-_FLOAT = "calculate in float32 what needs it (output.logits.float())."
+_FLOAT = "the model should calculate in float32 what needs it (x.float())."
 
 
 def can_be_planned(subject: Subject) -> None:
@@ -319,8 +319,9 @@ def runs_under_autocast(subject: Subject) -> None:
     images, targets = subject.augmented(parts, 0)
     train_mode(parts.model)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = parts.criterion(parts.model(images), targets)
-    require(bool(loss.isfinite()), f"the loss under bfloat16 autocast is {loss.item()}: {_FLOAT}")
+        output = parts.model(images)
+    loss = parts.criterion(output.widened(), targets)
+    require(bool(loss.isfinite()), f"the loss of outputs under bfloat16 autocast is {loss.item()}: {_FLOAT}")
     if not loss.requires_grad:
         return
     loss.backward()

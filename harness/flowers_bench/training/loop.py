@@ -242,7 +242,8 @@ class Training:
         seed = derive_seed(self.trial.seed, "rank", self.ranks.rank, epoch, step)
         with self._autocast():
             output = self.ranks.forward(self._forward, inputs, len(indices), seed)
-            loss = self.parts.criterion(output, targets)
+        # In float32 and outside of autocast, which on a processor computes a softmax in bfloat16.
+        loss = self.parts.criterion(output.widened(), targets)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrialFailed(
