@@ -81,7 +81,7 @@ MISTAKES = [
     ("gradients reach every trainable parameter", "self.scale = 1.0", "self.lost = nn.Linear(3, 3)", "lost.weight"),
     ("what is frozen stays bit equal", "embedding = self.still(", "self.still.running_mean.add_(0.1)\n            embedding = self.still(", "still.running_mean"),
     ("what is frozen stays bit equal", "embedding = self.still(", "self.still.weight.data.add_(0.1)\n            embedding = self.still(", "still.weight"),
-    ("runs under autocast", LOSS, "return lambda output, target: F.cross_entropy(output.logits, target) / (output.logits.dtype == torch.float32)", "in float32"),
+    ("runs under autocast", FORWARD, "scores = self.fc(embedding)\n            return Output(scores / (scores.element_size() > 2), embedding)", "in float32"),
     ("overfits one batch", "self.body(images)", "self.body(images * 0)", "does not learn"),
     ("repeats with its seed", "self.scale = 1.0", "self.scale = 1.0\n            self.fc.weight.data.mul_(random.random())", "torch's global generator"),
     ("repeats with its seed", "return v2.Resize((context.image_size, context.image_size))",
