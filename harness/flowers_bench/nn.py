@@ -26,17 +26,14 @@ class Output:
     embedding: Tensor
     teacher: Tensor | None = None
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Output:
+        """The same with `change` made to every tensor in it."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in given.items() if isinstance(value, Tensor)})
+
     def widened(self) -> Output:
         """The same in float32 where it is in less, as under autocast: what losses get."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(
-            self,
-            **{
-                name: value.to(torch.promote_types(value.dtype, torch.float32))
-                for name, value in given.items()
-                if isinstance(value, Tensor)
-            },
-        )
+        return self.each(lambda value: value.to(torch.promote_types(value.dtype, torch.float32)))
 
 
 class Classifier(nn.Module):

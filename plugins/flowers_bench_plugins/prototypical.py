@@ -71,8 +71,6 @@ def prototypical_loss(embedding: Tensor, k_shot: int, per_class: int, distance: 
 
 def build_prototypical(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
     """The loss of an episode. Raises `UsageError` if a batch is not one."""
-    import torch
-
     o = context.options
     per_class = o["k_shot"] + o["n_query"]
 
@@ -80,9 +78,7 @@ def build_prototypical(context: LossContext) -> Callable[[Output, Tensor], Tenso
         by_class = target.view(-1, per_class) if len(target) % per_class == 0 else target[:, None]
         if len(target) % per_class or not (by_class == by_class[:, :1]).all():
             raise UsageError("the prototypical loss needs episodes: images in order of their class.")
-        # At least float32: in bfloat16 near distances would be equal.
-        embedding = output.embedding.to(torch.promote_types(output.embedding.dtype, torch.float32))
-        return prototypical_loss(embedding, o["k_shot"], per_class, o["distance"], o["temperature"])
+        return prototypical_loss(output.embedding, o["k_shot"], per_class, o["distance"], o["temperature"])
 
     return loss
 

@@ -167,7 +167,7 @@ def triplet_loss(embedding: Tensor, labels: Tensor, mining: str, margin: float, 
 def build_triplet(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
     """The triplet loss of the embedding."""
     mining, margin, soft = (context.options[name] for name in ("mining", "margin", "soft_margin"))
-    return lambda output, target: triplet_loss(_full(output.embedding), target, mining, margin, soft)
+    return lambda output, target: triplet_loss(output.embedding, target, mining, margin, soft)
 
 
 def build_triplet_entropy(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
@@ -176,13 +176,6 @@ def build_triplet_entropy(context: LossContext) -> Callable[[Output, Tensor], Te
 
     triplet, weight = build_triplet(context), context.options["triplet_weight"]
     return lambda output, target: F.cross_entropy(output.logits, target) + weight * triplet(output, target)
-
-
-def _full(x: Tensor) -> Tensor:
-    """At least float32: differences of bfloat16 embeddings lose what the loss looks for."""
-    import torch
-
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @hookimpl

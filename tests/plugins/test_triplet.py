@@ -126,7 +126,7 @@ def test_entropy_is_the_sum() -> None:
 def test_bfloat16_embeddings_are_compared_in_float32() -> None:
     built = build("triplet", backbone=CNN)
     points = F.normalize(torch.randn(8, 16), dim=1).bfloat16()
-    assert built.criterion(Output(points[:, :0], points), built.labels).dtype == torch.float32
+    assert built.criterion(Output(points[:, :0], points).widened(), built.labels).dtype == torch.float32
 
 
 def _neighbours_are_right(built: Built) -> bool:

@@ -68,8 +68,17 @@ def test_a_trial_says_so_before_it_trains(tmp_path: Path) -> None:
         live(tmp_path, "transfer/k2", **settings)
 
 
-def test_losses_get_float32_outside_of_autocast(tmp_path: Path) -> None:
-    item = planned(tmp_path, "focal-margin/focal", precision="bfloat16", image_size="32", epochs="1", warmup_epochs="0")
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("focal-margin/focal", {}),
+        ("triplet/batch-hard", {"batch_size": "8", "images_per_class": "4"}),
+        ("prototypical/euclidean", {"n_way": "2", "k_shot": "2", "n_query": "2", "eval_way": "2"}),
+    ],
+)
+def test_losses_get_float32_outside_of_autocast(tmp_path: Path, name: str, settings: dict[str, str]) -> None:
+    settings = {"precision": "bfloat16", "image_size": "32", "epochs": "1", "warmup_epochs": "0", **settings}
+    item = planned(tmp_path, name, **settings)
     folder = Store(tmp_path / "runs").prepare(item.trial, {**item.run, "threads": 1, "command": []})
     training, given, seen = training_of(folder), [], []
     model, criterion = training.parts.model, training.parts.criterion

@@ -12,7 +12,6 @@ All replicas take the same step, since a sum over the ranks has the same bits on
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -77,9 +76,7 @@ class Ranks:
         with torch.random.fork_rng(devices), _BatchNormOverRanks(self):
             torch.manual_seed(seed)
             output = model(inputs)
-        own = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-        found = {name: self._whole(value, images) for name, value in own.items() if isinstance(value, Tensor)}
-        return dataclasses.replace(output, **found)
+        return output.each(lambda own: self._whole(own, images))
 
     def _whole(self, own: Tensor, images: int) -> Tensor:
         """(share, ...) to (images, ...)."""

@@ -6,7 +6,7 @@ constexpr int kRows = FB_ROWS;
 constexpr bool kLargeCache = FB_VECTOR_BYTES == 64;
 constexpr int64_t kMaxTile = kLargeCache ? 192 : 96;                 // positions
 constexpr int64_t kSmallTile = kLargeCache ? 8 * kRows : 4 * kRows;  // of a forward pass with a small weight
-constexpr int64_t kTileBytes = (kLargeCache ? 700 : 300) << 10;  // of a tile's buffers
+constexpr int64_t kTileBytes = (kLargeCache ? 700 : 300) << 10;      // of a tile's buffers
 
 template <typename T>
 struct VectorOf;
@@ -42,10 +42,12 @@ template <typename T>
 constexpr int64_t kLanes = FB_VECTOR_BYTES / sizeof(T);
 template <typename T>
 constexpr int64_t kPanel = 2 * kLanes<T>;
-// Depth of one product: a panel of the weight this deep fits the first-level cache (or fills it, where the second is large).
+// Deepest block of a backward pass: a panel of the weight this deep fits the first-level cache (or fills it, where the
+// second is large).
 template <typename T>
 constexpr int64_t kDepth = (kLargeCache ? 32768 : 16384) / (kPanel<T> * sizeof(T));
-// In a forward pass, a panel comes from a large second-level cache in time: nine taps of 64 channels are one product.
+// Deepest block of a forward pass, and deepest product: a panel comes from a large second-level cache in time, and nine
+// taps of 64 channels are one block.
 template <typename T>
 constexpr int64_t kForwardDepth = kLargeCache ? kDepth<T> * 5 / 2 : kDepth<T>;
 
