@@ -18,7 +18,7 @@ from flowers_bench.errors import TrialFailed, UsageError
 from flowers_bench.executors.local import Outcome
 from flowers_bench.host import discover
 from flowers_bench.store import Store, TrialFolder
-from flowers_bench.suite import Planned, Request, in_order
+from flowers_bench.suite import Planned, Request, in_order, searchable
 from flowers_bench.training import trial as trial_module
 from flowers_bench.training.prediction import PREDICTORS
 
@@ -159,6 +159,23 @@ def test_declared_bounds_fit_their_options() -> None:
             assert option.parse(name, value) == value
         (space,) = distributions(Recipe(epochs=0, warmup_epochs=0), {name: option}, {}).values()
         assert space._contains(space.to_internal_repr(option.default)), name
+
+
+@pytest.mark.parametrize(
+    ("technique", "without_effect"),
+    [
+        ("distillation/alone", {"temperature"}),
+        ("triplet/batch-hard", {"margin"}),
+        ("triplet/nearest-mean", {"margin"}),
+        ("triplet/entropy", {"margin"}),
+        ("prototypical/frozen", {"temperature", "jitter", "min_scale"}),
+        ("knn/untrained", {"k"}),
+    ],
+)
+def test_no_try_is_spent_on_what_has_no_effect(tmp_path: Path, technique: str, without_effect: set[str]) -> None:
+    request = Request([technique], "toy", tmp_path, seeds=1, settings={})
+    _, options = searchable(discover([TOY]), request)
+    assert not without_effect.intersection(options)
 
 
 def test_scales() -> None:

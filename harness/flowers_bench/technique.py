@@ -112,7 +112,7 @@ class Recipe:
         epochs: at most this many.
         patience: stop after this many epochs without a better validation accuracy; None: never.
         image_size: side of the square that the model sees, in pixels.
-        precision: `float32`, or `bfloat16` for autocast.
+        precision: `float32`, or `bfloat16` for training under autocast; evaluation is in float32 always.
         clip_norm: largest norm of the gradient; 0 = no clipping.
         ema_decay: evaluate an exponential moving average of the weights with this decay; 0 = none.
     """

@@ -192,7 +192,10 @@ def register_techniques() -> list[Technique]:
                     f"t{t:g}": Variant(f"temperature {t:g}", options={"temperature": t}, baseline="alone")
                     for t in (1.0, 2.0, 10.0, 20.0)
                 },
-                "alone": Variant("the same student without a teacher", options={"distill_weight": 0.0}),
+                # Given, and so not searched: without a teacher nothing has that temperature.
+                "alone": Variant(
+                    "the same student without a teacher", options={"distill_weight": 0.0, "temperature": 4.0}
+                ),
             },
             default="hinton",
         )

@@ -62,7 +62,9 @@ def register_techniques() -> list[Technique]:
             variants={
                 **{f"k{k}": Variant(f"{k} nearest neighbours", options={**frozen, "k": k}) for k in (1, 5, 20)},
                 "nearest-mean": Variant("the nearest class mean", options=frozen, predictor="nearest-mean"),
-                "untrained": Variant("k = 5 on random initial weights: the floor", options=frozen, weights="none"),
+                "untrained": Variant(
+                    "k = 5 on random initial weights: the floor", options={**frozen, "k": 5}, weights="none"
+                ),
             },
             default="k5",
         )

@@ -145,7 +145,9 @@ def register_techniques() -> list[Technique]:
                 ),
                 "frozen": Variant(
                     "nothing trained: class means of the initial features",
-                    options={"embedding_dim": 0, "freeze": -1},
+                    augmentation="none",
+                    # A temperature leaves the order of the classes as it is: given, so that no search tries others.
+                    options={"embedding_dim": 0, "freeze": -1, "temperature": 0.1},
                     recipe={"epochs": 0, "warmup_epochs": 0},
                 ),
                 "study": Variant(

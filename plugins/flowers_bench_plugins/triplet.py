@@ -50,6 +50,9 @@ STUDY = {
     "patience": 5,
 }
 
+# m is given too, though a soft margin has none, so that no search spends its tries on it.
+SOFT: dict[str, Any] = {"soft_margin": True, "margin": 0.2}
+
 
 def build_embedding(context: ModelContext) -> nn.Module:
     """The backbone with a projection to `embedding_dim` in place of its classifier, its first `freeze` stages frozen."""
@@ -255,14 +258,14 @@ def register_techniques() -> list[Technique]:
             recipe=Recipe(optimizer="adam", lr=3e-4, weight_decay=0.0, batch_size=64, epochs=60, warmup_epochs=3),
             weights="pretrained",
             variants={
-                "batch-hard": _variant("hardest positive and negative, soft margin", soft_margin=True),
+                "batch-hard": _variant("hardest positive and negative, soft margin", **SOFT),
                 "batch-hard-margin": _variant("hardest positive and negative, margin 0.2"),
                 "semi-hard": _variant("FaceNet's mining, margin 0.2", mining="semi-hard"),
                 "all": _variant("all triplets that are not yet right, margin 0.2", mining="all"),
                 "random": _variant("a random positive and negative per anchor, margin 0.2", mining="random"),
                 "nearest-mean": Variant(
                     "as batch-hard, predicting by class means",
-                    options={"soft_margin": True},
+                    options=SOFT,
                     predictor="nearest-mean",
                     baseline="cross-entropy",
                 ),
@@ -270,7 +273,7 @@ def register_techniques() -> list[Technique]:
                     "plus cross-entropy, predicting by the classifier (Van der Merwe 2020)",
                     model="embedding-classifier",
                     loss="triplet-entropy",
-                    options={"soft_margin": True},
+                    options=SOFT,
                     # On vectors of length 1 a classifier must grow large weights before its logits say anything.
                     recipe={"lr_scale": {"classifier.*": 10.0}},
                     baseline="cross-entropy",
