@@ -249,7 +249,8 @@ class LowRank(nn.Module):
         self.a = nn.Parameter(torch.empty(len(adapted), rank, linear.in_features))
         self.b = nn.Parameter(torch.zeros(len(adapted), linear.out_features // chunks, rank))
         self.register_buffer("chosen", torch.tensor(list(adapted)), persistent=False)
-        nn.init.normal_(self.a, std=linear.in_features**-0.5)
+        bound = linear.in_features**-0.5  # as torch's own linear layer, and as loralib
+        nn.init.uniform_(self.a, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from flowers_bench.backbone import Backbone, Weights, check_backbone, resolve_weights
 from flowers_bench.data.dataset import DataRequest, Dataset, DatasetSource, Progress, silent
@@ -19,6 +20,7 @@ from flowers_bench.errors import UsageError, unknown_name
 from flowers_bench.host import Host, Registered
 from flowers_bench.measure.episodic import queries_per_class
 from flowers_bench.technique import Augmentation, Loss, Model, ModelContext, Option, Recipe, Technique, Variant
+from flowers_bench.training import optimizer
 from flowers_bench.training.prediction import PREDICTORS
 from flowers_bench.trial import Protocol, Trial
 
@@ -287,11 +289,9 @@ def _trials(
     weights = resolve_weights(request.weights or parts.variant.weights or parts.technique.weights, name)
     given = {**parts.variant.options, **request.settings}
     options = {key: option.parse(key, given.get(key, option.default)) for key, option in _options(parts).items()}
-    _try_building(parts, name, dataset, recipe, options, request.store)
+    model = _try_building(parts, name, dataset, recipe, options, request.store)
     _try_sampling(parts, dataset, recipe, options, request.devices)
-    origins = {registered.plugin for registered in (parts.model, parts.loss, parts.augmentation)}
-    origins.add(host.techniques[parts.technique.name].plugin)
-    code = {plugin: host.plugins[plugin].code for plugin in sorted(origins)}
+    code = _code(host, parts, recipe, model)
     return [
         Planned(
             Trial(
@@ -322,6 +322,19 @@ def _trials(
     ]
 
 
+def _code(host: Host, parts: _Parts, recipe: Recipe, model: nn.Module) -> dict[str, str]:
+    """What identifies the code of a trial: each plugin whose parts are in use, and whatever gives other numbers than it did
+    in its first revision."""
+    in_use: list[Registered[Any]] = [parts.model, parts.loss, parts.augmentation]
+    origins = {host.techniques[parts.technique.name].plugin, *(registered.plugin for registered in in_use)}
+    revisions = {f"{type(r.value).__name__.lower()} {r.value.name}": r.value.revision for r in in_use}
+    revisions["optimizer"] = optimizer.revision(recipe, model)
+    return {
+        **{plugin: host.plugins[plugin].code for plugin in sorted(origins)},
+        **{what: f"revision {number}" for what, number in revisions.items() if number > 1},
+    }
+
+
 def _try_building(
     parts: _Parts,
     backbone: str,
@@ -329,15 +342,15 @@ def _try_building(
     recipe: Recipe,
     options: Mapping[str, Any],
     store: Path | None,
-) -> None:
-    """Build the model without memory: a technique that does not fit the backbone says so now, not in the trial."""
+) -> nn.Module:
+    """The model, built without memory: a technique that does not fit the backbone says so now, not in the trial."""
     from flowers_bench.meta import without_values
 
     model = parts.model.value
     values = {key: options[key] for key in model.options}
     with without_values():
         try:
-            model.build(
+            return model.build(
                 ModelContext(
                     Backbone(backbone, Weights(), dataset.num_classes, recipe.image_size),
                     dataset.num_classes,

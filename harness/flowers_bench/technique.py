@@ -104,8 +104,10 @@ class Recipe:
         optimizer: `adam`, `adamw` or `sgd` (momentum 0.9, Nesterov).
         lr: peak learning rate.
         lr_scale: factor on `lr` for parameters whose name matches the pattern (`fnmatch`), first match wins.
-        layer_decay: layer-wise learning-rate decay per stage, counted from the head (1 = none; Clark 2020).
-        weight_decay: decoupled for adamw; never on biases, norms and other one-dimensional parameters.
+        layer_decay: layer-wise learning-rate decay, counted from the head, by the layers that timm tells (1 = none;
+            Clark 2020).
+        weight_decay: decoupled for adamw; never on biases, norms and other one-dimensional parameters, nor on what
+            timm exempts (class token, position embedding).
         schedule: `cosine` to zero, or `constant`, after the warm-up.
         warmup_epochs: linear from zero.
         batch_size: images per step.
@@ -216,12 +218,17 @@ class AugmentationContext:
 
 @dataclass(frozen=True)
 class Part:
-    """What models, losses and augmentations have in common: a name to be found by, needs, and options."""
+    """What models, losses and augmentations have in common: a name to be found by, needs, and options.
+
+    Attributes:
+        revision: raised when the same options would give other numbers; part of a trial's identity where it is not 1.
+    """
 
     name: str
     summary: str
     needs: frozenset[Need] = frozenset()
     options: Mapping[str, Option] = field(default_factory=dict)
+    revision: int = field(default=1, kw_only=True)
 
     def option_values(self, given: Mapping[str, Any]) -> dict[str, Value]:
         """Every option of this part with its value: the given one, parsed, or the default."""

@@ -69,6 +69,7 @@ def register_models() -> list[Model]:
                 "targets": Option("qv", "which projections: query, key, value, output", choices=tuple(TARGETS)),
             },
             build=build_lora,
+            revision=2,  # A starts as in loralib: before, from a normal distribution with three times the variance
             provides=frozenset({"logits", "embedding", "tokens"}),
         )
     ]

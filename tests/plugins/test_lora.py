@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,19 @@ def test_the_first_step_is_the_plain_network(backbone: str, targets: str) -> Non
     plain = timm.create_model(backbone, num_classes=CLASSES, img_size=32)
     state = {k.replace(".linear.", "."): v for k, v in built.model.backbone.state_dict().items()}
     plain.load_state_dict({k: v for k, v in state.items() if not k.endswith((".a", ".b"))})
+    plain.requires_grad_(
+        False
+    )  # torch's matmul takes another path, with other last bits, where a weight has a gradient
     with torch.inference_mode():
         assert torch.equal(built.model.eval()(built.images).logits, plain.eval()(built.images))
+
+
+def test_a_starts_as_in_loralib() -> None:
+    torch.manual_seed(0)
+    found = LowRank(nn.Linear(12, 9), 5, 1.0, 3, (1,)).a
+    torch.manual_seed(0)
+    nn.Linear(12, 9)
+    assert torch.equal(found[0], nn.init.kaiming_uniform_(torch.empty(5, 12), a=math.sqrt(5)))
 
 
 def test_a_trained_network_can_be_merged() -> None:

@@ -8,12 +8,15 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from built import CLASSES, build, check_frozen, check_overfits, check_plans, check_repeats, check_round_trip, host
 from timm.layers import SEModule
+from timm.models.vgg import VGG
 from torch import nn
 
 from flowers_bench import ModelContext, UsageError
 from flowers_bench.backbone import Backbone, Weights
+from flowers_bench.nn import train_mode
 from flowers_bench_plugins.multiscale_vgg import keep_features, multiscale_block
 
 CNNS = ["test_resnet", "test_efficientnet", "test_convnext"]
@@ -99,9 +102,55 @@ def test_frozen_backbone_stays_and_the_rest_is_trained() -> None:
     check_frozen(built)
 
 
-def test_plain_frozen_baseline_trains_only_its_classifier() -> None:
+def test_a_resnets_frozen_baseline_trains_its_last_layer() -> None:
     built = build("multiscale-vgg", "frozen", backbone="test_resnet", image_size=64)
     assert built.trainable() == {"backbone.fc.weight", "backbone.fc.bias"}
+
+
+@pytest.mark.parametrize("variant", ["frozen", "study-frozen", "full", "study-full"])
+def test_plain_vgg_is_torchvisions_classifier_and_all(variant: str) -> None:
+    technique = host().techniques["multiscale-vgg"].value
+    model = host().models[technique.variants[variant].model].value
+    options = model.option_values(technique.variants[variant].options)
+    with torch.device("meta"):
+        theirs = torchvision.models.vgg16(num_classes=102)
+        ours = model.build(ModelContext(Backbone("vgg16", Weights(), 102, 224), 102, 224, options))
+    theirs.features.requires_grad_("frozen" not in variant)
+    trained = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (ours, theirs)]
+    assert trained[0] == trained[1]
+    dropped = [[m.p for m in net.modules() if isinstance(m, nn.Dropout)] for net in (ours, theirs)]
+    assert dropped[0] == dropped[1] == [0.5, 0.5]
+    assert trained[0] == {"frozen": 119_963_750, "full": 134_678_438}[variant.removeprefix("study-")]
+
+
+class _TinyVgg:
+    """In the place of a `Backbone`: VGG with one convolution and thin hidden layers."""
+
+    def create(self) -> nn.Module:
+        model = VGG([4, "M"], num_classes=CLASSES, mlp_ratio=0.01)
+        model.default_cfg = {"classifier": "head.fc"}
+        return model
+
+
+def test_a_frozen_vggs_hidden_layers_learn_and_drop_while_it_trains() -> None:
+    model = host().models["plain-cnn"].value.build(ModelContext(_TinyVgg(), CLASSES, 32, {"freeze": -1}))
+    trained = {n.split(".")[1] for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"pre_logits", "head"}
+    train_mode(model)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert not torch.equal(model(images).logits, model(images).logits)
+        assert torch.equal(*(model.eval()(images).logits for _ in range(2)))
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet"])
+def test_another_cnns_plain_baseline_is_that_network(backbone: str) -> None:
+    built = build("multiscale-vgg", "full", backbone=backbone, image_size=64)
+    plain = timm.create_model(backbone, num_classes=CLASSES)
+    plain.load_state_dict(built.model.backbone.state_dict())
+    train_mode(built.model)
+    with torch.no_grad():
+        assert torch.equal(built.model(built.images).logits, plain.train()(built.images))
 
 
 @pytest.mark.parametrize("variant", ["both", "full"])

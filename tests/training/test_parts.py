@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from flowers_bench import Recipe, UsageError
@@ -14,7 +15,7 @@ from flowers_bench.backbone import freeze_stages, stages
 from flowers_bench.data.pixels import Normalizer, evaluation_transform, stored_side
 from flowers_bench.measure.quality import correct_in_top_k, mean_per_class, negative_log_likelihood, quality
 from flowers_bench.nn import Classifier, train_mode
-from flowers_bench.training.optimizer import build_optimizer, schedule_factor
+from flowers_bench.training.optimizer import build_optimizer, revision, schedule_factor
 from flowers_bench.training.prediction import class_means, knn_logits, mean_logits
 
 
@@ -58,18 +59,87 @@ def test_freezing_more_stages_than_there_are_is_refused() -> None:
         freeze_stages(timm.create_model("test_resnet"), 9)
 
 
-def test_learning_rates_by_pattern_and_depth() -> None:
+# Class token; registers and an attention pool; convolutions; windows with tables of biases.
+LAYERED = [
+    "test_vit",
+    "test_vit3",
+    "test_resnet",
+    "test_efficientnet",
+    "test_convnext",
+    "resnet18",
+    "convnext_atto",
+    "swin_tiny_patch4_window7_224",
+]
+
+
+def _groups(recipe: Recipe, model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Factor on the rate and weight decay of each trainable parameter, by its name in the backbone."""
+    groups = build_optimizer(recipe, model, None).param_groups
+    found = {id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    return {n.removeprefix("backbone."): found[id(p)] for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("name", LAYERED)
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_layers_and_exemptions_are_timms(name: str, frozen: int) -> None:
+    model = Classifier(timm.create_model(name, num_classes=3))
+    freeze_stages(model.backbone, frozen)
+    exempt = model.backbone.no_weight_decay() if hasattr(model.backbone, "no_weight_decay") else ()
+    theirs = param_groups_layer_decay(model.backbone, weight_decay=0.1, no_weight_decay_list=exempt, layer_decay=0.5)
+    expected = {id(p): (group["lr_scale"], group["weight_decay"]) for group in theirs for p in group["params"]}
+    found = _groups(Recipe(weight_decay=0.1, layer_decay=0.5), model)
+    assert found == {n: expected[id(p)] for n, p in model.backbone.named_parameters() if p.requires_grad}
+
+
+def test_embeddings_are_a_layer_before_the_first_block_and_not_decayed() -> None:
     model = Classifier(timm.create_model("test_vit", num_classes=3))
-    recipe = Recipe(lr=1.0, lr_scale={"*.qkv.*": 0.5}, layer_decay=0.5)
-    optimizer = build_optimizer(recipe, model, None)
-    scale = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
-    named = dict(model.named_parameters())
-    depth = len(stages(model.backbone))
-    assert scale[id(named["backbone.head.weight"])] == 1.0
-    assert scale[id(named["backbone.cls_token"])] == 0.5**depth
-    assert scale[id(named["backbone.blocks.0.attn.proj.weight"])] == 0.5**depth
-    assert scale[id(named[f"backbone.blocks.{depth - 1}.attn.qkv.weight"])] == 0.5 * 0.5
-    assert len(scale) == len(named)
+    found = _groups(Recipe(weight_decay=0.1, layer_decay=0.5), model)
+    assert found["head.weight"] == (1.0, 0.1)
+    assert found["norm.weight"] == (0.5, 0.0)
+    assert found["blocks.5.mlp.fc1.weight"] == (0.5, 0.1)
+    assert found["blocks.0.mlp.fc1.weight"] == (0.5**6, 0.1)
+    assert found["patch_embed.proj.weight"] == (0.5**7, 0.1)
+    assert found["cls_token"] == found["pos_embed"] == (0.5**7, 0.0)
+
+
+def test_a_pattern_multiplies_the_layers_rate() -> None:
+    model = Classifier(timm.create_model("test_vit", num_classes=3))
+    found = _groups(Recipe(lr_scale={"*.qkv.*": 0.1}, layer_decay=0.5), model)
+    assert found["blocks.5.attn.qkv.weight"][0] == 0.5 * 0.1
+    assert found["blocks.5.attn.proj.weight"][0] == 0.5
+
+
+def test_without_layer_decay_only_the_exemptions_are_timms() -> None:
+    model = Classifier(timm.create_model("test_vit", num_classes=3))
+    found = _groups(Recipe(weight_decay=0.1), model)
+    assert {scale for scale, _ in found.values()} == {1.0}
+    assert found["pos_embed"][1] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("test_resnet", {}, 1),  # nothing is exempt
+        ("test_vit", {"weight_decay": 0.0}, 1),
+        ("test_vit", {}, 2),
+        ("test_resnet", {"layer_decay": 0.9}, 2),
+    ],
+)
+def test_recipes_whose_groups_have_changed_say_so(name: str, changes: dict[str, float], expected: int) -> None:
+    model = Classifier(timm.create_model(name, num_classes=3))
+    assert revision(Recipe(**changes), model) == expected
+
+
+def test_a_frozen_embedding_is_no_reason_for_another_id() -> None:
+    model = Classifier(timm.create_model("test_vit", num_classes=3))
+    freeze_stages(model.backbone, 1)
+    assert revision(Recipe(), model) == 1
+
+
+def test_a_backbone_that_does_not_tell_its_layers_is_refused() -> None:
+    model = Classifier(nn.Sequential(nn.Linear(2, 3)))
+    with pytest.raises(UsageError, match="does not tell its layers"):
+        build_optimizer(Recipe(layer_decay=0.5), model, None)
 
 
 def test_no_weight_decay_on_vectors() -> None:

@@ -6,23 +6,25 @@ import math
 from fnmatch import fnmatchcase
 
 import torch
+from timm.models import group_parameters
 from torch import nn
 
-from flowers_bench.backbone import stages
+from flowers_bench.errors import UsageError
 from flowers_bench.technique import Recipe
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module, criterion: object) -> torch.optim.Optimizer:
     """The recipe's optimiser over everything trainable in the model and in the loss, grouped by learning rate
-    and weight decay. Each group has `lr_scale`, the factor on the scheduled learning rate."""
+    and weight decay. Each group has `lr_scale`, the factor on the scheduled learning rate.
+
+    Raises:
+        UsageError: `layer_decay` is not 1, and the backbone does not tell its layers.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    depth_scale = _depth_scales(recipe, model)
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    if isinstance(criterion, nn.Module):
-        named += [(f"loss.{n}", p) for n, p in criterion.named_parameters() if p.requires_grad]
-    for name, parameter in named:
-        scale = depth_scale.get(name, 1.0) * _pattern_scale(recipe, name)
-        decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
+    layer_scales, undecayed = _layer_scales(recipe, model), _never_decayed(model)
+    for name, parameter in _trainable(model) + [(f"loss.{n}", p) for n, p in _trainable(criterion)]:
+        scale = layer_scales.get(name, 1.0) * _pattern_scale(recipe, name)
+        decay = recipe.weight_decay if parameter.ndim > 1 and name not in undecayed else 0.0
         groups.setdefault((scale, decay), []).append(parameter)
     arguments = [
         {"params": parameters, "lr": recipe.lr * scale, "lr_scale": scale, "weight_decay": decay}
@@ -34,22 +36,52 @@ def build_optimizer(recipe: Recipe, model: nn.Module, criterion: object) -> torc
     return kind(arguments, lr=recipe.lr, fused=True)
 
 
+def revision(recipe: Recipe, model: nn.Module) -> int:
+    """Which rules these groups follow: 2 where they are not what they were in the first version, which decayed layers by
+    stages and had no exemptions from weight decay but vectors. Part of a trial's identity where it is not 1."""
+    exempt = _never_decayed(model)
+    decays_otherwise = recipe.weight_decay and any(p.ndim > 1 and name in exempt for name, p in _trainable(model))
+    return 2 if recipe.layer_decay != 1 or decays_otherwise else 1
+
+
+def _trainable(module: object) -> list[tuple[str, nn.Parameter]]:
+    if not isinstance(module, nn.Module):
+        return []
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
 def _pattern_scale(recipe: Recipe, name: str) -> float:
     return next((factor for pattern, factor in recipe.lr_scale.items() if fnmatchcase(name, pattern)), 1.0)
 
 
-def _depth_scales(recipe: Recipe, model: nn.Module) -> dict[str, float]:
-    """Factor per parameter name from layer-wise decay: the last stage has `layer_decay`, the one before its square."""
+def _layer_scales(recipe: Recipe, model: nn.Module) -> dict[str, float]:
+    """Factor per parameter name from layer-wise decay, as timm's `param_groups_layer_decay` has it (after BEiT, Bao et al.
+    2022): 1 for the classifier, `layer_decay` for the last block, its square for the one before, and so on down to the
+    embeddings, which are a layer of their own. What a technique puts in beside the blocks (prompts) has 1, what it puts
+    into one (low-rank updates) the block's."""
     backbone = getattr(model, "backbone", None)
     if recipe.layer_decay == 1.0 or not isinstance(backbone, nn.Module):
         return {}
-    found = stages(backbone)
-    return {
-        f"backbone.{module}.{name}".replace("..", "."): recipe.layer_decay ** (len(found) - index)
-        for index, stage in enumerate(found)
-        for module in stage.modules
-        for name, _ in backbone.get_submodule(module).named_parameters(recurse=False)
-    }
+    if not callable(getattr(backbone, "group_matcher", None)):
+        raise UsageError(
+            f"layer_decay={recipe.layer_decay:g}: {type(backbone).__name__} does not tell its layers (timm's group_matcher). "
+            "Say --set layer_decay=1."
+        )
+    layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+    last = max(layers.values())
+    return {f"backbone.{name}": recipe.layer_decay ** (last - layer) for name, layer in layers.items()}
+
+
+def _never_decayed(model: nn.Module) -> set[str]:
+    """Names of the parameters that the backbone's own recipe exempts from weight decay beside vectors, such as class token
+    and position embedding (timm's `no_weight_decay`)."""
+    backbone = getattr(model, "backbone", None)
+    exempt = getattr(backbone, "no_weight_decay", None)
+    if not isinstance(backbone, nn.Module) or not callable(exempt):
+        return set()
+    patterns = list(exempt())
+    names = [name for name, _ in backbone.named_parameters()]
+    return {f"backbone.{name}" for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
 def schedule_factor(recipe: Recipe, progress: float) -> float:
