@@ -14,10 +14,12 @@ training does not end up pushing logits towards infinity, as cross-entropy does 
 nearest one-hot vector, the combination by g. Class vectors other than one-hot ones (the paper's hierarchy) are left
 out.
 
-What differs: the paper trains ResNet-50 at 448 px by SGD with warm restarts and a maximal rate found for each loss
-by search, gradients clipped at norm 10; here one cosine cycle at a rate that is a default and not a finding, the
-usual augmentation without its random erasing, and whatever backbone is asked for. g starts as the identity, so that
-it begins by agreeing with the cosines: at weight 0.1 it would learn that slowly.
+What differs: the paper trains ResNet-50 at 448 px by SGD with warm restarts, momentum without Nesterov, and gradients
+clipped at norm 10; here one cosine cycle with Nesterov's momentum, the usual augmentation without its random erasing, and
+whatever backbone is asked for. The authors searched the maximal rate for each loss and data set; for Flowers102, in
+batches of 96, they name 0.5 for both cosine losses, 1 for cross-entropy and 0.1 with label smoothing. In batches of 32 these
+are a third: 0.33 and 0.033, and 0.2 for the cosine losses. g starts as the identity, so that it begins by agreeing with the
+cosines: at weight 0.1 it would learn that slowly. Their label smoothing is 0.1, as here.
 """
 
 from __future__ import annotations
@@ -129,17 +131,17 @@ def register_techniques() -> list[Technique]:
                 "combined": Variant("cosine loss plus 0.1 cross-entropy", baseline="cross-entropy"),
                 "cosine": Variant("cosine loss alone", options={"cross_entropy_weight": 0.0}, baseline="cross-entropy"),
                 "cross-entropy": Variant(
-                    "the twin with cross-entropy alone, at a rate that suits it",
+                    "the twin with cross-entropy alone, at the rate that suited it in the paper",
                     model="classifier",
                     loss="cross-entropy",
-                    recipe={"lr": 0.02},
+                    recipe={"lr": 0.33},
                 ),
                 "label-smoothing": Variant(
                     "cross-entropy with smoothed targets, the paper's other baseline",
                     model="classifier",
                     loss="cross-entropy",
                     options={"label_smoothing": 0.1},
-                    recipe={"lr": 0.02},
+                    recipe={"lr": 0.033},
                     baseline="cross-entropy",
                 ),
                 "study": Variant(

@@ -7,8 +7,15 @@ Papers: Dai et al. 2017, "Deformable Convolutional Networks" (arXiv:1703.06211),
 
 Offsets and masks come from a convolution on the same input. It starts at zero, so that every offset is 0 and every
 mask 1, and the new layer inherits the replaced one's weight: at the first step the network computes exactly what it
-computed before, pretrained or not. Offsets are learned at a smaller rate (the papers' 0.1): they move pixels by
-whole units where weights move by hundredths.
+computed before, pretrained or not. Offsets and masks learn at a tenth of the rate, as in v2: they move pixels by whole
+units where weights move by hundredths. In v1 (`stage3-v1`) they learn at the full one.
+
+What differs: v2's masks are sigmoids and start at one half, which halves a pretrained layer's response; here they are
+twice that, from 0 to 2, and start at one. All input channels of a layer share one set of offsets, where both papers'
+detectors have four. The papers replace layers of the last stage (v1) or of the last three (v2) of an ImageNet network,
+train detectors and segmenters by SGD, and v1 widens the last stage (stride 1, dilation 2); here it is one stage of a
+classifier, its strides as they were, trained by AdamW. Deformable RoI pooling and v2's feature mimicking, which are for
+detectors, are left out.
 """
 
 from __future__ import annotations
@@ -125,6 +132,7 @@ def register_techniques() -> list[Technique]:
                 "stage3-v1": Variant(
                     "stage 3 deformable without masks (v1), from scratch",
                     options={"modulated": False},
+                    recipe={"lr_scale": {}},
                     baseline="plain",
                 ),
                 "plain": Variant(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from flowers_bench.host import Host, discover
 from flowers_bench.nn import Output, train_mode
 from flowers_bench.suite import Request, plan
 from flowers_bench.training.optimizer import build_optimizer
+from flowers_bench.trial import Trial
 
 CLASSES = 4
 torch.set_num_threads(1)  # tiny networks: waking other threads costs more than they save
@@ -88,14 +89,18 @@ def build(
     return Built(model, criterion, found.recipe.changed(**chosen.recipe), images, labels)
 
 
+def planned(names: Sequence[str], backbone: str, folder: Path, settings: Mapping[str, str] = {}) -> list[Trial]:
+    """One trial of each `NAME/VARIANT` on a dataset of four classes, as the planner makes it."""
+    toy = Path(__file__).parents[1] / "toy.py"
+    small = {"image_size": "32", "batch_size": "8", **settings}
+    request = Request(names, "toy", folder, 1, backbone, "none", settings=small)
+    return [item.trial for item in plan(discover([toy]), request, [toy])]
+
+
 def check_plans(technique: str, backbone: str, folder: Path) -> None:
     """Every variant passes the planner's checks on a dataset of four classes."""
-    toy = Path(__file__).parents[1] / "toy.py"
-    found = discover([toy])
-    names = [f"{technique}/{variant}" for variant in found.techniques[technique].value.variants]
-    settings = {"image_size": "32", "batch_size": "8"}
-    planned = plan(found, Request(names, "toy", folder, 1, backbone, "none", settings=settings), [toy])
-    assert [item.trial.label for item in planned] == names
+    names = [f"{technique}/{variant}" for variant in host().techniques[technique].value.variants]
+    assert [trial.label for trial in planned(names, backbone, folder)] == names
 
 
 def check_repeats(make: Callable[[], Built]) -> None:

@@ -85,6 +85,13 @@ def test_offsets_learn_at_their_own_rate_and_everything_gets_a_gradient() -> Non
     assert all(value > 0 for value in moved)
 
 
+def test_offsets_of_v1_learn_at_the_full_rate() -> None:
+    technique = register_techniques()[0]
+    recipe = technique.recipe.changed(**technique.variants["stage3-v1"].recipe)
+    groups = build_optimizer(recipe, build_deformable(context("resnet10t", modulated=False)), None).param_groups
+    assert {group["lr_scale"] for group in groups} == {1.0}
+
+
 def test_overfits_one_batch_and_repeats() -> None:
     first = one_step(build_deformable(context("test_resnet")), 40)
     second = one_step(build_deformable(context("test_resnet")), 40)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from built import build, check_frozen, check_overfits, check_plans, check_repeats, check_round_trip, host
+from built import build, check_frozen, check_overfits, check_plans, check_repeats, check_round_trip, host, planned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -195,6 +195,13 @@ def test_everything_is_trained_otherwise_at_rates_that_fall_with_depth() -> None
         assert scale[id(named[f"backbone.blocks.{block}.mlp.fc1.weight"])] == pytest.approx(decay ** (depth - block))
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
         assert scale[id(named[f"backbone.{name}"])] == pytest.approx(decay ** (depth + 1)), name
+
+
+def test_results_from_the_former_groups_have_other_ids(tmp_path: Path) -> None:
+    full, probe = planned(["focal-margin/full", "focal-margin/frozen"], "test_vit", tmp_path)
+    assert full.code["optimizer"] == "revision 2"
+    (plain,) = planned(["focal-margin/full"], "test_vit", tmp_path, {"layer_decay": "1", "weight_decay": "0"})
+    assert "optimizer" not in {**probe.code, **plain.code}
 
 
 def test_the_cosine_margin_needs_cosines_and_whole_labels() -> None:

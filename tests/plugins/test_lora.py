@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from built import CLASSES, build, check_frozen, check_overfits, check_plans, check_repeats, check_round_trip, host
+from built import (
+    CLASSES,
+    build,
+    check_frozen,
+    check_overfits,
+    check_plans,
+    check_repeats,
+    check_round_trip,
+    host,
+    planned,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -65,6 +75,12 @@ def test_a_starts_as_in_loralib() -> None:
     torch.manual_seed(0)
     nn.Linear(12, 9)
     assert torch.equal(found[0], nn.init.kaiming_uniform_(torch.empty(5, 12), a=math.sqrt(5)))
+
+
+def test_results_from_the_former_start_have_other_ids(tmp_path: Path) -> None:
+    updated, frozen = planned(["lora/qv", "lora/frozen"], "test_vit", tmp_path)
+    assert updated.code["model lora"] == "revision 2"
+    assert set(frozen.code) == {"common", "lora"}
 
 
 def test_a_trained_network_can_be_merged() -> None:
