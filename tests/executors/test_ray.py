@@ -172,7 +172,8 @@ def test_an_interrupt_lets_epochs_end_and_starts_no_more(tmp_path: Path, nodes: 
 
 @pytest.mark.slow
 def test_trials_of_a_killed_node_end_on_another(tmp_path: Path, nodes: Any) -> None:
-    folders, reference = prepared(tmp_path, "ray", 2, epochs="30"), prepared(tmp_path, "local", 2, epochs="30")
+    # So many that the first still trains when the other's node has started it, on a busy machine too.
+    folders, reference = (prepared(tmp_path, store, 2, epochs="200") for store in ("ray", "local"))
     heard = Listener()
 
     def kill_a_node_once_both_train(folder: TrialFolder, event: dict[str, Any]) -> None:
@@ -185,7 +186,7 @@ def test_trials_of_a_killed_node_end_on_another(tmp_path: Path, nodes: Any) -> N
             nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
 
     try:
-        ends = run_all(folders, kill_a_node_once_both_train, 200, Cluster(nodes.address, 1))
+        ends = run_all(folders, kill_a_node_once_both_train, 280, Cluster(nodes.address, 1))
     finally:
         nodes.add_node(num_cpus=1, object_store_memory=80 * 2**20)
     assert [end.state for end in ends] == ["done"] * 2

@@ -47,6 +47,13 @@ def test_the_embedding_has_a_unit_vector_per_class_and_alone_it_predicts() -> No
         assert any("classifier" in name for name in built.trainable()) == (variant == "combined")
 
 
+def test_baselines_learn_at_their_authors_rates() -> None:
+    """For Flowers102 in batches of 96: the table in the authors' repository, cvjena/semantic-embeddings."""
+    for variant, theirs in (("cross-entropy", 1.0), ("label-smoothing", 0.1)):
+        recipe = build("cosine-loss", variant, backbone=CNN).recipe
+        assert recipe.lr == pytest.approx(theirs * recipe.batch_size / 96, rel=0.02)
+
+
 @pytest.mark.parametrize("variant", ["combined", "cosine"])
 def test_it_overfits_one_batch(variant: str) -> None:
     check_overfits(build("cosine-loss", variant, backbone=CNN), steps=40)

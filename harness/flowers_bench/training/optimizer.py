@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from timm.models import group_parameters
@@ -62,12 +63,13 @@ def _layer_scales(recipe: Recipe, model: nn.Module) -> dict[str, float]:
     backbone = getattr(model, "backbone", None)
     if recipe.layer_decay == 1.0 or not isinstance(backbone, nn.Module):
         return {}
-    if not callable(getattr(backbone, "group_matcher", None)):
+    matcher: Any = getattr(backbone, "group_matcher", None)
+    if matcher is None:
         raise UsageError(
             f"layer_decay={recipe.layer_decay:g}: {type(backbone).__name__} does not tell its layers (timm's group_matcher). "
             "Say --set layer_decay=1."
         )
-    layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+    layers = group_parameters(backbone, matcher(coarse=False), reverse=True)
     last = max(layers.values())
     return {f"backbone.{name}": recipe.layer_decay ** (last - layer) for name, layer in layers.items()}
 
@@ -76,8 +78,8 @@ def _never_decayed(model: nn.Module) -> set[str]:
     """Names of the parameters that the backbone's own recipe exempts from weight decay beside vectors, such as class token
     and position embedding (timm's `no_weight_decay`)."""
     backbone = getattr(model, "backbone", None)
-    exempt = getattr(backbone, "no_weight_decay", None)
-    if not isinstance(backbone, nn.Module) or not callable(exempt):
+    exempt: Any = getattr(backbone, "no_weight_decay", None)
+    if not isinstance(backbone, nn.Module) or exempt is None:
         return set()
     patterns = list(exempt())
     names = [name for name, _ in backbone.named_parameters()]
