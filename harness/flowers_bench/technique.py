@@ -311,7 +311,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Technique:
-    """A model, a loss and an augmentation by name, the recipe its paper trains it by, and named variants.
+    """A model, a loss and an augmentation by name, the recipe that it is trained by, and named variants.
 
     Attributes:
         name: what `--plugin` takes.

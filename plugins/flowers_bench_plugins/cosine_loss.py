@@ -15,11 +15,11 @@ nearest one-hot vector, the combination by g. Class vectors other than one-hot o
 out.
 
 What differs: the paper trains ResNet-50 at 448 px by SGD with warm restarts, momentum without Nesterov, and gradients
-clipped at norm 10; here one cosine cycle with Nesterov's momentum, the usual augmentation without its random erasing, and
-whatever backbone is asked for. The authors searched the maximal rate for each loss and data set; for Flowers102, in
-batches of 96, they name 0.5 for both cosine losses, 1 for cross-entropy and 0.1 with label smoothing. In batches of 32 these
-are a third: 0.33 and 0.033, and 0.2 for the cosine losses. g starts as the identity, so that it begins by agreeing with the
-cosines: at weight 0.1 it would learn that slowly. Their label smoothing is 0.1, as here.
+clipped at norm 10; here one cosine cycle with Nesterov's momentum, the usual augmentation without its random erasing,
+and whatever backbone is asked for. The authors searched the maximal rate for each loss and data set; for Flowers102, in
+batches of 96, they name 0.5 for both cosine losses, 1 for cross-entropy and 0.1 with label smoothing. In batches of 32
+these are a third: 0.33 and 0.033, and 0.2 for the cosine losses. g starts as the identity, so that it begins by
+agreeing with the cosines: at weight 0.1 it would learn that slowly. Their label smoothing is 0.1, as here.
 """
 
 from __future__ import annotations

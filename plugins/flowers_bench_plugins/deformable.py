@@ -11,7 +11,7 @@ computed before, pretrained or not. Offsets and masks learn at a tenth of the ra
 units where weights move by hundredths. In v1 (`stage3-v1`) they learn at the full one.
 
 What differs: v2's masks are sigmoids and start at one half, which halves a pretrained layer's response; here they are
-twice that, from 0 to 2, and start at one. All input channels of a layer share one set of offsets, where both papers'
+twice that, from 0 to 2, and start at one. All input channels of a layer share one set of offsets, where v1's
 detectors have four. The papers replace layers of the last stage (v1) or of the last three (v2) of an ImageNet network,
 train detectors and segmenters by SGD, and v1 widens the last stage (stride 1, dilation 2); here it is one stage of a
 classifier, its strides as they were, trained by AdamW. Deformable RoI pooling and v2's feature mimicking, which are for

@@ -17,9 +17,10 @@ It must have been trained on the same dataset and the same split, or images that
 that judge the student. It sees the student's images, augmented alike (Beyer et al. 2022, arXiv:2106.05237: "a good
 teacher is patient and consistent"), resized and normalised to what it was trained with.
 
-What differs: the paper names no a, only a "considerably lower" weight for the labels, which is 0.1 here; its temperatures
-are 1 to 20, and 4 is ours. Its students are smaller networks of the teacher's kind, on digits and speech; here the
-student is pretrained like its teacher and may be of any kind. Beyer's patience is thousands of epochs, here it is 60.
+What differs: the paper names no a, only a "considerably lower" weight for the labels, which is 0.1 here; its
+temperatures are 1 to 20, and 4 is ours. Its students are smaller networks of the teacher's kind, on digits and speech;
+here the student is pretrained like its teacher and may be of any kind. Beyer's patience is thousands of epochs, here it
+is 60.
 """
 
 from __future__ import annotations

@@ -24,18 +24,18 @@ vector than to any other by m. Training only: predictions use the plain cosines.
 
 Chen's focal margin loss FM (equation 12 there) asks the true class for a lead of m in logits, while the factor in front
 looks at the plain p: m = 0 leaves focal loss, gamma = 0 the large-margin loss, both 0 cross-entropy. FT is the focal
-Tversky loss (Abraham & Khan 2019), with tp, fn and fp the probabilities that the batch's images of c give to c, withhold
-from it, and that the other images give to c. The hybrid (equation 13) weighs the two by lambda; the paper then takes
-their plain sum (equation 14), which is lambda = 1/2 but for a factor. Constants are the paper's; its gamma is 2, and m
-from 0.5 to 1.5, more where a class is rarer.
+Tversky loss (Abraham & Khan 2019), with tp, fn and fp the probabilities that the batch's images of c give to c,
+withhold from it, and that the other images give to c. The hybrid (equation 13) weighs the two by lambda; the paper then
+takes their plain sum (equation 14), which is lambda = 1/2 but for a factor. Constants are the paper's; its gamma is 2,
+and m from 0.5 to 1.5, more where a class is rarer.
 
 What differs: Chen segments cracks, two classes a pixel, and in the experiments leaves the rare class undiscounted (the
 asymmetric FM, equation 11). Here no class is the rare one, so it is the symmetric FM, with images for pixels, and FT is
-a mean over the C classes instead of a sum over one. The additive cosine margin is CosFace's, with Lin's factor in front;
-in Lin's paper the loss is a sigmoid's, here (as usual for classification) a softmax's, without his weight alpha for the
-rare class and his prior for the bias. CosFace has s = 64 and m = 0.35 (and bounds s from below by the number of classes);
-30 and 0.2 are ours, for a hundredth of its classes, and the sweeps vary m. The recipe is BEiT's kind, without its
-drop path, MixUp and CutMix, and with a layer decay of 0.75 where it has 0.65 for a network of this size.
+a mean over the C classes instead of a sum over one. The additive cosine margin is CosFace's, with Lin's factor in
+front; in Lin's paper the loss is a sigmoid's, here (as usual for classification) a softmax's, without his weight alpha
+for the rare class and his prior for the bias. CosFace has s = 64 and m = 0.35 (and bounds s from below by the number of
+classes); 30 and 0.2 are ours, for a hundredth of its classes, and the sweeps vary m. The recipe is BEiT's kind, without
+its drop path, MixUp and CutMix, and with a layer decay of 0.75 where it has 0.65 for a network of this size.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ The paper adapts the attention's query and value projections (its table 5: bette
 timm computes query, key and value by one linear layer; its three parts are adapted each by an A and a B of their own,
 as if they were three layers. The classifier, which is new, is trained in full; everything else is frozen.
 
-What differs: the paper says that A starts Gaussian, its library (loralib) draws it as a linear layer's weight, uniform within
-+-1 / sqrt(in); so it is here. alpha is twice the rank in every variant, so that a rank changes nothing else; the paper
-sets it to the first rank tried, or to a constant. Its models are of language, trained by AdamW with linear decay, some with
-dropout before A; here it is a cosine and no dropout.
+What differs: the paper says that A starts Gaussian, its library (loralib) draws it as a linear layer's weight, uniform
+within +-1 / sqrt(in); so it is here. alpha is twice the rank in every variant, so that a rank changes nothing else; the
+paper sets it to the first rank tried, or to a constant. Its models are of language, trained by AdamW with linear decay,
+some with dropout before A; here it is a cosine and no dropout.
 """
 
 from __future__ import annotations

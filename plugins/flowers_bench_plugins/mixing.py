@@ -22,8 +22,8 @@ any of this. How many of the mixed classes are found among the top m is measured
 result).
 
 What differs: the mixup paper's alpha on ImageNet is 0.2, CutMix's is 1; both are options. CutMix mixes half of the
-batches of CIFAR, all of ImageNet's and all of them here; `mix_probability` changes it. Both papers train from scratch; here a
-pretrained network is fine-tuned, as in the study, but longer than plainly: mixing needs time.
+batches of CIFAR, all of ImageNet's and all of them here; `mix_probability` changes it. Both papers train from scratch;
+here a pretrained network is fine-tuned, as in the study, but longer than plainly: mixing needs time.
 """
 
 from __future__ import annotations

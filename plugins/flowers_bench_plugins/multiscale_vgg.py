@@ -1,8 +1,8 @@
 """A multi-scale block and channel attention after a CNN's features: petals and whole flowers in one look.
 
 Papers: Simonyan & Zisserman 2015 (VGG, arXiv:1409.1556) for the backbone; Szegedy et al. 2015 (Inception,
-arXiv:1409.4842), figure 2a, for parallel 1x1, 3x3 and 5x5 convolutions; He et al. 2015 (arXiv:1512.03385), equation 1,
-for the residual; Hu et al. 2018 (squeeze-and-excitation, arXiv:1709.01507), equations 2-4; Ioffe & Szegedy 2015
+arXiv:1409.4842), figure 2a, for parallel 1x1, 3x3 and 5x5 convolutions; He et al. 2015 (arXiv:1512.03385), equation
+1, for the residual; Hu et al. 2018 (squeeze-and-excitation, arXiv:1709.01507), equations 2-4; Ioffe & Szegedy 2015
 (batch norm, arXiv:1502.03167); Srivastava et al. 2014 (dropout). With F the backbone's features (C, H, W):
 
     block       M = F + BN(W_1x1 [f_1(F), f_3(F), f_5(F)])     f_k: k x k convolution to C / 4 channels, BN, ReLU
@@ -10,19 +10,20 @@ for the residual; Hu et al. 2018 (squeeze-and-excitation, arXiv:1709.01507), equ
     head        z = W drop(h), h = relu(BN(V drop(BN(mean(S)))))
 
 The last batch norm of the block starts at zero (Goyal et al. 2017, arXiv:1706.02677), so that the block begins as the
-identity and pretrained features are not disturbed. VGG's own fully connected layers (120 of its 138 million parameters)
-are dropped with the old head, and so is whatever any other backbone keeps after its features. Works after any CNN that
-gives features (C, H, W).
+identity and pretrained features are not disturbed. VGG's own fully connected layers (120 of its 138 million
+parameters) are dropped with the old head, and so is whatever any other backbone keeps after its features. Works after
+any CNN that gives features (C, H, W).
 
-The plain networks beside it (`full`, `frozen` and the study's) keep those layers, with dropout of 0.5 after each of VGG's
-two (Simonyan & Zisserman 2015, section 3.1; torchvision's VGG has it, timm's has not). Only the last layer is new. `frozen`
-trains all that follows the features, as freezing torchvision's `features` does: 119.5 million parameters of VGG16, and of a
-ResNet the last layer.
+The plain networks beside it (`full`, `frozen` and the study's) keep those layers, with dropout of 0.5 after each of
+VGG's two (Simonyan & Zisserman 2015, section 3.1; torchvision's VGG has it, timm's has not). Only the last layer is
+new. `frozen` trains all that follows the features, as freezing torchvision's `features` does: 119.5 million
+parameters of VGG16, and of a ResNet the last layer.
 
-What differs: the study names the parts and not their widths, nor where the attention stands; those are ours. In Inception
-the 3x3 and 5x5 convolutions stand behind 1x1 ones, and a fourth branch pools; in SENet the attention is in every block,
-here it is once, after the features. VGG was trained by SGD on crops of several sizes; `study...` variants have the study's
-recipe, the others AdamW, and the plain VGG's layers, pretrained or large, a tenth of the new head's rate.
+What differs: the study names the parts and not their widths, nor where the attention stands; those are ours.
+Inception's figure 2a has a fourth branch, which pools, and what it trained has 1x1 convolutions before the larger
+ones (2b); in SENet the attention is in every block, here it is once, after the features. VGG was trained by SGD on
+crops of several sizes; `study...` variants have the study's recipe, the others AdamW, with pretrained layers at a
+tenth of the new ones' rate and a plain network at that small rate throughout.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ network's own norm and pooling (class token, average, attention) see the tokens 
 prompt. Where a network normalises before its first block (CLIP's), prompts are added after that.
 
 The paper trains ViT-B/16 in batches of 128 by SGD with momentum 0.9, on images of 256 px cropped at random to 224 and
-flipped, and chooses rate, weight decay and prompt length on validation; the gradient is not clipped. Here the batch is 64, as
-a pass over a thousand images would otherwise be eight steps, at a rate that is smaller by the paper's own rule (base rate
-times batch / 256); the momentum is Nesterov's; crops, flips and jitter are those of every technique here, so that the
-baselines differ from it in nothing else; and the gradient is clipped, for the reason at the recipe. The prompts have no
-dropout, and none is projected, as in the authors' default.
+flipped, and chooses rate, weight decay and prompt length on validation; the gradient is not clipped. Here the batch is
+64, as a pass over a thousand images would otherwise be eight steps, at a rate that is smaller by the paper's own rule
+(base rate times batch / 256); the momentum is Nesterov's; crops, flips and jitter are those of every technique here, so
+that the baselines differ from it in nothing else; and the gradient is clipped, for the reason at the recipe. The
+prompts have no dropout, and none is projected, as in the authors' default.
 
 Prompts from text are left out, for the reason that docs/techniques.md gives.
 """
