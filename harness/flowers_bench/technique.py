@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from flowers_bench.nn import Output
 
 Value = bool | int | float | str
+#: In the facts of a recipe that averages weights.
+EMA_WARMUP = "ema_warmup"
 Need = Literal[
     "hard_targets",  # class indices (N,): not mixed images
     "soft_targets",  # class probabilities (N, C)
@@ -114,7 +116,9 @@ class Recipe:
         image_size: side of the square that the model sees, in pixels.
         precision: `float32`, or `bfloat16` for training under autocast; evaluation is in float32 always.
         clip_norm: largest norm of the gradient; 0 = no clipping.
-        ema_decay: evaluate an exponential moving average of the weights with this decay; 0 = none.
+        ema_decay: evaluate an exponential moving average of the weights with this decay; 0 = none. It warms up as timm's
+            `ModelEmaV3` does: update n, from 1, keeps min(ema_decay, 1 - n^(-2/3)) of the average, so that nothing of the
+            initial weights stays in it.
     """
 
     optimizer: str = "adamw"
@@ -170,9 +174,16 @@ class Recipe:
         return Recipe(**fields)
 
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values, every field."""
+        """Plain JSON values, every field; and where weights are averaged, that the average warms up, which it did not
+        always: only trials that average have an id that says so."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**values, "lr_scale": dict(self.lr_scale)}
+        averaging = {EMA_WARMUP: True} if self.ema_decay else {}
+        return {**values, "lr_scale": dict(self.lr_scale), **averaging}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Recipe:
+        """The recipe that has these facts."""
+        return cls().changed(**{name: value for name, value in facts.items() if name != EMA_WARMUP})
 
 
 @dataclass(frozen=True)
