@@ -59,10 +59,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Planned:
-    """A trial and where it finds what it needs on this machine (the content of `run.json`)."""
+    """A trial and where it finds what it needs on this machine.
+
+    Attributes:
+        run: the content of `run.json`.
+        trains: whether it takes any step; without, its recipe says nothing but the size of the images.
+    """
 
     trial: Trial
     run: Mapping[str, Any]
+    trains: bool = True
 
 
 @dataclass(frozen=True)
@@ -267,8 +273,12 @@ def _options(parts: _Parts) -> dict[str, Any]:
 def _recipe(source: DatasetSource, parts: _Parts, settings: Mapping[str, str]) -> Recipe:
     recipe = parts.technique.recipe.changed(**{**parts.variant.recipe, **source.recipe})
     if source.max_epochs is not None and recipe.epochs > source.max_epochs and "epochs" not in settings:
-        recipe = recipe.changed(epochs=source.max_epochs, warmup_epochs=min(1, recipe.warmup_epochs))
-    return recipe.changed(**{key: value for key, value in settings.items() if key in recipe.facts()})
+        recipe = recipe.changed(epochs=source.max_epochs, warmup_epochs=min(1, recipe.warmup_for(source.max_epochs)))
+    given = {key: value for key, value in settings.items() if key in recipe.facts()}
+    changed = recipe.changed(**{"warmup_epochs": 0, **given})
+    if "warmup_epochs" not in given:
+        changed = changed.changed(warmup_epochs=recipe.warmup_for(changed.epochs))
+    return changed
 
 
 def _trials(
@@ -287,7 +297,7 @@ def _trials(
     weights = resolve_weights(request.weights or parts.variant.weights or parts.technique.weights, name)
     given = {**parts.variant.options, **request.settings}
     options = {key: option.parse(key, given.get(key, option.default)) for key, option in _options(parts).items()}
-    _try_building(parts, name, dataset, recipe, options, request.store)
+    trains = _try_building(parts, name, dataset, recipe, options, request.store)
     _try_sampling(parts, dataset, recipe, options, request.devices)
     origins = {registered.plugin for registered in (parts.model, parts.loss, parts.augmentation)}
     origins.add(host.techniques[parts.technique.name].plugin)
@@ -317,6 +327,7 @@ def _trials(
                 "weights_path": str(weights.path) if weights.path else None,
                 "baseline": parts.variant.baseline,
             },
+            trains,
         )
         for seed in range(request.seeds)
     ]
@@ -329,15 +340,16 @@ def _try_building(
     recipe: Recipe,
     options: Mapping[str, Any],
     store: Path | None,
-) -> None:
-    """Build the model without memory: a technique that does not fit the backbone says so now, not in the trial."""
+) -> bool:
+    """Build the model without memory: a technique that does not fit the backbone says so now, not in the trial. Returns
+    whether it will be trained."""
     from flowers_bench.meta import without_values
 
     model = parts.model.value
     values = {key: options[key] for key in model.options}
     with without_values():
         try:
-            model.build(
+            built = model.build(
                 ModelContext(
                     Backbone(backbone, Weights(), dataset.num_classes, recipe.image_size),
                     dataset.num_classes,
@@ -356,6 +368,7 @@ def _try_building(
                 f"{label} cannot be built: model {model.name!r} of plugin {parts.model.plugin!r} raised "
                 f"{type(error).__name__}: {error}"
             ) from error
+    return recipe.epochs > 0 and any(parameter.requires_grad for parameter in built.parameters())
 
 
 def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapping[str, Any], devices: int) -> None:
