@@ -20,7 +20,7 @@ from flowers_bench.data.cache import Selection
 from flowers_bench.data.dataset import Images, Split
 from flowers_bench.data.pixels import Augmented, Normalizer
 from flowers_bench.data.samplers import SAMPLERS
-from flowers_bench.errors import TrialFailed
+from flowers_bench.errors import TrialDisturbed, TrialFailed
 from flowers_bench.measure.energy import Meter, joules_of_all
 from flowers_bench.measure.quality import correct_in_top_k, negative_log_likelihood
 from flowers_bench.nn import Output, train_mode
@@ -131,6 +131,7 @@ class Training:
 
         Raises:
             TrialFailed: the loss is not finite.
+            TrialDisturbed: the checkpoint cannot be used.
             PeerLost: another of the ranks is gone.
             Interrupted: `stop_requested` came true; the epoch was finished and is on disk.
         """
@@ -318,9 +319,10 @@ class Training:
             try:
                 use(path)
             except Exception as error:  # damaged, truncated or hostile: anything may come out of the reader
-                raise TrialFailed(
+                raise TrialDisturbed(
+                    "checkpoint",
                     f"{path} cannot be used ({type(error).__name__}: {str(error)[:200]}). "
-                    "Remove it to start this trial afresh."
+                    "Remove it to start this trial afresh.",
                 ) from error
         self.emit({"event": "resumed", "epoch": len(self.history)})
 

@@ -63,6 +63,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     Raises:
         PeerLost: another of the ranks is gone.
         TrialFailed: no result can be had.
+        TrialDisturbed: its checkpoint cannot be used.
         Interrupted: stopped after an epoch by SIGINT.
         UsageError: data, weights or plugins are not what the plan saw.
     """
