@@ -23,11 +23,9 @@ from flowers_bench.training import trial as trial_module
 from flowers_bench.training.prediction import PREDICTORS
 
 pytest.importorskip("optuna", reason='pip install "flowers-bench[search]"')
-import contextlib
-
 from flowers_bench.search import distributions, search
 
-Execute = Callable[[int, Sequence[Planned]], None]
+Execute = Callable[[int, Sequence[Planned]], Sequence[Outcome]]
 
 
 def searched(out: Path) -> Store:
@@ -35,16 +33,26 @@ def searched(out: Path) -> Store:
 
 
 def in_this_process(store: Store) -> Execute:
-    """Runs a round's trials here, failures noted as the executor would."""
+    """Runs a round's trials here, and tells how they ended as the executor would."""
 
-    def execute(number: int, planned: Sequence[Planned]) -> None:
-        for item in planned:
-            if not store.folder(item.trial.id).finished():
-                with contextlib.suppress(TrialFailed):
-                    trial_module.run_trial(store.prepare(item.trial, {**item.run, "threads": 1}), lambda event: None)
-                torch.use_deterministic_algorithms(False)
+    def execute(number: int, planned: Sequence[Planned]) -> list[Outcome]:
+        return [
+            in_this_process_alone(store.prepare(item.trial, {**item.run, "threads": 1}))
+            for item in planned
+            if not store.folder(item.trial.id).finished()
+        ]
 
     return execute
+
+
+def in_this_process_alone(folder: TrialFolder) -> Outcome:
+    try:
+        trial_module.run_trial(folder, lambda event: None)
+        return Outcome(folder, "done")
+    except TrialFailed as error:
+        return Outcome(folder, "failed", str(error), "TrialFailed")
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def find(out: Path, budget: int, techniques: Sequence[str] = ("toy/plain", "toy/short"), execute: Execute | None = None,
@@ -121,10 +129,10 @@ def test_stopped_and_continued_it_finds_the_same(found: tuple[Path, list[Planned
 
     real = in_this_process(searched(tmp_path))
 
-    def stops(number: int, planned: Sequence[Planned]) -> None:
+    def stops(number: int, planned: Sequence[Planned]) -> Sequence[Outcome]:
         if number == 3:
             raise Killed
-        real(number, planned)
+        return real(number, planned)
 
     with pytest.raises(Killed):
         find(tmp_path, 4, execute=stops)
@@ -226,13 +234,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[Planned]:
         return 0
 
     def run_all(folders: Sequence[TrialFolder], *arguments: Any) -> list[Outcome]:
-        outcomes = []
-        for folder in folders:
-            with contextlib.suppress(TrialFailed):
-                trial_module.run_trial(folder, lambda event: None)
-            torch.use_deterministic_algorithms(False)
-            outcomes.append(Outcome(folder, "done" if folder.finished() else "failed"))
-        return outcomes
+        return [in_this_process_alone(folder) for folder in folders]
 
     monkeypatch.setattr(command, "execute", execute)
     monkeypatch.setattr(command, "run_all", run_all)

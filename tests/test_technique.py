@@ -37,10 +37,11 @@ def test_unknown_recipe_field_is_suggested() -> None:
         patience=st.none() | st.integers(1, 99),
         epochs=st.integers(1, 999),
         image_size=st.integers(8, 512),
+        ema_decay=st.floats(0, 0.99999),
     )
 )
 def test_recipe_survives_its_own_facts(recipe: Recipe) -> None:
-    assert Recipe().changed(**recipe.facts()) == recipe
+    assert Recipe.from_facts(recipe.facts()) == recipe
 
 
 @given(st.text())

@@ -14,7 +14,24 @@ class UsageError(Exception):
 
 
 class TrialFailed(Exception):
-    """A trial that cannot give a result: non-finite loss, crash, timeout. Stored as a failure; the CLI exits 1."""
+    """A trial that gives no result however often it is run, such as one whose loss is not finite. Stored as a failure; the
+    CLI exits 1, and a search takes it as what this configuration is worth."""
+
+
+class TrialDisturbed(Exception):
+    """A trial that gave no result this time, and may give one the next: its process was killed, another device's was lost,
+    its checkpoint is damaged. Stored as a failure; the CLI exits 1, and a search goes no further.
+
+    Attributes:
+        kind: of the failure, as in `failure.json`.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(kind, text)
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 def printable(text: str) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowers_bench.data.pixels import evaluation_transform, stored_side
+from flowers_bench.data.pixels import LONGEST, evaluation_transform, stored_side
 from flowers_bench.errors import UsageError
 from flowers_bench.store import TrialFolder
 from flowers_bench.training.trained import Trained, dataset_of
@@ -147,6 +147,7 @@ def _facts(folder: TrialFolder, trained: Trained) -> dict[str, Any]:
             "resize_shortest_side": stored_side(side),
             "interpolation": "bilinear, antialiased",
             "center_crop": side,
+            "long_images": f"of one longer than {LONGEST} times its shortest side, only the middle {LONGEST} are used",
             "small_squares": f"a square image of at most {side} pixels is resized to {side} whole",
         },
         "outputs": {"logits": "scores", "probabilities": "softmax(logits / temperature)"},

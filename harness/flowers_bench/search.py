@@ -4,6 +4,9 @@ Optuna's tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for
 the configurations; the first is the technique's own. Each is a trial of seed 0 in a run store of its own, `search/`
 inside the run store, which never reads the test split. Nothing else is kept: proposals follow from the seed and from
 what the stored trials found, so that the same command continues a search that was stopped, and a larger N extends it.
+
+A configuration that cannot be trained counts as tried. A trial that anything else kept from its end stops its search:
+whatever was proposed without it would be another search.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench.data.dataset import Dataset, silent
-from flowers_bench.errors import TrialFailed, UsageError
+from flowers_bench.errors import TrialDisturbed, TrialFailed, UsageError
 from flowers_bench.host import Host
 from flowers_bench.measure.cost import total_cost
 from flowers_bench.store import Store, TrialFolder
@@ -26,10 +29,12 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
 
+    from flowers_bench.executors.local import Outcome
+
 #: Learning rate and weight decay are looked for between the recipe's over this and times this.
 AROUND = 10.0
-#: Runs the trials of one round, one for each search that is not done.
-Run = Callable[[int, Sequence[Planned]], None]
+#: Runs the trials of one round, one for each search that goes on.
+Run = Callable[[int, Sequence[Planned]], "Sequence[Outcome]"]
 
 
 def search(
@@ -40,7 +45,8 @@ def search(
     Args:
         requests: of one technique each (`suite.one_by_one`), with a `store` that the trials are kept in; what their
             settings set is not searched.
-        run: told the round's number, from 1, and its trials; leaves them finished or failed in `Store.of_searches`.
+        run: told the round's number, from 1, and its trials; leaves them finished in `Store.of_searches`, or says how those
+            ended that are not.
         data: datasets read before.
 
     Returns:
@@ -52,10 +58,10 @@ def search(
     data = {} if data is None else data
     searches = [Search.begin(host, request, files, data) for request in requests]
     for number in range(1, max(request.search for request in requests) + 1):
-        going = [one for one in searches if number <= one.request.search]
-        run(number, [one.propose() for one in going])
+        going = [one for one in searches if number <= one.request.search and one.disturbed is None]
+        ended = run(number, [one.propose() for one in going]) if going else []
         for one in going:
-            one.learn()
+            one.learn({outcome.folder.id: outcome for outcome in ended})
     return searches
 
 
@@ -97,6 +103,9 @@ class Search:
 
     Attributes:
         tried: settings and folder of each configuration, in order.
+        failed: how many of them could not be trained.
+        disturbed: why it goes no further: the configuration tried last was kept from its end, and what would be proposed
+            next depends on that. The same command tries it again.
     """
 
     host: Host
@@ -106,6 +115,8 @@ class Search:
     study: Study
     space: Mapping[str, BaseDistribution]
     tried: list[tuple[dict[str, str], TrialFolder]] = field(default_factory=list)
+    failed: int = 0
+    disturbed: TrialDisturbed | None = None
 
     @classmethod
     def begin(cls, host: Host, request: Request, files: Sequence[Path], data: dict[Any, Dataset]) -> Search:
@@ -116,6 +127,9 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         (label,) = request.techniques
         recipe, options = searchable(host, request)
+        (first, *_) = plan(host, request, files, silent, data)
+        if not first.trains:
+            recipe = replace(recipe, epochs=0, warmup_epochs=0)
         space = distributions(recipe, options, request.settings)
         sampler = optuna.samplers.TPESampler(seed=derive_seed(0, "search", label) % 2**32)
         study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -131,21 +145,37 @@ class Search:
         (item,) = self._plan(settings, seeds=1)
         trial = replace(item.trial, protocol=replace(item.trial.protocol, report="none"))
         self.tried.append((settings, Store(self._out).of_searches().folder(trial.id)))
-        return Planned(trial, item.run)
+        return replace(item, trial=trial)
 
-    def learn(self) -> None:
-        """Tell the study what the configuration proposed last came to."""
+    def learn(self, ended: Mapping[str, Outcome]) -> None:
+        """Tell the study what the configuration proposed last came to; `ended` has the outcomes of trials by their ids."""
         from optuna.trial import TrialState
 
         _, folder = self.tried[-1]
+        outcome = ended.get(folder.id)
         if folder.finished():
             self.study.tell(self._asked, float(folder.result()["val"]["top1"]))
-        else:
+        elif outcome is not None and outcome.untrainable:
             self.study.tell(self._asked, state=TrialState.FAIL)
+            self.failed += 1
+        else:
+            kind, reason = ("", "it was not run") if outcome is None else (outcome.kind, outcome.reason)
+            self.disturbed = TrialDisturbed(
+                kind,
+                f"configuration {len(self.tried)} of {self.request.search} ({folder.id}) did not come to its end: {reason}. "
+                "The search stops there, and nothing of it is run on the test split. The same command continues it.",
+            )
 
     def best(self) -> list[Planned]:
         """The trials, of all the request's seeds, of the configuration with the best validation accuracy; of equals the
-        first. Raises `TrialFailed` where none could be trained."""
+        first.
+
+        Raises:
+            TrialFailed: none could be trained.
+            TrialDisturbed: not all were tried to their end.
+        """
+        if self.disturbed is not None:
+            raise self.disturbed
         budget = self.request.search
         finished = [(settings, folder) for settings, folder in self.tried if folder.finished()]
         if not finished:
@@ -154,6 +184,7 @@ class Search:
         folders = {folder.id: folder for _, folder in self.tried}
         about = {
             "configurations": budget,
+            "failed": self.failed,
             "trials": list(folders),
             "chosen": chosen.id,
             "settings": settings,
@@ -162,8 +193,10 @@ class Search:
         }
         planned = self._plan(settings, self.request.seeds)
         return [
-            Planned(
-                replace(item.trial, protocol=replace(item.trial.protocol, search=budget)), {**item.run, "search": about}
+            replace(
+                item,
+                trial=replace(item.trial, protocol=replace(item.trial.protocol, search=budget)),
+                run={**item.run, "search": about},
             )
             for item in planned
         ]

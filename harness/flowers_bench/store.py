@@ -11,7 +11,7 @@ runs/<trial id>/config.json         the trial: what the id is a hash of
                 stress.parquet      kind, level, key, correct: test images under change, where `--stress` asked for it
                 result.json         the figures; written last: its presence means the trial is finished
                 attempts.jsonl      a line per attempt to run the trial: how long, and how it ended
-                failure.json        why the last attempt failed; replaced by the next attempt
+                failure.json        why the last attempt failed; removed when the next one begins
                 files.json          SHA-256 of each file, of a trial that was pushed to a URL
                 log.txt             what the trial's process printed
                 figures/            pictures

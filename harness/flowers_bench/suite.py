@@ -61,10 +61,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Planned:
-    """A trial and where it finds what it needs on this machine (the content of `run.json`)."""
+    """A trial and where it finds what it needs on this machine.
+
+    Attributes:
+        run: the content of `run.json`.
+        trains: whether it takes any step; without, its recipe says nothing but the size of the images.
+    """
 
     trial: Trial
     run: Mapping[str, Any]
+    trains: bool = True
 
 
 @dataclass(frozen=True)
@@ -269,8 +275,12 @@ def _options(parts: _Parts) -> dict[str, Any]:
 def _recipe(source: DatasetSource, parts: _Parts, settings: Mapping[str, str]) -> Recipe:
     recipe = parts.technique.recipe.changed(**{**parts.variant.recipe, **source.recipe})
     if source.max_epochs is not None and recipe.epochs > source.max_epochs and "epochs" not in settings:
-        recipe = recipe.changed(epochs=source.max_epochs, warmup_epochs=min(1, recipe.warmup_epochs))
-    return recipe.changed(**{key: value for key, value in settings.items() if key in recipe.facts()})
+        recipe = recipe.changed(epochs=source.max_epochs, warmup_epochs=min(1, recipe.warmup_for(source.max_epochs)))
+    given = {key: value for key, value in settings.items() if key in recipe.facts()}
+    changed = recipe.changed(**{"warmup_epochs": 0, **given})
+    if "warmup_epochs" not in given:
+        changed = changed.changed(warmup_epochs=recipe.warmup_for(changed.epochs))
+    return changed
 
 
 def _trials(
@@ -290,6 +300,7 @@ def _trials(
     given = {**parts.variant.options, **request.settings}
     options = {key: option.parse(key, given.get(key, option.default)) for key, option in _options(parts).items()}
     model = _try_building(parts, name, dataset, recipe, options, request.store)
+    trains = recipe.epochs > 0 and any(parameter.requires_grad for parameter in model.parameters())
     _try_sampling(parts, dataset, recipe, options, request.devices)
     code = _code(host, parts, recipe, model)
     return [
@@ -317,6 +328,7 @@ def _trials(
                 "weights_path": str(weights.path) if weights.path else None,
                 "baseline": parts.variant.baseline,
             },
+            trains,
         )
         for seed in range(request.seeds)
     ]

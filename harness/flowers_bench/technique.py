@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from flowers_bench.nn import Output
 
 Value = bool | int | float | str
+#: In the facts of a recipe that averages weights.
+EMA_WARMUP = "ema_warmup"
 Need = Literal[
     "hard_targets",  # class indices (N,): not mixed images
     "soft_targets",  # class probabilities (N, C)
@@ -109,14 +111,16 @@ class Recipe:
         weight_decay: decoupled for adamw; never on biases, norms and other one-dimensional parameters, nor on what
             timm exempts (class token, position embedding).
         schedule: `cosine` to zero, or `constant`, after the warm-up.
-        warmup_epochs: linear from zero.
+        warmup_epochs: linear from zero. Where `--set`, a sweep or a suite gives `epochs` alone, it becomes `warmup_for` them.
         batch_size: images per step.
         epochs: at most this many.
         patience: stop after this many epochs without a better validation accuracy; None: never.
         image_size: side of the square that the model sees, in pixels.
         precision: `float32`, or `bfloat16` for training under autocast; evaluation is in float32 always.
         clip_norm: largest norm of the gradient; 0 = no clipping.
-        ema_decay: evaluate an exponential moving average of the weights with this decay; 0 = none.
+        ema_decay: evaluate an exponential moving average of the weights with this decay; 0 = none. It warms up as timm's
+            `ModelEmaV3` does: update n, from 1, keeps min(ema_decay, 1 - n^(-2/3)) of the average, so that nothing of the
+            initial weights stays in it.
     """
 
     optimizer: str = "adamw"
@@ -143,13 +147,13 @@ class Recipe:
             ("lr_scale", all(v >= 0 for v in self.lr_scale.values()), "factors of at least 0"),
             ("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1"),
             ("weight_decay", 0 <= self.weight_decay <= 10, "between 0 and 10"),
+            ("epochs", 0 <= self.epochs <= 100000, "between 0 and 100000"),
             (
                 "warmup_epochs",
                 0 <= self.warmup_epochs <= self.epochs,
                 f"between 0 and epochs ({self.epochs}); set both: --set epochs=... --set warmup_epochs=...",
             ),
             ("batch_size", 1 <= self.batch_size <= 65536, "between 1 and 65536"),
-            ("epochs", 0 <= self.epochs <= 100000, "between 0 and 100000"),
             ("patience", self.patience is None or self.patience >= 1, "at least 1, or none"),
             ("image_size", 8 <= self.image_size <= 4096, "between 8 and 4096 pixels"),
             ("clip_norm", 0 <= self.clip_norm < math.inf, "at least 0"),
@@ -171,10 +175,30 @@ class Recipe:
                 fields[name] = parse_like(None if name == "patience" else fields[name], name, value)
         return Recipe(**fields)
 
+    def warmup_for(self, epochs: int) -> int:
+        """The warm-up, in epochs, that this recipe has with so many epochs instead of its own: the same share of fewer, from
+        one epoch to all but one; of more as many as it has."""
+        if epochs >= self.epochs:
+            return self.warmup_epochs
+        share = max(1, round(self.warmup_epochs * epochs / self.epochs))
+        return min(share, self.warmup_epochs, max(0, epochs - 1))
+
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values, every field."""
+        """Plain JSON values, every field; and where weights are averaged, that the average warms up, which it did not
+        always: only trials that average have an id that says so."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**values, "lr_scale": dict(self.lr_scale)}
+        averaging = {EMA_WARMUP: True} if self.ema_decay else {}
+        return {**values, "lr_scale": dict(self.lr_scale), **averaging}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Recipe:
+        """The recipe that has these facts."""
+        return cls().changed(**{name: value for name, value in facts.items() if name != EMA_WARMUP})
+
+
+def in_use(recipe: Mapping[str, Any], *, trained: bool) -> dict[str, Any]:
+    """The facts of a recipe that decide anything: where nothing is trained, the size of the images alone."""
+    return {name: value for name, value in recipe.items() if trained or name == "image_size"}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowers_bench.errors import UsageError
-from flowers_bench.technique import Recipe
+from flowers_bench.technique import EMA_WARMUP, Recipe
 
 #: Bumped when the same configuration would give other numbers (a changed loop, sampler or preprocessing).
 HARNESS_REVISION = 1
@@ -108,24 +108,34 @@ class Trial:
 
 
 def trial_from_config(config: Mapping[str, Any]) -> Trial:
-    """The trial that a `config.json` describes. Raises `UsageError` if its id does not match its content."""
+    """The trial that a `config.json` describes. Of one that averaged its weights before that average warmed up, the id
+    here is another: it can be read, but this version would not train it so. Raises `UsageError` if its id does not match its
+    content."""
     facts = {k: v for k, v in config.items() if k not in ("schema_version", "id", "harness_revision")}
     try:
         trial = Trial(
             **{
                 **facts,
-                "recipe": Recipe().changed(**facts["recipe"]),
+                "recipe": Recipe.from_facts(facts["recipe"]),
                 "protocol": Protocol(**facts["protocol"]),
             }
         )
     except (KeyError, TypeError) as error:
         raise UsageError(f"config.json of trial {config.get('id')} is damaged: {error}. Remove its folder.") from error
-    if trial.id != config.get("id"):
-        raise UsageError(
-            f"config.json of trial {config.get('id')} does not match its id (it hashes to {trial.id}): it was edited, or "
-            "written by another version. Remove its folder."
-        )
+    described = trial.facts()
+    if EMA_WARMUP not in facts["recipe"]:
+        described["recipe"].pop(EMA_WARMUP, None)
+    if config_id(described) != config.get("id"):
+        raise does_not_match(config, config_id(described))
     return trial
+
+
+def does_not_match(config: Mapping[str, Any], id: str) -> UsageError:
+    """The error for a `config.json` of a trial that has another id here."""
+    return UsageError(
+        f"config.json of trial {config.get('id')} does not match its id (it hashes to {id}): it was edited, or "
+        "written by another version. Remove its folder."
+    )
 
 
 def config_id(config: Mapping[str, Any]) -> str:

@@ -134,6 +134,7 @@ def test_trials_equal_local_ones_and_a_crash_ends_only_its_own(tmp_path: Path, n
     ends = run_all(folders, heard, 120, Cluster(nodes.address, 1))
     local.run_all(reference, expected, 120)
     assert {end.folder.config()["seed"]: end.state for end in ends} == {0: "done", 1: "failed", 2: "done"}
+    assert [end.kind for end in ends if end.state == "failed"] == ["killed"]
     assert "SIGSEGV" in folders[1].failure()["error"]
     for seed in (0, 2):
         assert same(folders[seed], reference[seed])
@@ -145,9 +146,18 @@ def test_trials_equal_local_ones_and_a_crash_ends_only_its_own(tmp_path: Path, n
 def test_timeouts_and_folders_that_a_node_does_not_see(tmp_path: Path, nodes: Any) -> None:
     late, unseen = prepared(tmp_path, "runs", 2, epochs="100000")
     (unseen.path / "config.json").rename(tmp_path / "config.json")
-    reasons = {e.folder: e.reason for e in run_all([late, unseen], lambda *_: None, 8, Cluster(nodes.address, 1))}
-    assert "took longer than --timeout 8 s" in reasons[late]
-    assert "does not see" in reasons[unseen]
+    ends = {end.folder: end for end in run_all([late, unseen], lambda *_: None, 8, Cluster(nodes.address, 1))}
+    assert "took longer than --timeout 8 s" in ends[late].reason
+    assert "does not see" in ends[unseen].reason
+    assert (ends[late].kind, ends[unseen].kind) == ("timeout", "node")
+
+
+@pytest.mark.slow
+def test_a_trial_that_cannot_be_trained_says_so(tmp_path: Path, nodes: Any) -> None:
+    (folder,) = prepared(tmp_path, "runs", 1, explode="true")
+    (end,) = run_all([folder], lambda *_: None, 60, Cluster(nodes.address, 1))
+    assert end.untrainable
+    assert "the loss is" in end.reason
 
 
 @pytest.mark.slow

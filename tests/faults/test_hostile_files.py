@@ -16,7 +16,7 @@ from planted import Planted
 from safetensors.torch import save
 
 from flowers_bench import cli
-from flowers_bench.errors import TrialFailed
+from flowers_bench.errors import TrialDisturbed
 from flowers_bench.store import Store, TrialFolder
 from flowers_bench.training.loop import Interrupted
 from flowers_bench.training.trial import run_trial
@@ -56,7 +56,7 @@ def test_a_trial_is_not_continued_from_a_planted_file(tmp_path: Path, name: str,
         run_once_interrupted(folder)
     file = folder.path / name
     file.write_bytes(damage(file.read_bytes(), tmp_path / "witness"))
-    with pytest.raises(TrialFailed, match=f"{name} cannot be used"):
+    with pytest.raises(TrialDisturbed, match=f"{name} cannot be used"):
         run_trial(folder, ignore)
     assert not (tmp_path / "witness").exists()
     file.unlink()  # as the message says

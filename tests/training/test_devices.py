@@ -217,7 +217,7 @@ def test_a_process_that_dies_ends_the_trial_with_the_reason(tmp_path: Path, vict
             processes[victim].kill()
 
     (outcome,) = run_all([folder], kill, timeout=100)
-    assert outcome.state == "failed"
+    assert (outcome.state, outcome.kind) == ("failed", "killed")
     assert reason in outcome.reason
     assert (folder.path / "checkpoint.pt").exists()
     assert len(processes) == 3
@@ -271,6 +271,7 @@ def test_a_loss_that_is_not_finite_is_said_once(tmp_path: Path) -> None:
     folder = prepared(tmp_path, "toy/explode", 2)
     (outcome,) = run_all([folder], lambda *event: None, timeout=100)
     assert outcome.state == "failed"
+    assert outcome.untrainable
     assert outcome.reason.startswith("the loss is nan at epoch 1, step 1 of")
 
 
@@ -282,6 +283,7 @@ def test_a_plugin_that_raises_on_one_device_is_named(tmp_path: Path) -> None:
     folder = Store(tmp_path / "runs").prepare(item.trial, {**item.run, "threads": 1, "devices": 2, "command": []})
     (outcome,) = run_all([folder], lambda *event: None, timeout=100)
     assert outcome.state == "failed"
+    assert outcome.kind == "crash"
     assert "on device 1: RuntimeError: only here" in outcome.reason
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from lives import ignore, run_once_interrupted, training_of
 
-from flowers_bench.errors import TrialFailed, UsageError
+from flowers_bench.errors import TrialDisturbed, TrialFailed, UsageError
 from flowers_bench.executors.local import run_all
 from flowers_bench.host import discover
 from flowers_bench.store import Store, TrialFolder
@@ -158,7 +158,7 @@ def test_damaged_checkpoint_is_refused_by_name(prepare: Prepare) -> None:
         run_once_interrupted(folder)
     checkpoint = folder.path / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(TrialFailed, match=r"checkpoint\.pt cannot be used"):
+    with pytest.raises(TrialDisturbed, match=r"checkpoint\.pt cannot be used"):
         run_trial(folder, ignore)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from flowers_bench.errors import printable
 from flowers_bench.host import Host, Registered, discover
-from flowers_bench.technique import Option, Technique
+from flowers_bench.technique import Option, Technique, in_use
 
 
 def _say(text: str) -> None:
@@ -80,17 +81,23 @@ def describe(name: str, files: Sequence[Path]) -> None:
         part = host.find(kind, table, getattr(technique, kind)).value
         _say(f"{kind} {part.name}: {part.summary}")
         _options(part.options)
-    _say("\nrecipe (--set KEY=VALUE)")
-    for key, value in technique.recipe.facts().items():
-        _say(f"  {key} = {value}")
+    trained = technique.recipe.epochs > 0
+    _say("\nrecipe (--set KEY=VALUE)" if trained else "\nnothing is trained (--set KEY=VALUE)")
+    for field in fields(technique.recipe):
+        if field.name in in_use(technique.recipe.facts(), trained=trained):
+            _say(f"  {field.name} = {getattr(technique.recipe, field.name)}")
     _say("\nvariants")
     for key, variant in technique.variants.items():
         marks = ["default"] if key == technique.default else []
         marks += [f"compared with {variant.baseline}"] if variant.baseline else []
         _say(f"  {technique.name}/{key}: {variant.summary}{' (' + ', '.join(marks) + ')' if marks else ''}")
-        changes = {**variant.options, **variant.recipe, **_replaced(variant)}
-        if changes:
-            _say(f"      {', '.join(f'{k}={v}' for k, v in changes.items())}")
+        trained = int(variant.recipe.get("epochs", technique.recipe.epochs)) > 0
+        changes = {**variant.options, **in_use(variant.recipe, trained=trained), **_replaced(variant)}
+        words = [f"{k}={v}" for k, v in changes.items()]
+        if not trained and technique.recipe.epochs:
+            words.append("nothing trained")
+        if words:
+            _say(f"      {', '.join(words)}")
 
 
 def _replaced(variant: Any) -> dict[str, str]:

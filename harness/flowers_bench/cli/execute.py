@@ -120,14 +120,19 @@ def _announce(planned: Sequence[Planned], out: str) -> None:
         datasets.setdefault(name, []).append(data)
     for alike in datasets.values():
         _announce_dataset(alike)
-    lines = [
-        f"{trial.label}: {trial.backbone}, weights {trial.weights['name']}, {trial.recipe.image_size} px, at most "
-        f"{trial.recipe.epochs} epochs, {trial.recipe.optimizer} lr {trial.recipe.lr:g}, batch {trial.recipe.batch_size}"
-        for trial in (item.trial for item in planned)
-    ]
-    for line in dict.fromkeys(lines):
+    for line in dict.fromkeys(map(_in_one_line, planned)):
         messages.print(printable(line), markup=False)
     messages.print(f"{len(planned)} trials, store {out}", markup=False)
+
+
+def _in_one_line(item: Planned) -> str:
+    trial, recipe = item.trial, item.trial.recipe
+    how = (
+        f"at most {recipe.epochs} epochs, {recipe.optimizer} lr {recipe.lr:g}, batch {recipe.batch_size}"
+        if item.trains
+        else f"nothing trained, predicts by {trial.predictor}"
+    )
+    return f"{trial.label}: {trial.backbone}, weights {trial.weights['name']}, {recipe.image_size} px, {how}"
 
 
 def _announce_dataset(alike: Sequence[Mapping[str, Any]]) -> None:

@@ -21,11 +21,12 @@ from flowers_bench.cli.asked import (
 )
 from flowers_bench.cli.execute import AGAIN, execute, prepared, run_all, was_interrupted
 from flowers_bench.cli.progress import TrialProgress, messages, track
-from flowers_bench.errors import TrialFailed, UsageError, printable, unknown_name
+from flowers_bench.errors import TrialDisturbed, TrialFailed, UsageError, printable, unknown_name
 from flowers_bench.host import Host, discover
 
 if TYPE_CHECKING:
     from flowers_bench.data.dataset import Dataset
+    from flowers_bench.executors.local import Outcome
     from flowers_bench.suite import Planned, Request
 
 
@@ -159,7 +160,8 @@ def _searched(
     timeout: float,
     loaded: dict[Any, Dataset],
 ) -> list[list[Planned]]:
-    """Of each request the trials of the best configuration; none where no configuration could be trained, which is told."""
+    """Of each request the trials of the best configuration; none where no configuration could be trained, or the search was
+    disturbed, which is told."""
     from flowers_bench.environment import kernel_in_use
     from flowers_bench.grid import distinct_requests
     from flowers_bench.search import search
@@ -169,7 +171,7 @@ def _searched(
     kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
     longest = max(request.search for request in requests)
 
-    def run_round(number: int, planned: Sequence[Planned]) -> None:
+    def run_round(number: int, planned: Sequence[Planned]) -> Sequence[Outcome]:
         todo = prepared(planned, store)
         if todo:
             messages.print(f"search: configuration {number} of {longest}")
@@ -177,6 +179,7 @@ def _searched(
             outcomes = run_all(todo, progress.on_event, timeout, asked)
         if was_interrupted(todo, outcomes):
             raise KeyboardInterrupt
+        return outcomes
 
     found: list[list[Planned]] = []
     searches = search(host, requests, files, run_round, loaded)
@@ -184,7 +187,7 @@ def _searched(
         try:
             found.append(one.best())
             messages.print(printable(f"{name}: {_in_words(found[-1][0].run['search'])}"), markup=False)
-        except TrialFailed as error:
+        except (TrialFailed, TrialDisturbed) as error:
             found.append([])
             messages.print(printable(f"{name}: {error}"), markup=False, style="red")
     return found
@@ -194,9 +197,13 @@ def _in_words(about: Mapping[str, Any]) -> str:
     from flowers_bench.report.numbers import duration, percent
 
     settings = ", ".join(f"{key}={value}" for key, value in about["settings"].items()) or "nothing to search"
+    tried, different = about["configurations"], len(about["trials"])
+    notes = [f"{different} different"] if different < tried else []
+    notes += [f"{about['failed']} could not be trained"] if about["failed"] else []
+    beside = f" ({', '.join(notes)})" if notes else ""
     return (
-        f"{settings}; validation top-1 {percent(about['val_top1'])} %, best of {about['configurations']} "
-        f"configurations in {duration(about['seconds'])}"
+        f"{settings}; validation top-1 {percent(about['val_top1'])} %, best of {tried} configurations{beside} "
+        f"in {duration(about['seconds'])}"
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench.errors import printable, unknown_name
+from flowers_bench.technique import in_use
 
 if TYPE_CHECKING:
     from flowers_bench.report.measures import Measure
@@ -52,7 +53,9 @@ def _sections(folder: TrialFolder) -> Iterator[tuple[str, list[Line]]]:
     data = config["dataset"]
     yield f"trial {folder.id}: {label} on {data['name']}, seed {config['seed']}", []
     yield "What it is", _identity(config, run)
-    yield "Recipe", [(key, _text(value)) for key, value in {**config["recipe"], **config["options"]}.items()]
+    trained = bool(folder.result()["cost"]["epochs"] if folder.finished() else config["recipe"]["epochs"])
+    recipe = {**in_use(config["recipe"], trained=trained), **config["options"]}
+    yield "Recipe" if trained else "Nothing trained", [(key, _text(value)) for key, value in recipe.items()]
     failure = folder.failure()
     if failure:
         yield "Last attempt failed", [(str(failure["kind"]), str(failure["error"]))]
@@ -101,6 +104,8 @@ def _quality(folder: TrialFolder, result: Mapping[str, Any]) -> list[Line]:
     lines.append(("val top-1 %", percent(result["val"]["top1"])))
     for kind in ("retrieval", "episodic", "mixed"):
         lines += [(f"{kind} {key}".replace("_", " "), _text(value)) for key, value in _flat(result.get(kind) or {})]
+    if not result["cost"]["epochs"]:
+        return lines
     chosen = f"epoch {result['best_epoch']} of {result['cost']['epochs']}"
     return [*lines, ("checkpoint", chosen + (", stopped early" if result["stopped_early"] else ""))]
 

@@ -15,6 +15,9 @@ from flowers_bench.trial import derive_seed
 
 #: The share of the stored image's shortest side that the centre crop keeps: 224 of 256, as ImageNet evaluation does.
 CROP_RATIO = 224 / 256
+#: Of an image longer than this many times its shortest side, only the middle is used. Resized whole, a line of 1 x 10,000
+#: pixels would be one of 256 x 2,560,000.
+LONGEST = 16
 
 
 def stored_side(image_size: int) -> int:
@@ -23,7 +26,7 @@ def stored_side(image_size: int) -> int:
 
 
 def evaluation_transform(image_size: int) -> Callable[[Tensor], Tensor]:
-    """uint8 (3, H, W) to uint8 (3, S, S): resize the shortest side, crop the centre.
+    """uint8 (3, H, W) to uint8 (3, S, S): resize the shortest side (of the `middle`), crop the centre.
 
     A square image no larger than the input is resized whole: small crops have no margin to cut away. Two of one size are
     equal.
@@ -36,6 +39,7 @@ class _EvaluationTransform:
     image_size: int
 
     def __call__(self, image: Tensor) -> Tensor:
+        image = middle(image)
         height, width = image.shape[-2:]
         size = [self.image_size, self.image_size]
         if height == width and height <= self.image_size:
@@ -44,13 +48,22 @@ class _EvaluationTransform:
         return functional.center_crop(resized, size)
 
 
+def middle(image: Tensor) -> Tensor:
+    """The image (3, H, W), or the middle of one that is more than `LONGEST` times as long as wide: a view."""
+    limit = LONGEST * min(image.shape[-2:])
+    for dimension in (-2, -1):
+        cut = max(0, image.shape[dimension] - limit) // 2
+        image = image.narrow(dimension, cut, image.shape[dimension] - 2 * cut)  # as much on either side
+    return image
+
+
 @dataclass(frozen=True)
 class Augmented:
     """Training images as the model sees them: uint8 (3, S, S) each.
 
     Attributes:
         images: N decoded images.
-        transform: draws one version of an image, from torch's global generator.
+        transform: draws one version of an image (of its `middle`), from torch's global generator.
         views: None: `self[i]` is a new version of image i each time. V: `self[i * V + v]` is version v of image i,
             always the same one.
     """
@@ -64,11 +77,11 @@ class Augmented:
 
     def __getitem__(self, row: int) -> Tensor:
         if self.views is None:
-            return self.transform(self.images[row])
+            return self.transform(middle(self.images[row]))
         with torch.random.fork_rng(devices=()):
             # Of the CPU alone: `torch.manual_seed` would leave its mark on CUDA's generator, which dropout draws from.
             torch.default_generator.manual_seed(derive_seed(0, "view", row % self.views, row // self.views))
-            return self.transform(self.images[row // self.views])
+            return self.transform(middle(self.images[row // self.views]))
 
     def rows(self, indices: np.ndarray, seed: int) -> np.ndarray:
         """One row of each image (N,): the version that `seed` draws."""

@@ -22,7 +22,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from flowers_bench.errors import TrialFailed, UsageError, text_of
+from flowers_bench.errors import TrialDisturbed, TrialFailed, UsageError, text_of
 from flowers_bench.training.loop import Interrupted
 from flowers_bench.training.ranks import ALONE, PeerLost, Ranks, joined, loopback
 
@@ -46,11 +46,12 @@ class _Member:
                 return found
         code = self.process.exitcode or 0
         if code >= 0:
-            return TrialFailed(f"the process of device {self.rank} ended with code {code}")
+            return TrialDisturbed("crash", f"the process of device {self.rank} ended with code {code}")
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return TrialFailed(
-            f"the process of device {self.rank} was killed by {name}{hint}; run again to continue from its last epoch"
+        return TrialDisturbed(
+            "killed",
+            f"the process of device {self.rank} was killed by {name}{hint}; run again to continue from its last epoch",
         )
 
 
@@ -70,8 +71,8 @@ def run_on_devices(count: int, work: Work) -> None:
     Must be called before this process computes anything: a fork takes no threads and no CUDA along.
 
     Raises:
-        TrialFailed, UsageError, Interrupted: as `work` did in the rank that failed first; for a process that was killed, or
-            another exception of its own (its traceback is on stderr), `TrialFailed`.
+        TrialFailed, TrialDisturbed, UsageError, Interrupted: as `work` did in the rank that failed first; for a process
+            that was killed, or another exception of its own (its traceback is on stderr), `TrialDisturbed`.
     """
     if count == 1:
         work(ALONE)
@@ -113,14 +114,15 @@ def _member(rank: int, count: int, work: Work, rendezvous: Path, report: Connect
     try:
         with joined(rank, count, rendezvous) as ranks:
             work(ranks)
-    except (TrialFailed, UsageError, Interrupted, PeerLost) as error:
+    except (TrialFailed, TrialDisturbed, UsageError, Interrupted, PeerLost) as error:
         failure = error
     except KeyboardInterrupt:  # before the trial listens for the signal itself
         failure = Interrupted()
     except BaseException as error:  # a plugin may raise anything, SystemExit included
         with contextlib.suppress(OSError, ValueError):
             traceback.print_exc()
-        failure = TrialFailed(f"on device {rank}: {type(error).__name__}: {text_of(error)} (traceback in log.txt)")
+        text = f"on device {rank}: {type(error).__name__}: {text_of(error)} (traceback in log.txt)"
+        failure = TrialDisturbed("crash", text)
     report.send(failure)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -161,4 +163,4 @@ def _await(members: Sequence[_Member]) -> None:
         if lost is not None and not ended:
             break
     if lost is not None:
-        raise TrialFailed(f"the devices lost each other: {lost}")
+        raise TrialDisturbed("lost", f"the devices lost each other: {lost}")

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from flowers_bench.errors import TrialFailed
 from flowers_bench.executors import worker
 from flowers_bench.executors.memory import MemoryGuard
 from flowers_bench.store import TrialFolder, write_json
@@ -30,11 +31,23 @@ _PRELOAD = ["flowers_bench.executors.preload"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: `done`, `failed` (with the reason) or `interrupted`."""
+    """How a trial ended.
+
+    Attributes:
+        state: `done`, `failed` or `interrupted`.
+        reason: why it failed.
+        kind: of the failure, as in `failure.json`.
+    """
 
     folder: TrialFolder
     state: str
     reason: str = ""
+    kind: str = ""
+
+    @property
+    def untrainable(self) -> bool:
+        """Whether it failed by itself, and would again: nothing from outside ended it."""
+        return self.kind == TrialFailed.__name__
 
 
 def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, jobs: int = 1) -> list[Outcome]:
@@ -93,6 +106,8 @@ class Run:
         with self._room_for(folder):
             if self._stopping.is_set():
                 return None
+            with contextlib.suppress(OSError):  # what an earlier attempt left must not be taken for this one's
+                (folder.path / "failure.json").unlink(missing_ok=True)
             outcome, seconds = self._watch(folder)
         with contextlib.suppress(OSError):  # a full disk was said by what failed first; the other trials go on
             folder.note_attempt(seconds, outcome.state)
@@ -195,25 +210,27 @@ def _kill(pid: int | None) -> None:
             return
 
 
-def _note(folder: TrialFolder, kind: str, reason: str) -> None:
-    with contextlib.suppress(OSError):
-        write_json(folder.path / "failure.json", {"kind": kind, "error": reason})
-
-
 def _outcome(folder: TrialFolder, code: int, timed_out_after: float | None) -> Outcome:
     if folder.complete(stress=bool(folder.run().get("stress"))):
         return Outcome(folder, "done")
     if code == worker.INTERRUPTED:
         return Outcome(folder, "interrupted")
-    if timed_out_after is not None:
+    if code != worker.UNTRAINABLE and timed_out_after is not None:
         reason = f"took longer than --timeout {timed_out_after:g} s and was stopped; run again to continue from its last epoch"
-        _note(folder, "timeout", reason)
-    elif code < 0:
+        return noted_failure(folder, "timeout", reason)
+    if code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else f" (see {folder.path / 'log.txt'})"
         reason = f"its process was killed by {name}{hint}; run again to continue from its last epoch"
-        _note(folder, "killed", reason)
-    else:
-        failure = folder.failure()
-        reason = failure["error"] if failure else f"its process ended with code {code}; see {folder.path / 'log.txt'}"
-    return Outcome(folder, "failed", reason)
+        return noted_failure(folder, "killed", reason)
+    failure = folder.failure() or {}  # there is none where it could not be stored, or the process ended itself
+    reason = failure.get("error", f"its process ended with code {code}; see {folder.path / 'log.txt'}")
+    kind = TrialFailed.__name__ if code == worker.UNTRAINABLE else failure.get("kind", "crash")
+    return Outcome(folder, "failed", reason, kind)
+
+
+def noted_failure(folder: TrialFolder, kind: str, reason: str) -> Outcome:
+    """The outcome of a trial whose process cannot say itself why it failed, stored where that is possible."""
+    with contextlib.suppress(OSError):
+        write_json(folder.path / "failure.json", {"kind": kind, "error": reason})
+    return Outcome(folder, "failed", reason, kind)

@@ -22,7 +22,7 @@ from typing import Any
 from flowers_bench.errors import UsageError
 from flowers_bench.executors import local
 from flowers_bench.executors.local import OnEvent, Outcome
-from flowers_bench.store import TrialFolder, write_json
+from flowers_bench.store import TrialFolder
 
 #: So many nodes may be lost under one trial.
 RETRIES = 3
@@ -198,9 +198,8 @@ class _Run:
         return None
 
     def _failed(self, folder: TrialFolder, reason: str) -> Outcome:
-        write_json(folder.path / "failure.json", {"kind": "node", "error": reason})
         self._say(folder, "failed", reason)
-        return Outcome(folder, "failed", reason)
+        return local.noted_failure(folder, "node", reason)
 
 
 class _Desk:

@@ -17,10 +17,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from flowers_bench.errors import TrialFailed, UsageError, text_of
+from flowers_bench.errors import TrialDisturbed, TrialFailed, UsageError, text_of
 from flowers_bench.store import TrialFolder, write_json
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+#: The trial itself cannot be trained (`TrialFailed`). A code of its own, which is there when nothing can be stored, and
+#: which nothing that ends the process from outside gives.
+UNTRAINABLE = 65
 #: Seconds after which a trial that another run has says that it waits.
 _PATIENCE = 1.0
 
@@ -85,8 +88,13 @@ def _run(folder: TrialFolder, emit: Any) -> int:
             stress_trial(folder, emit)
     except (Interrupted, KeyboardInterrupt):  # the latter before the trial listens for the signal itself
         return INTERRUPTED
-    except (TrialFailed, UsageError) as error:
-        return _failed(folder, emit, type(error).__name__, str(error))
+    except TrialFailed as error:
+        _failed(folder, emit, TrialFailed.__name__, str(error))
+        return UNTRAINABLE
+    except TrialDisturbed as error:
+        return _failed(folder, emit, error.kind, str(error))
+    except UsageError as error:
+        return _failed(folder, emit, UsageError.__name__, str(error))
     except BaseException as error:  # a plugin may raise anything, SystemExit included
         with contextlib.suppress(OSError, ValueError):
             traceback.print_exc()

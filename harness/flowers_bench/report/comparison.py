@@ -19,6 +19,7 @@ from flowers_bench.statistics import (
     seeds_needed,
     won_and_lost,
 )
+from flowers_bench.technique import in_use
 
 #: A difference is claimed where its p-value, adjusted for all pairs, is below this.
 ALPHA = 0.05
@@ -143,7 +144,10 @@ def _time_ratio(first: Row, second: Row, places: Sequence[Sequence[int]]) -> flo
 
 
 def _differing(first: Row, second: Row) -> tuple[str, ...]:
-    """Backbone, weights and recipe where they differ: then the difference is not the technique's alone."""
+    """Backbone, weights and recipe where they differ: then the difference is not the technique's alone. Of two of which
+    one trains nothing, the recipe is part of what they are."""
     one, other = factors(first.config), factors(second.config)
-    keys = ["backbone", "weights", *first.config["recipe"]]
+    both_trained = first.trials[0].trained and second.trials[0].trained
+    recipe = in_use({**first.config["recipe"], **second.config["recipe"]}, trained=both_trained)
+    keys = ["backbone", "weights", *recipe]
     return tuple(f"{key} {one.get(key)} / {other.get(key)}" for key in keys if one.get(key) != other.get(key))

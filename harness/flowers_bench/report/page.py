@@ -27,6 +27,7 @@ from flowers_bench.report.rows import Finished, Row
 from flowers_bench.report.shots import Family, families
 from flowers_bench.report.stress import sentences, sheet, under_stress
 from flowers_bench.store import TrialFolder
+from flowers_bench.technique import in_use
 
 #: Rows of the comparison matrix, which is about the best ones; `flowers-bench compare` takes any.
 COMPARED = 12
@@ -191,7 +192,8 @@ def _accuracy(row: Row) -> str:
 
 def _row(identifier: str, row: Row, machines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     config = row.config
-    chosen = {k: config[k] for k in ("model", "loss", "augmentation", "sampler", "predictor", "options", "recipe")}
+    chosen = {k: config[k] for k in ("model", "loss", "augmentation", "sampler", "predictor", "options")}
+    recipe = in_use(config["recipe"], trained=row.trials[0].trained)
     return {
         "id": identifier,
         "name": row.name,
@@ -203,7 +205,7 @@ def _row(identifier: str, row: Row, machines: Mapping[str, Mapping[str, Any]]) -
         "per_class": row.figures["mean_per_class"],
         "val": row.mean("val", "top1"),
         "costs": {m.key: (row.mean(*m.path), _cost_text(m, row)) for m in (*COSTS, *SPEEDS)},
-        "facts": _flat({"weights": config["weights"], **chosen, "code": config["code"]}),
+        "facts": _flat({"weights": config["weights"], **chosen, "recipe": recipe, "code": config["code"]}),
         "trials": [_trial(trial, machines) for trial in row.trials],
     }
 
@@ -234,7 +236,7 @@ def _trial(trial: Finished, machines: Mapping[str, Mapping[str, Any]]) -> dict[s
         "seed": trial.config["seed"],
         "test": percent(result["test"]["top1"]),
         "val": percent(result["val"]["top1"]),
-        "epochs": f"{result['best_epoch']} of {result['cost']['epochs']}",
+        "epochs": f"{result['best_epoch']} of {result['cost']['epochs']}" if trial.trained else "none",
         "time": duration(result["cost"]["seconds"]),
         "machine": machines[_machine_key(trial)]["number"],
         "load": plain(next(iter(result["hardware"]["load_average"]), None)),

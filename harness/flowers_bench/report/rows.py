@@ -29,6 +29,11 @@ class Finished:
         """Everything but the predictions."""
         return cls(folder, folder.config(), folder.result(), folder.run())
 
+    @property
+    def trained(self) -> bool:
+        """Whether anything was trained."""
+        return bool(self.result["cost"]["epochs"] > 0)
+
 
 @dataclass(frozen=True)
 class Row:

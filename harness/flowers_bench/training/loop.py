@@ -4,7 +4,6 @@ that was interrupted and continued takes the same steps as one that was not."""
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,11 +20,12 @@ from flowers_bench.data.cache import Selection
 from flowers_bench.data.dataset import Images, Split
 from flowers_bench.data.pixels import Augmented, Normalizer
 from flowers_bench.data.samplers import SAMPLERS
-from flowers_bench.errors import TrialFailed
+from flowers_bench.errors import TrialDisturbed, TrialFailed
 from flowers_bench.measure.energy import Meter, joules_of_all
 from flowers_bench.measure.quality import correct_in_top_k, negative_log_likelihood
 from flowers_bench.nn import Output, train_mode
 from flowers_bench.store import write_atomically
+from flowers_bench.training.average import Average
 from flowers_bench.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
 from flowers_bench.training.prediction import Evaluator
 from flowers_bench.training.prefix import Stored
@@ -97,7 +97,7 @@ class Training:
         self._model = self.parts.model
         self._optimizer = build_optimizer(recipe, self._model, self.parts.criterion) if self._trainable() else None
         averaged = recipe.ema_decay and self.ranks.leads
-        self._average = copy.deepcopy(self._model).requires_grad_(False) if averaged else None
+        self._average = Average(self._model, recipe.ema_decay) if averaged else None
         self._best = (-1.0, -math.inf)
         self._source = Augmented(self.train.images, self.parts.image_transform, self.parts.views)
         stored = self.parts.stored
@@ -115,6 +115,10 @@ class Training:
         return any(p.requires_grad for p in self._model.parameters())
 
     @property
+    def _evaluated(self) -> nn.Module:
+        return self._model if self._average is None else self._average.model
+
+    @property
     def _best_path(self) -> Path:
         return self.folder / "model.safetensors"
 
@@ -127,6 +131,7 @@ class Training:
 
         Raises:
             TrialFailed: the loss is not finite.
+            TrialDisturbed: the checkpoint cannot be used.
             PeerLost: another of the ranks is gone.
             Interrupted: `stop_requested` came true; the epoch was finished and is on disk.
         """
@@ -191,7 +196,7 @@ class Training:
         return self.ranks.told(record)
 
     def _validated(self) -> dict[str, float]:
-        predict = self.parts.evaluator.fit(self._average or self._model, self.train)
+        predict = self.parts.evaluator.fit(self._evaluated, self.train)
         logits = predict(self.val.images).logits
         clean = predict(self._sample.images, self._rows).logits
         return {
@@ -256,7 +261,8 @@ class Training:
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_norm)
         self._optimizer.step()
-        self._update_average()
+        if self._average is not None:
+            self._average.update()
         return value
 
     def _inputs(self, epoch: int, step: int, indices: np.ndarray, drawn: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
@@ -278,17 +284,6 @@ class Training:
             return torch.autocast(self.parts.normalize.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        if self._average is None:
-            return
-        decay = self.trial.recipe.ema_decay
-        for mean, now in zip(self._average.state_dict().values(), self._model.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(now, 1 - decay)
-            else:
-                mean.copy_(now)
-
     def _keep_if_best(self, record: dict[str, Any]) -> None:
         score = (record["val_top1"], -record["val_nll"])
         if score > self._best:
@@ -298,7 +293,7 @@ class Training:
 
     def _save_weights(self) -> None:
         if self.ranks.leads:
-            save_weights(self._average or self._model, self._best_path)
+            save_weights(self._evaluated, self._best_path)
 
     def _save(self) -> None:
         assert self._optimizer is not None
@@ -309,7 +304,7 @@ class Training:
             "trial": self.trial.id,
             "model": self._model.state_dict(),
             "criterion": criterion.state_dict() if isinstance(criterion, nn.Module) else {},
-            "average": self._average.state_dict() if self._average else {},
+            "average": {} if self._average is None else self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "history": self.history,
             "best": self._best,
@@ -324,9 +319,10 @@ class Training:
             try:
                 use(path)
             except Exception as error:  # damaged, truncated or hostile: anything may come out of the reader
-                raise TrialFailed(
+                raise TrialDisturbed(
+                    "checkpoint",
                     f"{path} cannot be used ({type(error).__name__}: {str(error)[:200]}). "
-                    "Remove it to start this trial afresh."
+                    "Remove it to start this trial afresh.",
                 ) from error
         self.emit({"event": "resumed", "epoch": len(self.history)})
 

@@ -48,7 +48,7 @@ from flowers_bench.training.precision import refuse_undefined_gradients
 from flowers_bench.training.prediction import EVALUATION_BATCH, Evaluator, Fitted, gives_probabilities
 from flowers_bench.training.prefix import Prefix, Stored, find_cut
 from flowers_bench.training.ranks import ALONE, Ranks
-from flowers_bench.trial import Trial, derive_seed, trial_from_config
+from flowers_bench.trial import Trial, derive_seed, does_not_match, trial_from_config
 
 #: So many test images at most are mixed to see which classes are found in them.
 MIXED_SAMPLE = 1000
@@ -63,6 +63,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     Raises:
         PeerLost: another of the ranks is gone.
         TrialFailed: no result can be had.
+        TrialDisturbed: its checkpoint cannot be used.
         Interrupted: stopped after an epoch by SIGINT.
         UsageError: data, weights or plugins are not what the plan saw.
     """
@@ -71,6 +72,8 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
         emit = _unheard
     config, run = folder.config(), read_json(folder.path / "run.json")
     trial = trial_from_config(config)
+    if trial.id != config["id"]:
+        raise does_not_match(config, trial.id)
     device = on_this_machine(run, ranks.count)
     host = discover([Path(path) for path in run["plugin_files"]])
     host.tracking = run.get("track", ())
