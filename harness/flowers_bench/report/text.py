@@ -152,6 +152,7 @@ def _records(board: Leaderboard) -> list[dict[str, object]]:
     return [
         {
             "group": group.title,
+            "row": row.id,
             "name": row.name,
             "backbone": row.config["backbone"],
             "weights": row.config["weights"]["name"],
