@@ -361,3 +361,49 @@ def test_typed_names_may_have_spaces_in_values() -> None:
         "a/b",
         {"code.common": "flowers-bench 0.1.0", "blocks": "[1, 2]"},
     )
+
+
+def test_in_a_browser_every_line_is_its_rows_own(group: Group, runs: Path, tmp_path: Path, browser: Any) -> None:
+    report(runs, tmp_path / "report.html")
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    for box in page.locator(".draw:not(:checked)").all():
+        box.check()
+    names = [row.name for row in group.rows]
+    for plot in page.locator(".plot").all():
+        plot.scroll_into_view_if_needed()
+        plot.locator("svg.main-svg").first.wait_for()
+    assert page.locator("[data-plot=curves] .legendtext").all_text_contents() == names
+    assert page.locator(".legend li").all_inner_texts() == names
+    assert page.locator(".explore option").all_inner_texts() == names
+    assert page.locator(".board tbody th").all_inner_texts() == names
+    drawn = page.locator("[data-plot=stress]").evaluate(
+        "(plot) => Object.fromEntries(plot.data.filter((t) => t.name).map((t) => [t.name, t.y]))"
+    )
+    for row in group.rows:
+        assert drawn[row.name][1:] == pytest.approx([100 * turned(number_of(row.config), k) for k in range(1, 6)])
+    compared = Comparison.all_of(group.rows)
+    for i, line in enumerate(page.locator(".matrix tbody tr").all()):
+        cells = line.locator("td")
+        assert cells.nth(i).inner_text() == ""
+        for j in set(range(8)) - {i}:
+            sign, ids = (1, (i, j)) if i < j else (-1, (j, i))
+            pair = next(p for p in compared.pairs if p.ids == tuple(group.rows[k].id for k in ids))
+            assert cells.nth(j).locator("strong").inner_text() == f"{100 * sign * pair.difference.value:+.1f}"
+            assert ("open" in (cells.nth(j).get_attribute("class") or "")) == (not pair.claimed)
+    page.context.close()
+
+
+def test_long_names_are_cut_only_where_they_stay_apart(tmp_path: Path, browser: Any) -> None:
+    long = "technique-with-a-name/that-is-longer-than-a-legend"
+    for label in (f"{long}-a", f"{long}-b", f"other-{long}", "50%{x}/%{y} &#37;"):
+        store_trial(tmp_path, label, 0, outcomes(0, 0.7))
+    report(tmp_path, tmp_path / "report.html")
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    plot = page.locator("[data-plot=curves]")
+    plot.scroll_into_view_if_needed()
+    plot.locator("svg.main-svg").first.wait_for()
+    shown = set(plot.locator(".legendtext").all_text_contents())
+    assert shown == {f"{long}-a", f"{long}-b", f"other-{long}"[:33] + "…", "50%{x}/%{y} &#37;"}
+    page.close()

@@ -12,7 +12,10 @@ from scipy.special import log_softmax
 from flowers_bench.measure.quality import correct_in_top_k, squared_distances
 from flowers_bench.report.names import configuration_id
 from flowers_bench.statistics import Interval, accuracy_interval, image_mean
-from flowers_bench.store import Scores, TrialFolder
+from flowers_bench.store import STRESS_REVISION, Scores, TrialFolder
+
+#: What `--stress` adds to `result.json`.
+_STRESS = ("stress_revision", "stress", "robustness")
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,12 @@ class Finished:
 
     @classmethod
     def load(cls, folder: TrialFolder) -> Finished:
-        """Everything but the predictions."""
-        return cls(folder, folder.config(), folder.result(), folder.run())
+        """Everything but the predictions. Figures under changes as another version made them are left out: they are not
+        comparable with those of this one, and `--stress` measures them again."""
+        result = folder.result()
+        if result.get("stress_revision", STRESS_REVISION) != STRESS_REVISION:
+            result = {key: value for key, value in result.items() if key not in _STRESS}
+        return cls(folder, folder.config(), result, folder.run())
 
 
 @dataclass(frozen=True)

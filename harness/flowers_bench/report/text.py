@@ -130,7 +130,9 @@ def latex(board: Leaderboard) -> str:
 
 
 def _latex_line(line: Sequence[str]) -> str:
-    return "    " + " & ".join(map(latex_cell, line)) + r" \\"
+    """A row. Where its text begins like an argument of the rule or the row before, an empty group stands between."""
+    start = "{}" if line[0][:1] in ("[", "*") else ""
+    return f"    {start}{' & '.join(map(latex_cell, line))} " + r"\\"
 
 
 def csv_text(board: Leaderboard) -> str:
