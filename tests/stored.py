@@ -50,6 +50,9 @@ def store_trial(
     run: Mapping[str, Any] | None = None,
     protocol: Protocol = Protocol(),  # noqa: B008 - frozen
     backbone: str = "resnet18",
+    weights: Mapping[str, Any] | None = None,
+    data_options: Mapping[str, Any] | None = None,
+    code: Mapping[str, str] | None = None,
     class_names: tuple[str, ...] = ("rose", "tulip", "daisy", "lily"),
     seconds: float = 60.0,
     probabilities: bool = True,
@@ -79,12 +82,12 @@ def store_trial(
             "notes": [],
             **(dataset or {}),
         },
-        data_options={},
+        data_options=dict(data_options or {}),
         backbone=backbone,
-        weights={"name": "none", "sha256": None},
+        weights=weights or {"name": "none", "sha256": None},
         recipe=Recipe().changed(**{"epochs": 3, **(recipe or {})}),
         seed=seed,
-        code={"common": "flowers-bench 0.1.0"},
+        code=code or {"common": "flowers-bench 0.1.0"},
         protocol=protocol,
     )
     given = {"data_source": "toy", "data_path": None, "cache_dir": "nowhere", "plugin_files": [], "baseline": "plain"}

@@ -134,7 +134,7 @@ def test_ambiguous_names_list_what_to_type(runs: Path) -> None:
         store_trial(runs, "wise/good", seed, outcomes(seed, 0.9), recipe={"epochs": 9})
     with pytest.raises(UsageError, match="names 2 configurations") as error:
         rows_of(["wise/good", "wise/plain"], runs)
-    assert '"wise/good epochs=9"' in str(error.value)
+    assert "'wise/good epochs=9'" in str(error.value)
     rows = rows_of(["wise/good epochs=9", "wise/good epochs=3"], runs)
     assert [row.name for row in rows] == ["wise/good epochs=9", "wise/good epochs=3"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +12,7 @@ from typing import TYPE_CHECKING
 from flowers_bench.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from flowers_bench.report.rows import Finished, Row
-
-    Configuration = list[Finished]
+    from flowers_bench.report.rows import Configuration, Row
 
 
 def compare(names: Sequence[str], out: Path, format: str) -> None:
@@ -41,7 +40,8 @@ def compare(names: Sequence[str], out: Path, format: str) -> None:
 
 def rows_of(names: Sequence[str], out: Path) -> list[Row]:
     """The row of each name: `NAME[/VARIANT] [KEY=VALUE ...]`, or a trial's id for that trial alone."""
-    from flowers_bench.report.rows import Finished, build_row, by_configuration, distinct_names
+    from flowers_bench.report.names import distinct_names
+    from flowers_bench.report.rows import Finished, build_row, by_configuration
     from flowers_bench.store import Store
 
     configurations = by_configuration(map(Finished.load, Store(out).finished_or_refuse()))
@@ -49,43 +49,42 @@ def rows_of(names: Sequence[str], out: Path) -> list[Row]:
     for name, found in zip(names, chosen, strict=True):
         if len(found) > 1:
             raise _ambiguous(name, found, out)
-    trials = [found[0] for found in chosen]
-    shown = distinct_names([configuration[0].config for configuration in trials], ())
-    for index, name in enumerate(shown):
-        if name in shown[:index] and trials[index] == trials[shown.index(name)]:
-            raise UsageError(f"{names[shown.index(name)]!r} and {names[index]!r} are the same: {name}.")
-        if len(trials[index]) == 1 and name in shown[:index] + shown[index + 1 :]:
-            shown[index] = f"{name} (trial {trials[index][0].folder.id})"
-    return [build_row(name, configuration) for name, configuration in zip(shown, trials, strict=True)]
+    meant = [found[0] for found in chosen]
+    shown = distinct_names([configuration.config for configuration in meant])
+    for (name, one), (other_name, other) in itertools.combinations(zip(names, meant, strict=True), 2):
+        if one.trials == other.trials:
+            raise UsageError(f"{name!r} and {other_name!r} are the same: {shown[meant.index(one)]}.")
+    unique = [
+        f"{name} (trial {one.id})" if name in shown[:i] + shown[i + 1 :] and len(one.trials) == 1 else name
+        for i, (name, one) in enumerate(zip(shown, meant, strict=True))
+    ]
+    return list(map(build_row, unique, meant))
 
 
 def _matching(name: str, configurations: Sequence[Configuration], out: Path) -> list[Configuration]:
-    from flowers_bench.report.rows import factors
+    from flowers_bench.report.names import ABSENT, kinds, merged, read_name
+    from flowers_bench.report.rows import Configuration
 
-    label, *settings = name.split()
-    labels = sorted({_label(configuration) for configuration in configurations})
-    by_id = [[t] for c in configurations for t in c if t.folder.id.startswith(label)]
+    label, wanted = read_name(name)
+    labels = sorted({configuration.label for configuration in configurations})
+    by_id = [Configuration.alone(t) for c in configurations for t in c.trials if t.folder.id.startswith(label)]
     named = [text for text in labels if text == label] or [text for text in labels if text.startswith(f"{label}/")]
     if not named and by_id and re.fullmatch("[0-9a-f]{4,16}", label):
         return by_id
     if not named:
         raise unknown_name(f"technique in {out}", label, [*labels, "a trial's id"])
     default = _default_label(label, named)
-    wanted = dict(item.partition("=")[::2] for item in settings)
+    candidates = [configuration for configuration in configurations if configuration.label == default]
+    facts = [merged(kinds(configuration.config)) for configuration in candidates]
     found = [
         configuration
-        for configuration in configurations
-        if _label(configuration) == default and wanted.items() <= factors(configuration[0].config).items()
+        for configuration, own in zip(candidates, facts, strict=True)
+        if all(own.get(key, ABSENT) == value for key, value in wanted.items())
     ]
     if not found:
-        stored = _ambiguous(name, [c for c in configurations if _label(c) == default], out)
-        raise UsageError(f"{default} was not run with {' '.join(settings)}. {stored}")
+        settings = " ".join(f"{key}={value}" for key, value in wanted.items())
+        raise UsageError(f"{default} was not run with {settings}. {_ambiguous(name, candidates, out)}")
     return found
-
-
-def _label(configuration: Configuration) -> str:
-    config = configuration[0].config
-    return f"{config['technique']}/{config['variant']}"
 
 
 def _default_label(label: str, named: Sequence[str]) -> str:
@@ -109,18 +108,20 @@ def _together(candidates: Sequence[list[Configuration]]) -> list[list[Configurat
         return list(candidates)
 
     def fits(configuration: Configuration) -> bool:
-        return all(any(not obstacles(configuration[0], c[0]) for c in found) for found in candidates)
+        trial = configuration.trials[0]
+        return all(any(not obstacles(trial, other.trials[0]) for other in found) for found in candidates)
 
     return [[c for c in found if fits(c)] or found for found in candidates]
 
 
 def _ambiguous(name: str, found: Sequence[Configuration], out: Path) -> UsageError:
-    from flowers_bench.report.rows import distinct_names
+    from flowers_bench.report.names import distinct_names
 
-    names = distinct_names([configuration[0].config for configuration in found], ())
+    names = distinct_names([configuration.config for configuration in found])
     lines = [
-        f'  "{text}"   seeds {", ".join(str(t.config["seed"]) for t in trials)}; trials {", ".join(t.folder.id[:8] for t in trials)}'
-        for text, trials in zip(names, found, strict=True)
+        f"  {shlex.quote(text)}   seeds {', '.join(str(t.config['seed']) for t in one.trials)}; "
+        f"trials {', '.join(t.folder.id[:8] for t in one.trials)}"
+        for text, one in zip(names, found, strict=True)
     ]
     plural = "s" if len(found) > 1 else ""
     return UsageError(

@@ -27,6 +27,7 @@ def execute(planned: Sequence[Planned], asked: Asked, timeout: float, format: st
     """Run what is not finished yet, with progress, then print the leaderboard of this plan's trials."""
     from flowers_bench.environment import kernel_in_use
     from flowers_bench.report.leaderboard import Leaderboard
+    from flowers_bench.report.names import distinct_names
     from flowers_bench.report.text import markdown, print_text
     from flowers_bench.store import Store
 
@@ -40,7 +41,8 @@ def execute(planned: Sequence[Planned], asked: Asked, timeout: float, format: st
         unmeasured = len(todo) - (len(planned) - finished_before)
         rest = f"; {unmeasured} of them are still to be measured under stress" if unmeasured else ""
         messages.print(f"{finished_before} of {len(planned)} trials are finished already{rest}")
-    labels = {item.trial.id: f"{item.trial.label} seed {item.trial.seed}" for item in planned}
+    names = distinct_names([item.trial.facts() for item in planned])
+    labels = {item.trial.id: f"{name} seed {item.trial.seed}" for name, item in zip(names, planned, strict=True)}
     with _pusher(asked) as pusher, TrialProgress(labels, len(todo)) as progress:
 
         def on_event(folder: TrialFolder, event: dict[str, Any]) -> None:

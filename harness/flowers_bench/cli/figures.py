@@ -28,7 +28,7 @@ def figures(suite: str, runs: Path, output: Path) -> None:
         drawn = draw_figures(wanted.figures, folders, output)
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error}.") from error
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     for item in drawn:
         for path in item.files:
             console.print(printable(f"{path}: {item.figure.title}"), markup=False)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flowers_bench.store import TrialFolder
 
 T = TypeVar("T")
-messages = Console(stderr=True, highlight=False, soft_wrap=True)
+messages = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterable[T]:
@@ -42,7 +42,7 @@ class TrialProgress:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=messages,

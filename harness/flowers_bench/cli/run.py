@@ -164,6 +164,7 @@ def _searched(
     disturbed, which is told."""
     from flowers_bench.environment import kernel_in_use
     from flowers_bench.grid import distinct_requests
+    from flowers_bench.report.names import distinct_names
     from flowers_bench.search import search
     from flowers_bench.store import Store
 
@@ -175,7 +176,9 @@ def _searched(
         todo = prepared(planned, store)
         if todo:
             messages.print(f"search: configuration {number} of {longest}")
-        with TrialProgress({item.trial.id: item.trial.label for item in planned}, len(todo)) as progress:
+        names = distinct_names([item.trial.facts() for item in planned])
+        labels = {item.trial.id: name for name, item in zip(names, planned, strict=True)}
+        with TrialProgress(labels, len(todo)) as progress:
             outcomes = run_all(todo, progress.on_event, timeout, asked)
         if was_interrupted(todo, outcomes):
             raise KeyboardInterrupt

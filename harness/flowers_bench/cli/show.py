@@ -95,9 +95,9 @@ def _sha(digest: str | None) -> str:
 def _quality(folder: TrialFolder, result: Mapping[str, Any]) -> list[Line]:
     from flowers_bench.report.measures import QUALITY
     from flowers_bench.report.numbers import percent, percent_interval
-    from flowers_bench.report.rows import Finished, build_row
+    from flowers_bench.report.rows import Configuration, Finished, build_row
 
-    row = build_row(folder.id, [Finished.load(folder)])
+    row = build_row(folder.id, Configuration.alone(Finished.load(folder)))
     shares = {"test top-1 %": row.top1, "mean per class %": row.figures["mean_per_class"]}
     lines = [(name, f"{percent(v.value)} {percent_interval(v.low, v.high)}") for name, v in shares.items()]
     lines += [(measure.title, measure.text(row)) for measure in QUALITY.measures if measure.measured([row])]

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from flowers_bench.environment import describe_hardware
-from flowers_bench.report.rows import Row, factors, obstacles
+from flowers_bench.report.names import factors
+from flowers_bench.report.rows import Row, obstacles
 from flowers_bench.statistics import (
     Interval,
     holm,
@@ -32,6 +33,7 @@ class Pair:
     """One row against another, on the seeds that both have.
 
     Attributes:
+        ids: of the two rows: what the pair is looked up by.
         first, second: the rows' names.
         seeds: which.
         difference: accuracy of `first` minus that of `second`.
@@ -45,6 +47,7 @@ class Pair:
             alone would not, or if there is only one seed.
     """
 
+    ids: tuple[str, str]
     first: str
     second: str
     seeds: tuple[int, ...]
@@ -68,6 +71,7 @@ class Pair:
 class Refusal:
     """A pair that must not be compared, and why."""
 
+    ids: tuple[str, str]
     first: str
     second: str
     reasons: tuple[str, ...]
@@ -87,7 +91,7 @@ class Comparison:
         for first, second in pairs:
             reasons = _reasons(first, second)
             if reasons:
-                refused.append(Refusal(first.name, second.name, tuple(reasons)))
+                refused.append(Refusal((first.id, second.id), first.name, second.name, tuple(reasons)))
             else:
                 compared.append((first, second))
         found = [_compare(first, second, len(compared)) for first, second in compared]
@@ -102,6 +106,8 @@ class Comparison:
 
 def _reasons(first: Row, second: Row) -> list[str]:
     found = obstacles(first.trials[0], second.trials[0])
+    if {trial.folder.id for trial in first.trials} & {trial.folder.id for trial in second.trials}:
+        found.append("the same trials stand in both")
     if not found and (first.keys != second.keys or not np.array_equal(first.labels, second.labels)):
         found.append("other test images: their predictions are not about the same keys and labels")
     if not found and not set(first.seeds) & set(second.seeds):
@@ -120,6 +126,7 @@ def _compare(first: Row, second: Row, pairs: int) -> Pair:
     won, lost = won_and_lost(one, other)
     p = paired_p_value(one, other)
     return Pair(
+        ids=(first.id, second.id),
         first=first.name,
         second=second.name,
         seeds=tuple(seeds),

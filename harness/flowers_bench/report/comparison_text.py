@@ -142,7 +142,7 @@ def markdown(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> st
 
 
 def csv_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> str:
-    """One line per pair, full precision; refused pairs have only names and reasons. Changed images are not in it."""
+    """One line per pair, full precision; refused pairs have only rows, names and reasons. Changed images are not in it."""
     stream = io.StringIO()
     records = _records(comparison)
     writer = csv.DictWriter(
@@ -156,21 +156,20 @@ def csv_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> st
 
 
 def json_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> str:
-    """A list of pairs, full precision, with `stress` where changed images were measured; refused ones have only names
-    and reasons."""
-    under = {(found.first, found.second): stress.records(found) for found in stressed}
-    records = [
-        {**record, **({"stress": under[key]} if (key := (record["first"], record["second"])) in under else {})}
-        for record in _records(comparison)
-    ]
+    """A list of pairs, full precision, with `stress` where changed images were measured; refused ones have only rows,
+    names and reasons."""
+    under = {found.ids: stress.records(found) for found in stressed}
+    records = _records(comparison)
+    for pair, record in zip(comparison.pairs, records, strict=False):  # the refused ones follow
+        if pair.ids in under:
+            record["stress"] = under[pair.ids]
     return numbers.json_text(records)
 
 
 def _records(comparison: Comparison) -> list[dict[str, object]]:
     found: list[dict[str, object]] = [
         {
-            "first": pair.first,
-            "second": pair.second,
+            **_names(pair),
             "sentence": sentence(pair, len(comparison.pairs)),
             "difference": pair.difference.value,
             "low": pair.difference.low,
@@ -190,7 +189,12 @@ def _records(comparison: Comparison) -> list[dict[str, object]]:
         }
         for pair in comparison.pairs
     ]
-    return found + [{"first": r.first, "second": r.second, "refused": list(r.reasons)} for r in comparison.refused]
+    return found + [{**_names(refused), "refused": list(refused.reasons)} for refused in comparison.refused]
+
+
+def _names(pair: Pair | Refusal) -> dict[str, str]:
+    """Names are for people; programs find a row by its `row`, the same in every export and table."""
+    return {"first": pair.first, "second": pair.second, "first_row": pair.ids[0], "second_row": pair.ids[1]}
 
 
 FORMATS: dict[str, Callable[..., str]] = {"md": markdown, "csv": csv_text, "json": json_text}

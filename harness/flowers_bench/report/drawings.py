@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowers_bench.errors import printable
 from flowers_bench.grid import Figure
+from flowers_bench.report.names import factors, facts_without, told_apart
 from flowers_bench.report.numbers import percent, percent_interval
-from flowers_bench.report.plots import curve
-from flowers_bench.report.rows import Row, factors
+from flowers_bench.report.plots import curve, finite
+from flowers_bench.report.rows import Row
 from flowers_bench.store import write_atomically
 
 if TYPE_CHECKING:
@@ -28,26 +30,29 @@ FEWEST = 2
 
 @dataclass(frozen=True)
 class Panel:
-    """A suite's figure, and the rows of one dataset, protocol and backbone that it shows."""
+    """A suite's figure, and the rows of one dataset, protocol and backbone that it shows.
+
+    Attributes:
+        about: data, backbone, and the protocol where another of the figure's panels has the same of these; in words.
+    """
 
     figure: Figure
     rows: tuple[Row, ...]
+    about: str
 
     def caption(self, shown: str) -> str:
         """What the figure is of; `shown` says what its lines or pictures are."""
-        config = self.rows[0].config
-        data = config["dataset"]
         weights = sorted({str(row.config["weights"]["name"]) for row in self.rows})
+        sizes = sorted({int(row.config["recipe"]["image_size"]) for row in self.rows})
         seeds = sorted({len(row.seeds) for row in self.rows})
         count = f"{seeds[0]} seed{'s' if seeds[-1] > 1 else ''}"
         return ". ".join(
             (
-                f"{data['name']}: {data['classes']} classes, {data['n_train']} train / {data['n_val']} val / "
-                f"{data['n_test']} test images, {config['recipe']['image_size']} px, split {data['split_checksum'][:8]}",
-                f"{config['backbone']}, weights {' or '.join(weights)}",
+                f"{self.about}, weights {' or '.join(weights)}",
+                f"{' or '.join(map(str, sizes))} px",
                 count if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds",
                 shown,
-                *(f"Note: {note}" for note in data["notes"]),
+                *(f"Note: {note}" for note in self.rows[0].config["dataset"]["notes"]),
             )
         )
 
@@ -62,7 +67,11 @@ class Drawing:
     def save(self, path: Path) -> None:
         """Write the file, atomically, the same bytes for the same drawing."""
         import matplotlib
+        from matplotlib.text import Text
 
+        for text in self.canvas.findobj(Text):  # names of others among them: neither formulas nor control characters
+            text.set_parse_math(False)
+            text.set_text(printable(text.get_text()))
         metadata = {"Date": None} if self.suffix == ".svg" else {"Software": None}
         with matplotlib.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}):
             write_atomically(
@@ -78,7 +87,7 @@ def _canvas(panel: Panel, width: float, height: float, caption: str) -> Any:
 
     canvas = Canvas(figsize=(width, height), layout="constrained")
     canvas.suptitle(panel.figure.title, fontsize=11, x=0.01, horizontalalignment="left")
-    canvas.supxlabel(textwrap.fill(caption, int(width * 15)), fontsize=7, color="0.3", parse_math=False)
+    canvas.supxlabel(textwrap.fill(caption, int(width * 15)), fontsize=7, color="0.3")
     return canvas
 
 
@@ -99,9 +108,8 @@ def draw_curves(panel: Panel) -> Drawing | str:
     )
     accuracy, loss = canvas.subplots(1, 2)
     handles = []
-    for number, row in enumerate(trained):
+    for row, colour in zip(trained, _colours(len(trained)), strict=True):
         histories = [trial.folder.history() for trial in row.trials]
-        colour = f"C{number % 10}"
         line = _band(accuracy, curve(histories, "val_top1"), colour, "-", 100)
         _band(accuracy, curve(histories, "train_top1_clean"), colour, "--", 100)
         _band(loss, curve(histories, "train_loss"), colour, "--", 1)
@@ -113,6 +121,15 @@ def draw_curves(panel: Panel) -> Drawing | str:
     loss.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     canvas.legend(handles=handles, loc="outside right center", fontsize=7)
     return Drawing(canvas, ".svg")
+
+
+def _colours(count: int) -> list[Any]:
+    """So many, no two alike."""
+    import matplotlib
+
+    if count <= 10:
+        return [f"C{number}" for number in range(count)]
+    return list(matplotlib.colormaps["turbo"](np.linspace(0, 1, count)))
 
 
 def _band(axes: Any, values: Mapping[str, Sequence[float | None]], colour: str, style: str, factor: float) -> Any:
@@ -139,9 +156,9 @@ def draw_sweep(panel: Panel) -> Drawing | str:
         panel.caption(f"Solid: test; dotted: validation. Bars: 95 % intervals of test accuracy, over {overs}"),
     )
     accuracy, loss = canvas.subplots(1, 2)
-    for number, (name, points) in enumerate(lines.items()):
+    for (name, points), colour in zip(lines.items(), _colours(len(lines)), strict=True):
         places = [values.index(value) for value in points]
-        found, colour = list(points.values()), f"C{number}"
+        found = list(points.values())
         _bars(accuracy, places, found, colour, f"test{name}")
         accuracy.plot(places, [100 * (row.mean("val", "top1") or 0) for row in found], ":", color=colour,
                       marker=".", label=f"validation{name}")  # fmt: skip
@@ -161,19 +178,16 @@ def draw_sweep(panel: Panel) -> Drawing | str:
 
 def _swept(panel: Panel) -> dict[str, dict[float, Row]]:
     """Rows by what else was set, in words, and by the factor's value."""
-    key = panel.figure.factor
+    key = str(panel.figure.factor)
     groups: dict[tuple[Any, ...], dict[float, Row]] = {}
     for row in panel.rows:
         own = factors(row.config)
-        if key in own:
+        if (number := finite(own.get(key, ""))) is not None:
             rest = tuple(sorted((k, v) for k, v in own.items() if k not in (key, "variant", "harness_revision")))
-            groups.setdefault(rest, {})[float(own[key])] = row
-    lines = {rest: points for rest, points in groups.items() if len(points) >= FEWEST}
-    shared = set.intersection(*map(set, lines)) if lines else set()
-    return {
-        "".join(f", {k}={v}" for k, v in rest if (k, v) not in shared): dict(sorted(points.items()))
-        for rest, points in lines.items()
-    }
+            groups.setdefault(rest, {})[number] = row
+    lines = [dict(sorted(points.items())) for points in groups.values() if len(points) >= FEWEST]
+    facts = [facts_without(next(iter(points.values())).config, key, "variant") for points in lines]
+    return dict(zip(told_apart([""] * len(lines), facts, ", {}={}".format), lines, strict=True))
 
 
 def _bars(axes: Any, places: Sequence[int], rows: Sequence[Row], colour: str, label: str) -> None:
@@ -212,7 +226,7 @@ def draw_pictures(panel: Panel) -> Drawing | str:
         np.atleast_1d(canvas.subplots(len(found), 1, height_ratios=heights)), found, strict=True
     ):
         axes.imshow(image)
-        axes.set_title(name, fontsize=8, parse_math=False)
+        axes.set_title(name, fontsize=8)
         axes.set_axis_off()
     return Drawing(canvas, ".png")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flowers_bench.grid import Figure
 from flowers_bench.report.drawings import DRAWINGS, Panel
-from flowers_bench.report.rows import Finished, Row, build_row, by_configuration, distinct_names, protocol
+from flowers_bench.report.names import distinct_names, told_apart
+from flowers_bench.report.rows import Finished, Row, build_row, by_configuration, protocol
 from flowers_bench.store import TrialFolder, file_name
 
 
@@ -26,7 +27,7 @@ class Drawn:
 def draw_figures(figures: Sequence[Figure], folders: Iterable[TrialFolder], directory: Path) -> list[Drawn]:
     """Write each figure to `directory`, a file for each dataset, protocol and backbone that it has trials of."""
     trials = [Finished.load(folder) for folder in folders]
-    rows: dict[str, Row] = {}  # a row is read once, however many figures show it
+    rows: dict[str, Row] = {}  # by identity: a row is read once, however many figures show it
     return [_draw(figure, trials, rows, directory) for figure in figures]
 
 
@@ -34,14 +35,9 @@ def _draw(figure: Figure, trials: Sequence[Finished], rows: dict[str, Row], dire
     chosen = [trial for trial in trials if _label(trial) in figure.technique]
     if not chosen:
         return Drawn(figure, (), f"no finished trial of {', '.join(figure.technique)}")
-    groups: dict[str, list[Finished]] = {}
-    for trial in chosen:
-        facts = {**protocol(trial.config), "backbone": trial.config["backbone"]}
-        groups.setdefault(json.dumps(facts, sort_keys=True), []).append(trial)
     files: list[Path] = []
     why = []
-    for _, found in sorted(groups.items()):
-        panel = Panel(figure, _rows(figure, found, rows))
+    for panel in _panels(figure, chosen, rows):
         write = DRAWINGS[figure.draw](panel)
         if isinstance(write, str):
             why.append(write)
@@ -52,22 +48,40 @@ def _draw(figure: Figure, trials: Sequence[Finished], rows: dict[str, Row], dire
     return Drawn(figure, tuple(files), "" if files else why[0])
 
 
+def _panels(figure: Figure, trials: Sequence[Finished], rows: dict[str, Row]) -> list[Panel]:
+    """One for each dataset, protocol and backbone."""
+    groups: dict[str, list[Finished]] = {}
+    for trial in trials:
+        facts = {**protocol(trial.config), "backbone": trial.config["backbone"]}
+        groups.setdefault(json.dumps(facts, sort_keys=True), []).append(trial)
+    ordered = sorted(groups.items())
+    apart = [[protocol(found[0].config), {"group": key}] for key, found in ordered]
+    abouts = told_apart([_about(found[0].config) for _, found in ordered], apart, "; {}: {}".format)
+    return [Panel(figure, _rows(figure, found, rows), about) for about, (_, found) in zip(abouts, ordered, strict=True)]
+
+
 def _label(trial: Finished) -> str:
     return f"{trial.config['technique']}/{trial.config['variant']}"
+
+
+def _about(config: dict[str, Any]) -> str:
+    data = config["dataset"]
+    sizes = f"{data['n_train']} train / {data['n_val']} val / {data['n_test']} test images"
+    return (
+        f"{data['name']}: {data['classes']} classes, {sizes}, split {data['split_checksum'][:8]}. {config['backbone']}"
+    )
 
 
 def _rows(figure: Figure, trials: Sequence[Finished], known: dict[str, Row]) -> tuple[Row, ...]:
     """In the order of the figure's techniques."""
     configurations = by_configuration(trials)
-    names = distinct_names([seeds[0].config for seeds in configurations], shown=("backbone",))
-    found = []
-    for name, seeds in zip(names, configurations, strict=True):
-        key = json.dumps([name, sorted(trial.folder.id for trial in seeds)])
-        if key not in known:
-            known[key] = build_row(name, seeds)
-        found.append(known[key])
+    names = distinct_names([configuration.config for configuration in configurations])
+    for configuration in configurations:
+        if configuration.id not in known:
+            known[configuration.id] = build_row("", configuration)
+    rows = [replace(known[own.id], name=name) for name, own in zip(names, configurations, strict=True)]
     order = {label: place for place, label in enumerate(figure.technique)}
-    return tuple(sorted(found, key=lambda row: (order[_label(row.trials[0])], row.name)))
+    return tuple(sorted(rows, key=lambda row: (order[_label(row.trials[0])], row.name)))
 
 
 def _stem(figure: Figure, config: dict[str, Any]) -> str:

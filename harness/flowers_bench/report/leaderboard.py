@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowers_bench.environment import describe_hardware
 from flowers_bench.report.comparison import Comparison, Pair
-from flowers_bench.report.rows import (
-    Finished,
-    Row,
-    build_row,
-    by_configuration,
-    distinct_names,
-    factors,
-    protocol,
-    search_budget,
-)
+from flowers_bench.report.names import distinct_names, factors, told_apart
+from flowers_bench.report.rows import Finished, Row, build_row, by_configuration, protocol, search_budget
 from flowers_bench.store import TrialFolder
 
 
@@ -26,7 +18,7 @@ class Group:
     """Rows that may be compared: same dataset, same images, same split, same protocol.
 
     Attributes:
-        title: dataset, sizes and split, in words.
+        title: dataset, sizes and split, in words; and the protocol where another group has the same of these.
         notes: what must be said wherever a number from this dataset is printed.
         hardware: what its trials ran on.
         rows: best first.
@@ -53,16 +45,18 @@ class Leaderboard:
         for trial in map(Finished.load, folders):
             key = json.dumps(protocol(trial.config), sort_keys=True)
             groups.setdefault(key, []).append(trial)
-        return cls(tuple(_group(trials) for _, trials in sorted(groups.items())))
+        found = [_group(trials) for _, trials in sorted(groups.items())]
+        facts = [
+            [protocol(group.rows[0].config), {"group": key}] for key, group in zip(sorted(groups), found, strict=True)
+        ]
+        titles = told_apart([group.title for group in found], facts, "; {}: {}".format)
+        return cls(tuple(replace(group, title=title) for group, title in zip(found, titles, strict=True)))
 
 
 def _group(trials: Sequence[Finished]) -> Group:
     configurations = by_configuration(trials)
-    names = distinct_names([seeds[0].config for seeds in configurations])
-    rows = sorted(
-        (build_row(name, seeds) for name, seeds in zip(names, configurations, strict=True)),
-        key=lambda row: -row.top1.value,
-    )
+    names = distinct_names([configuration.config for configuration in configurations])
+    rows = sorted(map(build_row, names, configurations), key=lambda row: -row.top1.value)
     data = trials[0].config["dataset"]
     shots = trials[0].config["protocol"].get("shots")
     train = f"{data['n_train']} train ({shots} of each class)" if shots else f"{data['n_train']} train"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from flowers_bench.errors import printable
 
@@ -71,8 +72,23 @@ def p_value(p: float) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """Text that neither ends a cell nor opens a tag."""
-    return " ".join(printable(text).split("\n")).replace("|", "\\|").replace("<", "&lt;")
+    """Text that Markdown shows as it stands, in a table or in a line of its own: nothing in it ends a cell, opens a tag,
+    becomes a link, a picture, code, a formula, a heading or a list, or calls somebody."""
+    line = " ".join(printable(text).split())
+    line = _ACTS.sub(r"\\\g<0>", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+    line = re.sub(r"^(\d{1,9})([.)])(?=\s|$)", r"\1\\\2", line)
+    return _CALLS.sub(r"\g<0><!-- -->", line)
+
+
+#: What is text after a backslash: what acts anywhere, underscores but inside a word, brackets before what makes a link of
+#: them, the colon or dot by which an address becomes one, and what acts where a line begins.
+_ACTS = re.compile(
+    r"[\\`*~|$]|(?<![^\W_])_|_(?![^\W_])|!(?=\[)|\](?=[(\[:])|:(?=//)|(?<=www)\."
+    r"|^#|^[-+=](?=[-+=\s])|^[+=]$|^\[(?=[ x]\]\s)",
+    re.IGNORECASE,
+)
+#: What GitHub makes a mail, a mention or a reference of, with or without a backslash.
+_CALLS = re.compile(r"(?<!\w)[@#](?=\w)|@(?=[\w-]+\.\w)")
 
 
 def json_text(records: object) -> str:
@@ -82,8 +98,9 @@ def json_text(records: object) -> str:
 
 
 def latex_cell(text: str) -> str:
-    """Text that LaTeX prints as it stands."""
-    return "".join(_LATEX.get(character, character) for character in printable(text))
+    """Text that LaTeX prints as it stands, on one line."""
+    escaped = "".join(_LATEX.get(character, character) for character in " ".join(printable(text).split()))
+    return re.sub(r"([-,])(?=\1)", r"\1{}", escaped)  # else two hyphens are a dash, two commas a quotation mark
 
 
 _LATEX = {
@@ -95,12 +112,14 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
+    "'": r"\textquotesingle{}",
+    "`": r"\textasciigrave{}",
 }
 
 
 def inert(value: object) -> object:
-    """A cell that neither a spreadsheet nor a terminal obeys: text that begins like a formula is quoted (OWASP, "CSV
-    injection"), control characters are escaped."""
+    """A cell that neither a spreadsheet nor a terminal obeys: text that begins like a formula, in wide letters too, is
+    quoted (OWASP, "CSV injection"), control characters are escaped."""
     if not isinstance(value, str):
         return value
-    return printable(f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else value)
+    return printable(f"'{value}" if value[:1] in tuple("=+-@\t\r\n＝＋－＠﹢﹣﹦﹫") else value)

@@ -10,9 +10,14 @@
     return node;
   };
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  // plotly reads a little HTML in its texts: names must not be read so.
-  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  const short = (text, length = 34) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
+  // plotly reads a little HTML in its texts, and %{...} in what it shows on touch: names must not be read so.
+  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/%/g, "&#37;");
+  /* Names for legends: cut, but for those that would look alike then. */
+  const short = (names, length = 34) => {
+    const cut = names.map((name) => (name.length > length ? `${name.slice(0, length - 1)}…` : name)), seen = new Map();
+    cut.forEach((name) => seen.set(name, (seen.get(name) ?? 0) + 1));
+    return names.map((name, i) => (seen.get(cut[i]) > 1 ? name : cut[i]));
+  };
 
   /* plotly is run when the first plot comes into view, so that the page opens at once. */
   let plotly = null;
@@ -136,6 +141,7 @@
       this.section = section;
       this.data = DATA[section.dataset.group];
       this.rows = this.data.rows;
+      this.names = short(this.rows.map((row) => row.name));
       this.chosen = new Set([...this.rows.keys()].filter((i) => i < this.data.drawn));
       this.drawn = new Set();
       this.watch();
@@ -165,7 +171,7 @@
     find(query) { return this.section.querySelector(query); }
     colour(row) { return css(`--c${row % COLOURS}`); }
     dash(row) { return ["solid", "dash", "dot", "dashdot"][Math.floor(row / COLOURS) % 4]; }
-    label(row) { return plain(short(this.rows[row].name)); }
+    label(row) { return plain(this.names[row]); }
     picked() { return [...this.chosen].sort((a, b) => a - b); }
 
     watch() {
@@ -186,7 +192,7 @@
 
     /* One for all plots of changed images. */
     legend() {
-      const entry = (i) => make("li", {}, make("span", { class: "line", style: `border-top: 3px ${{ solid: "solid", dash: "dashed" }[this.dash(i)] ?? "dotted"} var(--c${i % COLOURS})` }), short(this.rows[i].name));
+      const entry = (i) => make("li", {}, make("span", { class: "line", style: `border-top: 3px ${{ solid: "solid", dash: "dashed" }[this.dash(i)] ?? "dotted"} var(--c${i % COLOURS})` }), this.names[i]);
       this.find(".legend")?.replaceChildren(...this.picked().filter((i) => Object.keys(this.rows[i].stress).length).map(entry));
     }
 
@@ -282,8 +288,9 @@
     }
 
     shots(element) {
-      const traces = this.data.shots.curves.slice(0, COLOURS).flatMap((found, i) => {
-        const [low, mean, high] = [0, 1, 2].map((k) => found.top1.map((v) => 100 * v[k])), colour = css(`--c${i}`), name = plain(short(found.name));
+      const curves = this.data.shots.curves.slice(0, COLOURS), names = short(curves.map((found) => found.name));
+      const traces = curves.flatMap((found, i) => {
+        const [low, mean, high] = [0, 1, 2].map((k) => found.top1.map((v) => 100 * v[k])), colour = css(`--c${i}`), name = plain(names[i]);
         return [band(found.x, { low, high }, colour), {
           type: "scatter", mode: "lines+markers", name, x: found.x, y: mean, line: { color: colour, width: 2 }, marker: { size: 7 },
           hovertemplate: `%{x} a class: %{y:.1f} %<extra>${name}</extra>`,

@@ -161,8 +161,8 @@ def _group(
 
 def _stressed(group: Group) -> list[dict[str, Any]]:
     """Rows against their baselines on changed images, as sentences and tables."""
-    rows = {row.name: row for row in group.rows}
-    pairs = ((rows[pair.first], rows[pair.second]) for pair in group.differences)
+    rows = {row.id: row for row in group.rows}
+    pairs = ([rows[i] for i in pair.ids] for pair in group.differences)
     found = [stressed for pair in pairs if (stressed := under_stress(*pair))]
     return [{"sentences": sentences(one), "sheet": sheet(one)} for one in found[:COMPARED]]
 
@@ -171,7 +171,7 @@ def _verdicts(group: Group, compared: Comparison) -> list[str]:
     """What can be said about the best row, and about each row against its baseline."""
     best = group.rows[0]
     found = [f"{best.name} has the highest test accuracy: {_accuracy(best)}."]
-    against = [pair for pair in compared.pairs if pair.first == best.name]
+    against = [pair for pair in compared.pairs if pair.ids[0] == best.id]
     equal = [pair.second for pair in against if not pair.claimed]
     if against:
         among = f"the {len(against)} next best" if len(group.rows) > COMPARED else "all others"
@@ -255,11 +255,11 @@ def _kind(kind: Kind, rows: tuple[Row, ...]) -> dict[str, Any] | None:
 
 def _matrix(rows: Sequence[Row], compared: Comparison) -> dict[str, Any]:
     """Row minus column, in points; what may be claimed is marked."""
-    pairs = {(pair.first, pair.second): pair for pair in compared.pairs}
+    pairs = {pair.ids: pair for pair in compared.pairs}
     largest = max((abs(pair.difference.value) for pair in compared.pairs), default=0) or 1.0
-    names = [row.name for row in rows]
-    body = [[_cell(pairs.get((a, b)), pairs.get((b, a)), largest) for b in names] for a in names]
-    return {"names": names, "body": body, "pairs": len(pairs), "refused": len(compared.refused)}
+    ids = [row.id for row in rows]
+    body = [[_cell(pairs.get((a, b)), pairs.get((b, a)), largest) for b in ids] for a in ids]
+    return {"names": [row.name for row in rows], "body": body, "pairs": len(pairs), "refused": len(compared.refused)}
 
 
 def _cell(pair: Pair | None, mirrored: Pair | None, largest: float) -> dict[str, Any] | None:

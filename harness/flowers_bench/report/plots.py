@@ -9,7 +9,8 @@ import numpy as np
 
 from flowers_bench.measure.quality import BINS, equal_width_bins
 from flowers_bench.report.measures import COSTS
-from flowers_bench.report.rows import Row, factors
+from flowers_bench.report.names import factors, facts_without, told_apart
+from flowers_bench.report.rows import Row
 from flowers_bench.report.shots import Family
 
 #: Values of a factor that make a sweep.
@@ -21,6 +22,7 @@ CURVES = {"val_top1": "validation accuracy", "train_top1_clean": "training accur
 def series(row: Row) -> dict[str, Any]:
     """What the plots draw of a row."""
     return {
+        "id": row.id,
         "name": row.name,
         "backbone": row.config["backbone"],
         "top1": rounded([row.top1.low, row.top1.value, row.top1.high]),
@@ -37,19 +39,28 @@ def sweeps(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for row in rows:
         own = {key: value for key, value in factors(row.config).items() if key not in ("variant", "harness_revision")}
         for key, value in own.items():
-            if (number := _number(value)) is not None:
+            if not key.startswith("weights.") and (number := finite(value)) is not None:
                 rest = tuple(sorted((k, v) for k, v in own.items() if k != key))
                 found.setdefault((row.config["technique"], key, rest), []).append((number, row))
     swept = []
     for (technique, key, _), points in found.items():
         if len({number for number, _ in points}) >= SWEPT:
             points.sort(key=lambda point: point[0])
-            top1 = [rounded([row.top1.low, row.top1.value, row.top1.high]) for _, row in points]
-            names = [row.name for _, row in points]
-            swept.append(
-                {"factor": f"{technique}: {key}", "key": key, "x": [x for x, _ in points], "top1": top1, "names": names}
-            )
-    return swept
+            swept.append((f"{technique}: {key}", key, points))
+    # One number of one technique may be swept several times: on another backbone, with another setting.
+    facts = [facts_without(points[0][1].config, key, "variant") for _, key, points in swept]
+    titles = told_apart([title for title, _, _ in swept], facts)
+    return [
+        {
+            "factor": title,
+            "key": key,
+            "x": [number for number, _ in points],
+            "top1": [rounded([row.top1.low, row.top1.value, row.top1.high]) for _, row in points],
+            "names": [row.name for _, row in points],
+            "ids": [row.id for _, row in points],
+        }
+        for title, (_, key, points) in zip(titles, swept, strict=True)
+    ]
 
 
 def shots_series(family: Family) -> dict[str, Any]:
@@ -57,7 +68,6 @@ def shots_series(family: Family) -> dict[str, Any]:
     curves = [
         {
             "name": curve.name,
-            "backbone": curve.backbone,
             "x": [family.columns[column] for column in curve.points],
             "top1": [rounded([top1.low, top1.value, top1.high]) for top1 in curve.points.values()],
         }
@@ -66,7 +76,8 @@ def shots_series(family: Family) -> dict[str, Any]:
     return {"curves": curves}
 
 
-def _number(text: str) -> float | None:
+def finite(text: str) -> float | None:
+    """The finite number that a text is, or None."""
     try:
         number = float(text)
     except ValueError:

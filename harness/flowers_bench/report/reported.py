@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flowers_bench.grid import PlannedTable, Reported
 from flowers_bench.report.numbers import percent, percent_interval
-from flowers_bench.report.rows import Finished, Row, build_row, search_budget
+from flowers_bench.report.rows import Configuration, Finished, Row, build_row, search_budget
 from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
 from flowers_bench.store import Store
 
@@ -42,7 +42,8 @@ def beside_reported(tables: Sequence[PlannedTable], store: Store) -> list[Beside
             (label,) = item.requests[0].techniques
             folders = [store.folder(planned.trial.id) for planned in item.planned]
             trials = [Finished.load(folder) for folder in folders if folder.finished()]
-            found.append(Beside(item.table.reported, label, build_row(label, trials) if trials else None))
+            row = build_row(label, Configuration.of(trials)) if trials else None
+            found.append(Beside(item.table.reported, label, row))
     return found
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,12 @@ import numpy as np
 from scipy.special import log_softmax
 
 from flowers_bench.measure.quality import correct_in_top_k, squared_distances
+from flowers_bench.report.names import configuration_id
 from flowers_bench.statistics import Interval, accuracy_interval, image_mean
-from flowers_bench.store import Scores, TrialFolder
+from flowers_bench.store import STRESS_REVISION, Scores, TrialFolder
+
+#: What `--stress` adds to `result.json`.
+_STRESS = ("stress_revision", "stress", "robustness")
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,46 @@ class Finished:
 
     @classmethod
     def load(cls, folder: TrialFolder) -> Finished:
-        """Everything but the predictions."""
-        return cls(folder, folder.config(), folder.result(), folder.run())
+        """Everything but the predictions. Figures under changes as another version made them are left out: they are not
+        comparable with those of this one, and `--stress` measures them again."""
+        result = folder.result()
+        if result.get("stress_revision", STRESS_REVISION) != STRESS_REVISION:
+            result = {key: value for key, value in result.items() if key not in _STRESS}
+        return cls(folder, folder.config(), result, folder.run())
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Finished trials that differ in nothing but the seed.
+
+    Attributes:
+        id: the same whatever seeds there are; of a trial that is looked at alone, the trial's.
+        trials: in the order of their seeds.
+    """
+
+    id: str
+    trials: tuple[Finished, ...]
+
+    @classmethod
+    def of(cls, trials: Iterable[Finished]) -> Configuration:
+        """Of trials that have all but the seed in common."""
+        ordered = tuple(sorted(trials, key=lambda trial: int(trial.config["seed"])))
+        return cls(configuration_id(ordered[0].config), ordered)
+
+    @classmethod
+    def alone(cls, trial: Finished) -> Configuration:
+        """One trial, whatever other seeds there are."""
+        return cls(trial.folder.id, (trial,))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Of the first seed; the others have the same but for the seed."""
+        return self.trials[0].config
+
+    @property
+    def label(self) -> str:
+        """`technique/variant`, as the user writes it."""
+        return f"{self.config['technique']}/{self.config['variant']}"
 
     @property
     def trained(self) -> bool:
@@ -40,7 +81,8 @@ class Row:
     """One configuration over its seeds.
 
     Attributes:
-        name: `technique/variant`, with the replaced parts and options that tell it from its neighbours.
+        id: of its configuration: what it is looked up by.
+        name: `technique/variant`, with what tells it from the other rows of its table; for people.
         trials: one per seed, in the order of `seeds`.
         keys, labels: of the N test images.
         predicted, confidence, correct: (S, N): the class with the largest score, its softmax, whether it is right.
@@ -49,6 +91,7 @@ class Row:
         figures: other means over test images with their intervals, by their keys in `measures`, and `mean_per_class`.
     """
 
+    id: str
     name: str
     trials: tuple[Finished, ...]
     keys: tuple[str, ...]
@@ -88,9 +131,9 @@ def at(value: Any, path: Sequence[str]) -> Any:
     return value
 
 
-def build_row(name: str, trials: Iterable[Finished]) -> Row:
-    """One row of trials that differ in nothing but the seed."""
-    trials = tuple(sorted(trials, key=lambda trial: int(trial.config["seed"])))
+def build_row(name: str, configuration: Configuration) -> Row:
+    """The configuration's row, under this name."""
+    trials = configuration.trials
     scores = [trial.folder.scores() for trial in trials]
     correct = np.stack([correct_in_top_k(s.logits, s.labels) for s in scores])
     raw = _Judged.of(scores, [1.0] * len(scores))
@@ -109,6 +152,7 @@ def build_row(name: str, trials: Iterable[Finished]) -> Row:
     if calibrated is not None:
         figures |= calibrated.figures("_calibrated")
     return Row(
+        id=configuration.id,
         name=name,
         trials=trials,
         keys=scores[0].keys,
@@ -144,47 +188,12 @@ class _Judged:
         return {f"nll{suffix}": image_mean(self.nll, np.inf), f"brier{suffix}": image_mean(self.distance, 2.0)}
 
 
-def by_configuration(trials: Iterable[Finished]) -> list[list[Finished]]:
-    """The trials in lists that differ in nothing but the seed, in order of first appearance."""
+def by_configuration(trials: Iterable[Finished]) -> list[Configuration]:
+    """The trials by what they have in common but for the seed, in order of first appearance."""
     found: dict[str, list[Finished]] = {}
     for trial in trials:
-        facts = {key: value for key, value in trial.config.items() if key not in ("seed", "id")}
-        found.setdefault(json.dumps(facts, sort_keys=True), []).append(trial)
-    return list(found.values())
-
-
-#: Columns of their own in a table, so that names need not say them.
-SHOWN = frozenset({"backbone", "weights"})
-#: What follows from something that is said.
-_DERIVED = ("id", "seed", "dataset", "weights_sha256", "schema_version")
-
-
-def distinct_names(configs: Sequence[Mapping[str, Any]], shown: Collection[str] = SHOWN) -> list[str]:
-    """`technique/variant`, followed by whatever differs between configurations of the same name but for `shown`."""
-    names = []
-    for config in configs:
-        label = f"{config['technique']}/{config['variant']}"
-        twins = [
-            factors(c) for c in configs if (c["technique"], c["variant"]) == (config["technique"], config["variant"])
-        ]
-        own = factors(config)
-        differing = sorted(key for key in own if key not in shown and any(twin.get(key) != own[key] for twin in twins))
-        names.append(label + "".join(f" {key}={own[key]}" for key in differing))
-    return names
-
-
-def factors(config: Mapping[str, Any]) -> dict[str, str]:
-    """What was chosen for a trial, flat and as text: recipe fields and options by their own names."""
-    found: dict[str, Any] = {"data": config["dataset"]["name"], "shots": "all"}
-    for key, value in config.items():
-        if not isinstance(value, dict):
-            found[key] = value
-        elif key in ("recipe", "options"):
-            found.update(value)
-        else:
-            own_name = {("weights", "name"): "weights", ("protocol", "shots"): "shots"}
-            found.update({own_name.get((key, k), f"{key}_{k}"): v for k, v in value.items()})
-    return {key: str(value) for key, value in found.items() if not key.startswith(_DERIVED)}
+        found.setdefault(configuration_id(trial.config), []).append(trial)
+    return list(map(Configuration.of, found.values()))
 
 
 def protocol(config: Mapping[str, Any]) -> dict[str, str]:

@@ -31,8 +31,8 @@ class Sheet:
 
 def stdout() -> Console:
     """As wide as the terminal, or as wide as tables need where stdout is no terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    console = Console(highlight=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=200)
 
 
 def print_sheet(sheet: Sheet, console: Console) -> None:
@@ -50,7 +50,7 @@ def print_sheet(sheet: Sheet, console: Console) -> None:
 def markdown_lines(sheet: Sheet) -> list[str]:
     """A GitHub table, and its notes as a list."""
     lines = [f"**{markdown_cell(sheet.title)}**", ""] if sheet.title else []
-    lines.append("| " + " | ".join(sheet.head) + " |")
+    lines.append("| " + " | ".join(map(markdown_cell, sheet.head)) + " |")
     lines.append("|" + "---|" * sheet.left + "---:|" * (len(sheet.head) - sheet.left))
     lines += ["| " + " | ".join(map(markdown_cell, line)) + " |" for line in sheet.body]
     return [*lines, "", *(f"- {markdown_cell(note)}" for note in sheet.notes)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flowers_bench.report.leaderboard import Group, Leaderboard
+from flowers_bench.report.names import configuration_id, distinct_names, told_apart
 from flowers_bench.report.numbers import percent, percent_interval
-from flowers_bench.report.rows import Row, distinct_names
+from flowers_bench.report.rows import Row, protocol
 from flowers_bench.report.sheet import Sheet
 from flowers_bench.statistics import Interval
 
@@ -32,12 +33,12 @@ class Family:
     """Groups that differ in `shots` alone.
 
     Attributes:
-        dataset: its name.
+        title: the dataset, and the protocol where another family has the same dataset.
         columns: training images of each class by their name: "1", "5", "all (10)"; fewest first.
         curves: configurations with more than one point, in order of their accuracy at their last point, best first.
     """
 
-    dataset: str
+    title: str
     columns: Mapping[str, float]
     curves: tuple[Curve, ...]
 
@@ -51,8 +52,7 @@ class Family:
             "test top-1 % with its 95 % interval by training images of each class, nested from left to right; another seed "
             "draws others, and the intervals cover that where there are several; the validation split stays whole",
         )
-        title = f"{self.dataset}: accuracy against training images of each class"
-        return Sheet(title, ("technique/variant", "backbone", *self.columns), body, 2, notes)
+        return Sheet(self.title, ("technique/variant", "backbone", *self.columns), body, 2, notes)
 
 
 def families(board: Leaderboard) -> dict[int, Family]:
@@ -60,11 +60,23 @@ def families(board: Leaderboard) -> dict[int, Family]:
     together: dict[str, list[int]] = {}
     for place, group in enumerate(board.groups):
         together.setdefault(_key(group.rows[0].config), []).append(place)
-    found: dict[int, Family] = {}
-    for places in together.values():
-        family = _family([board.groups[place] for place in places]) if len(places) > 1 else None
-        found.update({place: family for place in places if family})
-    return found
+    members = [places for places in together.values() if len(places) > 1]
+    drawn = [(places, family) for places in members if (family := _family([board.groups[i] for i in places]))]
+    facts = [[_protocol(board.groups[places[0]].rows[0].config), {"groups": str(places)}] for places, _ in drawn]
+    titles = told_apart([family.title for _, family in drawn], facts, "; {}: {}".format)
+    return {
+        place: named
+        for (places, family), title in zip(drawn, titles, strict=True)
+        for named in [replace(family, title=title)]
+        for place in places
+    }
+
+
+def _protocol(config: Mapping[str, Any]) -> dict[str, str]:
+    """What all points of a family have in common, in words."""
+    same = {key: value for key, value in config["protocol"].items() if key != "shots"}
+    facts = protocol({**config, "protocol": same})
+    return {**facts, "split": config["dataset"]["split_checksum"][:8]}
 
 
 def _key(config: Mapping[str, Any]) -> str:
@@ -87,7 +99,7 @@ def _family(groups: Sequence[Group]) -> Family | None:
         column, number = _shots(group.rows[0].config)
         columns[column] = number
         for row in group.rows:
-            rows.setdefault(_own(row.config), {})[column] = row
+            rows.setdefault(configuration_id(_without_shots(row.config)), {})[column] = row
     columns = dict(sorted(columns.items(), key=lambda item: (item[1], item[0])))
     curves = [points for points in rows.values() if len(points) > 1]
     names = distinct_names([_without_shots(next(iter(points.values())).config) for points in curves])
@@ -96,7 +108,8 @@ def _family(groups: Sequence[Group]) -> Family | None:
         for name, points in zip(names, curves, strict=True)
     ]
     found.sort(key=lambda curve: -list(curve.points.values())[-1].value)
-    return Family(groups[0].rows[0].config["dataset"]["name"], columns, tuple(found)) if found else None
+    title = f"{groups[0].rows[0].config['dataset']['name']}: accuracy against training images of each class"
+    return Family(title, columns, tuple(found)) if found else None
 
 
 def _shots(config: Mapping[str, Any]) -> tuple[str, float]:
@@ -109,11 +122,6 @@ def _without_shots(config: Mapping[str, Any]) -> dict[str, Any]:
     protocol = {key: value for key, value in config["protocol"].items() if key != "shots"}
     data = {key: value for key, value in config["dataset"].items() if key != "n_train"}
     return {**config, "protocol": protocol, "dataset": data}
-
-
-def _own(config: Mapping[str, Any]) -> str:
-    facts = {key: value for key, value in _without_shots(config).items() if key not in ("seed", "id")}
-    return json.dumps(facts, sort_keys=True)
 
 
 def _cell(top1: Interval | None) -> str:

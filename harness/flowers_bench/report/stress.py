@@ -54,8 +54,9 @@ class Endured:
 
 @dataclass(frozen=True)
 class UnderStress:
-    """Two rows on changed test images, on the seeds that both were measured with."""
+    """Two rows on changed test images, on the seeds that both were measured with; `ids` are the rows'."""
 
+    ids: tuple[str, str]
     first: str
     second: str
     seeds: tuple[int, ...]
@@ -80,9 +81,8 @@ def under_stress(first: Row, second: Row) -> UnderStress | None:
         _endured(kind, points[kind], one[kind], other[kind], plain) for kind in points if kind in one and kind in other
     ]
     adjusted = holm([kind.p for kind in kinds])
-    return UnderStress(
-        first.name, second.name, seeds, tuple(replace(k, p_holm=p) for k, p in zip(kinds, adjusted, strict=True))
-    )
+    held = tuple(replace(kind, p_holm=p) for kind, p in zip(kinds, adjusted, strict=True))
+    return UnderStress((first.id, second.id), first.name, second.name, seeds, held)
 
 
 def _outcomes(trials: list[Finished]) -> dict[str, np.ndarray]:

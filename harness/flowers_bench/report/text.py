@@ -130,7 +130,9 @@ def latex(board: Leaderboard) -> str:
 
 
 def _latex_line(line: Sequence[str]) -> str:
-    return "    " + " & ".join(map(latex_cell, line)) + r" \\"
+    """A row. Where its text begins like an argument of the rule or the row before, an empty group stands between."""
+    start = "{}" if line[0][:1] in ("[", "*") else ""
+    return f"    {start}{' & '.join(map(latex_cell, line))} " + r"\\"
 
 
 def csv_text(board: Leaderboard) -> str:
@@ -152,6 +154,7 @@ def _records(board: Leaderboard) -> list[dict[str, object]]:
     return [
         {
             "group": group.title,
+            "row": row.id,
             "name": row.name,
             "backbone": row.config["backbone"],
             "weights": row.config["weights"]["name"],

@@ -1,0 +1,142 @@
+"""What configurations are called: `technique/variant`, and after it exactly what tells one from others of that name.
+
+A name is for people, and belongs to one table: whatever is looked up is looked up by `configuration_id`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flowers_bench.errors import printable
+
+#: The value of a setting that a configuration does not have.
+ABSENT = "absent"
+#: What one table's configurations differ in beyond what was chosen: seeds, and how the files are written.
+_NOT_CONFIGURED = ("schema_version", "id", "seed")
+
+Facts = Mapping[str, str]
+
+
+def configuration_id(config: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that trials have in common if they differ in nothing but the seed."""
+    facts = {key: value for key, value in config.items() if key not in _NOT_CONFIGURED}
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def kinds(config: Mapping[str, Any]) -> list[dict[str, str]]:
+    """All that may tell one configuration from another, as text, in the order in which names say it.
+
+    Backbone; weights, by their name, then by their file; data and protocol; settings: parts, recipe fields and options
+    by their own names; code; the dataset's images; what all of these have in common, `row`.
+    """
+    data, weights, protocol = config["dataset"], config["weights"], config["protocol"]
+    about = {
+        "data": data["name"],
+        "shots": protocol.get("shots", "all"),
+        **_under("data", config["data_options"]),
+        **_under("protocol", {key: value for key, value in protocol.items() if key != "shots"}),
+    }
+    nested = ("dataset", "weights", "protocol", "data_options", "options", "recipe", "code")
+    code = {"harness_revision": config["harness_revision"], **_under("code", config["code"])}
+    apart = {*_NOT_CONFIGURED, *nested, "backbone", *code, *about, "row"}
+    settings = {key: value for key, value in config.items() if key not in apart} | config["recipe"]
+    taken = {*apart, *settings}
+    settings |= {f"options.{key}" if key in taken else key: value for key, value in config["options"].items()}
+    images = _under("dataset", {key: value for key, value in data.items() if key != "name"})
+    found: list[Mapping[str, Any]] = [
+        {"backbone": config["backbone"]},
+        {"weights": weights["name"]},
+        _under("weights", {key: value for key, value in weights.items() if key != "name"}),
+        about,
+        settings,
+        code,
+        images,
+        {"row": configuration_id(config)},
+    ]
+    return [{one_line(key): _text(value) for key, value in kind.items()} for kind in found]
+
+
+def factors(config: Mapping[str, Any]) -> dict[str, str]:
+    """What was chosen for a trial, flat and as text; neither the dataset's images, which follow from it, nor `row`."""
+    return merged(kinds(config)[:-2])
+
+
+def facts_without(config: Mapping[str, Any], *keys: str) -> list[dict[str, str]]:
+    """`kinds`, but for these keys."""
+    return [{key: value for key, value in kind.items() if key not in keys} for kind in kinds(config)]
+
+
+def merged(found: Sequence[Facts]) -> dict[str, str]:
+    """Facts of several kinds as one dictionary."""
+    return {key: value for kind in found for key, value in kind.items()}
+
+
+def distinct_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """`technique/variant` of each, with whatever it takes to tell it from the others: no two names are equal, unless two
+    configurations are."""
+    return told_apart([f"{config['technique']}/{config['variant']}" for config in configs], list(map(kinds, configs)))
+
+
+def told_apart(
+    names: Sequence[str], found: Sequence[Sequence[Facts]], write: Callable[[str, str], str] = " {}={}".format
+) -> list[str]:
+    """The names as single lines, each followed by the facts that tell it from others of the same name.
+
+    Args:
+        found: of each name its facts by kind. A kind is written only where those before it leave two names equal. The
+            last one must tell any two apart.
+        write: a fact as text.
+    """
+    told = list(map(one_line, names))
+    by_kind = list(zip(*found, strict=True))
+    # The last kind twice: a name may have been made to look like another with its facts.
+    for facts in (*by_kind, *by_kind[-1:]):
+        for twins in _alike(told):
+            for place, text in zip(twins, _differences([facts[place] for place in twins], write), strict=True):
+                told[place] += text
+    return told
+
+
+def _alike(names: Sequence[str]) -> list[list[int]]:
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(name, []).append(place)
+    return [twins for twins in places.values() if len(twins) > 1]
+
+
+def _differences(facts: Sequence[Facts], write: Callable[[str, str], str]) -> list[str]:
+    """Of each its facts that others do not share; what it lacks is said only where another has all of its own."""
+    keys = sorted({key for own in facts for key in own if any(other.get(key) != own[key] for other in facts)})
+    shown = [{key: own[key] for key in keys if key in own} for own in facts]
+    lacking = [any(own.items() < other.items() for other in shown) for own in shown]
+    return [
+        "".join(write(key, own.get(key, ABSENT)) for key in keys if key in own or lacks)
+        for own, lacks in zip(shown, lacking, strict=True)
+    ]
+
+
+def read_name(text: str) -> tuple[str, dict[str, str]]:
+    """A name as people type it, `NAME[/VARIANT] [KEY=VALUE ...]`: what stands first, and the facts. Values may have
+    spaces."""
+    label, *rest = re.split(r"\s+(?=[^\s=]+=)", text.strip())
+    return label, dict(item.partition("=")[::2] for item in rest)
+
+
+def one_line(text: str) -> str:
+    """Printable, without line breaks and without spaces that HTML would not show."""
+    return " ".join(printable(text).split())
+
+
+def _under(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}.{key}": value for key, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    """Eight digits of a checksum are enough."""
+    text = one_line(str(value))
+    return text[:8] if re.fullmatch("[0-9a-f]{64}", text) else text
