@@ -12,6 +12,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from flowers_bench.statistics import (
+    _exact_difference,
+    _resampled_sums,
     accuracy_interval,
     holm,
     image_mean,
@@ -19,6 +21,7 @@ from flowers_bench.statistics import (
     paired_difference,
     paired_p_value,
     seeds_needed,
+    share_interval,
 )
 
 MATRICES = st.tuples(st.integers(1, 4), st.integers(1, 40)).flatmap(lambda shape: arrays(bool, shape))
@@ -36,9 +39,12 @@ def test_interval_contains_the_estimate_and_stays_in_range(correct: np.ndarray) 
 
 @settings(deadline=None, max_examples=30)
 @given(MATRICES)
-def test_difference_with_oneself_is_nothing(correct: np.ndarray) -> None:
+def test_difference_with_oneself_is_nothing_as_far_as_so_many_images_can_tell(correct: np.ndarray) -> None:
     interval = paired_difference(correct, correct)
-    assert (interval.low, interval.value, interval.high) == (0, 0, 0)
+    unseen = 1 - 0.025 ** (1 / correct.shape[1])  # the largest share of images that differ of which none may be drawn
+    assert interval.value == 0
+    assert (interval.low, interval.high) == (pytest.approx(-unseen), pytest.approx(unseen))
+    assert paired_p_value(correct, correct) == 1
 
 
 @settings(deadline=None, max_examples=30)
@@ -46,7 +52,105 @@ def test_difference_with_oneself_is_nothing(correct: np.ndarray) -> None:
 def test_difference_turns_its_sign(first: np.ndarray, data: st.DataObject) -> None:
     second = data.draw(arrays(bool, first.shape))
     there, back = paired_difference(first, second), paired_difference(second, first)
-    assert there.value == pytest.approx(-back.value)
+    assert (there.low, there.value, there.high) == pytest.approx((-back.high, -back.value, -back.low))
+    assert paired_p_value(first, second) == pytest.approx(paired_p_value(second, first))
+
+
+@settings(deadline=None, max_examples=200)
+@given(won=st.integers(0, 60), lost=st.integers(0, 60), both=st.integers(0, 5000))
+def test_interval_of_one_seed_excludes_zero_exactly_where_the_exact_test_rejects(
+    won: int, lost: int, both: int
+) -> None:
+    first = np.array([[True] * won + [False] * lost + [True] * (both + 1)])
+    second = np.array([[False] * won + [True] * lost + [True] * (both + 1)])
+    interval = paired_difference(first, second)
+    assert interval.low <= interval.value <= interval.high
+    assert interval.low < interval.high
+    assert (interval.low > 0 or interval.high < 0) == (mcnemar(first[0], second[0]) < 0.05)
+    assert interval.over == "test images, paired, one seed (exact)"
+
+
+def test_five_images_won_and_none_lost_is_no_difference_to_the_interval_either() -> None:
+    """What the bootstrap called [+0.25, +2.5] beside p = 0.06."""
+    first = np.ones((1, 400), bool)
+    second = first.copy()
+    second[0, :5] = False
+    interval = paired_difference(first, second)
+    assert paired_p_value(first, second) == pytest.approx(0.0625)
+    assert interval.low < 0 < interval.high
+
+
+def test_exact_interval_where_none_is_lost_is_clopper_and_pearsons_above() -> None:
+    assert _exact_difference(20, 0, 340)[1] == pytest.approx(stats.binomtest(20, 340).proportion_ci(0.95).high)
+
+
+def test_exact_interval_of_many_images_is_the_normal_one() -> None:
+    low, high = _exact_difference(3000, 2400, 20000)
+    value, error = 600 / 20000, np.sqrt(5400 - 600**2 / 20000) / 20000
+    assert (low, high) == (pytest.approx(value - 1.96 * error, rel=0.02), pytest.approx(value + 1.96 * error, rel=0.02))
+
+
+def test_seeds_that_all_agree_are_as_good_as_one() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (np.tile(rng.random(340) < share, (3, 1)) for share in (0.956, 0.93))
+    one, three = (paired_difference(first[:seeds], second[:seeds]) for seeds in (1, 3))
+    assert (one.low, one.high) == (three.low, three.high)
+    assert (three.n_seeds, three.over) == (3, "test images, paired, on which all seeds agree (exact)")
+    assert paired_p_value(first, second) == mcnemar(first[0], second[0])
+    assert accuracy_interval(first).low == accuracy_interval(first[:1]).low
+    assert "all seeds agree" in accuracy_interval(first).over
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_all_right_is_no_proof_of_perfection(seeds: int) -> None:
+    interval = accuracy_interval(np.ones((seeds, 340), bool))
+    assert interval.high == 1
+    assert interval.low == pytest.approx(340 / (340 + 1.959964**2))
+    assert interval.low < 0.99
+    mean = image_mean(np.ones((seeds, 340)), 1.0)
+    assert (mean.low, mean.high) == (pytest.approx(interval.low), 1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_two_seeds_have_a_symmetric_interval(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = (
+        rng.normal(0, 1, 340) + rng.normal(0, 0.6, (2, 340)) < limit + rng.normal(0, 0.1, (2, 1))
+        for limit in (0.7, 0.7)
+    )
+    found = paired_difference(first, second)
+    if found.low > -1 and found.high < 1:
+        assert abs((found.high - found.value) - (found.value - found.low)) < 1e-3 * (found.high - found.low)
+
+
+def test_resamples_are_the_bootstraps_own_distribution() -> None:
+    """Of three values, all 27 resamples; of many, the mean and variance that theory gives."""
+    values = np.array([0, 1, 3])
+    sums = np.array([sum(drawn) for drawn in itertools.product(values, repeat=3)]) - values.sum()
+    places, weights = _resampled_sums(values)
+    assert dict(zip(places.tolist(), weights.tolist(), strict=True)) == pytest.approx(
+        {int(place): float((sums == place).mean()) for place in np.unique(sums)}
+    )
+    many = np.random.default_rng(0).integers(-3, 4, 6149)
+    places, weights = _resampled_sums(many)
+    assert weights @ places == pytest.approx(0, abs=1e-6)
+    assert weights @ places**2 == pytest.approx(many.var() * len(many))
+
+
+def test_outcomes_that_are_no_whole_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="whole numbers"):
+        paired_difference(np.full((2, 5), 0.5), np.zeros((2, 5)))
+
+
+def test_shares_without_their_outcomes_are_wilsons_and_seeds_add_to_it() -> None:
+    wilson = stats.binomtest(306, 340).proportion_ci(method="wilson")
+    assert share_interval([0.9], 340) == (pytest.approx(wilson.low), pytest.approx(wilson.high))
+    assert share_interval([0.9, 0.9], 340) == share_interval([0.9], 340)
+    low, high = share_interval([0.88, 0.9, 0.92], 340)
+    seeds = stats.ttest_1samp([0.88, 0.9, 0.92], 0).confidence_interval().high - 0.9
+    assert 0.9 - low == pytest.approx(np.hypot(seeds, 0.9 - wilson.low))
+    assert high - 0.9 == pytest.approx(np.hypot(seeds, wilson.high - 0.9))
+    assert share_interval([1.0, 1.0, 1.0], 340)[0] < 0.99
 
 
 def test_one_seed_gives_wilson_and_says_so() -> None:
@@ -121,34 +225,34 @@ def test_where_only_seeds_vary_it_is_students_t_test() -> None:
     assert paired_p_value(first, second) == pytest.approx(stats.ttest_1samp(of_seed[:, 0], 0).pvalue, rel=1e-6)
     interval = paired_difference(first, second)
     expected = stats.ttest_1samp(of_seed[:, 0], 0).confidence_interval()
-    assert interval.low == pytest.approx(expected.low, abs=0.03)
-    assert interval.high == pytest.approx(expected.high, abs=0.03)
+    assert (interval.low, interval.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
 
 
 def test_where_only_images_vary_it_is_scipys_bootstrap() -> None:
     rng = np.random.default_rng(0)
-    first, second = (np.tile(rng.random(500) < share, (3, 1)) for share in (0.75, 0.7))
+    first, second = (2 * (rng.random((1, 500)) < share) for share in (0.75, 0.7))  # sums: not bool, so not McNemar's
     interval = paired_difference(first, second)
-    values = first[0].astype(float) - second[0]
+    values = first[0] - second[0]
     expected = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=rng).confidence_interval
     assert (interval.low, interval.high) == (
-        pytest.approx(expected.low, abs=0.004),
-        pytest.approx(expected.high, abs=0.004),
+        pytest.approx(expected.low, abs=0.008),
+        pytest.approx(expected.high, abs=0.008),
     )
     z = values.mean() / np.sqrt(values.var() / 500)
     assert paired_p_value(first, second) == pytest.approx(2 * stats.norm.sf(abs(z)), rel=0.1)
 
 
 @pytest.mark.parametrize("shift", [-0.08, -0.02, 0.0, 0.03, 0.08])
-def test_p_value_and_interval_agree(shift: float) -> None:
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_p_value_and_interval_agree(shift: float, seeds: int) -> None:
     rng = np.random.default_rng(3)
     difficulty = rng.random(400)
     first, second = (
-        difficulty < 0.6 + s + rng.normal(0, 0.02, (4, 1)) + rng.normal(0, 0.1, (4, 400)) for s in (shift, 0)
+        difficulty < 0.6 + s + rng.normal(0, 0.02, (seeds, 1)) + rng.normal(0, 0.1, (seeds, 400)) for s in (shift, 0)
     )
     interval, p = paired_difference(first, second), paired_p_value(first, second)
     assert (p < 0.05) == (interval.low > 0 or interval.high < 0)
-    assert p == pytest.approx(paired_p_value(second, first), rel=0.05)
+    assert p == pytest.approx(paired_p_value(second, first), rel=1e-6)
 
 
 def test_one_seed_is_mcnemars_test() -> None:
@@ -177,6 +281,17 @@ def test_seeds_needed_has_the_limits_it_should() -> None:
     assert seeds_needed(few, np.tile(rng.random(30) < 0.7, (3, 1))) is None
     with pytest.raises(ValueError, match="two seeds"):
         seeds_needed(noisy[:1], calm[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("won", "lost"), [(0.02, 0.02), (0.05, 0.02), (0.002, 0.0), (0.1, 0.07)])
+def test_exact_intervals_of_one_seed_cover_the_difference_on_other_images(won: float, lost: float) -> None:
+    rng = np.random.default_rng(0)
+    runs, images = 1500, 400
+    found = rng.multinomial(images, [won, lost, 1 - won - lost], runs)
+    limits = [_exact_difference(int(w), int(k), images) for w, k, _ in found]
+    hits = np.mean([low <= won - lost <= high for low, high in limits])
+    assert hits >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / runs)
 
 
 def simulate(rng: np.random.Generator, seeds: int, images: int, spread: float) -> tuple[np.ndarray, float]:

@@ -4,6 +4,7 @@ The unit is a 0/1 matrix `correct` (S seeds, N images). Seeds and images are bot
 trained another model, another test set would have shown other images. Both are resampled (Efron & Tibshirani 1993; for
 machine-learning comparisons Bouthillier et al. 2021, arXiv:2103.03098): the images by the bootstrap, the seeds from
 Student's t, because three seeds have ten distinct resamples, whose spread is too small and whose tails are cut off.
+Nothing is drawn: both distributions are known, and so is that of their sum.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.fft import irfft, next_fast_len, rfft
+from scipy.optimize import brentq
+from scipy.special import betaincinv, stdtr
 from scipy.stats import binomtest, norm, t
 
-#: Resamples of every bootstrap. The Monte Carlo error of a 95 % bound is then below 0.01 of the interval's width.
-RESAMPLES = 20_000
+#: Half of what a 95 % interval leaves out, and the normal deviate that leaves it out.
+TAIL = 0.025
+_Z = float(norm.isf(TAIL))
 #: The most seeds that `seeds_needed` will ask for.
 MOST_SEEDS = 1000
 
@@ -39,16 +44,17 @@ class Interval:
 
 
 def accuracy_interval(correct: np.ndarray) -> Interval:
-    """Accuracy of a technique from `correct` (S, N): hierarchical bootstrap, or Wilson's interval for one seed.
+    """Accuracy of a technique from `correct` (S, N): hierarchical bootstrap, or Wilson's interval over images where
+    there is one seed, or all seeds agree on every image.
 
     With one seed the interval covers the images only, and says so: how much another seed would change is unknown.
     """
     seeds, images = correct.shape
-    if seeds == 1:
-        hits = int(correct.sum())
-        wilson = binomtest(hits, images).proportion_ci(method="wilson")
-        return Interval(hits / images, wilson.low, wilson.high, "test images, one seed (Wilson)", seeds, images)
-    found = _bootstrap(correct.astype(float), "seeds and test images (bootstrap)")
+    if _agree(correct):
+        value = float(correct[0].mean())
+        over = "test images, one seed (Wilson)" if seeds == 1 else "test images, on which all seeds agree (Wilson)"
+        return Interval(value, *_wilson(value, images), over, seeds, images)
+    found = _bootstrap(correct.astype(int), "seeds and test images (bootstrap)")
     return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
@@ -57,7 +63,12 @@ def image_mean(values: np.ndarray, most: float) -> Interval:
 
     Over seeds and test images together, or over the images of one seed, as for an accuracy, but in closed form: half the
     interval over seeds and half that over images, each by Student's t, add in squares. A bootstrap gains by outcomes being
-    0 or 1; of real numbers it would take a hundred times as long.
+    0 or 1; of real numbers it would take a hundred times as long. Where all values are the same, the images that were
+    not drawn may still have others: as many as Wilson's interval allows when none of N was seen.
+
+    A figure that is no mean over images (macro-F1, calibration error, recall@1) has one here if `values` are its
+    images' shares of it, by which it changes when the images are weighted: the infinitesimal jackknife, to first
+    order the bootstrap (Efron 1982, "The Jackknife, the Bootstrap and Other Resampling Plans", chapter 6).
     """
     seeds, images = values.shape
     if seeds == 1:
@@ -68,37 +79,63 @@ def image_mean(values: np.ndarray, most: float) -> Interval:
     half = float(np.hypot(*(t.ppf(0.975, [max(1, images - 1), max(1, seeds - 1)]) * errors)))
     centre = float(values.mean())
     over = "seeds and test images (Student's t)" if seeds > 1 else "test images, one seed (Student's t)"
+    if np.ptp(values) == 0:
+        unseen = _wilson(0.0, images)[1]
+        high = centre + unseen * (most - centre) if np.isfinite(most) else centre
+        return Interval(centre, centre - unseen * centre, high, over, seeds, images)
     return Interval(centre, max(0.0, centre - half), min(most, centre + half), over, seeds, images)
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean of two or more numbers, one per seed (Student's t): over seeds alone."""
-    half = float(t.ppf(0.975, len(values) - 1)) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return float(np.mean(values) - half), float(np.mean(values) + half)
+def share_interval(shares: Sequence[float], images: float) -> tuple[float, float]:
+    """95 % interval of the mean of shares of `images` images, one per seed, of which single outcomes were not stored.
+
+    The images' part is Wilson's, as of outcomes that are 0 or 1 and on which all seeds agree: no outcomes between 0
+    and 1 with that mean vary more, so that the interval is rather too wide. The seeds' part is Student's t; the two
+    add in squares, below and above.
+    """
+    values = np.asarray(shares, float)
+    centre = float(values.mean())
+    low, high = _wilson(centre, images)
+    seeds = 0.0
+    if len(values) > 1:
+        seeds = float(t.isf(TAIL, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return max(0.0, centre - float(np.hypot(centre - low, seeds))), min(
+        1.0, centre + float(np.hypot(high - centre, seeds))
+    )
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> Interval:
-    """Accuracy of `first` minus `second`, both (S, N) on the same seeds and images. Raises `ValueError` otherwise."""
-    over = (
-        "seeds and test images, paired (bootstrap)" if len(first) > 1 else "test images, paired, one seed (bootstrap)"
-    )
-    found = _bootstrap(_differences(first, second), over)
-    return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
+    """Accuracy of `first` minus `second`, both (S, N) on the same seeds and images, bool, or whole numbers where an
+    image's outcome is a sum, or a difference, of several. Raises `ValueError` otherwise.
+
+    It excludes zero exactly where `paired_p_value` is below 0.05.
+    """
+    values = _differences(first, second)
+    outcomes = first.dtype == second.dtype == bool
+    if outcomes and _agree(values):
+        won, lost = won_and_lost(first[0], second[0])
+        seeds, images = values.shape
+        which = "one seed" if seeds == 1 else "on which all seeds agree"
+        value = (won - lost) / images
+        return Interval(value, *_exact_difference(won, lost, images), f"test images, paired, {which} (exact)", seeds, images)  # fmt: skip
+    over = "seeds and test images" if len(values) > 1 else "test images"
+    found = _bootstrap(values, f"{over}, paired{'' if len(values) > 1 else ', one seed'} (bootstrap)")
+    most = 1.0 if outcomes else np.inf
+    return replace(found, low=max(-most, found.low), high=min(most, found.high))
 
 
 def paired_p_value(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided p-value that two techniques are equally accurate, both (S, N) on the same seeds and images: bool, or
-    float where an image's outcome is a mean, or a difference, of several.
+    """Two-sided p-value that two techniques are equally accurate; arguments as for `paired_difference`.
 
-    With several seeds it is that of the bootstrap behind `paired_difference`: below 0.05 exactly where the 95 %
-    interval excludes zero (but for Monte Carlo error), and smooth far into the tail, as a correction for many pairs
-    needs. With one seed it is about these two trained networks only, and of bool outcomes McNemar's, exact.
+    With several seeds it is that of the bootstrap behind `paired_difference`, and smooth far into the tail, as a
+    correction for many pairs needs. With one seed it is about these two trained networks only, and of bool outcomes
+    McNemar's, exact; so it is where seeds change no image.
     """
     values = _differences(first, second)
-    if len(values) == 1 and first.dtype == second.dtype == bool:
+    if first.dtype == second.dtype == bool and _agree(values):
         return mcnemar(first[0], second[0])
-    spread = _Spread.of(values, np.random.default_rng(0))
-    return min(1.0, 2 * min(spread.below(-values.mean()), spread.above(-values.mean())))
+    spread = _Spread.of(values)
+    return min(1.0, 2 * min(spread.below(-values.mean()), spread.mirrored().below(values.mean())))
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
@@ -160,17 +197,59 @@ def _variance_components(values: np.ndarray) -> tuple[float, float, float]:
     return max(0.0, between_seeds), max(0.0, between_images), residual
 
 
+def _agree(values: np.ndarray) -> bool:
+    """Whether all seeds of (S, N) are alike; one is."""
+    return bool((values == values[0]).all())
+
+
+def _wilson(share: float, images: float) -> tuple[float, float]:
+    """95 % interval of a share of so many images. Wilson 1927, Journal of the American Statistical Association 22:209."""
+    centre = (share + _Z**2 / (2 * images)) / (1 + _Z**2 / images)
+    half = _Z / (1 + _Z**2 / images) * np.sqrt(share * (1 - share) / images + _Z**2 / (4 * images**2))
+    return (0.0 if share == 0 else float(centre - half)), (1.0 if share == 1 else float(centre + half))
+
+
+def _exact_difference(won: int, lost: int, images: int) -> tuple[float, float]:
+    """95 % interval of (won - lost) / images that excludes zero exactly where McNemar's exact test has p < 0.05.
+
+    The difference is a product: the share of images on which the two differ, times the surplus of those won among
+    them, 2 q - 1. Each factor has its exact bounds at every level (Clopper & Pearson 1934, Biometrika 26:404), and
+    which images differ says nothing about who wins them. What the two leave out is shared between them as normal
+    deviates add, in squares, over all ways to do so (as in Zou & Donner 2008, Statistics in Medicine 27:1693):
+    where the surplus is nothing, all is the surplus's, and that is McNemar's test.
+    """
+    turn = np.linspace(0, np.pi / 2, 181)
+    surpluses = _clopper_pearson(won, won + lost, np.cos(turn))
+    sizes = _clopper_pearson(won + lost, images, np.sin(turn))
+    found = [(2 * surplus - 1) * size for surplus in surpluses for size in sizes]
+    return float(np.min(found)), float(np.max(found))
+
+
+def _clopper_pearson(hits: int, of: int, away: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Exact lower and upper bounds of a share, `away` times as far as those of 95 %, in normal deviates. All that there
+    is, where there is nothing to go by."""
+    tails = norm.sf(_Z * away)
+    low = betaincinv(hits, of - hits + 1, tails) if hits else np.zeros(len(tails))
+    high = betaincinv(hits + 1, of - hits, 1 - tails) if hits < of else np.ones(len(tails))
+    return low, high
+
+
 def _differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Whole numbers (S, N). Raises `ValueError` where the two are not paired, or not of whole numbers."""
     if first.shape != second.shape:
         raise ValueError(f"not paired: {first.shape} against {second.shape}")
-    return first.astype(float) - second.astype(float)
+    found = first.astype(float) - second.astype(float)
+    whole = np.rint(found).astype(int)
+    if not np.array_equal(found, whole):
+        raise ValueError("outcomes must be whole numbers: give sums over what an image's outcome is a mean of")
+    return whole
 
 
 def _bootstrap(values: np.ndarray, over: str) -> Interval:
-    rng = np.random.default_rng(0)
-    centre = float(values.mean())
-    low, high = centre + np.quantile(_Spread.of(values, rng).sample(rng), [0.025, 0.975])
-    return Interval(centre, float(low), float(high), over, *values.shape)
+    """Of whole numbers (S, N)."""
+    centre, spread = float(values.mean()), _Spread.of(values)
+    low, high = centre + spread.quantile(TAIL), centre - spread.mirrored().quantile(TAIL)
+    return Interval(centre, round(low, 12), round(high, 12), over, *values.shape)
 
 
 @dataclass(frozen=True)
@@ -183,51 +262,61 @@ class _Spread:
     of rounding to whole images, so that two seeds that happen to agree are no proof.
 
     Attributes:
-        images: deviations over images, `RESAMPLES` of them.
+        images: deviations over images, smallest first.
+        weights: their probabilities.
         seeds: standard error over seeds, 0 where there is one.
         freedom: degrees of freedom of `seeds`.
     """
 
     images: np.ndarray
+    weights: np.ndarray
     seeds: float
     freedom: int
 
     @classmethod
-    def of(cls, values: np.ndarray, rng: np.random.Generator) -> _Spread:
+    def of(cls, values: np.ndarray) -> _Spread:
+        """Of whole numbers (S, N)."""
         seeds = len(values)
-        deviations = _resampled_deviations(values.mean(0), rng)
-        if seeds == 1:
-            return cls(deviations, 0.0, 1)
+        deviations, weights = _resampled_sums(values.sum(0))
+        deviations = deviations / values.size
+        if _agree(values):
+            return cls(deviations, weights, 0.0, 1)
         total, residual = values.mean(0).var(), _variance_components(values)[2]
         share = np.sqrt(max(0.0, 1 - residual / seeds / total)) if total else 0.0
         rounding = 1 / (12 * values.shape[1] ** 2) if residual else 0.0
         between = max(float(values.mean(1).var(ddof=1)), rounding)
-        return cls(share * deviations, float(np.sqrt(between / seeds)), seeds - 1)
+        return cls(share * deviations, weights, float(np.sqrt(between / seeds)), seeds - 1)
 
-    def sample(self, rng: np.random.Generator) -> np.ndarray:
-        """Deviations over both."""
-        return self.images + self.seeds * rng.standard_t(self.freedom, len(self.images))
+    def mirrored(self) -> _Spread:
+        """That of the values with the other sign."""
+        return replace(self, images=-self.images[::-1], weights=self.weights[::-1])
 
     def below(self, bound: float) -> float:
-        """Probability of a deviation of at most `bound`, integrated over the seeds' share, never quite zero."""
+        """Probability of a deviation of at most `bound`, integrated over the seeds' share."""
         left = bound - self.images
-        share = t.cdf(left / self.seeds, self.freedom) if self.seeds else left >= 0
-        return float((share.sum() + (0 if self.seeds else 1)) / (len(left) + (0 if self.seeds else 1)))
+        # A deviation of exactly `bound` counts, whatever rounding made of it.
+        share = stdtr(self.freedom, left / self.seeds) if self.seeds else left > -1e-12
+        return float(self.weights @ share)
 
-    def above(self, bound: float) -> float:
-        """Probability of a deviation of at least `bound`."""
-        return _Spread(-self.images, self.seeds, self.freedom).below(-bound)
+    def quantile(self, level: float) -> float:
+        """The deviation that `level` of them do not exceed: the first one, where they are distinct."""
+        if not self.seeds:
+            return float(self.images[np.searchsorted(np.cumsum(self.weights), level)])
+        # With the least deviation over images alone it would lie here, with the largest there.
+        low, high = self.images[[0, -1]] + self.seeds * t.ppf(level, self.freedom)
+        if low == high:
+            return float(low)
+        return float(brentq(lambda bound: self.below(bound) - level, low, high, xtol=1e-12))
 
 
-def _resampled_deviations(values: np.ndarray, rng: np.random.Generator, chunk: int = 1 << 22) -> np.ndarray:
-    """Mean of a resample minus the mean, `RESAMPLES` times.
+def _resampled_sums(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of a resample of whole numbers (N,) minus their sum: all that it may be, and how probable each is.
 
-    What is drawn is how often each distinct value comes up, not which image it was: the same distribution, and with
-    0/1 outcomes of few seeds there are few distinct values. A chunk at a time, so that memory stays flat.
+    The bootstrap itself, not a sample of it: a sum of N draws has the N-th power of one draw's characteristic function.
     """
-    distinct, counts = np.unique(values, return_counts=True)
-    shares, n = counts / counts.sum(), len(values)
-    rows = max(1, chunk // len(distinct))
-    sizes = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
-    drawn = [rng.multinomial(n, shares, size=size) @ distinct for size in sizes]
-    return np.concatenate(drawn) / n - values.mean()
+    n, least = len(values), values.min()
+    largest = int(values.max() - least) * n
+    size = next_fast_len(largest + 1, real=True)
+    weights = irfft(rfft(np.bincount(values - least) / n, size) ** n, size)[: largest + 1]
+    places = np.flatnonzero(weights > 1e-13)  # below, it is rounding
+    return places + n * least - values.sum(), weights[places] / weights[places].sum()

@@ -7,7 +7,7 @@ runs/<trial id>/config.json         the trial: what the id is a hash of
                 history.jsonl       a line per epoch
                 checkpoint.pt       last finished epoch, until the trial is finished
                 model.safetensors   the checkpoint chosen on validation
-                predictions.parquet split, key, label, logits per image, validation and test
+                predictions.parquet split, key, label, logits per image, validation and test; test images' shares of retrieval
                 stress.parquet      kind, level, key, correct: test images under change, where `--stress` asked for it
                 result.json         the figures; written last: its presence means the trial is finished
                 attempts.jsonl      a line per attempt to run the trial: how long, and how it ended
@@ -206,10 +206,12 @@ class TrialFolder:
             (self.path / "model.safetensors").unlink(missing_ok=True)
 
     def predictions(self) -> pd.DataFrame:
-        """Columns split, key, label, logits (a list of C floats): validation and test images of a finished trial."""
+        """Columns split, key, label, prediction, logits (a list of C floats): validation and test images of a finished
+        trial."""
         import pandas as pd
 
-        return pd.read_parquet(self.path / "predictions.parquet")
+        columns = ["split", "key", "label", "prediction", "logits"]
+        return pd.read_parquet(self.path / "predictions.parquet", columns=columns)
 
     def stress(self) -> pd.DataFrame:
         """Columns kind, level, value, key, correct: each test image under each change, of a trial with `--stress`.
@@ -237,6 +239,22 @@ class TrialFolder:
         except (OSError, pa.ArrowException, ValueError, KeyError) as error:
             raise damaged(path, f"cannot be read: {error}") from error
         return Scores(tuple(table.column("key").to_pylist()), table.column("label").to_numpy(), logits)
+
+    def retrieval_shares(self) -> Mapping[str, np.ndarray]:
+        """By `recall_at_1` and `map_at_r`, float64 (N,): each test image's share of the figure, in order of the images'
+        keys. Empty where it was not measured, or by a version that did not store it. Raises `UsageError` where the file
+        is missing or damaged."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path, names = self.path / "predictions.parquet", ("recall_at_1", "map_at_r")
+        try:
+            if not set(names) <= set(pq.read_schema(path).names):
+                return {}
+            table = pq.read_table(path, columns=["key", *names], filters=[("split", "=", "test")]).sort_by("key")
+            return {name: table.column(name).to_numpy() for name in names}
+        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+            raise damaged(path, f"cannot be read: {error}") from error
 
 
 def _lines(path: Path, keys: set[str]) -> list[dict[str, Any]]:

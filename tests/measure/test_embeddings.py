@@ -16,14 +16,17 @@ from flowers_bench.data.samplers import held_out_classes
 from flowers_bench.measure import retrieval as module
 from flowers_bench.measure.episodic import episodic_accuracy, queries_per_class
 from flowers_bench.measure.quality import mixed_quality
-from flowers_bench.measure.retrieval import retrieval
+from flowers_bench.measure.retrieval import Retrieval, retrieval
 from flowers_bench.nn import Output
+from flowers_bench.statistics import image_mean
 from flowers_bench.training.prediction import Evaluator, fit_logistic, mean_logits
 
 torch.set_num_threads(1)  # waking other threads costs more than they save
 
 
-def _retrieval_by_hand(points: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def _retrieval_by_hand(points: np.ndarray, labels: np.ndarray) -> tuple[float, float] | None:
+    """In float64, by distances between unit vectors, which do not round a nearly collapsed embedding away."""
+    points = points.astype(np.float64)
     unit = points / np.linalg.norm(points, axis=1, keepdims=True)
     firsts, averages = [], []
     for i, label in enumerate(labels):
@@ -31,11 +34,11 @@ def _retrieval_by_hand(points: np.ndarray, labels: np.ndarray) -> tuple[float, f
         r = sum(labels[j] == label for j in others)
         if r == 0:
             continue
-        ranked = sorted(others, key=lambda j: -float(unit[i] @ unit[j]))
+        ranked = sorted(others, key=lambda j: float(np.square(unit[i] - unit[j]).sum()))
         right = [labels[j] == label for j in ranked]
         firsts.append(right[0])
         averages.append(sum(sum(right[: n + 1]) / (n + 1) for n in range(r) if right[n]) / r)
-    return float(np.mean(firsts)), float(np.mean(averages))
+    return (float(np.mean(firsts)), float(np.mean(averages))) if firsts else None
 
 
 @settings(deadline=None, max_examples=40)
@@ -48,7 +51,8 @@ def test_retrieval_is_its_definition_in_any_chunks(seed: int, classes: int, n: i
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "QUERIES", queries)
         found = retrieval(points.astype(np.float32), labels)
-    assert (found["recall_at_1"], found["map_at_r"]) == pytest.approx(_retrieval_by_hand(points, labels))
+    expected = _retrieval_by_hand(points.astype(np.float32), labels)
+    assert (found["recall_at_1"], found["map_at_r"]) == pytest.approx(expected, abs=1e-12)
 
 
 def test_retrieval_agrees_with_pytorch_metric_learning() -> None:
@@ -69,12 +73,95 @@ def test_retrieval_agrees_with_pytorch_metric_learning() -> None:
     assert found["map_at_r"] == pytest.approx(expected["mean_average_precision_at_r"])
 
 
-def test_a_collapsed_embedding_retrieves_nothing() -> None:
-    assert retrieval(np.ones((20, 3), np.float32), np.repeat(np.arange(4), 5)) == {"recall_at_1": 0, "map_at_r": 0}
+@pytest.mark.parametrize("shift", [0.0, 1.0, 30.0, 1e3, 1e5])
+def test_retrieval_is_exact_however_nearly_the_embedding_has_collapsed(shift: float) -> None:
+    """Float32 cosines and a penalty of 1e-6 for ties were up to 4.6e-4 off, and 0 instead of 1."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10), 30)
+    points = (rng.normal(size=(300, 16)) + 2 * rng.normal(size=(10, 16))[labels] + shift).astype(np.float32)
+    found = retrieval(points, labels)
+    expected = _retrieval_by_hand(points, labels)
+    assert (found["recall_at_1"], found["map_at_r"]) == pytest.approx(expected, abs=1e-12)
 
 
-def test_retrieval_without_a_pair_is_not_measured() -> None:
-    assert retrieval(np.ones((3, 2), np.float32), np.arange(3)) == {}
+def test_classes_that_are_a_millionth_apart_are_found() -> None:
+    labels = np.repeat(np.arange(4), 5)
+    points = np.ones((20, 8)) + 1e-6 * np.eye(4, 8)[labels] + 1e-9 * np.random.default_rng(0).normal(size=(20, 8))
+    assert retrieval(points, labels) == {"recall_at_1": 1, "map_at_r": 1}
+
+
+@pytest.mark.parametrize("size", [1.0, 3.0, 0.0, 1e-30])
+def test_a_collapsed_embedding_retrieves_nothing(size: float) -> None:
+    labels = np.repeat(np.arange(4), 5)
+    one_point = np.full((20, 3), size, np.float32)
+    one_way = one_point * np.random.default_rng(0).uniform(0.5, 2, (20, 1)).astype(np.float32)  # cosines are all 1
+    for points in (one_point, one_way):
+        assert retrieval(points, labels) == {"recall_at_1": 0, "map_at_r": 0}
+
+
+def test_an_embedding_of_zero_is_as_far_from_all() -> None:
+    points = np.array([[1.0, 0], [0, 0], [-1, 0], [1, 0.1]], np.float32)
+    # Cosines of the first: 0 with the second, -1, almost 1; the second's are ties, which count against.
+    assert retrieval(points, np.array([0, 0, 1, 1]))["recall_at_1"] == 0
+    assert retrieval(points, np.array([0, 1, 1, 0]))["recall_at_1"] == 0.75
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_retrieval_without_a_pair_is_not_measured(count: int) -> None:
+    assert retrieval(np.ones((count, 2), np.float32), np.arange(count)) == {}
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10**6), classes=st.integers(1, 5), n=st.integers(2, 12))
+def test_shares_of_retrieval_are_the_jackknifes(seed: int, classes: int, n: int) -> None:
+    """Against the figure without each image in turn."""
+    rng = np.random.default_rng(seed)
+    points, labels = rng.normal(size=(n, 4)), rng.integers(0, classes, n)
+    found, whole = Retrieval.of(points, labels), _retrieval_by_hand(points, labels)
+    if found is None:
+        assert whole is None
+        return
+    rest = [_retrieval_by_hand(np.delete(points, i, 0), np.delete(labels, i)) or whole for i in range(n)]
+    expected = n * np.array(whole) - (n - 1) * np.array(rest)
+    expected += np.array(whole) - expected.mean(0)
+    assert found.images["recall_at_1"] == pytest.approx(expected[:, 0], abs=1e-9)
+    assert found.images["map_at_r"] == pytest.approx(expected[:, 1], abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 3, 8])
+def test_intervals_of_retrieval_cover_other_images_and_seeds(seeds: int) -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(10, 16))
+
+    def shares(count: int) -> dict[str, np.ndarray]:
+        labels = rng.integers(0, 10, 150)
+        common = rng.normal(size=(150, 16))
+        found = []
+        for _ in range(count):
+            skill = 0.8 + 0.05 * rng.normal() * (count > 1)
+            retrieved = Retrieval.of(skill * centres[labels] + common + 0.5 * rng.normal(size=(150, 16)), labels)
+            assert retrieved is not None
+            found.append(retrieved.images)
+        return {name: np.stack([images[name] for images in found]) for name in found[0]}
+
+    many = [shares(1) for _ in range(1000)]
+    for name in ("recall_at_1", "map_at_r"):
+        truth = np.mean([images[name].mean() for images in many])
+        hits = 0
+        for _ in range(200):
+            interval = image_mean(shares(seeds)[name], 1.0)
+            hits += interval.low <= truth <= interval.high
+        assert hits / 200 >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 200)
+
+
+def test_episodes_that_are_all_right_have_an_interval_too() -> None:
+    labels = np.repeat(np.arange(8), 12)
+    found = episodic_accuracy(
+        np.eye(8, dtype=np.float32)[labels], labels, 5, 1, "euclidean", np.random.default_rng(1), 600
+    )
+    assert (found["accuracy"], found["high"], found["n"]) == (1, 1, 96)
+    assert found["low"] == pytest.approx(600 / (600 + 1.959964**2))
 
 
 def test_episodes_of_separated_classes_are_right_and_of_noise_at_chance() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import accuracy_score, classification_report, f1_score, log_loss, top_k_accuracy_score
@@ -17,13 +19,19 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from flowers_bench.measure.quality import (
     BINS,
     PerClass,
+    calibration_error,
+    calibration_error_if_calibrated,
+    calibration_shares,
+    chance_right,
     confusion_matrix,
+    f1_shares,
     fit_temperature,
     most_confused,
     probability_quality,
     quality,
     quality_by_class,
 )
+from flowers_bench.statistics import image_mean
 
 torch.set_num_threads(1)
 
@@ -90,6 +98,78 @@ def _gaps(bins: list[list[tuple[float, int]]], n: int) -> float:
     return sum(
         len(b) / n * abs(math.fsum(p for p, _ in b) / len(b) - sum(hit for _, hit in b) / len(b)) for b in bins if b
     )
+
+
+#: Few values, so that many are equal.
+TIED = st.integers(1, 60).flatmap(
+    lambda n: st.tuples(arrays(float, n, elements=st.sampled_from([0.25, 0.5, 0.51, 1.0])), arrays(bool, n))
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(TIED, st.randoms(use_true_random=False))
+def test_calibration_errors_do_not_depend_on_the_order_of_images(images: tuple, random: object) -> None:
+    confidence, correct = images
+    order = np.array(random.sample(range(len(correct)), len(correct)))  # type: ignore[attr-defined]
+    for adaptive in (False, True):
+        found = calibration_error(confidence, correct, adaptive=adaptive)
+        assert calibration_error(confidence[order], correct[order], adaptive=adaptive) == pytest.approx(
+            found, abs=1e-12
+        )
+
+
+def test_images_of_one_confidence_share_a_bin() -> None:
+    confidence, correct = np.full(45, 0.8), np.arange(45) < 30
+    assert calibration_error(confidence, correct, adaptive=True) == pytest.approx(0.8 - 30 / 45)
+
+
+@settings(deadline=None, max_examples=30)
+@given(arrays(float, st.integers(1, 9), elements=st.floats(0.05, 1)), st.booleans())
+def test_error_of_a_calibrated_model_is_the_mean_over_all_outcomes(confidence: np.ndarray, adaptive: bool) -> None:
+    expected = 0.0
+    for outcome in itertools.product((False, True), repeat=len(confidence)):
+        correct = np.array(outcome)
+        chance = np.where(correct, confidence, 1 - confidence).prod()
+        expected += chance * calibration_error(confidence, correct, adaptive=adaptive)
+    assert calibration_error_if_calibrated(confidence, adaptive=adaptive) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("images", "least", "most"), [(340, 0.055, 0.063), (6149, 0.013, 0.016)])
+def test_a_calibrated_model_has_a_calibration_error_by_the_number_of_images(
+    images: int, least: float, most: float
+) -> None:
+    """About 6 % at 340 images where confidences are spread; found again by drawing outcomes."""
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.3, 1, images)
+    found = calibration_error_if_calibrated(confidence)
+    drawn = [calibration_error(confidence, rng.random(images) < confidence) for _ in range(2000)]
+    assert least < found < most
+    assert found == pytest.approx(np.mean(drawn), rel=0.02)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 90), classes=st.integers(2, 8))
+def test_shares_have_the_figure_as_their_mean_and_are_its_slopes(seed: int, n: int, classes: int) -> None:
+    """Slopes: an image counted once more, a millionth of the time, moves the figure by its share's excess."""
+    logits, labels = predictions(seed, n, classes)
+    predicted = logits.argmax(1)
+    shares = f1_shares(predicted, labels, classes)
+    assert shares.mean() == pytest.approx(quality(logits, labels)["macro_f1"])
+    image, weights = seed % n, np.ones(n)
+    weights[image] += 1e-6 * n
+    weighted = f1_score(labels, predicted, average="macro", sample_weight=weights, zero_division=0)
+    assert weighted - shares.mean() == pytest.approx(1e-6 * (shares[image] - shares.mean()), rel=1e-2, abs=1e-9)
+    confidence, right = softmax(logits.astype(float), axis=1).max(1), chance_right(logits, labels)
+    for adaptive in (False, True):
+        found = calibration_shares(confidence, right, adaptive=adaptive)
+        assert found.mean() == pytest.approx(calibration_error(confidence, right, adaptive=adaptive))
+
+
+def test_of_equal_scores_one_is_as_good_as_drawn() -> None:
+    scores, labels = np.array([[1.0, 1, 0], [2, 0, 0], [0, 0, 0], [0, 3, 0]]), np.array([1, 0, 2, 0])
+    assert chance_right(scores, labels).tolist() == [0.5, 1, pytest.approx(1 / 3), 0]
+    constant = probability_quality(np.zeros((60, 4)), np.repeat(np.arange(4), 15)[::-1])
+    assert constant["ece"] == pytest.approx(0, abs=1e-12), "it promises one in four, and so it is, whatever the class"
 
 
 def test_brier_agrees_with_scikit_learn_on_two_classes() -> None:
@@ -159,6 +239,20 @@ def test_a_perfect_validation_split_has_no_temperature() -> None:
     assert fit_temperature(np.eye(4)[[1, 0, 2, 3]], np.arange(4)) is not None
 
 
+def test_scores_that_say_nothing_have_no_temperature() -> None:
+    assert fit_temperature(np.zeros((40, 4)), np.arange(40) % 4) is None
+    logits, labels = predictions(0, 200, 5, skill=-6)
+    assert fit_temperature(logits, labels) is None, "against the labels, the hottest is the best"
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_temperature_follows_scores_of_any_size(scale: float) -> None:
+    logits, labels = predictions(0, 200, 5)
+    assert fit_temperature(scale * logits.astype(float), labels) == pytest.approx(
+        scale * fit_temperature(logits, labels), rel=1e-4
+    )
+
+
 def test_per_class_table_agrees_with_scikit_learn() -> None:
     logits, labels = predictions(0, 300, 7)
     report = classification_report(labels, logits.argmax(1), output_dict=True, zero_division=0)
@@ -196,4 +290,40 @@ def test_scores_that_are_no_probabilities_are_not_judged_as_such() -> None:
         "brier",
         "ece",
         "ece_adaptive",
+        "ece_if_calibrated",
+        "ece_adaptive_if_calibrated",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 3, 10])
+def test_intervals_of_macro_f1_and_calibration_errors_cover_other_images_and_seeds(seeds: int) -> None:
+    """And no worse with more seeds, as intervals over seeds alone do. What is covered is the mean over test sets of this
+    size."""
+    rng = np.random.default_rng(0)
+
+    def shares(count: int) -> dict[str, np.ndarray]:
+        labels = rng.integers(0, 6, 300)
+        common = rng.normal(0, 1.5, (300, 6))
+        found = []
+        for _ in range(count):
+            logits = common + rng.normal(0, 1, (300, 6))
+            logits[np.arange(300), labels] += 2 + 0.3 * rng.normal() * (seeds > 1)
+            confidence, right = softmax(logits, axis=1).max(1), chance_right(logits, labels)
+            found.append(
+                (
+                    f1_shares(logits.argmax(1), labels, 6),
+                    calibration_shares(confidence, right),
+                    calibration_shares(confidence, right, adaptive=True),
+                )
+            )
+        return dict(zip(("macro_f1", "ece", "ece_adaptive"), map(np.stack, zip(*found, strict=True)), strict=True))
+
+    many = [shares(1) for _ in range(1500)]
+    runs = 300
+    drawn = [shares(seeds) for _ in range(runs)]
+    for name in ("macro_f1", "ece", "ece_adaptive"):
+        truth = np.mean([one[name].mean() for one in many])
+        intervals = [image_mean(one[name], 1.0) for one in drawn]
+        hits = np.mean([found.low <= truth <= found.high for found in intervals])
+        assert hits >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / runs), name

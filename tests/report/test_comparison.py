@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -82,8 +83,44 @@ def test_a_trial_id_is_that_seed_alone(runs: Path) -> None:
     ]
     (pair,) = Comparison.all_of(rows_of([ids[0][:8], ids[1]], runs)).pairs
     assert pair.seeds == (1,)
-    assert pair.p == pair.mcnemar[0]
-    assert "what another seed would change is not in the interval" in sentence(pair)
+    assert pair.p == pair.mcnemar[0] == pair.p_holm < 1e-6
+    assert not pair.claimed
+    assert re.match(
+        r"this training of wise/good was right more often than this training of wise/plain on these images: "
+        r"\+10\.[0-9] points \[",
+        sentence(pair),
+    )
+    assert "nothing is claimed about the techniques" in sentence(pair)
+
+
+def test_one_seed_claims_in_no_format(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """However clear the difference, and whichever way."""
+    store_trial(runs, "lone/best", 7, outcomes(7, 0.95))
+    names = ["odd/alone", "lone/best"]
+    words = "this training of odd/alone was right less often than this training of lone/best on these images"
+    for format in ("text", "md", "csv", "json"):
+        compare(names, runs, format)
+        printed = capsys.readouterr().out
+        assert words in printed
+        assert "is better than" not in printed
+        assert "is worse than" not in printed
+        if format == "json":
+            (record,) = json.loads(printed)
+            assert record["claimed"] is False
+            assert record["p_holm"] < 1e-6
+        if format == "csv":
+            (line,) = csv.DictReader(io.StringIO(printed))
+            assert line["claimed"] == "False"
+
+
+def test_equal_techniques_of_one_seed_are_never_claimed_to_differ(tmp_path: Path) -> None:
+    """Two trainings of one technique, on 6,000 images, that differ by more than images explain."""
+    store_trial(tmp_path, "wise/one", 0, outcomes(0, 0.82, 6000))
+    store_trial(tmp_path, "wise/two", 0, outcomes(1, 0.80, 6000))
+    (pair,) = Comparison.all_of(rows_of(["wise/one", "wise/two"], tmp_path)).pairs
+    assert pair.p_holm < 0.05
+    assert not pair.claimed
+    assert "is better than" not in sentence(pair)
 
 
 def test_only_common_seeds_are_paired(runs: Path) -> None:

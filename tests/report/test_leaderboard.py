@@ -9,13 +9,16 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from stored import outcomes, store_trial
 
+from flowers_bench.measure.retrieval import Retrieval
 from flowers_bench.report.leaderboard import Leaderboard
+from flowers_bench.report.measures import QUALITY
 from flowers_bench.report.numbers import latex_cell
 from flowers_bench.report.text import FORMATS, print_text, sheets
-from flowers_bench.statistics import mean_interval
+from flowers_bench.statistics import image_mean, share_interval
 from flowers_bench.store import Store
 
 EPISODIC = {"accuracy": 0.875, "low": 0.87, "high": 0.88, "episodes": 600, "n_way": 5, "k_shot": 1, "n_query": 15}
@@ -49,9 +52,14 @@ def test_other_kinds_list_only_rows_that_have_them(board: Leaderboard) -> None:
     found = {sheet.title.rpartition(": ")[2]: sheet for sheet in sheets(board)}
     assert [line[0] for line in found["few-shot episodes"].body] == ["proto/net_5%"]
     assert found["few-shot episodes"].body[0][3:6] == ("5", "1", "600")
-    low = 100 * mean_interval([0.8, 0.85])[0]
+    low = 100 * share_interval([0.8, 0.85], 400)[0]
     assert found["few-shot episodes"].body[0][6] == f"82.5 [{low:.1f}, 100.0]"
-    assert found["mixed images"].body[0][3:] == ("1.90", "55.0", "31.0")
+    shares = [[f"{100 * bound:.1f}" for bound in share_interval([share], 200)] for share in (0.55, 0.31)]
+    assert found["mixed images"].body[0][3:] == (
+        "1.90",
+        f"55.0 [{', '.join(shares[0])}]",
+        f"31.0 [{', '.join(shares[1])}]",
+    )
     assert [line[0] for line in found["retrieval"].body] == ["proto/net_5%"]
 
 
@@ -72,19 +80,54 @@ def test_every_figure_of_quality_has_its_interval(board: Leaderboard) -> None:
     records = {record["name"]: record for record in json.loads(FORMATS["json"](board)) if "meadow" in record["group"]}
     several, one = records["a/plain"], records["mix/cut"]
     for record in (several, one):
-        for figure in ("mean_per_class", "top5", "nll", "brier"):
+        for figure in ("mean_per_class", "top5", "nll", "brier", "macro_f1", "ece", "ece_adaptive"):
             assert record[f"{figure}_low"] <= record[figure] <= record[f"{figure}_high"]
-        assert record["nll_low"] < record["nll_high"]
-    for figure in ("macro_f1", "ece", "ece_adaptive"):
-        assert several[f"{figure}_low"] <= several[figure] <= several[f"{figure}_high"]
-        assert one[figure] is not None
-        assert one[f"{figure}_low"] is None, "what varies is not known from one seed"
+            assert record[f"{figure}_low"] < record[f"{figure}_high"]
+        for figure in ("ece", "ece_adaptive"):
+            assert 0 < record[f"{figure}_if_calibrated"] < 0.1
 
 
 def test_figures_with_intervals_are_those_of_the_results(board: Leaderboard) -> None:
     for row in (row for group in board.groups for row in group.rows):
-        for key in ("mean_per_class", "top5", "nll", "brier"):
+        for key in ("mean_per_class", "top5", "nll", "brier", "macro_f1", "ece", "ece_adaptive"):
             assert row.figures[key].value == pytest.approx(row.mean("test", key), rel=1e-6)
+        for key in ("ece", "ece_adaptive"):
+            assert row.if_calibrated[key] == pytest.approx(row.mean("test", f"{key}_if_calibrated"))
+
+
+def test_a_calibration_error_is_printed_beside_that_of_a_calibrated_model(board: Leaderboard) -> None:
+    row = board.groups[1].rows[0]
+    (ece,) = [measure for measure in QUALITY.measures if measure.key == "ece"]
+    assert re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\] \([\d.]+ if calibrated\)", ece.text(row))
+
+
+def test_retrieval_has_an_interval_where_its_images_are_stored(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    found = []
+    for seed in range(3):
+        points = rng.normal(size=(400, 6)) + 2 * np.eye(4, 6)[labels]
+        retrieved = Retrieval.of(points, labels)
+        assert retrieved is not None
+        result = {"retrieval": retrieved.figures()}
+        folder = store_trial(tmp_path, "a/net", seed, outcomes(seed, 0.7), result=result, predictor="nearest-mean")
+        path = folder.path / "predictions.parquet"
+        table = pd.read_parquet(path)
+        for name, shares in retrieved.images.items():
+            table.loc[table["split"] == "test", name] = shares
+        table.sample(frac=1, random_state=seed).to_parquet(path, index=False)
+        found.append(retrieved)
+        if seed == 0:
+            store_trial(tmp_path, "a/older", seed, outcomes(seed, 0.7), result=result, predictor="nearest-mean")
+    records = {
+        record["name"]: record for record in json.loads(FORMATS["json"](Leaderboard.of(Store(tmp_path).finished())))
+    }
+    for name in ("recall_at_1", "map_at_r"):
+        expected = image_mean(np.stack([seed.images[name] for seed in found]), 1.0)
+        assert records["a/net"][name] == pytest.approx(expected.value)
+        assert records["a/net"][f"{name}_low"] == pytest.approx(expected.low)
+        assert records["a/net"][f"{name}_high"] == pytest.approx(expected.high)
+        assert records["a/older"][f"{name}_low"] is None, "an older version did not store its images"
 
 
 def test_what_a_gpu_and_a_meter_measured_is_shown(tmp_path: Path) -> None:
@@ -136,12 +179,3 @@ def test_terminal_shows_all_kinds(board: Leaderboard, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     for words in ("few-shot episodes", "retrieval", "mixed images", "not comparable with top-1"):
         assert words in printed
-
-
-def test_mean_interval_is_students() -> None:
-    from scipy import stats
-
-    values = [0.5, 0.6, 0.8]
-    expected = stats.ttest_1samp(values, 0).confidence_interval()
-    assert mean_interval(values) == (pytest.approx(expected.low), pytest.approx(expected.high))
-    assert np.mean(mean_interval(values)) == pytest.approx(np.mean(values))

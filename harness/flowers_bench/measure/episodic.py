@@ -6,12 +6,11 @@ among 102, so it never shares a column with the accuracy over all classes.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 
 from flowers_bench.errors import UsageError
+from flowers_bench.statistics import image_mean
 from flowers_bench.training.prediction import mean_logits
 
 #: Episodes that the mean is taken over, and images per class that are asked about in each.
@@ -43,8 +42,8 @@ def episodic_accuracy(
     rng: np.random.Generator,
     episodes: int = EPISODES,
 ) -> dict[str, float]:
-    """Mean accuracy over episodes with its 95 % interval, for this model and these images: embeddings (N, D),
-    labels (N,). Each episode draws its classes, and its images without replacement."""
+    """Mean accuracy over episodes with its 95 % interval over them, for this model and these `n` images: embeddings
+    (N, D), labels (N,). Each episode draws its classes, and its images without replacement."""
     n_query = queries_per_class(labels, n_way, k_shot, "this split")
     points = torch.from_numpy(embeddings)
     members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
@@ -56,11 +55,12 @@ def episodic_accuracy(
         support, query = points[rows[:, :k_shot]], points[rows[:, k_shot:]]
         scores = mean_logits(query.flatten(0, 1), support.mean(1), distance)
         found[episode] = (scores.argmax(1) == truth).double().mean()
-    mean, half = found.mean(), 1.96 * found.std(ddof=1) / math.sqrt(episodes)
+    interval = image_mean(found[None], 1.0)
     return {
-        "accuracy": float(mean),
-        "low": float(mean - half),
-        "high": float(mean + half),
+        "n": len(labels),
+        "accuracy": interval.value,
+        "low": interval.low,
+        "high": interval.high,
         "episodes": episodes,
         "n_way": n_way,
         "k_shot": k_shot,

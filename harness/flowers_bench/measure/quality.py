@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.fft import irfft, next_fast_len, rfft
 from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_array
 from scipy.special import log_softmax, softmax
+from scipy.stats import rankdata
 
 #: Less than this share of a mixed image cannot be expected to be recognised.
 VISIBLE = 0.1
 #: Bins of the expected calibration error.
 BINS = 15
-#: Between which a temperature is looked for.
+#: Between which a temperature is looked for, as multiples of the scores' own spread.
 TEMPERATURES = (1e-3, 1e3)
 #: Values (images times classes) that are turned into probabilities at once: memory must not be a multiple of the scores'.
 BLOCK = 1 << 20
@@ -88,21 +90,58 @@ def equal_width_bins(confidence: np.ndarray) -> np.ndarray:
     return np.asarray((np.ceil(confidence * BINS) - 1).clip(0, BINS - 1).astype(np.intp))
 
 
+def adaptive_bins(confidence: np.ndarray) -> np.ndarray:
+    """Which of `BINS` bins of as good as equally many images each of (N,) falls into, by its place in order of
+    confidence. Images of equal confidence share a bin, that of their mean place: no bin depends on the images' order."""
+    places = rankdata(confidence, method="average") - 1
+    return np.asarray((places * BINS // len(confidence)).astype(np.intp))
+
+
+def calibration_shares(confidence: np.ndarray, correct: np.ndarray, *, adaptive: bool = False) -> np.ndarray:
+    """Each image's share of the expected calibration error, (N,): their mean is the error, and by them it changes when
+    images are weighted. Arguments as for `calibration_error`."""
+    gap = correct - confidence
+    bins = adaptive_bins(confidence) if adaptive else equal_width_bins(confidence)
+    return np.asarray(np.sign(np.bincount(bins, gap, BINS))[bins] * gap)
+
+
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, *, adaptive: bool = False) -> float:
     """Expected calibration error: the gap between confidence and accuracy, averaged over `BINS` bins by their images.
 
     The bins have equal width (Guo et al. 2017, arXiv:1706.04599, equation 3), or with `adaptive` as good as equally
     many images each (AdaECE; Mukhoti et al. 2020, arXiv:2002.09437). confidence (N,): each image's largest
-    probability; correct bool (N,): whether it is its label's.
+    probability; correct (N,): whether it is its label's, as `chance_right` says.
     """
-    gap = correct - confidence
-    if adaptive:
-        order = np.argsort(confidence, kind="stable")
-        bins = np.empty(len(order), np.intp)
-        bins[order] = np.arange(len(order)) * BINS // len(order)
-    else:
-        bins = equal_width_bins(confidence)
-    return float(np.abs(np.bincount(bins, gap, BINS)).sum() / len(gap))
+    return float(calibration_shares(confidence, correct, adaptive=adaptive).mean())
+
+
+def calibration_error_if_calibrated(confidence: np.ndarray, *, adaptive: bool = False) -> float:
+    """What `calibration_error` would be on average if each image of (N,) were right with the probability that its
+    confidence promises. Above zero, as few images in a bin are never right in exactly that share: without this figure
+    beside it, a calibration error of few images cannot be read (Roelofs et al. 2022, arXiv:2012.08668)."""
+    bins = adaptive_bins(confidence) if adaptive else equal_width_bins(confidence)
+    gaps = [_mean_deviation(confidence[bins == index]) for index in np.unique(bins)]
+    return float(sum(gaps) / len(confidence))
+
+
+def _mean_deviation(probabilities: np.ndarray) -> float:
+    """How far a count of independent events (n,) is from its expectation, on average: exact, by multiplying the events'
+    generating functions two by two."""
+    found = np.stack([1 - probabilities, probabilities], axis=1)
+    while len(found) > 1:
+        if len(found) % 2:
+            found = np.concatenate([found, np.eye(1, found.shape[1])])
+        size = 2 * found.shape[1] - 1
+        waves = rfft(found, next_fast_len(size, real=True))
+        found = irfft(waves[::2] * waves[1::2], next_fast_len(size, real=True))[:, :size]
+    return float(found[0] @ np.abs(np.arange(found.shape[1]) - probabilities.sum()))
+
+
+def chance_right(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How probably the class with the largest score is the label's, float (N,): 1 or 0, and where several have that
+    score, as if one of them were drawn. scores (N, C)."""
+    largest = scores == scores.max(1, keepdims=True)
+    return np.asarray(largest[np.arange(len(labels)), labels] / largest.sum(1))
 
 
 def probability_quality(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> dict[str, float]:
@@ -110,34 +149,39 @@ def probability_quality(logits: np.ndarray, labels: np.ndarray, temperature: flo
     judged = []
     for scaled, own in _blocks(logits, labels, temperature):
         probabilities = softmax(scaled, axis=1)
-        right = probabilities.argmax(1) == own
-        judged.append((squared_distances(probabilities, own), probabilities.max(1), right))
+        # By the scores: probabilities that differ less than float64 can tell are no tie.
+        judged.append((squared_distances(probabilities, own), probabilities.max(1), chance_right(scaled, own)))
     distances, confidence, correct = map(np.concatenate, zip(*judged, strict=True))
     return {
         "nll": negative_log_likelihood(logits, labels, temperature),
         "brier": float(distances.mean()),
         "ece": calibration_error(confidence, correct),
         "ece_adaptive": calibration_error(confidence, correct, adaptive=True),
+        "ece_if_calibrated": calibration_error_if_calibrated(confidence),
+        "ece_adaptive_if_calibrated": calibration_error_if_calibrated(confidence, adaptive=True),
     }
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """The temperature whose softmax(logits / T) has the least negative log-likelihood (Guo et al. 2017, section 4.2).
 
-    None where there is no such temperature: if every label has the largest logit, colder is always better.
+    None where there is no such temperature: if every label has the largest logit, colder is always better; if the scores
+    say nothing of the labels, or are all equal, hotter is never worse.
     logits (N, C) and labels (N,) of the validation split. Where scores were not trained to be probabilities, this is
     what makes probabilities of them (as Platt 1999 did for margins).
     """
-    if correct_in_top_k(logits, labels).all():
+    spread = float(logits.std(axis=1, dtype=np.float64).mean())
+    if spread == 0 or correct_in_top_k(logits, labels).all():
         return None
-    bounds = tuple(np.log(TEMPERATURES))
+    bounds = tuple(np.log(spread) + np.log(TEMPERATURES))
     found = minimize_scalar(
         lambda log_t: negative_log_likelihood(logits, labels, float(np.exp(log_t))),
         bounds=bounds,
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return float(np.exp(found.x))
+    at_an_end = min(found.x - bounds[0], bounds[1] - found.x) < 1e-3
+    return None if at_an_end else float(np.exp(found.x))
 
 
 def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> csr_array:
@@ -188,6 +232,15 @@ class PerClass:
         for name in ("precision", "recall", "f1"):
             values[name] = [None if np.isnan(v) else float(v) for v in getattr(self, name)]
         return values
+
+
+def f1_shares(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Each image's share of macro-F1, (N,): their mean is macro-F1, and by them it changes when images are weighted."""
+    found = PerClass.of(confusion_counts(predicted, labels, classes))
+    counts = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
+    f1 = np.nan_to_num(found.f1)  # of classes that no image is of, nor taken for: no image asks for them
+    change = (2.0 * (predicted == labels) - f1[labels]) / counts[labels] - f1[predicted] / counts[predicted]
+    return np.asarray(np.nanmean(found.f1) + change * len(labels) / np.count_nonzero(counts))
 
 
 def quality(logits: np.ndarray, labels: np.ndarray, *, probabilities: bool = True) -> dict[str, float]:

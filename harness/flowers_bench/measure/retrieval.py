@@ -2,45 +2,159 @@
 
 Every image of a split is the query once, all the others are the gallery, cosine similarity ranks them. Definitions:
 Musgrave et al. 2020, "A metric learning reality check" (arXiv:2003.08505), section 3.2.
+
+recall_at_1: share of queries whose nearest image is of their class.
+map_at_r: with R the number of other images of the query's class, the mean over queries of 1/R times the sum of
+    the precisions at those of the first R ranks that are of its class. 1 means that all of them come first.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
 #: Queries compared at a time: memory is this times the number of images.
 QUERIES = 256
 
 
-def retrieval(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Recall@1 and MAP@R: embeddings (N, D), labels (N,). Images that are alone in their class are no queries.
+@dataclass(frozen=True)
+class Retrieval:
+    """The figures of one split, and how they depend on its images.
 
-    recall_at_1: share of queries whose nearest image is of their class.
-    map_at_r: with R the number of other images of the query's class, the mean over queries of 1/R times the sum of
-        the precisions at those of the first R ranks that are of its class. 1 means that all of them come first.
+    Attributes:
+        recall_at_1, map_at_r: see above.
+        images: float64 (N,) by figure: each image's share, by the jackknife: N times the figure minus N - 1 times that
+            without the image, as query and in the gallery; shifted so that their mean is the figure. Queries alone
+            are no independent sample, as one image may be the nearest of many.
     """
-    unit = F.normalize(torch.from_numpy(embeddings).float(), dim=1)
-    classes = torch.from_numpy(np.asarray(labels))
-    others = torch.bincount(classes)[classes] - 1
-    longest = max(1, int(others.max()))
-    ranks = torch.arange(1, longest + 1)
-    first, mean_precision = [], []
-    for start in range(0, len(unit), QUERIES):
-        rows = slice(start, start + QUERIES)
-        similarity = unit[rows] @ unit.T
-        similarity[torch.arange(len(similarity)), torch.arange(start, start + len(similarity))] = -torch.inf
-        # Ties count against: an embedding that maps everything to one point must not score by the order of files.
-        similarity -= 1e-6 * (classes[rows, None] == classes)
-        nearest = similarity.topk(min(longest, len(unit) - 1), dim=1).indices
-        hits = (classes[nearest] == classes[rows, None]).double()
-        count = others[rows, None]
-        within = hits * (ranks[: hits.shape[1]] <= count)
-        precision = within.cumsum(1) / ranks[: hits.shape[1]]
-        query = others[rows] > 0
-        first.append(hits[query, 0])
-        mean_precision.append(((precision * within).sum(1) / count.squeeze(1).clamp_min(1))[query])
-    if not any(map(len, first)):
-        return {}
-    return {"recall_at_1": float(torch.cat(first).mean()), "map_at_r": float(torch.cat(mean_precision).mean())}
+
+    recall_at_1: float
+    map_at_r: float
+    images: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, embeddings: np.ndarray, labels: np.ndarray) -> Retrieval | None:
+        """From embeddings (N, D) and labels (N,). Images that are alone in their class are no queries; None where all
+        are."""
+        classes = torch.from_numpy(np.asarray(labels, np.int64))
+        count = len(classes)
+        others = torch.bincount(classes)[classes] - 1
+        asked = others > 0
+        if not asked.any():
+            return None
+        values = torch.zeros(2, count, dtype=torch.float64)  # of each query: recall@1, then MAP@R
+        changes = torch.zeros(2, count, dtype=torch.float64)  # of the queries' sum, without each image
+        apart = _Distances(torch.from_numpy(np.asarray(embeddings)).double(), classes)
+        for start in range(0, count, QUERIES):
+            rows = torch.arange(start, min(start + QUERIES, count))
+            rows = rows[asked[rows]]
+            nearest = apart.nearest(rows, int(others.max()) + 1)
+            hits = (classes[nearest] == classes[rows, None]).double()
+            for figure, judge in enumerate((_recall, _precision)):
+                found, without, beyond = judge(hits, others[rows, None])
+                values[figure, rows] = found
+                # Of any other image of the class, unless it is among the nearest, which are dealt with below.
+                of_class = torch.zeros(int(classes.max()) + 1, dtype=torch.float64)
+                of_class.index_add_(0, classes[rows], beyond - found)
+                changes[figure] += of_class[classes]
+                changes[figure, rows] -= beyond - found
+                change = without - found[:, None] - hits * (beyond - found)[:, None]
+                changes[figure].index_add_(0, nearest.flatten(), change.flatten())
+        queries = int(asked.sum())
+        figures = values.sum(1) / queries
+        # Without one of two images of a class, the other is no query either.
+        left = queries - asked.long() - (others == 1).long()
+        rest = (values.sum(1, keepdim=True) + changes - values) / left.clamp_min(1)
+        shares = count * figures[:, None] - (count - 1) * torch.where(left > 0, rest, figures[:, None])
+        shares += (figures - shares.mean(1))[:, None]
+        recall, precision = figures.tolist()
+        return cls(recall, precision, {"recall_at_1": shares[0].numpy(), "map_at_r": shares[1].numpy()})
+
+    def figures(self) -> dict[str, float]:
+        """As `result.json` has them."""
+        return {"recall_at_1": self.recall_at_1, "map_at_r": self.map_at_r}
+
+
+def retrieval(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Recall@1 and MAP@R of embeddings (N, D) and labels (N,); empty where no class has two images."""
+    found = Retrieval.of(embeddings, labels)
+    return found.figures() if found else {}
+
+
+class _Distances:
+    """Squared distances between unit vectors, which rank as cosines do.
+
+    Of what is left of the unit vectors when their mean is taken away, in float64: the cosines of an embedding that has
+    nearly collapsed differ by less than float64 can tell from 1, their distances do not. An embedding that is zero has
+    cosine 0 with all others.
+    """
+
+    def __init__(self, embeddings: Tensor, classes: Tensor) -> None:
+        length = embeddings.norm(dim=1, keepdim=True)
+        unit = embeddings / length.where(length > 0, 1)
+        self._zero = length.squeeze(1) == 0
+        self._classes = classes
+        self._left = unit - unit.mean(0)
+        self._squares = self._left.square().sum(1)
+        scale = float(self._squares.mean())
+        # What rounding of the unit vectors and of the product can do.
+        self._tie = max(1e-12 * scale + 1e-15 * scale**0.5 + 1e-30, 1e-12 * float(self._zero.any()))
+
+    def nearest(self, rows: Tensor, count: int) -> Tensor:
+        """The images nearest to those in `rows`, nearest first, at most so many, themselves left out: (Q, K).
+
+        Ties count against: of images at the same distance those of other classes come first, as an embedding that
+        maps everything to one point must not score by the order of files.
+        """
+        squared = self._squares[rows, None] + self._squares - 2 * self._left[rows] @ self._left.T
+        squared[self._zero[rows]] = 2.0
+        squared[:, self._zero] = 2.0
+        squared += self._tie * (self._classes[rows, None] == self._classes)
+        squared[torch.arange(len(rows)), rows] = torch.inf
+        return squared.topk(min(count, len(self._squares) - 1), dim=1, largest=False).indices
+
+
+#: Of each query: the figure (Q,); without the image at each rank, same as with it where that changes nothing (Q, K); and
+#: without one of its class beyond the ranks that count (Q,). Zero where no other image of its class is left.
+_Judged = tuple[Tensor, Tensor, Tensor]
+
+
+def _recall(hits: Tensor, others: Tensor) -> _Judged:
+    """Recall@1 from `hits` (Q, K), whether the image at each rank is of the query's class, and how many such there are
+    (Q, 1)."""
+    first = hits[:, 0]
+    alone = others[:, 0] == 1
+    beyond = first.where(~alone, 0)
+    without = first[:, None] + hits * (beyond - first)[:, None]
+    if hits.shape[1] > 1:
+        without[:, 0] = hits[:, 1]
+    without[:, 0] = without[:, 0].where(~(alone & (first > 0)), 0)
+    return first, without, beyond
+
+
+def _precision(hits: Tensor, others: Tensor) -> _Judged:
+    """MAP@R, arguments as for `_recall`."""
+    ranks = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64)
+    counts = ranks <= others
+    so_far = hits.cumsum(1)
+    terms = hits * so_far / ranks
+    within = terms * counts
+    found = within.sum(1) / others[:, 0]
+    fewer = (others - 1).clamp_min(1).double()
+    # Without the image at one rank, whatever comes later is one rank earlier; and if it is of the class, finds one less,
+    # of one less. If it is of another class, one rank more counts.
+    earlier = (ranks - 1).clamp_min(1)
+    moved, lost = hits * so_far / earlier * counts, hits / earlier * counts
+    before = within.cumsum(1) - within
+    after = moved.sum(1, keepdim=True) - moved.cumsum(1)
+    lost_after = lost.sum(1, keepdim=True) - lost.cumsum(1)
+    last = (hits * so_far / earlier * (ranks == others + 1)).sum(1, keepdim=True)
+    beyond = ((within * (ranks < others)).sum(1, keepdim=True) / fewer * (others > 1)).squeeze(1)
+    of_class = (before + after - lost_after) / fewer * (others > 1)
+    of_other = (before + after + last) / others
+    without = torch.where(hits > 0, of_class, of_other)
+    unchanged = torch.where(hits > 0, beyond[:, None], found[:, None])
+    return found, torch.where(counts, without, unchanged), beyond

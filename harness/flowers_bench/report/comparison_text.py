@@ -31,13 +31,19 @@ def sentence(pair: Pair, pairs: int = 1) -> str:
     """What may be said about a pair, among `pairs` that were compared at once."""
     n = pair.difference.n_images
     basis = f"{len(pair.seeds)} seeds x {n} images"
-    if len(pair.seeds) == 1:
-        basis = f"one seed, {n} images: what another seed would change is not in the interval"
+    if pair.one_seed:
+        basis = f"one seed, {n} images: nothing is claimed about the techniques"
     return f"{_claim(pair, pairs)}{_cost(pair)} ({basis})"
 
 
 def _claim(pair: Pair, pairs: int) -> str:
     value, low, high = (100 * x for x in (pair.difference.value, pair.difference.low, pair.difference.high))
+    if pair.one_seed and pair.p_holm < ALPHA:
+        return (
+            f"this training of {pair.first} was right {'more' if value > 0 else 'less'} often than this training of "
+            f"{pair.second} on these images: {value:+.1f} points "
+            f"{points_interval(pair.difference.low, pair.difference.high)}; {_what_would_help(pair)}"
+        )
     if pair.claimed and value > 0:
         return f"{pair.first} is better than {pair.second} by {value:.1f} points [{low:.1f}, {high:.1f}]"
     if pair.claimed:
@@ -50,8 +56,8 @@ def _claim(pair: Pair, pairs: int) -> str:
 
 
 def _what_would_help(pair: Pair) -> str:
-    if len(pair.seeds) == 1:
-        return "one seed cannot tell how many would be needed, run at least 3"
+    if pair.one_seed:
+        return "what another seed would change is not known, run at least 3"
     if pair.seeds_needed is None:
         return "to see 1 point, more seeds alone would not be enough: it takes more test images"
     more = pair.seeds_needed - len(pair.seeds)
@@ -75,7 +81,7 @@ def cells(pair: Pair) -> tuple[str, ...]:
         f"{pair.lost:.0f}",
         _listed_p(pair.mcnemar),
         p_value(pair.p),
-        p_value(pair.p_holm),
+        p_value(pair.p_holm) + (" (one seed)" if pair.one_seed else ""),
         "-" if pair.time_ratio is None else f"{pair.time_ratio:.2f}",
     )
 
@@ -106,8 +112,8 @@ def footnotes(comparison: Comparison) -> list[str]:
     overs = sorted({pair.difference.over for pair in comparison.pairs})
     return [
         f"differences in points of test top-1 accuracy, first minus second; intervals: 95 %, over {'; '.join(overs)}",
-        "p: from the same bootstrap, or McNemar's with one seed; Holm: adjusted for all pairs of this comparison; "
-        f"claimed below {ALPHA}",
+        "p: from the same distribution as the interval, McNemar's with one seed; Holm: adjusted for all pairs of this "
+        f"comparison; claimed below {ALPHA}, with two seeds or more",
         "McNemar exact: one per seed, about those two trained networks alone; images won and lost: mean over seeds",
     ]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from flowers_bench.report.numbers import count, duration, energy, milliseconds, percent, plain, rate, size
 from flowers_bench.report.rows import Row, at
-from flowers_bench.statistics import mean_interval
+from flowers_bench.statistics import share_interval
 
 Format = Callable[[float | None], str]
 
@@ -25,7 +25,8 @@ class Measure:
         title: its column's head.
         path: where it stands in `result.json`.
         format: a number as people read it.
-        interval: whether to give one: over seeds and test images where the row has it, else over seeds, of a share.
+        interval: whether to give one, over seeds and test images, where the row has what it takes.
+        images: of a share whose outcomes by image were not stored: of how many independent images it is.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Measure:
     path: tuple[str, ...]
     format: Format
     interval: bool = False
+    images: Callable[[Row], float | None] | None = None
 
     def unit(self, largest: float) -> tuple[float, str]:
         """What a plot divides values of up to `largest` by, and how it calls the unit."""
@@ -47,22 +49,27 @@ class Measure:
         return any(row.mean(*self.path) is not None for row in rows)
 
     def bounds(self, row: Row) -> tuple[float, float] | None:
-        """Of the 95 % interval of the mean over seeds, where one is asked for and there is what it takes."""
+        """Of the 95 % interval of the mean over seeds, where one is asked for and the row has what it takes."""
         if not self.interval:
             return None
         if (found := row.figures.get(self.key)) is not None:
             return found.low, found.high
-        numbers = [float(value) for trial in row.trials if (value := at(trial.result, self.path)) is not None]
-        if len(numbers) < 2:
-            return None
-        low, high = mean_interval(numbers)
-        return max(0.0, low), min(1.0, high)
+        shares = [float(value) for trial in row.trials if (value := at(trial.result, self.path)) is not None]
+        images = self.images(row) if self.images else None
+        return share_interval(shares, images) if shares and images else None
 
     def text(self, row: Row) -> str:
-        """The mean over seeds, with its interval."""
+        """The mean over seeds, with its interval; of a calibration error, with what it would be if calibrated."""
         value, bounds = row.mean(*self.path), self.bounds(row)
         found = self.format(value)
-        return f"{found} [{', '.join(map(self.format, bounds))}]" if value is not None and bounds else found
+        if value is None:
+            return found
+        beside = row.if_calibrated.get(self.key)
+        return (
+            found
+            + (f" [{', '.join(map(self.format, bounds))}]" if bounds else "")
+            + (f" ({self.format(beside)} if calibrated)" if beside is not None else "")
+        )
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,12 @@ class Kind:
     def shown(self, rows: tuple[Row, ...]) -> tuple[Measure, ...]:
         """The measures that any of these rows has."""
         return tuple(measure for measure in self.measures if measure.measured(rows))
+
+
+def _half_of_mixed(row: Row) -> float | None:
+    """Each image is in two mixtures, as one of its own and as the other's partner: they are not independent."""
+    number = row.mean("mixed", "n")
+    return number and number / 2
 
 
 def _whole(value: float | None) -> str:
@@ -146,8 +159,9 @@ _PROBABILITIES = (
 STRESSES = ("rotation", "scale", "translation", "perspective", "elastic", "blur", "noise", "occlusion", "jpeg")
 QUALITY = Kind(
     "Quality of the test predictions",
-    "95 % intervals are over seeds and test images, of one seed over test images; of macro-F1 and ECE over seeds alone, "
-    "where there are several. After scaling: with the temperature fitted on the validation split",
+    "95 % intervals are over seeds and test images, of one seed over test images. If calibrated: the calibration error "
+    "that would come, on average, of so few images if every confidence were true; read the error beside it. After "
+    "scaling: with the temperature fitted on the validation split",
     (
         Measure("top5", "top-5 %", ("test", "top5"), percent, True),
         Measure("macro_f1", "macro-F1 %", ("test", "macro_f1"), percent, True),
@@ -166,13 +180,21 @@ KINDS = (
             Measure("episodic_n_way", "n-way", ("episodic", "test", "n_way"), _whole),
             Measure("episodic_k_shot", "k-shot", ("episodic", "test", "k_shot"), _whole),
             Measure("episodic_episodes", "episodes", ("episodic", "test", "episodes"), _whole),
-            Measure("episodic_accuracy", "accuracy %", ("episodic", "test", "accuracy"), percent, True),
+            Measure(
+                "episodic_accuracy",
+                "accuracy %",
+                ("episodic", "test", "accuracy"),
+                percent,
+                True,
+                lambda row: row.mean("test", "n"),
+            ),
             Measure(
                 "episodic_accuracy_held_out",
                 "accuracy % on classes held out of training",
                 ("episodic", "held_out_classes", "accuracy"),
                 percent,
                 True,
+                lambda row: row.mean("episodic", "held_out_classes", "n"),
             ),
         ),
     ),
@@ -188,17 +210,22 @@ KINDS = (
     ),
     Kind(
         "Under stress",
-        "test top-1 % on changed images, mean over five levels, with an interval over seeds; by the checkpoint chosen on "
-        "unchanged validation images. Each level stands in result.json, each image in stress.parquet",
-        tuple(Measure(f"stress_{kind}", f"{kind} %", ("robustness", kind), percent, True) for kind in STRESSES),
+        "test top-1 % on changed images, mean over five levels, with an interval over seeds and images that is rather too wide, "
+        "as it is made of the means alone; by the checkpoint chosen on unchanged validation images. Each level stands in result.json, each image in stress.parquet",
+        tuple(
+            Measure(
+                f"stress_{kind}", f"{kind} %", ("robustness", kind), percent, True, lambda row: row.mean("test", "n")
+            )
+            for kind in STRESSES
+        ),
     ),
     Kind(
         "Mixed images",
         "test images mixed from m classes each, as in training: are these the m largest scores?",
         (
             Measure("mixed_m", "m", ("mixed", "m"), plain),
-            Measure("mixed_top_m", "classes found %", ("mixed", "top_m"), percent, True),
-            Measure("mixed_all_m", "images with all found %", ("mixed", "all_m"), percent, True),
+            Measure("mixed_top_m", "classes found %", ("mixed", "top_m"), percent, True, _half_of_mixed),
+            Measure("mixed_all_m", "images with all found %", ("mixed", "all_m"), percent, True, _half_of_mixed),
         ),
     ),
 )

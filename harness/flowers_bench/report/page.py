@@ -172,9 +172,11 @@ def _verdicts(group: Group, compared: Comparison) -> list[str]:
     best = group.rows[0]
     found = [f"{best.name} has the highest test accuracy: {_accuracy(best)}."]
     against = [pair for pair in compared.pairs if pair.ids[0] == best.id]
-    equal = [pair.second for pair in against if not pair.claimed]
+    equal = [pair.second for pair in against if not (pair.claimed and pair.difference.value > 0)]
     if against:
         among = f"the {len(against)} next best" if len(group.rows) > COMPARED else "all others"
+        if len(against) < len(group.rows[1:COMPARED]):
+            among = f"the {len(against)} that it can be compared with"
         found.append(
             f"No difference can be claimed between it and {', '.join(equal)}."
             if equal
@@ -182,7 +184,8 @@ def _verdicts(group: Group, compared: Comparison) -> list[str]:
         )
     about = [sentence(pair, len(group.differences)) for pair in group.differences]
     return found + [
-        f"{text[0].upper()}{text[1:]}." if text.startswith("no difference") else f"{text}." for text in about
+        f"{text[0].upper()}{text[1:]}." if text.startswith(("no difference", "this training")) else f"{text}."
+        for text in about
     ]
 
 
@@ -259,7 +262,13 @@ def _matrix(rows: Sequence[Row], compared: Comparison) -> dict[str, Any]:
     largest = max((abs(pair.difference.value) for pair in compared.pairs), default=0) or 1.0
     ids = [row.id for row in rows]
     body = [[_cell(pairs.get((a, b)), pairs.get((b, a)), largest) for b in ids] for a in ids]
-    return {"names": [row.name for row in rows], "body": body, "pairs": len(pairs), "refused": len(compared.refused)}
+    return {
+        "names": [row.name for row in rows],
+        "body": body,
+        "pairs": len(pairs),
+        "refused": len(compared.refused),
+        "one_seed": any(pair.one_seed for pair in compared.pairs),
+    }
 
 
 def _cell(pair: Pair | None, mirrored: Pair | None, largest: float) -> dict[str, Any] | None:
@@ -274,6 +283,7 @@ def _cell(pair: Pair | None, mirrored: Pair | None, largest: float) -> dict[str,
         "interval": points_interval(low, high),
         "p": p_value(found.p_holm),
         "claimed": found.claimed,
+        "one_seed": found.one_seed,
         "side": "won" if value > 0 else "lost",
         "strength": round(8 + 42 * min(1.0, abs(value) / largest)) if found.claimed else 0,
     }

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
-from flowers_bench.measure.quality import correct_in_top_k, squared_distances
+from flowers_bench.measure.quality import (
+    calibration_error_if_calibrated,
+    calibration_shares,
+    chance_right,
+    correct_in_top_k,
+    f1_shares,
+    squared_distances,
+)
 from flowers_bench.report.names import configuration_id
 from flowers_bench.statistics import Interval, accuracy_interval, image_mean
 from flowers_bench.store import STRESS_REVISION, Scores, TrialFolder
@@ -88,7 +95,8 @@ class Row:
         predicted, confidence, correct: (S, N): the class with the largest score, its softmax, whether it is right.
         calibrated: (S, N): the same softmax after temperature scaling; None where a seed has no temperature.
         top1: test accuracy with its interval.
-        figures: other means over test images with their intervals, by their keys in `measures`, and `mean_per_class`.
+        figures: other figures of the test images with their intervals, by their keys in `measures`, and `mean_per_class`.
+        if_calibrated: by those of calibration errors, what they would be, mean over seeds, if the confidences were true.
     """
 
     id: str
@@ -102,6 +110,7 @@ class Row:
     correct: np.ndarray
     top1: Interval
     figures: Mapping[str, Interval]
+    if_calibrated: Mapping[str, float]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -143,34 +152,46 @@ def build_row(name: str, configuration: Configuration) -> Row:
     # Each class weighs as much as any other: the mean of this over images is the mean over classes.
     counts = np.bincount(labels)
     weights = len(labels) / np.count_nonzero(counts) / counts[labels]
+    predicted = np.stack([s.logits.argmax(1) for s in scores])
+    f1 = np.stack([f1_shares(found, labels, s.logits.shape[1]) for s, found in zip(scores, predicted, strict=True)])
     figures = {
         "mean_per_class": image_mean(correct * weights, 1.0),
         "top5": accuracy_interval(np.stack([correct_in_top_k(s.logits, s.labels, 5) for s in scores])),
+        "macro_f1": image_mean(f1, 1.0),
     }
+    if_calibrated: dict[str, float] = {}
     if all("nll" in trial.result["test"] for trial in trials):  # else its scores are not meant as probabilities
         figures |= raw.figures("")
+        if_calibrated |= raw.if_calibrated("")
     if calibrated is not None:
         figures |= calibrated.figures("_calibrated")
+        if_calibrated |= calibrated.if_calibrated("_calibrated")
+    retrieved = [trial.folder.retrieval_shares() for trial in trials]
+    if all(retrieved):
+        figures |= {key: image_mean(np.stack([found[key] for found in retrieved]), 1.0) for key in retrieved[0]}
     return Row(
         id=configuration.id,
         name=name,
         trials=trials,
         keys=scores[0].keys,
         labels=labels,
-        predicted=np.stack([s.logits.argmax(1) for s in scores]),
+        predicted=predicted,
         confidence=raw.confidence,
         calibrated=None if calibrated is None else calibrated.confidence,
         correct=correct,
         top1=accuracy_interval(correct),
         figures=figures,
+        if_calibrated=if_calibrated,
     )
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """Scores as probabilities: the largest of each image, what its label's cost, how far they are from the truth; all (S, N)."""
+    """Scores as probabilities: the largest of each image and whether it is right, what its label's cost, how far they are
+    from the truth; all (S, N)."""
 
     confidence: np.ndarray
+    right: np.ndarray
     nll: np.ndarray
     distance: np.ndarray
 
@@ -181,11 +202,28 @@ class _Judged:
             logs = log_softmax(s.logits.astype(np.float64) / temperature, axis=1)
             probabilities = np.exp(logs)
             own = logs[np.arange(len(s.labels)), s.labels]
-            found.append((probabilities.max(1), -own, squared_distances(probabilities, s.labels)))
+            right = chance_right(s.logits, s.labels)
+            found.append((probabilities.max(1), right, -own, squared_distances(probabilities, s.labels)))
         return cls(*(np.stack(values) for values in zip(*found, strict=True)))
 
     def figures(self, suffix: str) -> dict[str, Interval]:
-        return {f"nll{suffix}": image_mean(self.nll, np.inf), f"brier{suffix}": image_mean(self.distance, 2.0)}
+        return {
+            f"nll{suffix}": image_mean(self.nll, np.inf),
+            f"brier{suffix}": image_mean(self.distance, 2.0),
+            f"ece{suffix}": image_mean(self._shares(adaptive=False), 1.0),
+            f"ece_adaptive{suffix}": image_mean(self._shares(adaptive=True), 1.0),
+        }
+
+    def _shares(self, *, adaptive: bool) -> np.ndarray:
+        seeds = zip(self.confidence, self.right, strict=True)
+        return np.stack([calibration_shares(*seed, adaptive=adaptive) for seed in seeds])
+
+    def if_calibrated(self, suffix: str) -> dict[str, float]:
+        kinds = {f"ece{suffix}": False, f"ece_adaptive{suffix}": True}
+        return {
+            key: float(np.mean([calibration_error_if_calibrated(seed, adaptive=kind) for seed in self.confidence]))
+            for key, kind in kinds.items()
+        }
 
 
 def by_configuration(trials: Iterable[Finished]) -> list[Configuration]:

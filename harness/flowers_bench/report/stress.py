@@ -48,8 +48,8 @@ class Endured:
 
     @property
     def claimed(self) -> bool:
-        """Whether one of the two stands it better."""
-        return self.p_holm < ALPHA
+        """Whether one of the two techniques stands it better, which one training of each cannot show."""
+        return self.growth.n_seeds > 1 and self.p_holm < ALPHA
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,12 @@ def _endured(
     weak = (one[:, 0], other[:, 0]) if is_factor else plain
     ends = one[:, -1] - weak[0], other[:, -1] - weak[1]
     p = paired_p_value(*ends)
+    levels, summed = one.shape[1], paired_difference(one.sum(1), other.sum(1))
     return Endured(
         kind=kind,
         weakest=points[0]["label"] if is_factor else "none",
         strongest=points[-1]["label"],
-        difference=paired_difference(one.mean(1), other.mean(1)),
+        difference=replace(summed, **{key: getattr(summed, key) / levels for key in ("value", "low", "high")}),
         growth=paired_difference(*ends),
         p=p,
         p_holm=p,
@@ -127,9 +128,10 @@ def sentences(found: UnderStress) -> list[str]:
         for kind in found.kinds
         if kind.claimed
     ]
+    basis = f"{len(found.seeds)} seeds" if len(found.seeds) > 1 else "one seed: run at least 3"
     return lines or [
         f"of no kind of change can it be claimed that {found.first} or {found.second} stands it better "
-        f"({len(found.kinds)} kinds, {len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''})"
+        f"({len(found.kinds)} kinds, {basis})"
     ]
 
 
@@ -155,6 +157,7 @@ def sheet(found: UnderStress) -> Sheet:
         "difference: mean over the levels; grows by: the difference at the strong end minus that at the weak end: above "
         "zero, the first stands the change better; p: of this, adjusted for all kinds",
         "read by the checkpoints that unchanged validation images chose; nothing was chosen by these figures",
+        *(() if len(found.seeds) > 1 else ("one seed: nothing is claimed about the techniques, whatever p is",)),
     )
     return Sheet(f"{found.first} against {found.second} under stress", COLUMNS, body, 3, notes)
 

@@ -183,6 +183,8 @@ def _numbers(measure: Measure, row: Row) -> Iterator[tuple[str, float | None]]:
         low, high = measure.bounds(row) or (None, None)
         yield f"{measure.key}_low", low
         yield f"{measure.key}_high", high
+    if "ece" in measure.key:
+        yield f"{measure.key}_if_calibrated", row.if_calibrated.get(measure.key)
 
 
 FORMATS: dict[str, Callable[[Leaderboard], str]] = {

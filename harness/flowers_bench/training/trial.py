@@ -40,7 +40,7 @@ from flowers_bench.measure.quality import (
     quality,
     quality_by_class,
 )
-from flowers_bench.measure.retrieval import retrieval
+from flowers_bench.measure.retrieval import Retrieval
 from flowers_bench.store import SCHEMA_VERSION, TrialFolder, damaged, read_json, write_atomically, write_json
 from flowers_bench.technique import AugmentationContext, LossContext, ModelContext
 from flowers_bench.training.loop import Emit, Parts, Training
@@ -328,14 +328,16 @@ def _measure(trial: Trial, parts: Parts, predict: Fitted, dataset: Dataset, fold
         scores[name] = found.logits, np.asarray(split.labels)
         figures[name] = {"n": len(split), **quality(*scores[name], probabilities=parts.probabilities)}
         tables.append(_prediction_table(name, split, found.logits))
+    # What follows the test split's scores is no test accuracy over all classes, and stands under names of its own.
+    if retrieved := Retrieval.of(found.embeddings, np.asarray(dataset.test.labels)):
+        figures["retrieval"] = retrieved.figures()
+        tables[-1] = tables[-1].assign(**retrieved.images)
     figures["test"].update(quality_by_class(*scores["test"]))
     figures["temperature"] = temperature = fit_temperature(*scores["val"])
     if temperature is not None:
         figures["test"]["calibrated"] = probability_quality(*scores["test"], temperature)
     table = pd.concat(tables, ignore_index=True)
     write_atomically(folder.path / "predictions.parquet", lambda path: table.to_parquet(path, index=False))
-    # What follows is no test accuracy over all classes, and stands under names of its own.
-    figures["retrieval"] = retrieval(found.embeddings, np.asarray(dataset.test.labels))
     if trial.sampler == "episodes":
         figures["episodic"] = _episodic(trial, found.embeddings, dataset)
     if parts.batch_transform is not None:
