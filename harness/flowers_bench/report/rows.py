@@ -43,6 +43,11 @@ class Finished:
             result = {key: value for key, value in result.items() if key not in _STRESS}
         return cls(folder, folder.config(), result, folder.run())
 
+    @property
+    def trained(self) -> bool:
+        """Whether anything was trained."""
+        return bool(self.result["cost"]["epochs"] > 0)
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -76,11 +81,6 @@ class Configuration:
     def label(self) -> str:
         """`technique/variant`, as the user writes it."""
         return f"{self.config['technique']}/{self.config['variant']}"
-
-    @property
-    def trained(self) -> bool:
-        """Whether anything was trained."""
-        return bool(self.result["cost"]["epochs"] > 0)
 
 
 @dataclass(frozen=True)
