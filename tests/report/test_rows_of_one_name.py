@@ -21,17 +21,20 @@ from flowers_bench.cli.compare import compare, rows_of
 from flowers_bench.cli.figures import figures
 from flowers_bench.cli.report import report
 from flowers_bench.errors import UsageError
+from flowers_bench.grid import PlannedTable, read_suite
 from flowers_bench.report.comparison import Comparison
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.names import configuration_id, distinct_names, read_name
 from flowers_bench.report.numbers import points_interval
 from flowers_bench.report.page import _matrix, _stressed, _verdicts
 from flowers_bench.report.plots import series, sweeps
+from flowers_bench.report.reported import beside_reported
 from flowers_bench.report.shots import families
 from flowers_bench.report.text import FORMATS
 from flowers_bench.statistics import paired_difference, won_and_lost
 from flowers_bench.store import Store
-from flowers_bench.trial import HARNESS_REVISION, Protocol
+from flowers_bench.suite import Planned, Request
+from flowers_bench.trial import HARNESS_REVISION, Protocol, trial_from_config
 
 SEEDS = 3
 WEIGHTS = ({"name": "none", "sha256": None}, {"name": "flora", "sha256": "ab" * 32})
@@ -251,6 +254,36 @@ def test_sweeps_of_one_number_have_titles_of_their_own(tmp_path: Path) -> None:
     (group,) = Leaderboard.of(Store(tmp_path).finished()).groups
     found = {sweep["factor"]: [round(top1[1], 1) for top1 in sweep["top1"]] for sweep in sweeps(group.rows)}
     assert found == {"wise: k backbone=resnet18": [0.5, 0.5, 0.5], "wise: k backbone=vit": [0.6, 0.7, 0.8]}
+
+
+def test_reported_figures_stand_beside_rows_that_are_told_apart(tmp_path: Path) -> None:
+    """As the study does: one technique with another setting, then on another backbone."""
+    suite = tmp_path / "mine.toml"
+    rows = (f'[[trials]]\ntechnique = "wise/good"\nreported = {{row = "{row}", top1 = 50}}\n' for row in "abc")
+    suite.write_text("".join(rows))
+    request, tables = Request(["wise/good"], "meadow", tmp_path, 1), []
+    for table, (k, backbone) in zip(read_suite(str(suite)).tables, ((3, "x"), (4, "x"), (3, "y")), strict=True):
+        common = {"options": {"k": k}, "backbone": backbone}
+        folder = store_trial(tmp_path / "runs", "wise/good", 0, outcomes(0, 0.5 + k / 20), **common)
+        trial = trial_from_config(folder.config())
+        tables.append(PlannedTable(table, (request,), (Planned(trial, {}),)))
+    found = beside_reported(tables, Store(tmp_path / "runs"))
+    assert [(line.reported.row, line.name) for line in found] == [
+        ("a", "wise/good backbone=x k=3"),
+        ("b", "wise/good backbone=x k=4"),
+        ("c", "wise/good backbone=y"),
+    ]
+    assert [line.row.top1.value for line in found if line.row] == pytest.approx([0.65, 0.70, 0.65])
+
+
+def test_trials_that_are_not_finished_are_told_apart(tmp_path: Path) -> None:
+    store_trial(tmp_path, "wise/plain", 0, outcomes(0, 0.7))
+    for backbone in ("resnet18", "vit"):
+        (store_trial(tmp_path, "wise/good", 0, outcomes(0, 0.7), backbone=backbone).path / "result.json").unlink()
+    report(tmp_path, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    for backbone in ("resnet18", "vit"):
+        assert f"<td>wise/good backbone={backbone}</td>" in text
 
 
 @pytest.mark.parametrize(

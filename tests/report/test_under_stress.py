@@ -13,6 +13,7 @@ from stored import outcomes, store_trial
 
 from flowers_bench.cli.compare import compare, rows_of
 from flowers_bench.report.leaderboard import Leaderboard
+from flowers_bench.report.plots import series
 from flowers_bench.report.stress import records, sentences, sheet, under_stress
 from flowers_bench.report.text import markdown
 from flowers_bench.store import Store
@@ -88,6 +89,14 @@ def test_the_difference_is_taken_image_by_image(runs: Path) -> None:
 def test_what_was_not_measured_alike_is_not_compared(runs: Path) -> None:
     assert under_stress(*rows_of(["wise/good", "wise/unmeasured"], runs)) is None
     assert under_stress(*rows_of(["wise/good", "wise/older"], runs)) is None
+
+
+def test_figures_of_another_revision_are_as_if_not_measured(runs: Path) -> None:
+    (group,) = Leaderboard.of(Store(runs).finished()).groups
+    rows = {row.name: row for row in group.rows}
+    assert rows["wise/older"].mean("robustness", "rotation") is None
+    assert series(rows["wise/older"])["stress"] == {}
+    assert rows["wise/good"].mean("robustness", "rotation") == 0.5
 
 
 def test_one_seed_gives_intervals_over_images_and_claims_nothing(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from flowers_bench.report.comparison_text import sentence
 from flowers_bench.report.explorer import MATRICES_BUDGET, Matrices, explore, hardest
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import COSTS, KINDS, QUALITY, SPEEDS, Kind, Measure
+from flowers_bench.report.names import distinct_names
 from flowers_bench.report.numbers import duration, p_value, percent, percent_interval, plain, points_interval
 from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, figures
 from flowers_bench.report.plots import CURVES, series, shots_series, sweeps
@@ -64,7 +65,7 @@ def render(
         groups=groups,
         data={group["id"]: group.pop("data") for group in groups},
         machines=list(machines.values()),
-        unfinished=[_unfinished(folder) for folder in unfinished],
+        unfinished=_unfinished(unfinished),
         total=_total(board, [*unfinished, *searched]),
         trials=sum(len(row.trials) for group in board.groups for row in group.rows),
         rows=sum(len(group.rows) for group in board.groups),
@@ -289,11 +290,14 @@ def _cell(pair: Pair | None, mirrored: Pair | None, largest: float) -> dict[str,
     }
 
 
-def _unfinished(folder: TrialFolder) -> dict[str, str]:
-    config, failure = folder.config(), folder.failure()
-    return {
-        "id": folder.id,
-        "name": f"{config['technique']}/{config['variant']}",
-        "seed": str(config["seed"]),
-        "why": str(failure["error"]) if failure else "not finished yet",
-    }
+def _unfinished(folders: Sequence[TrialFolder]) -> list[dict[str, str]]:
+    configs = [folder.config() for folder in folders]
+    return [
+        {
+            "id": folder.id,
+            "name": name,
+            "seed": str(config["seed"]),
+            "why": str(failure["error"]) if (failure := folder.failure()) else "not finished yet",
+        }
+        for folder, config, name in zip(folders, configs, distinct_names(configs), strict=True)
+    ]

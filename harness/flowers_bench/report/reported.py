@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowers_bench.grid import PlannedTable, Reported
+from flowers_bench.report.names import distinct_names
 from flowers_bench.report.numbers import percent, percent_interval
 from flowers_bench.report.rows import Configuration, Finished, Row, build_row, search_budget
 from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
@@ -30,20 +31,22 @@ class Beside:
     """A reported figure, and the row that was measured here, or None while no trial of it is finished."""
 
     reported: Reported
-    label: str
+    name: str
     row: Row | None
 
 
 def beside_reported(tables: Sequence[PlannedTable], store: Store) -> list[Beside]:
     """A line for each table of trials that names a reported figure, from the finished trials in the store."""
     found = []
-    for item in tables:
-        if item.table.reported:
-            (label,) = item.requests[0].techniques
-            folders = [store.folder(planned.trial.id) for planned in item.planned]
-            trials = [Finished.load(folder) for folder in folders if folder.finished()]
-            row = build_row(label, Configuration.of(trials)) if trials else None
-            found.append(Beside(item.table.reported, label, row))
+    wanted = [(item, item.table.reported) for item in tables if item.table.reported]
+    # Of a search that found nothing no trial is planned, and only what was asked for is known.
+    names = iter(distinct_names([item.planned[0].trial.facts() for item, _ in wanted if item.planned]))
+    for item, reported in wanted:
+        name = next(names) if item.planned else " ".join(item.requests[0].techniques)
+        folders = [store.folder(planned.trial.id) for planned in item.planned]
+        trials = [Finished.load(folder) for folder in folders if folder.finished()]
+        row = build_row(name, Configuration.of(trials)) if trials else None
+        found.append(Beside(reported, name, row))
     return found
 
 
@@ -52,10 +55,10 @@ def cells(line: Beside) -> tuple[str, ...]:
     reported = f"{line.reported.top1:.2f}"
     row = line.row
     if row is None:
-        return (line.reported.row, line.label, *["-"] * 6, "not finished", reported)
+        return (line.reported.row, line.name, *["-"] * 6, "not finished", reported)
     return (
         line.reported.row,
-        line.label,
+        line.name,
         row.config["dataset"]["name"],
         row.config["backbone"],
         row.config["weights"]["name"],
