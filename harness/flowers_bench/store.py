@@ -44,6 +44,8 @@ SCHEMA_VERSION = 1
 #: Of the changes that `--stress` makes to images; raised when an image would be changed otherwise. Figures of different
 #: revisions are not comparable.
 STRESS_REVISION = 1
+#: Columns of `predictions.parquet` that a version before them did not write.
+RETRIEVAL_SHARES = ("recall_at_1", "map_at_r")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
@@ -210,8 +212,8 @@ class TrialFolder:
         trial."""
         import pandas as pd
 
-        columns = ["split", "key", "label", "prediction", "logits"]
-        return pd.read_parquet(self.path / "predictions.parquet", columns=columns)
+        table = pd.read_parquet(self.path / "predictions.parquet")
+        return table.drop(columns=list(RETRIEVAL_SHARES), errors="ignore")  # see below: older versions have none
 
     def stress(self) -> pd.DataFrame:
         """Columns kind, level, value, key, correct: each test image under each change, of a trial with `--stress`.
@@ -247,7 +249,7 @@ class TrialFolder:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path, names = self.path / "predictions.parquet", ("recall_at_1", "map_at_r")
+        path, names = self.path / "predictions.parquet", RETRIEVAL_SHARES
         try:
             if not set(names) <= set(pq.read_schema(path).names):
                 return {}

@@ -93,16 +93,18 @@ def _sha(digest: str | None) -> str:
 
 
 def _quality(folder: TrialFolder, result: Mapping[str, Any]) -> list[Line]:
-    from flowers_bench.report.measures import QUALITY
+    from flowers_bench.report.measures import KINDS, QUALITY
     from flowers_bench.report.numbers import percent, percent_interval
     from flowers_bench.report.rows import Configuration, Finished, build_row
 
     row = build_row(folder.id, Configuration.alone(Finished.load(folder)))
     shares = {"test top-1 %": row.top1, "mean per class %": row.figures["mean_per_class"]}
     lines = [(name, f"{percent(v.value)} {percent_interval(v.low, v.high)}") for name, v in shares.items()]
-    lines += [(measure.title, measure.text(row)) for measure in QUALITY.measures if measure.measured([row])]
+    retrieval = [measure for kind in KINDS for measure in kind.measures if measure.path[0] == "retrieval"]
+    measures = (*QUALITY.measures, *retrieval)
+    lines += [(measure.title, measure.text(row)) for measure in measures if measure.measured([row])]
     lines.append(("val top-1 %", percent(result["val"]["top1"])))
-    for kind in ("retrieval", "episodic", "mixed"):
+    for kind in ("episodic", "mixed"):
         lines += [(f"{kind} {key}".replace("_", " "), _text(value)) for key, value in _flat(result.get(kind) or {})]
     if not result["cost"]["epochs"]:
         return lines
