@@ -17,10 +17,11 @@ FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM"
 EXTENSIONS = frozenset(
     [
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo"),
-        *(".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
-        *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+        *(".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
     ]
 )
+#: What is half loaded or a former version is no image of its own, whatever it begins like.
+_SPARE = (".part", ".partial", ".crdownload", ".download", ".tmp", ".bak", ".old", ".orig", "~")
 #: A larger file is refused before it is read. 89 million pixels of four bytes are 341 MiB.
 MAX_BYTES = 1 << 29
 #: Left by file managers, archivers, network drives and notebooks, in lower case; a leading dot hides a name as well.
@@ -37,7 +38,7 @@ _HEAD = 64
 _SIGNATURE = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP"
     rb"|BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0"
-    rb"|P[1-6f]\s+(#[^\n]*\n\s*)*\d+\s+\d+\s",
+    rb"|P[1-6]\s+(#[^\n]*\n\s*)*\d+\s+\d+\s",
     re.DOTALL,
 )
 #: Raw files of cameras begin like this, too: it counts where no extension says otherwise.
@@ -148,6 +149,8 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def _begins_like_an_image(entry: os.DirEntry[str]) -> bool:
+    if entry.name.lower().endswith(_SPARE):
+        return False
     try:
         with open_regular(entry.path) as stream:
             head = stream.read(_HEAD)

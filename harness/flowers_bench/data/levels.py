@@ -211,7 +211,7 @@ def _scale(found: Sequence[Levels]) -> Scale:
     if seen:
         blacks.append(min(0.0, *(levels.low for levels in seen)))
         whites.append(_likely_white(max(levels.high for levels in seen)))
-    black, white = min(blacks), max(whites)
+    black, white = float(min(blacks)), float(max(whites))
     return Scale(black, white if white > black else black + 1)
 
 
