@@ -18,6 +18,7 @@ CONFIG: Form = {
         **dict.fromkeys(("name", "fingerprint", "split_checksum", "resolution"), str),
         **dict.fromkeys(("classes", "n_train", "n_val", "n_test"), int),
         "notes": [str],
+        "grey_levels?": {"integer?": [Number], "float?": [Number], "colour?": [Number]},
     },
     "weights": {"name": str, "sha256": (str, NoneType)},
     "recipe": {"image_size": int, "epochs": int, "optimizer": str, "lr": Number, "batch_size": int},

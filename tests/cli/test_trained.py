@@ -14,7 +14,7 @@ from scipy.special import softmax
 
 from flowers_bench import cli
 from flowers_bench.store import TrialFolder
-from flowers_bench.training.trained import dataset_of, temperature_of
+from flowers_bench.training.trained import Trained, dataset_of, temperature_of
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +95,94 @@ def test_predict_prints_the_best_classes(command, trial: TrialFolder, tmp_path: 
     assert len(lines) == 3
 
 
-def test_bad_images_are_all_named_before_anything_is_predicted(command, trial: TrialFolder, tmp_path: Path) -> None:
+def test_where_no_image_can_be_read_all_are_named(command, trial: TrialFolder, tmp_path: Path) -> None:
     (path,) = pictures(trial, tmp_path, 1)
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "cut.png").write_bytes(path.read_bytes()[:100])
     bad = [tmp_path / name for name in ("text.jpg", "cut.png", "nothere.jpg")]
-    code, out, err = command("predict", trial.id, bad[0], path, *bad[1:], "--out", trial.path.parent)
+    code, out, err = command("predict", trial.id, *bad, "--out", trial.path.parent)
     assert (code, out) == (2, "")
     for name in bad:
         assert f"image {name}" in err
     assert "Traceback" not in err
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_predicted(
+    command, trial: TrialFolder, tmp_path: Path
+) -> None:
+    paths = pictures(trial, tmp_path, 2)
+    (tmp_path / "text.jpg").write_text("no image")
+    asked = [paths[0], tmp_path / "text.jpg", paths[1], paths[0]]
+    code, out, err = command("predict", trial.id, *asked, "--format", "json", "--out", trial.path.parent)
+    assert code == 1
+    assert [record["image"] for record in json.loads(out)] == [str(paths[0]), str(paths[1]), str(paths[0])]
+    assert err == f"error: image {tmp_path / 'text.jpg'} is not an image that can be read. Remove or replace it.\n"
+
+
+def test_predict_takes_folders(command, trial: TrialFolder, tmp_path: Path) -> None:
+    for name in ("album/deeper", "album/@eaDir", "empty"):
+        (tmp_path / name).mkdir(parents=True)
+    first, second, hidden = pictures(trial, tmp_path, 3)
+    first = first.rename(tmp_path / "album/deeper/without_extension")
+    second = second.rename(tmp_path / "album/b.png")
+    hidden.rename(tmp_path / "album/@eaDir/c.png")
+    (tmp_path / "album/notes.txt").write_text("x")
+    out = ["--out", trial.path.parent]
+    code, printed, _ = command("predict", trial.id, tmp_path / "album", "--format", "json", *out)
+    assert code == 0
+    assert [record["image"] for record in json.loads(printed)] == [str(second), str(first)]
+    code, _, err = command("predict", trial.id, tmp_path / "empty", *out)
+    assert code == 2
+    assert f"folder {tmp_path / 'empty'} has no images (JPEG" in err
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The largest value of each image that reaches the model, a list per call."""
+    seen: list[list[int]] = []
+    original = Trained.probabilities
+
+    def probabilities(self, images):
+        images = list(images)
+        seen.append([int(image.max()) for image in images])
+        return original(self, iter(images))
+
+    monkeypatch.setattr(Trained, "probabilities", probabilities)
+    return seen
+
+
+def deep(where: Path, grey: int, number: float) -> list[Path]:
+    """Two images of one value: of 16 bits, and of floating-point numbers."""
+    where.mkdir(parents=True, exist_ok=True)
+    paths = [where / f"{grey}.png", where / f"{grey}.tif"]
+    Image.fromarray(np.full((16, 16), grey, np.uint16)).save(paths[0])
+    Image.fromarray(np.full((16, 16), number, np.float32)).save(paths[1])
+    return paths
+
+
+def test_images_of_more_than_8_bits_are_scaled_as_the_trials_dataset_was(
+    command, watched: list[list[int]], tmp_path: Path
+) -> None:
+    """Not by what this one image tells: a dark one stays dark."""
+    for number in range(16):
+        deep(tmp_path / "photos" / "ab"[number % 2], 4000 - number, 3.0 + number / 16)
+    folder = live(tmp_path / "trial", "toy/plain", data=str(tmp_path / "photos"))
+    assert folder.config()["dataset"]["grey_levels"] == {"float": [0, 3.9375], "integer": [0, 4095]}
+    paths = deep(tmp_path, 1000, 1.0)
+    code, _, err = command("predict", folder.id, *paths, "--out", folder.path.parent)
+    assert (code, err) == (0, "")
+    assert watched == [[round(1000 / 4095 * 255), round(255 / 3.9375)]]
+
+
+def test_where_the_trials_dataset_had_no_such_images_nothing_is_guessed(
+    command, trial: TrialFolder, watched: list[list[int]], tmp_path: Path
+) -> None:
+    grey, number = deep(tmp_path, 1000, 0.25)
+    code, _, err = command("predict", trial.id, grey, number, "--out", trial.path.parent)
+    assert code == 1
+    assert f"image {number} cannot be read: its pixels are floating-point numbers, and nothing says" in err
+    assert f"note: image {grey} has values up to 1000, and 65535 is taken for white" in err
+    assert watched == [[4]]
 
 
 def test_export_says_how_exact_it_is(command, trial: TrialFolder, tmp_path: Path) -> None:

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
+import functools
+import hashlib
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from encoded import FORMATS, decoded, photo, png, saved
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flowers_bench.data.decode import MAX_PIXELS, decode_image, decode_images
+from flowers_bench.data.decode import MAX_PIXELS, decode_image, decode_images, image_facts
+from flowers_bench.data.files import MAX_BYTES
 from flowers_bench.errors import UsageError
-
-FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"]
-
-
-def photo(width: int = 40, height: int = 30) -> Image.Image:
-    """Smooth, so that lossy formats come close: red grows to the right, green downwards."""
-    y, x = np.mgrid[0:height, 0:width]
-    red, green = x * 255 / max(1, width - 1), y * 255 / max(1, height - 1)
-    return Image.fromarray(np.stack([red, green, np.full_like(red, 90)], -1).round().astype(np.uint8))
-
-
-def saved(image: Image.Image, format: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, format=format, **options)
-    return stream.getvalue()
-
-
-def decoded(tmp_path: Path, content: bytes, shortest_side: int = 1000, name: str = "image.jpg") -> np.ndarray:
-    (tmp_path / name).write_bytes(content)
-    return decode_image(tmp_path / name, shortest_side)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -66,11 +50,6 @@ def test_tiff_with_numbers_of_any_range(tmp_path: Path, values: np.ndarray) -> N
     np.testing.assert_allclose(pixels[0, :, 0], [0, 127, 255], atol=1)
 
 
-def test_a_dark_16_bit_image_stays_dark(tmp_path: Path) -> None:
-    image = Image.fromarray(np.full((4, 4), 200, np.uint16))
-    assert decoded(tmp_path, saved(image, "PNG")).max() <= 1
-
-
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
 def test_jpeg_of_every_mode(tmp_path: Path, mode: str) -> None:
     expected = np.asarray(photo().convert(mode).convert("RGB")).astype(int)
@@ -86,18 +65,72 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
     assert (decoded(tmp_path, saved(palette, "PNG", transparency=3)) == 255).all()
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied(tmp_path: Path, format: str, orientation: int) -> None:
-    """As Pillow itself applies it to the whole image."""
-    from PIL import ImageOps
+#: The picture that lies as each orientation says, turned by hand.
+TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+#: No turn of it is another: a light left half, a light upper half, a white corner.
+LYING = np.zeros((24, 40), np.uint8)
+LYING[:12] += 60
+LYING[:, :20] += 100
+LYING[:4, :4] = 255
+MODES: dict[str, Callable[[], Image.Image]] = {
+    "1": lambda: Image.fromarray(np.where(LYING > 99, 255, 0).astype(np.uint8)).convert("1"),
+    "P": lambda: Image.fromarray(LYING).convert("P"),
+    "I;16": lambda: Image.fromarray(LYING.astype(np.uint16) * 257),
+    "I;16B": lambda: Image.fromarray((LYING.astype(np.uint16) * 257).astype(">u2")),
+    "I": lambda: Image.fromarray(LYING.astype(np.int32) * 257),
+    "F": lambda: Image.fromarray(LYING.astype(np.float32) / 255),
+    "LA": lambda: Image.fromarray(LYING).convert("LA"),
+    **{mode: functools.partial(Image.fromarray(LYING).convert, mode) for mode in ("L", "RGB")},
+    **{mode: functools.partial(Image.fromarray(LYING).convert("RGB").convert, mode) for mode in ("RGBA", "CMYK")},
+}
+WITH_ORIENTATION = [
+    *(("JPEG", mode, {"quality": 95}) for mode in ("L", "RGB", "CMYK")),
+    *(("MPO", mode, {"quality": 95, "save_all": True}) for mode in ("L", "RGB")),
+    *(("PNG", mode, {}) for mode in ("1", "P", "L", "LA", "RGB", "RGBA", "I;16")),
+    *(("WEBP", mode, {"lossless": True}) for mode in ("L", "RGB", "RGBA")),
+    *(
+        ("TIFF", mode, {"compression": c})
+        for mode in MODES
+        for c in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits")
+    ),
+    *(("TIFF", mode, {"compression": "jpeg", "quality": 95}) for mode in ("L", "RGB")),
+    ("TIFF", "1", {"compression": "group4"}),
+]
 
+
+@pytest.mark.parametrize(("format", "mode", "options"), WITH_ORIENTATION, ids=lambda value: str(value))
+def test_exif_rotation_is_applied_once(tmp_path: Path, format: str, mode: str, options: dict[str, object]) -> None:
+    lying = np.where(LYING > 99, 255, 0) if mode == "1" else LYING.astype(int)
+    for orientation, turned in TURNED.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = saved(MODES[mode](), format, exif=exif, **options)
+        pixels = decoded(tmp_path, content)
+        assert pixels.shape[:2] == turned(lying).shape, orientation
+        assert np.abs(pixels[..., 0] - turned(lying)).mean() < 2, orientation
+        assert decoded(tmp_path, content, 12).shape == ((12, 20, 3) if orientation < 5 else (20, 12, 3))
+
+
+@pytest.mark.parametrize("format", ["BMP", "GIF", "PPM"])
+def test_formats_without_exif_stay_as_they_are(tmp_path: Path, format: str) -> None:
+    np.testing.assert_array_equal(decoded(tmp_path, saved(Image.fromarray(LYING), format))[..., 0], LYING)
+
+
+def test_a_turned_tiff_is_known_before_it_is_decoded() -> None:
     exif = Image.Exif()
-    exif[0x0112] = orientation
-    content = saved(photo(), format, exif=exif, **({"lossless": True} if format == "WEBP" else {}))
-    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
-    np.testing.assert_allclose(decoded(tmp_path, content), expected, atol=2)
-    assert decoded(tmp_path, content, 15).shape == ((15, 20, 3) if orientation < 5 else (20, 15, 3))
+    exif[0x0112] = 6
+    assert image_facts(saved(photo(), "TIFF", exif=exif)).turned
+    assert not image_facts(saved(photo(), "TIFF")).turned
+    assert not image_facts(saved(photo(), "JPEG", exif=exif)).changed
 
 
 def test_broken_exif_does_not_cost_the_image(tmp_path: Path) -> None:
@@ -175,21 +208,48 @@ def test_formats_that_run_programs_are_refused(tmp_path: Path) -> None:
         decoded(tmp_path, saved(photo(), "EPS"))
 
 
-def _png(width: int, height: int) -> bytes:
-    """A valid PNG header of any size, with hardly any data."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [int(MAX_PIXELS**0.5) + 1, 60_000])
 def test_a_decompression_bomb_is_refused_undecoded(tmp_path: Path, side: int) -> None:
     with pytest.raises(UsageError, match=r"bomb\.png"):
-        decoded(tmp_path, _png(side, side), name="bomb.png")
+        decoded(tmp_path, png(side, side, b""), name="bomb.png")
+
+
+@pytest.mark.parametrize("document", ["SECURITY.md", "docs/data.md"])
+def test_the_documents_say_how_large_an_image_may_be(document: str) -> None:
+    text = (Path(__file__).parents[2] / document).read_text(encoding="utf-8")
+    assert f"{MAX_PIXELS:,} pixels" in text
+    assert f"{MAX_BYTES >> 20} MiB" in text
+
+
+def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "huge.png").open("wb") as stream:
+        stream.truncate(4 << 30)
+    started = time.perf_counter()
+    with pytest.raises(UsageError, match=r"image .*huge\.png has 4,294,967,296 bytes: more than 536,870,912"):
+        decode_image(tmp_path / "huge.png", 10)
+    assert time.perf_counter() - started < 1
+
+
+def test_what_is_no_file_is_called_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UsageError, match=r"image .*pipe\.png is a pipe, socket or device, not a file"):
+        decode_image(tmp_path / "pipe.png", 10)
+    with pytest.raises(UsageError, match=r"image .*folder\.png is a folder, not a file"):
+        decode_image(tmp_path / "folder.png", 10)
+    with pytest.raises(UsageError, match=r"/dev/zero is a pipe, socket or device"):
+        decode_image("/dev/zero", 10)
+
+
+def test_what_is_decoded_is_what_was_hashed(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(photo(), "PNG"))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len([*decode_images([path], 10, {}, [digest])]) == 1
+    path.write_bytes(saved(photo().rotate(180), "PNG"))
+    with pytest.raises(UsageError, match=r"image .*a\.png changed while the dataset was read. Run the command again"):
+        list(decode_images([path], 10, {}, [digest]))
 
 
 def test_all_unreadable_images_are_named_in_one_message(tmp_path: Path) -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from encoded import FORMATS, photo, saved
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flowers_bench.data import cache, folder
+from flowers_bench.data import cache, files, folder, listing
 from flowers_bench.data.dataset import DataRequest, Dataset, split_checksum
+from flowers_bench.data.files import files_below
 from flowers_bench.data.folder import split_by_rule
 from flowers_bench.errors import UsageError
 
@@ -90,9 +94,10 @@ def test_pixels_belong_to_their_keys(three: Path, load: Callable[..., Dataset]) 
 def test_only_the_first_start_reads_and_decodes(
     three: Path, load: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("flowers_bench.data.hashes.SETTLED", 0)
     first = load(three)
     monkeypatch.setattr(folder, "decode_images", lambda *_: pytest.fail("decoded again"))
-    monkeypatch.setattr("flowers_bench.data.hashes._sha256", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("flowers_bench.data.hashes._row", lambda *_: pytest.fail("read again"))
     assert load(three).fingerprint == first.fingerprint
 
 
@@ -125,15 +130,219 @@ def test_what_is_hidden_or_no_image_is_passed_over(three: Path, load: Callable[.
     before = load(three)
     for name in (".DS_Store", "train/.hidden.png", "train/rose/._0.png", "train/rose/Thumbs.db"):
         (three / name).write_bytes(b"x")
-    (three / "train" / "__MACOSX").mkdir()
     (three / "train/.git").mkdir()
     assert load(three).notes == before.notes == ()
     (three / "train/readme.txt").write_text("x")
     (three / "test/rose/labels.csv").write_text("x")
-    (three / "test/rose/deeper").mkdir()
+    (three / "test/rose/more.csv").write_text("x")
+    (three / "test/rose/README").write_text("BM, or P5: not the beginning of an image")
+    (three / "test/rose/empty").mkdir()
     found = load(three)
-    assert found.notes == ("3 files that are not images in class folders were passed over",)
+    assert found.notes == ("4 files that are not images were passed over (2 .csv, 1 .txt, 1 without extension)",)
     assert found.fingerprint == before.fingerprint
+
+
+@pytest.mark.parametrize("where", ["", "train", "train/rose"])
+def test_what_programs_leave_behind_is_no_class(
+    three: Path, load: Callable[..., Dataset], write_image: Callable[..., Path], where: str
+) -> None:
+    before = load(three)
+    names = (
+        *("@eaDir", "__MACOSX", ".thumbnails", "lost+found", "#recycle", "@Recycle", "$RECYCLE.BIN", ".Trash-1000"),
+        *(".ipynb_checkpoints", "System Volume Information", "__pycache__", "#snapshot", "THUMBS.DB"),
+    )
+    for name in names:
+        write_image(three / where / name / "0.png", 99)
+    assert load(three).facts() == before.facts()
+
+
+def test_a_folder_that_is_hidden_need_not_be_readable(
+    one: Path, load: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one / "lost+found").mkdir(mode=0)
+    opened: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: opened.append(os.fspath(path)) or scandir(path))
+    assert list(load(one).class_names) == ["rose", "tulip"]
+    assert not any("lost+found" in path for path in opened)
+
+
+def test_images_in_subfolders_belong_to_their_class_and_are_said(
+    three: Path, load: Callable[..., Dataset], write_image: Callable[..., Path]
+) -> None:
+    """As torchvision's ImageFolder takes them."""
+    from torchvision.datasets import ImageFolder
+
+    write_image(three / "train/rose/garden/2019/7.png", 70)
+    write_image(three / "train/rose/garden/.hidden/8.png", 71)
+    write_image(three / "train/rose/a.png", 72)
+    found = load(three)
+    assert found.notes == ("1 images in subfolders of class folders are used as images of the class",)
+    assert "train/rose/garden/2019/7.png" in found.train.keys
+    theirs = {os.path.relpath(path, three) for path, _ in ImageFolder(str(three / "train")).samples}
+    assert {*found.train.keys} == {path for path in theirs if "/." not in path}
+
+
+@pytest.mark.parametrize("name", ["x.jfif", "x.jpe", "x.JPE", "x.mpo"])
+def test_further_extensions_are_those_of_images(three: Path, load: Callable[..., Dataset], name: str) -> None:
+    shutil.copy(three / "train/rose/0.png", three / "train/rose" / name)
+    found = load(three)
+    assert f"train/rose/{name}" in found.train.keys
+    assert found.notes == ()
+    (three / "train/rose" / name).write_text("damaged")
+    with pytest.raises(UsageError, match=name):
+        load(three)
+
+
+@pytest.mark.parametrize("format", [*FORMATS, "MPO"])
+def test_images_of_any_name_are_recognised_by_their_content(
+    three: Path, load: Callable[..., Dataset], format: str
+) -> None:
+    for name in ("0a1b2c3d", "photo.jpg?size=large"):
+        (three / "train/rose" / name).write_bytes(saved(photo(), format))
+    if format == "TIFF":  # as raw files of cameras begin, too
+        (three / "train/rose/photo.jpg?size=large").unlink()
+    found = load(three)
+    assert "train/rose/0a1b2c3d" in found.train.keys
+    said = "1 images" if format == "TIFF" else "2 images"
+    assert found.notes[0].startswith(f"{said} were recognised by their content (1 ")
+
+
+@pytest.mark.parametrize(("name", "format"), [("0.nef", "TIFF"), ("0.jpg.part", "JPEG"), ("0.bak", "PNG")])
+def test_raw_files_of_cameras_and_spare_ones_are_passed_over(
+    three: Path, load: Callable[..., Dataset], name: str, format: str
+) -> None:
+    (three / "train/rose" / name).write_bytes(saved(photo(), format))
+    assert load(three).notes == (f"1 files that are not images were passed over (1 {Path(name).suffix})",)
+
+
+def test_images_beside_the_classes_and_folders_beside_the_splits_are_said(
+    three: Path, load: Callable[..., Dataset], write_image: Callable[..., Path]
+) -> None:
+    write_image(three / "train/loose.png", 80)
+    write_image(three / "unlabelled/rose/1.png", 81)
+    assert load(three).notes == (
+        "1 folders beside the splits were left out: unlabelled/",
+        "1 images that are in no class folder were left out",
+    )
+
+
+@pytest.mark.parametrize("name", ["train", "test", "Val", "training"])
+def test_a_class_may_be_called_like_a_split(one: Path, load: Callable[..., Dataset], name: str) -> None:
+    before = load(one)
+    (one / "rose").rename(one / name)
+    found = load(one)
+    assert sorted(found.class_names) == sorted([name, "tulip"])
+    assert found.notes == (
+        f"{name}/ holds images and no class folders: taken as a class, not as a split",
+        *before.notes,
+    )
+
+
+def test_splits_may_have_classes_called_like_splits(three: Path, load: Callable[..., Dataset]) -> None:
+    for split in SPLITS:
+        (three / split / "rose").rename(three / split / "test")
+    assert list(load(three).class_names) == ["test", "tulip"]
+
+
+def test_splits_without_classes_are_refused(
+    tmp_path: Path, load: Callable[..., Dataset], write_image: Callable[..., Path]
+) -> None:
+    for split in SPLITS:
+        write_image(tmp_path / "flat" / split / "1.png")
+    with pytest.raises(UsageError, match=r"flat/train has no class folders with images"):
+        load(tmp_path / "flat")
+
+
+def test_one_name_in_two_encodings_is_refused(one: Path, load: Callable[..., Dataset]) -> None:
+    (one / "rose").rename(one / "ros\u00e9")
+    (one / "tulip").rename(one / "rose\u0301")
+    with pytest.raises(UsageError, match=r"twice, in two encodings .*'ros(e\\u0301|\\xe9)' and 'ros(e\\u0301|\\xe9)'"):
+        load(one)
+
+
+@pytest.mark.parametrize("names", [("Rose", "rose"), ("rose", "\uff52\uff4f\uff53\uff45"), ("a rose", "a  rose")])
+def test_names_that_look_alike_are_said(one: Path, load: Callable[..., Dataset], names: tuple[str, str]) -> None:
+    for old in ("tulip", "rose"):
+        (one / old).rename(one / f"old {old}")
+    for old, new in zip(("old tulip", "old rose"), names, strict=True):
+        (one / old).rename(one / new)
+    found = load(one)
+    assert sorted(found.class_names) == sorted(names)
+    assert any("look alike, and count as two" in note for note in found.notes)
+
+
+def test_a_class_spelt_otherwise_in_another_split_is_shown(three: Path, load: Callable[..., Dataset]) -> None:
+    for split in SPLITS:
+        (three / split / "rose").rename(three / split / ("rose\u0301" if split == "val" else "ros\u00e9"))
+    with pytest.raises(
+        UsageError, match=r"in val/ but not in train/.*looks like 'ros\\xe9' and is spelt 'rose\\u0301'"
+    ):
+        load(three)
+
+
+def test_a_link_that_goes_round_is_refused(three: Path, load: Callable[..., Dataset]) -> None:
+    (three / "train/rose/deeper").mkdir()
+    (three / "train/rose/deeper/again").symlink_to("../deeper")
+    with pytest.raises(UsageError, match=r"deeper/again is a link to a folder that it lies in"):
+        load(three)
+
+
+def test_folders_may_lie_deeper_than_functions_may_call(tmp_path: Path) -> None:
+    depths = [str(tmp_path) + "/d" * depth for depth in range(1, 301)]
+    limit = sys.getrecursionlimit()
+    for path in depths:
+        os.mkdir(path)
+    try:
+        sys.setrecursionlimit(len(inspect.stack()) + 100)
+        assert list(files_below(tmp_path)) == []
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_a_file_that_became_a_pipe_is_named(three: Path, load: Callable[..., Dataset], tmp_path: Path) -> None:
+    load(three)
+    (three / "train/rose/0.png").unlink()
+    os.mkfifo(three / "train/rose/0.png")
+    assert load(three).notes == ("1 files that are not images were passed over (1 .png)",)
+
+
+def test_images_that_change_while_they_are_read_do_not_poison_the_cache(
+    three: Path,
+    load: Callable[..., Dataset],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_image: Callable[..., Path],
+) -> None:
+    contents = folder.image_contents
+
+    def changed_after(*arguments: Any) -> Any:
+        found = contents(*arguments)
+        write_image(three / "train/rose/0.png", 1234)
+        return found
+
+    monkeypatch.setattr(folder, "image_contents", changed_after)
+    with pytest.raises(UsageError, match=r"train/rose/0\.png changed while the dataset was read"):
+        load(three)
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    monkeypatch.undo()
+    found = load(three)
+    index = list(found.train.keys).index("train/rose/0.png")
+    with Image.open(three / "train/rose/0.png") as image:
+        assert abs(found.train.images[index].numpy().mean() - np.asarray(image).mean()) < 3
+
+
+def test_well_formed_folders_keep_the_fingerprints_of_earlier_versions(
+    tmp_path: Path, load: Callable[..., Dataset]
+) -> None:
+    """Stored at 9bcd100, of images that no library's version changes; and so does the split."""
+    for number in range(24):
+        path = tmp_path / "fixed" / ("rose", "tulip")[number % 2] / f"{number}.ppm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"P6\n2 2\n255\n" + bytes(range(number, number + 12)))
+    found = load(tmp_path / "fixed")
+    assert found.fingerprint == "328784bc6c57bb9d5b1b7f397314142cc0b886d3631f208d6d1ae2f559c90e3a"
+    assert found.split_checksum == "880f84da14a5216e84395c53846630ed5af0434e5f145f9f84e05cafc6e84649"
 
 
 def test_every_broken_image_is_named(three: Path, load: Callable[..., Dataset]) -> None:
@@ -217,18 +426,18 @@ def test_shares_out_of_range_are_refused(one: Path, load: Callable[..., Dataset]
 @given(
     st.lists(
         st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60).filter(
-            lambda name: not name.startswith(".") and name not in folder._IGNORED and len(name.encode()) <= 200
+            lambda name: not files.is_ignored(name) and len(name.encode()) <= 200
         ),
         min_size=2,
         max_size=4,
-        unique_by=str.lower,
+        unique_by=listing.look,
     )
 )
 @example(["-rf", "two  spaces ", " ", "=1+1", "Rosa \u2018Peace\u2019", "日本の桜"])
 def test_any_name_is_accepted(
     tmp_path: Path, load: Callable[..., Dataset], write_image: Callable[..., Path], names: list[str]
 ) -> None:
-    assume(not {name.lower() for name in names} & {alias for aliases in folder._ALIASES.values() for alias in aliases})
+    assume(not {name.lower() for name in names} & {alias for aliases in listing._ALIASES.values() for alias in aliases})
     root = tmp_path / "odd"
     shutil.rmtree(root, ignore_errors=True)
     for seed, name in enumerate(names):
@@ -337,7 +546,7 @@ def test_many_images_are_listed_in_reasonable_time(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for number in range(20):
             os.close(os.open(tmp_path / name / f"{number}.jpg", os.O_CREAT))
-    classes = folder._list(tmp_path, tmp_path).classes
+    classes = listing.list_classes(tmp_path, tmp_path).classes
     hashes = {path: path for paths in classes.values() for path in paths}
     splits = split_by_rule(classes, hashes, 0.2, 0.2, 0)
     assert sum(len(paths) for part in splits.values() for paths in part.values()) == 20_000

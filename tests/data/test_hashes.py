@@ -8,16 +8,22 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from encoded import photo, saved, tiff
+from PIL import Image
 
 from flowers_bench.data import hashes
-from flowers_bench.data.hashes import content_hashes, copies_note
+from flowers_bench.data.hashes import content_hashes, copies_note, image_contents
+from flowers_bench.data.levels import Levels
 from flowers_bench.data.threads import in_order
 from flowers_bench.errors import UsageError
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> list[str]:
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Three files that count as old enough to be remembered."""
+    monkeypatch.setattr(hashes, "SETTLED", 0)
     (tmp_path / "a b").mkdir()
     names = ["one", "a b/two", "empty"]
     for name in names:
@@ -29,9 +35,9 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     read: list[str] = []
     original = hashes._sha256
 
-    def counted(root: str, path: str) -> str:
-        read.append(path)
-        return original(root, path)
+    def counted(file: str) -> str:
+        read.append(file.rpartition("/")[2])
+        return original(file)
 
     monkeypatch.setattr(hashes, "_sha256", counted)
     return read
@@ -58,7 +64,9 @@ def test_only_changed_files_are_read_again(tmp_path: Path, files: list[str], mon
     assert found["one"] == hashlib.sha256(b"ONE").hexdigest()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"one": 1}', '{"one": [[1, 2, 3]]}', "null"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"one": 1}', '{"one": [[1, 2, 3]]}', "null", '{"one": [[1, 2, 3], "zz"]}', '{"one": [[1, 2, 3], 4]}']
+)  # fmt: skip
 def test_a_damaged_memory_is_forgotten(tmp_path: Path, files: list[str], content: str) -> None:
     expected = content_hashes(tmp_path, files, tmp_path / "cache")
     (memory,) = (tmp_path / "cache").iterdir()
@@ -69,6 +77,42 @@ def test_a_damaged_memory_is_forgotten(tmp_path: Path, files: list[str], content
 def test_a_missing_file_is_named(tmp_path: Path, files: list[str]) -> None:
     with pytest.raises(UsageError, match="gone is missing or cannot be read: No such file"):
         content_hashes(tmp_path, [*files, "gone"], tmp_path / "cache")
+
+
+def test_a_file_that_was_just_written_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be written once more within one tick of the clock, and its times would not change."""
+    (tmp_path / "one").write_text("one")
+    content_hashes(tmp_path, ["one"], tmp_path / "cache")
+    read = count_reads(monkeypatch)
+    content_hashes(tmp_path, ["one"], tmp_path / "cache")
+    assert read == ["one"]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for read in (content_hashes, image_contents):
+        with pytest.raises(UsageError, match="pipe is a pipe, socket or device"):
+            read(tmp_path, ["pipe"], tmp_path / "cache")
+
+
+def test_what_is_known_of_images_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashes, "SETTLED", 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    written = {
+        "plain": saved(photo(), "PNG"),
+        "deep": tiff(np.full((2, 2), 1.5, np.float32)),
+        "turned": saved(photo(), "TIFF", exif=exif),
+        "damaged": saved(photo(), "TIFF")[:100],
+    }
+    for name, content in written.items():
+        (tmp_path / name).write_bytes(content)
+    first = image_contents(tmp_path, list(written), tmp_path / "cache")
+    monkeypatch.setattr(hashes, "_row", lambda file: pytest.fail("read again"))
+    assert image_contents(tmp_path, list(written), tmp_path / "cache") == first
+    assert [first[name].sha256 for name in written] == [hashlib.sha256(c).hexdigest() for c in written.values()]
+    assert first["deep"].facts.levels == Levels("float", 1.5, 1.5)
+    assert [first[name].facts.turned for name in written] == [False, False, True, False]
 
 
 def test_copies_across_splits_are_said() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -211,6 +213,33 @@ def test_repeats_bit_for_bit() -> None:
 def test_wrong_arguments_are_refused(change: dict[str, object]) -> None:
     with pytest.raises((ValueError, TypeError, RuntimeError)):
         deform_conv2d(**{**arguments(dtype=torch.float32), **change})
+
+
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+@pytest.mark.parametrize(
+    "one",
+    [np.int64(1), np.uint8(1), True, torch.tensor(1), (np.int32(1), 1), [np.int64(1)], np.array([1, 1]), torch.ones(2, dtype=torch.int64), range(1, 2)],
+    ids=repr,
+)  # fmt: skip
+def test_any_kind_of_integer_is_an_integer(name: str, one: object) -> None:
+    """Whatever torchvision takes, and integers of torch and NumPy alone or in pairs."""
+    plain = arguments(**{name: 1}, dtype=torch.float32)
+    torch.testing.assert_close(deform_conv2d(**{**plain, name: one}), deform_conv2d(**plain), rtol=0, atol=0)
+    assert getattr(DeformConv2d(2, 2, 3, **{name: one}), name) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation", "kernel_size"])
+@pytest.mark.parametrize(
+    "wrong", [None, 1.0, np.float32(1), (1.0, 1.0), (1, None), "1", "11", b"11", [], [1, 1, 1], {1: 1}, {1}, 2**70, -(2**70), torch.tensor(1.0), ((1, 1), (1, 1)), object, 1j, itertools.repeat(1)],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_integer_is_refused_by_the_arguments_name(name: str, wrong: object) -> None:
+    words = f"Expected argument `{name}` to be one or two integers, but got"
+    if name != "kernel_size":
+        with pytest.raises(RuntimeError, match=words):
+            deform_conv2d(**{**arguments(dtype=torch.float32), name: wrong})
+    with pytest.raises(RuntimeError, match=words):
+        DeformConv2d(2, 2, **{"kernel_size": 3, name: wrong})
 
 
 def test_state_dicts_of_torchvisions_module_load_and_agree() -> None:

@@ -284,7 +284,7 @@ def show(
 @app.command()
 def predict(
     trial: Annotated[str, typer.Argument(help="A trial id, or its beginning")],
-    images: Annotated[list[Path], typer.Argument(help="Image files")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them")],
     top: Annotated[int, typer.Option(min=1, help="How many classes")] = 5,
     format: Annotated[str, typer.Option(help="text or json")] = "text",
     out: Out = "runs",
@@ -292,7 +292,7 @@ def predict(
     """What a finished trial's model sees in pictures: the likeliest classes, with calibrated probabilities."""
     from flowers_bench.cli import predict as command
 
-    command.predict(trial, images, top, format, _folder(out))
+    raise typer.Exit(command.predict(trial, images, top, format, _folder(out)))
 
 
 @app.command()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench.errors import printable, unknown_name
+from flowers_bench.cli import FAILED
+from flowers_bench.errors import UsageError, printable, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,27 +17,37 @@ if TYPE_CHECKING:
 FORMATS = ("text", "json")
 
 
-def predict(trial: str, images: Sequence[Path], top: int, format: str, out: Path) -> None:
-    """Print the `top` classes of each image with their probabilities.
+def predict(trial: str, images: Sequence[Path], top: int, format: str, out: Path) -> int:
+    """Print the `top` classes of each image, and of each in a folder, with their probabilities; the exit code.
+
+    Images that cannot be read are named on stderr, and the others predicted all the same.
+
+    Returns:
+        0, or `FAILED` where some image could not be read.
 
     Raises:
-        UsageError: no such trial, or images that cannot be read, all of them named.
+        UsageError: no such trial, a folder without images, or none of the images can be read.
     """
     from flowers_bench.store import Store
 
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
     folder = Store(out).find_trained(trial)
-    pixels = _decoded(images, folder.config()["recipe"]["image_size"])
+    paths = _listed(images)
+    pixels = _decoded(paths, folder.config())
     import torch
 
     from flowers_bench.training.trained import Trained
 
+    readable = [(path, array) for path, array in zip(paths, pixels, strict=True) if not isinstance(array, UsageError)]
+    failures = [str(error) for error in pixels if isinstance(error, UsageError)]
+    if not readable:
+        raise UsageError("\n".join(failures))
     trained = Trained.load(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    probabilities = trained.probabilities(torch.from_numpy(array.copy()).permute(2, 0, 1) for array in pixels)
+    probabilities = trained.probabilities(torch.from_numpy(array.copy()).permute(2, 0, 1) for _, array in readable)
     records = [
         {"image": str(path), "calibrated": trained.temperature is not None, "predictions": _top(row, trained, top)}
-        for path, row in zip(images, probabilities, strict=True)
+        for (path, _), row in zip(readable, probabilities, strict=True)
     ]
     if format == "json":
         from flowers_bench.report.numbers import json_text
@@ -42,14 +55,42 @@ def predict(trial: str, images: Sequence[Path], top: int, format: str, out: Path
         print(json_text(records))
     else:
         _print(records)
+    for failure in failures:
+        sys.stderr.write(f"error: {printable(failure)}\n")
+    return FAILED if failures else 0
 
 
-def _decoded(images: Sequence[Path], image_size: int) -> list[Any]:
-    """Before the model is loaded, so that a bad image is said at once."""
-    from flowers_bench.data.decode import decode_images
+def _listed(images: Sequence[Path]) -> list[Path]:
+    """The files, and in place of each folder the images below it."""
+    from flowers_bench.data.files import images_below
+
+    return [path for given in images for path in (images_below(given) if os.path.isdir(given) else [given])]
+
+
+def _decoded(images: Sequence[Path], config: Mapping[str, Any]) -> list[np.ndarray | UsageError]:
+    """Each image, or why it cannot be read; before the model is loaded, so that a bad one is said at once.
+
+    Images of more than 8 bits are scaled by the rule of the dataset that the trial was trained on. If that had no such
+    images, the full range of their format counts, and those that use little of it are named.
+    """
+    from flowers_bench.data.decode import decode_image, facts_of
+    from flowers_bench.data.levels import scales_from, unlikely_scale
     from flowers_bench.data.pixels import stored_side
+    from flowers_bench.data.threads import in_order
 
-    return list(decode_images(images, stored_side(image_size)))
+    scales, side = scales_from(config["dataset"]), stored_side(config["recipe"]["image_size"])
+
+    def attempt(path: Path) -> np.ndarray | UsageError:
+        try:
+            pixels = decode_image(path, side, scales)
+        except UsageError as error:
+            return error
+        levels = facts_of(path).levels
+        if levels and (doubt := unlikely_scale(levels, scales)):
+            sys.stderr.write(printable(f"note: image {path} {doubt}\n"))
+        return pixels
+
+    return list(in_order(attempt, images))
 
 
 def _top(row: np.ndarray, trained: Any, top: int) -> list[dict[str, Any]]:

@@ -67,6 +67,8 @@ class Dataset:
         split_checksum: SHA-256 over (split, key, label) of all images: the split alone, whatever the pixels.
         resolution: the images' size in words, such as "64x64" or "shortest side 256".
         notes: what must be said wherever a number from this dataset is printed.
+        grey_levels: of images of more than 8 bits a sample, which values are black and white, by the kind of image; empty
+            for others.
         factor_sweeps: test images made again with one nuisance factor set: by factor, then by value, weakest first;
             under the keys of the test images that they are. Empty for photographs.
     """
@@ -80,6 +82,7 @@ class Dataset:
     split_checksum: str
     resolution: str
     notes: Sequence[str] = ()
+    grey_levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     factor_sweeps: Mapping[str, Mapping[float, Split]] = field(default_factory=dict)
 
     @property
@@ -88,6 +91,7 @@ class Dataset:
 
     def facts(self) -> dict[str, Any]:
         """The dataset as it stands in a result: plain JSON values."""
+        levels = {kind: list(pair) for kind, pair in self.grey_levels.items()}
         return {
             "name": self.name,
             "classes": self.num_classes,
@@ -98,6 +102,7 @@ class Dataset:
             "split_checksum": self.split_checksum,
             "resolution": self.resolution,
             "notes": list(self.notes),
+            **({"grey_levels": levels} if levels else {}),
         }
 
 

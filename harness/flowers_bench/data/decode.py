@@ -6,15 +6,30 @@ would then depend on the version installed. Each image is decoded once, on all c
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowers_bench.data.files import read_image
+from flowers_bench.data.integrity import Damaged, check_whole
+from flowers_bench.data.levels import (
+    COLOUR,
+    Header,
+    Levels,
+    NoScale,
+    Scales,
+    levels_of,
+    read_header,
+    scales_of,
+    to_bytes,
+)
 from flowers_bench.data.threads import in_order
 from flowers_bench.errors import UsageError
 
@@ -22,32 +37,79 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 #: Part of the cache's key: bump it when any pixel would change.
-DECODER = "decode-2"
+DECODER = "decode-3"
 #: Larger images are refused before they are decoded: a small file can claim to be a huge picture. Pillow's own limit.
 MAX_PIXELS = 89_478_485
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 #: What may be inside. Pillow knows many more, of which EPS starts an interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+#: How files begin whose samples may have more than 8 bits; the others need no second look.
+_MAY_BE_DEEP = (b"\x89PNG", b"II", b"MM", b"P")
 _ORIENTATION = 0x0112
 #: So many unreadable images are named in one message.
 _NAMED = 10
 
+Path = str | os.PathLike[str]
 
-def decode_images(paths: Sequence[str | os.PathLike[str]], shortest_side: int) -> Iterator[NDArray[np.uint8]]:
-    """All images in order, decoded on all cores; see `decode_image`.
 
-    Raises:
-        UsageError: some image cannot be read. The others are tried all the same, so that one message names them all.
+@dataclass(frozen=True)
+class ImageFacts:
+    """What must be known of an image before it is decoded.
+
+    Attributes:
+        levels: its range, of more than 8 bits a sample; else None.
+        turned: whether it is a TIFF that does not stand upright. Up to `decode-2`, these were turned twice.
     """
 
-    def attempt(path: str | os.PathLike[str]) -> NDArray[np.uint8] | UsageError:
+    levels: Levels | None = None
+    turned: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether `decode-2` made other pixels of it, whatever the rule for its colours."""
+        return self.turned or (self.levels is not None and self.levels.kind != COLOUR)
+
+
+ORDINARY = ImageFacts()
+
+
+def image_facts(content: bytes) -> ImageFacts:
+    """The facts of an image file; `ORDINARY` for one that cannot be read, which is refused where it is decoded."""
+    if not content.startswith(_MAY_BE_DEEP):
+        return ORDINARY
+    try:
+        with _opened("", content) as image:
+            header = read_header(content, image)
+            turned = image.format == "TIFF" and _orientation(image) != 1
+            return ImageFacts(levels_of(image, header) if header else None, turned)
+    except UsageError:
+        return ORDINARY
+
+
+def decode_images(
+    paths: Sequence[Path], shortest_side: int, scales: Scales | None = None, hashes: Sequence[str] | None = None
+) -> Iterator[NDArray[np.uint8]]:
+    """All images in order, decoded on all cores; see `decode_image`.
+
+    Args:
+        scales: as for `decode_image`; None: one rule for these images, for which they are read twice.
+        hashes: the SHA-256 that each file must have, hexadecimal: what is hashed here is what is decoded.
+
+    Raises:
+        UsageError: some image cannot be read, or has changed. The others are tried all the same, so that one message
+            names them all.
+    """
+    if scales is None:
+        scales = scales_of(facts.levels for facts in in_order(facts_of, paths) if facts.levels)
+
+    def attempt(item: tuple[Path, str | None]) -> NDArray[np.uint8] | UsageError:
         try:
-            return decode_image(path, shortest_side)
+            return _decoded(*item, shortest_side, scales)
         except UsageError as error:
             return error
 
     failures: list[UsageError] = []
-    for result in in_order(attempt, paths):
+    expected: Sequence[str | None] = hashes if hashes is not None else [None] * len(paths)
+    for result in in_order(attempt, zip(paths, expected, strict=True)):
         if isinstance(result, UsageError):
             failures.append(result)
         elif not failures:
@@ -57,35 +119,73 @@ def decode_images(paths: Sequence[str | os.PathLike[str]], shortest_side: int) -
         raise UsageError("\n".join([*map(str, failures[:_NAMED]), *more]))
 
 
-def decode_image(path: str | os.PathLike[str], shortest_side: int) -> NDArray[np.uint8]:
-    """The image as uint8 RGB (H, W, 3): EXIF rotation applied, first frame of an animation, CMYK, palette, grey and
-    16-bit converted, transparency laid on white, its shortest side reduced (never enlarged) to `shortest_side` with
-    an antialiased bilinear filter.
+def decode_image(path: Path, shortest_side: int, scales: Scales | None = None) -> NDArray[np.uint8]:
+    """The image as uint8 RGB (H, W, 3): EXIF rotation applied, first frame of an animation, CMYK, palette, grey, 16-bit
+    and floating-point converted, transparency laid on white, its shortest side reduced (never enlarged) to
+    `shortest_side` with an antialiased bilinear filter.
+
+    Args:
+        scales: what is black and white in images of more than 8 bits, for the dataset that this one belongs to; None:
+            what this image alone tells.
 
     Raises:
-        UsageError: the file is missing, empty, truncated, no image, or larger than `MAX_PIXELS`; names the file.
+        UsageError: the file is missing, empty, damaged, truncated, no image, larger than `MAX_PIXELS` or `MAX_BYTES`,
+            or nothing says which of its values is white; names the file.
     """
+    if scales is None:
+        facts = facts_of(path)
+        scales = scales_of([facts.levels] if facts.levels else [])
+    return _decoded(path, None, shortest_side, scales)
+
+
+def facts_of(path: Path) -> ImageFacts:
+    """`image_facts` of a file; `ORDINARY` for one that cannot be read."""
+    try:
+        return image_facts(read_image(path))
+    except UsageError:
+        return ORDINARY
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height as they are stored, in pixels. Raises `UsageError` as `decode_image` does."""
+    with _opened(path, read_image(path)) as image:
+        return image.size
+
+
+def _decoded(path: Path, expected: str | None, shortest_side: int, scales: Scales) -> NDArray[np.uint8]:
+    content = read_image(path)
+    if not content:
+        raise UsageError(f"image {path} is empty (0 bytes). Remove or replace it.")
+    if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+        raise UsageError(f"image {path} changed while the dataset was read. Run the command again.")
+    with _opened(path, content) as image:
+        return _pixels(image, read_header(content, image), shortest_side, scales)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, content: bytes) -> Iterator[Image]:
+    """The file as a Pillow image that is whole, its pixels not decoded. Whatever goes wrong is a `UsageError`."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        content = Path(path).read_bytes()
-        if not content:
-            raise UsageError(f"image {path} is empty (0 bytes). Remove or replace it.")
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UsageError(f"image {path} is {image.width} x {image.height}: more than {MAX_PIXELS:,} pixels.")
-            return _pixels(image, shortest_side)
+            check_whole(content, image)
+            yield image
     except UsageError:
         raise
     except UnidentifiedImageError:
         raise UsageError(f"image {path} is not an image that can be read. Remove or replace it.") from None
+    except (Damaged, NoScale) as error:
+        raise UsageError(f"image {path} cannot be read: {error}. Remove or replace it.") from None
     except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error, ...
         raise UsageError(
             f"image {path} cannot be read ({type(error).__name__}: {error}). Remove or replace it."
         ) from error
 
 
-def _pixels(image: Image, shortest_side: int) -> NDArray[np.uint8]:
+def _pixels(image: Image, header: Header | None, shortest_side: int, scales: Scales) -> NDArray[np.uint8]:
     from PIL.Image import Resampling, Transpose
 
     # Lets the JPEG decoder itself reduce by 2, 4 or 8, to no less than twice what is wanted.
@@ -99,8 +199,8 @@ def _pixels(image: Image, shortest_side: int) -> NDArray[np.uint8]:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    orientation = _orientation(image)
-    rgb = _to_rgb(image)
+    orientation = 1 if image.format == "TIFF" else _orientation(image)  # Pillow turns TIFFs, and only these, itself
+    rgb = _to_rgb(image, header, scales)
     if min(rgb.size) > shortest_side:
         height, width = _reduced(rgb.height, rgb.width, shortest_side)
         rgb = rgb.resize((width, height), Resampling.BILINEAR)
@@ -123,20 +223,13 @@ def _orientation(image: Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _to_rgb(image: Image) -> Image:
+def _to_rgb(image: Image, header: Header | None, scales: Scales) -> Image:
     from PIL.Image import alpha_composite, fromarray, new
 
-    if image.mode.startswith("I") or image.mode == "F":  # Pillow's own conversion clips these to white
-        image = fromarray(_to_bytes(np.asarray(image, np.float64), sixteen_bit=";16" in image.mode))
+    # Pillow's own conversion clips grey levels above 255 to white; of colours it takes the upper bytes.
+    if header is not None and (header.kind != COLOUR or COLOUR in scales):
+        image = fromarray(to_bytes(image, header, scales))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = alpha_composite(new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")
-
-
-def _to_bytes(values: NDArray[np.float64], *, sixteen_bit: bool) -> NDArray[np.uint8]:
-    """Grey levels of unknown range as uint8: the file does not say whether 1, 255 or 65535 is white."""
-    values = np.nan_to_num(values)
-    highest = 65535.0 if sixteen_bit else values.max()
-    top = next((top for top in (1.0, 255.0, 65535.0) if highest <= top), highest)
-    return (values / top * 255).round().clip(0, 255).astype(np.uint8)

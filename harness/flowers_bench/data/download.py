@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import shutil
 import tarfile
 import urllib.error
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from flowers_bench.data.dataset import Progress, silent
+from flowers_bench.data.files import open_regular
 from flowers_bench.errors import UsageError
 
 _BLOCK = 1 << 20
@@ -57,7 +59,9 @@ def fetch(url: str, target: Path, md5: str, progress: Progress = silent, timeout
         raise UsageError(f"{url} could not be downloaded ({_reason(error)}).") from error
 
 
-def unpack(archive: Path, folder: Path, member: str, count: int, progress: Progress = silent) -> None:
+def unpack(
+    archive: Path, folder: Path, member: str, count: int, progress: Progress = silent, md5: str | None = None
+) -> None:
     """Unpack a tar file and put its top folder `member` to `folder`, which appears only when it is whole.
 
     Args:
@@ -66,18 +70,23 @@ def unpack(archive: Path, folder: Path, member: str, count: int, progress: Progr
         member: the folder inside the archive.
         count: how many files are expected, for progress.
         progress: shown while unpacking.
+        md5: hexadecimal, of the archive: of the bytes that are unpacked, however the file was before.
 
     Raises:
-        UsageError: the archive is damaged, lacks `member`, holds a path that climbs out of it, or the disk is full.
+        UsageError: the archive is damaged, has another checksum, lacks `member`, holds a path that climbs out of it, or the disk is full.
     """
     if not hasattr(tarfile, "data_filter"):
         raise UsageError("unpacking safely needs Python >= 3.10.12 (3.11.4, 3.12). Update Python, or unpack by hand.")
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     try:
-        with tarfile.open(archive) as tar:
-            for entry in progress(tar, f"unpacking {archive.name}", count):
-                tar.extract(entry, temporary, filter="data")
+        with open_regular(archive, "archive") as stream:
+            hashed = _Hashed(stream)
+            with tarfile.open(fileobj=hashed, mode="r|*") as tar:
+                for entry in progress(tar, f"unpacking {archive.name}", count):
+                    tar.extract(entry, temporary, filter="data")
+            if md5 is not None and (found := hashed.md5()) != md5:
+                raise UsageError(f"{archive} has a wrong checksum (MD5 {found}, {md5} expected).")
         (temporary / member).rename(folder)
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{archive} cannot be unpacked ({_reason(error)}).") from error
@@ -85,17 +94,39 @@ def unpack(archive: Path, folder: Path, member: str, count: int, progress: Progr
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+class _Hashed(io.RawIOBase):
+    """A stream that hashes what is read from it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._digest = hashlib.md5(usedforsecurity=False)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        block = self._stream.read(size)
+        self._digest.update(block)
+        return block
+
+    def md5(self) -> str:
+        """Of the whole stream, hexadecimal: reads what is left of it."""
+        while self.read(_BLOCK):
+            pass
+        return self._digest.hexdigest()
+
+
 def has_md5(path: Path, md5: str) -> bool:
     """Whether the file is there and has this checksum (hexadecimal)."""
     try:
         return _md5(path) == md5
-    except OSError:
+    except (OSError, UsageError):
         return False
 
 
 def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as stream:
+    with open_regular(path, "file") as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()

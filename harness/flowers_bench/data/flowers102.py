@@ -1,30 +1,28 @@
 """Oxford Flowers102 (Nilsback & Zisserman 2008): 8,189 photographs, the official split of 1,020 / 1,020 / 6,149.
 
-torchvision knows the files, their addresses and MD5 sums, and reads the split; this module adds a download that can
-be interrupted, the cache, the checks, and errors that say what to do where there is no network.
+torchvision knows the files, their addresses and MD5 sums; this module adds a download that can be interrupted, the
+cache, the checks, and errors that say what to do where there is no network.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock
 
 from flowers_bench.data.cache import CachedImages, Slice, cached_images
 from flowers_bench.data.dataset import DataRequest, Dataset, Progress, Split, silent, split_checksum
-from flowers_bench.data.decode import DECODER, decode_images
+from flowers_bench.data.decode import DECODER, decode_images, image_size
 from flowers_bench.data.download import fetch, has_md5, unpack
+from flowers_bench.data.files import open_regular
 from flowers_bench.data.hashes import content_hashes, copies_note
 from flowers_bench.errors import UsageError
-
-if TYPE_CHECKING:
-    from torchvision.datasets import Flowers102
 
 COUNTS = {"train": 1020, "val": 1020, "test": 6149}
 #: Below this median, in pixels, a copy of the photographs is called small in every result.
@@ -140,6 +138,10 @@ CLASS_NAMES = tuple(_NAMES.splitlines())
 _FOLDER = "flowers-102"
 _LISTS = ("imagelabels.mat", "setid.mat")
 _ARCHIVE = "102flowers.tgz"
+#: More than the lists have.
+_LIST_BYTES = 1 << 20
+#: The splits' names in `setid.mat`.
+_SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
 #: Seconds without a single byte after which a download is given up.
 STALL_SECONDS = 60.0
 #: Bytes. What is left of a failed download waits for the next attempt, unless it is hardly anything.
@@ -160,8 +162,7 @@ def load(request: DataRequest) -> Dataset:
     root = _root(request.path) if request.path else request.cache_dir
     if request.path is None:
         install(root, _urls(), request.progress)
-    _check_lists(root)
-    splits = {name: _read_split(root, name) for name in COUNTS}
+    splits = _read_splits(_read_lists(root))
     names = [key for keys, _ in splits.values() for key in keys]
     jpg = root / _FOLDER / "jpg"
     hashes = content_hashes(jpg, names, request.cache_dir, request.progress, "Flowers102")
@@ -225,7 +226,7 @@ def _install(
             place[name] = base / name if has_md5(base / name, md5) else staging / name
             fetch(url, place[name], md5, progress, stall_seconds)
         if needs_images:
-            unpack(place[_ARCHIVE], staging / "jpg", "jpg", sum(COUNTS.values()), progress)
+            unpack(place[_ARCHIVE], staging / "jpg", "jpg", sum(COUNTS.values()), progress, files[_ARCHIVE][1])
         base.mkdir(exist_ok=True)
         for name in (*_LISTS, "jpg"):
             if (staging / name).exists():
@@ -258,28 +259,39 @@ def _by_hand(root: Path, files: Mapping[str, tuple[str, str]]) -> str:
     )
 
 
-def _check_lists(root: Path) -> None:
-    """The split and the labels are the official ones, byte for byte; the images are there at all."""
+def _read_lists(root: Path) -> dict[str, bytes]:
+    """The split and the labels, which are the official ones, byte for byte; the images are there at all."""
     files = _urls()
     base = root / _FOLDER
+    lists = {}
     for name in _LISTS:
-        if not has_md5(base / name, files[name][1]):
-            what = "has a wrong checksum" if (base / name).is_file() else "is missing"
-            raise UsageError(f"{base / name} {what} (MD5 {files[name][1]} expected).\n{_by_hand(root, files)}")
+        try:
+            with open_regular(base / name, "file") as stream:
+                lists[name] = stream.read(_LIST_BYTES)
+        except UsageError as error:
+            raise UsageError(f"{error}\n{_by_hand(root, files)}") from error
+        if hashlib.md5(lists[name], usedforsecurity=False).hexdigest() != files[name][1]:
+            raise UsageError(
+                f"{base / name} has a wrong checksum (MD5 {files[name][1]} expected).\n{_by_hand(root, files)}"
+            )
     if not (base / "jpg").is_dir():
         mend = f"Unpack {base / _ARCHIVE} there." if (base / _ARCHIVE).exists() else _by_hand(root, files)
         raise UsageError(f"{base / 'jpg'} is missing.\n{mend}")
+    return lists
 
 
-def _read_split(root: Path, name: str) -> tuple[list[str], list[int]]:
-    """File names and labels (from 0) of one official split."""
-    from torchvision.datasets import Flowers102
+def _read_splits(lists: Mapping[str, bytes]) -> dict[str, tuple[list[str], list[int]]]:
+    """File names and labels (from 0) of the official splits."""
+    from scipy.io import loadmat
 
-    found: Flowers102 = Flowers102(root, split=name, download=False)
-    keys = [file.name for file in found._image_files]
-    if len(keys) != COUNTS[name]:
-        raise UsageError(f"{root / _FOLDER / 'setid.mat'} lists {len(keys)} {name} images, not {COUNTS[name]}.")
-    return keys, [int(label) for label in found._labels]
+    labels, numbers = (loadmat(io.BytesIO(lists[name]), squeeze_me=True) for name in _LISTS)
+    return {
+        split: (
+            [f"image_{number:05d}.jpg" for number in numbers[name]],
+            [int(labels["labels"][number - 1]) - 1 for number in numbers[name]],
+        )
+        for split, name in _SPLITS.items()
+    }
 
 
 def _cached(request: DataRequest, jpg: Path, names: Sequence[str], hashes: Mapping[str, str]) -> CachedImages:
@@ -287,7 +299,9 @@ def _cached(request: DataRequest, jpg: Path, names: Sequence[str], hashes: Mappi
         request.cache_dir,
         "flowers102",
         _digest(f"{DECODER} flowers102 {request.stored_side}", names, hashes),
-        lambda: decode_images([os.path.join(jpg, name) for name in names], request.stored_side),
+        lambda: decode_images(
+            [os.path.join(jpg, name) for name in names], request.stored_side, {}, [hashes[name] for name in names]
+        ),
         len(names),
         request.progress,
     )
@@ -312,13 +326,7 @@ def _slices(images: CachedImages, splits: Mapping[str, tuple[list[str], list[int
 
 def _size_note(jpg: Path, names: Sequence[str]) -> list[str]:
     """What to say where these are small copies of the photographs."""
-    from PIL import Image
-
-    sides = []
-    for name in names[::41]:
-        with Image.open(jpg / name) as image:
-            sides.append(min(image.size))
-    side = int(np.median(sides))
+    side = int(np.median([min(image_size(jpg / name)) for name in names[::41]]))
     if side >= SMALL:
         return []
     return [

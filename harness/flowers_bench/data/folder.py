@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
 from typing import Any
@@ -20,27 +19,11 @@ import numpy as np
 
 from flowers_bench.data.cache import CachedImages, Selection, cached_images
 from flowers_bench.data.dataset import DataRequest, Dataset, Split, split_checksum
-from flowers_bench.data.decode import DECODER, EXTENSIONS, decode_images
-from flowers_bench.data.hashes import content_hashes, copies_note
+from flowers_bench.data.decode import DECODER, decode_images
+from flowers_bench.data.hashes import Content, copies_note, image_contents
+from flowers_bench.data.levels import Scales, notes_on_levels, scales_of
+from flowers_bench.data.listing import Classes, find_splits, list_classes, look, notes_on_files
 from flowers_bench.errors import UsageError
-
-_ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-#: Left by file managers and archivers; hidden files (a leading dot) are ignored as well.
-_IGNORED = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX"})
-
-#: Relative paths by class name, in order.
-Classes = dict[str, list[str]]
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """Relative paths by class name, in order, and how many other files were passed over."""
-
-    classes: Classes
-    passed_over: int
-
-    def paths(self) -> list[str]:
-        return [path for paths in self.classes.values() for path in paths]
 
 
 def load(request: DataRequest) -> Dataset:
@@ -50,21 +33,22 @@ def load(request: DataRequest) -> Dataset:
         raise UsageError("--data folder: name the folder itself, such as --data ../my/images.")
     options = _parse(request.options)
     try:
-        given = _split_folders(root)
-        listings = {split: _list(root / folder, root) for split, folder in (given or {"": "."}).items()}
+        layout = find_splits(root)
+        listings = {split: list_classes(root / folder, root) for split, folder in (layout.splits or {"": "."}).items()}
     except OSError as error:
         raise UsageError(f"cannot read {error.filename or root}: {error.strerror}.") from error
     found = [path for listing in listings.values() for path in listing.paths()]
-    hashes = content_hashes(root, found, request.cache_dir, request.progress, "images")
-    notes = _passed_over(sum(listing.passed_over for listing in listings.values()))
-    if given:
+    contents = image_contents(root, found, request.cache_dir, request.progress)
+    hashes = {path: content.sha256 for path, content in contents.items()}
+    notes = notes_on_files(layout, listings.values())
+    if layout.splits:
         splits = {split: listing.classes for split, listing in listings.items()}
     else:
         splits = split_by_rule(listings[""].classes, hashes, options["val"], options["test"], options["split_seed"])
         notes.append(f"split by rule: val {options['val']}, test {options['test']}, split_seed {options['split_seed']}")
     _check_classes(root, splits)
     notes += copies_note({s: {hashes[p] for p in _listed(splits[s])} for s in splits}) + _uneven(splits)
-    return _dataset(request, root, splits, hashes, notes)
+    return _dataset(request, root, splits, contents, notes)
 
 
 def split_by_rule(
@@ -110,7 +94,7 @@ def _at_least_one(count: int, in_test: int, in_val: int) -> tuple[int, int]:
 
 
 def _dataset(
-    request: DataRequest, root: Path, splits: Mapping[str, Classes], hashes: Mapping[str, str], notes: list[str]
+    request: DataRequest, root: Path, splits: Mapping[str, Classes], contents: Mapping[str, Content], notes: list[str]
 ) -> Dataset:
     names = sorted(splits["train"])
     label = {name: number for number, name in enumerate(names)}
@@ -122,7 +106,9 @@ def _dataset(
         for split, classes in splits.items()
     }
     paths = sorted(path for keys, _ in listing.values() for path in keys)
-    images = _cached(request, root, paths, hashes)
+    levels = [content.facts.levels for content in contents.values() if content.facts.levels]
+    scales = scales_of(levels)
+    images = _cached(request, root, paths, contents, scales)
     position = {path: number for number, path in enumerate(paths)}
     parts = {
         split: Split(
@@ -136,39 +122,54 @@ def _dataset(
         test=parts["test"],
         name=root.resolve().name,
         class_names=names,
-        fingerprint=_fingerprint(listing, hashes, request.stored_side),
+        fingerprint=_fingerprint(listing, contents, scales, request.stored_side),
         split_checksum=split_checksum(listing),
         resolution=f"shortest side at most {request.stored_side}",
-        notes=tuple(notes),
+        notes=tuple(notes + notes_on_levels(levels, scales)),
+        grey_levels={kind: (scale.black, scale.white) for kind, scale in scales.items()},
     )
 
 
 def _fingerprint(
-    listing: Mapping[str, tuple[list[str], list[int]]], hashes: Mapping[str, str], stored_side: int
+    listing: Mapping[str, tuple[list[str], list[int]]],
+    contents: Mapping[str, Content],
+    scales: Scales,
+    stored_side: int,
 ) -> str:
     digest = hashlib.sha256(f"folder {stored_side}".encode())
     for split in ("train", "val", "test"):
         entries = zip(*listing[split], strict=True)
-        lines = [f"[{quoted(split)}, {quoted(path)}, {label}, {quoted(hashes[path])}]" for path, label in entries]
+        lines = [
+            f"[{quoted(split)}, {quoted(path)}, {label}, {quoted(contents[path].sha256)}]" for path, label in entries
+        ]
         digest.update("".join(lines).encode())
+    if scales or any(content.facts.changed for content in contents.values()):
+        digest.update(f"{DECODER} {_scales_text(scales)}".encode())
     return digest.hexdigest()
 
 
-def _cached(request: DataRequest, root: Path, paths: list[str], hashes: Mapping[str, str]) -> CachedImages:
+def _cached(
+    request: DataRequest, root: Path, paths: list[str], contents: Mapping[str, Content], scales: Scales
+) -> CachedImages:
     """All images in the order of `paths`. The split is no part of the key: another one reads the same cache."""
-    digest = hashlib.sha256(f"{DECODER} {request.stored_side}".encode())
-    for path in paths:
-        digest.update(bytes.fromhex(hashes[path]))
+    digest = hashlib.sha256(f"{DECODER} {request.stored_side}{_scales_text(scales)}".encode())
+    hashes = [contents[path].sha256 for path in paths]
+    for content in hashes:
+        digest.update(bytes.fromhex(content))
     place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
     return cached_images(
         request.cache_dir,
         f"images-{place}-{request.stored_side}",
         digest.hexdigest(),
-        lambda: decode_images([os.path.join(root, path) for path in paths], request.stored_side),
+        lambda: decode_images([os.path.join(root, path) for path in paths], request.stored_side, scales, hashes),
         len(paths),
         request.progress,
         supersedes=True,
     )
+
+
+def _scales_text(scales: Scales) -> str:
+    return "".join(f" {kind} {scale.black!r} {scale.white!r}" for kind, scale in sorted(scales.items()))
 
 
 def _parse(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,78 +187,8 @@ def _parse(options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _split_folders(root: Path) -> dict[str, str]:
-    """The folder of each split, in whatever case, or nothing if there is none of them."""
-    with os.scandir(root) as entries:
-        present = sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
-    found = {}
-    for split, names in _ALIASES.items():
-        folders = [entry for entry in present if entry.name.lower() in names]
-        if len(folders) > 1:
-            both = " and ".join(f"{entry.name}/" for entry in folders)
-            raise UsageError(f"{root} has {both}. Keep one of them as the {split} split.")
-        for entry in folders:
-            _check_entry(entry, root)
-        found[split] = folders[0].name if folders else ""
-    if not any(found.values()):
-        return {}
-    missing = [split for split, name in found.items() if not name]
-    if missing:
-        have = ", ".join(f"{name}/" for name in found.values() if name)
-        raise UsageError(
-            f"{root} has {have} but no {', '.join(f'{s}/' for s in missing)}. All three are needed: validation chooses the checkpoint, and "
-            "the test split is read once. Move some images there, or put all class folders into one folder to be split by rule."
-        )
-    return found
-
-
-def _list(folder: Path, root: Path) -> _Listing:
-    """Images by class folder, sorted; hidden entries are ignored, links that leave `root` are refused."""
-    classes: Classes = {}
-    passed_over = 0
-    for entry in _visible(folder):
-        if not entry.is_dir():
-            passed_over += 1
-            continue
-        _check_entry(entry, root)
-        prefix = os.path.relpath(entry.path, root).replace(os.sep, "/")
-        files = _visible(entry.path)
-        images = [f for f in files if os.path.splitext(f.name)[1].lower() in EXTENSIONS and f.is_file()]
-        for file in images:
-            _check_entry(file, root)
-        passed_over += len(files) - len(images)
-        if not images:
-            raise UsageError(
-                f"class folder {entry.path} has no images ({', '.join(sorted(EXTENSIONS))}). Fill it or remove it."
-            )
-        classes[entry.name] = [f"{prefix}/{file.name}" for file in images]
-    if not classes:
-        raise UsageError(f"{folder} has no class folders with images. Expected {folder}/CLASS/IMAGE.jpg.")
-    return _Listing(classes, passed_over)
-
-
-def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
-    """The entries of a folder by name, without those that nobody means."""
-    with os.scandir(folder) as entries:
-        found = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _IGNORED]
-    return sorted(found, key=lambda entry: entry.name)
-
-
-def _check_entry(entry: os.DirEntry[str], root: Path) -> None:
-    try:
-        entry.name.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"the name {os.fsencode(entry.path)!r} is not UTF-8. Rename it.") from None
-    if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root.resolve()):
-        raise UsageError(f"{entry.path} is a link that leaves {root}. Copy what it points to, or remove it.")
-
-
 def _listed(classes: Classes) -> Iterable[str]:
     return (path for paths in classes.values() for path in paths)
-
-
-def _passed_over(count: int) -> list[str]:
-    return [f"{count} files that are not images in class folders were passed over"] if count else []
 
 
 def _check_classes(root: Path, splits: Mapping[str, Classes]) -> None:
@@ -271,8 +202,10 @@ def _check_classes(root: Path, splits: Mapping[str, Classes]) -> None:
             raise UsageError(f"{root} has too few different images for a {split} split: some class needs at least 3.")
         unseen = sorted(set(splits[split]) - train)
         if unseen:
+            near = next((name for name in train if look(name) == look(unseen[0])), None)
+            hint = f" It looks like {near!a} and is spelt {unseen[0]!a}: rename one of them." if near else ""
             raise UsageError(
-                f"class {unseen[0]!r} is in {split}/ but not in train/ ({len(unseen)} such classes): it cannot be learned."
+                f"class {unseen[0]!r} is in {split}/ but not in train/ ({len(unseen)} such classes): it cannot be learned.{hint}"
             )
 
 

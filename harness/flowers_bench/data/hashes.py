@@ -1,20 +1,38 @@
-"""SHA-256 of many files, remembered between runs, and what byte-identical copies mean for a split."""
+"""What files hold, remembered between runs: their SHA-256, and of images what must be known before they are decoded."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from flowers_bench.data.dataset import Progress, silent
+from flowers_bench.data.decode import ORDINARY, ImageFacts, image_facts
+from flowers_bench.data.files import check_regular, open_regular, read_image
+from flowers_bench.data.levels import Levels
 from flowers_bench.data.threads import in_order
 from flowers_bench.errors import UsageError
 from flowers_bench.store import write_atomically
 
+T = TypeVar("T")
+
 #: Size, time of the last write and of the last change of the entry (which, unlike the former, nobody can set).
 Stamp = list[int]
+#: Nanoseconds. What was written more recently may be written again without its times changing, and is not remembered.
+SETTLED = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an image file holds: its SHA-256 (hexadecimal), and what must be known before it is decoded."""
+
+    sha256: str
+    facts: ImageFacts = ORDINARY
 
 
 def content_hashes(
@@ -32,21 +50,16 @@ def content_hashes(
         name: what the files are, for people.
 
     Raises:
-        UsageError: a file is missing or cannot be read, by name; or `cache_dir` cannot be written.
+        UsageError: a file is missing, cannot be read or is no regular file, by name; or `cache_dir` cannot be written.
     """
-    memory = cache_dir / f"hashes-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]}.json"
-    remembered = _recall(memory)
-    base = os.fspath(root)
-    stamps = {path: _stamp(base, path) for path in paths}
-    known = {path: remembered[path] for path in paths if remembered.get(path, (None,))[0] == stamps[path]}
-    unknown = [path for path in paths if path not in known]
-    if unknown:
-        fresh = in_order(lambda path: _sha256(base, path), unknown)
-        for path, digest in zip(unknown, progress(fresh, f"reading {name}", len(unknown)), strict=True):
-            known[path] = (stamps[path], digest)
-    if known != remembered:
-        _remember(memory, known)
-    return {path: known[path][1] for path in paths}
+    return _remembered(_memory(cache_dir, "hashes", root), root, paths, _sha256, _digest, progress, name)
+
+
+def image_contents(
+    root: Path, paths: Sequence[str], cache_dir: Path, progress: Progress = silent, name: str = "images"
+) -> dict[str, Content]:
+    """As `content_hashes`, for images: also what must be known of all of them before one is decoded."""
+    return _remembered(_memory(cache_dir, "contents", root), root, paths, _row, _content, progress, name)
 
 
 def copies_note(splits: Mapping[str, Iterable[str]]) -> list[str]:
@@ -68,15 +81,48 @@ def copies_note(splits: Mapping[str, Iterable[str]]) -> list[str]:
     return notes
 
 
-def _recall(memory: Path) -> dict[str, tuple[Stamp, str]]:
+def _memory(cache_dir: Path, kind: str, root: Path) -> Path:
+    return cache_dir / f"{kind}-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]}.json"
+
+
+def _remembered(
+    memory: Path,
+    root: Path,
+    paths: Sequence[str],
+    read: Callable[[str], Any],
+    parse: Callable[[Any], T],
+    progress: Progress,
+    name: str,
+) -> dict[str, T]:
+    """`parse(read(file))` by path; `read`, whose JSON values `memory` holds, only of files that changed since."""
+    remembered = _recall(memory, parse)
+    base = os.fspath(root)
+    settled = time.time_ns() - SETTLED
+    stamps = {path: _stamp(base, path) for path in paths}
+    known = {path: remembered[path] for path in paths if remembered.get(path, (None,))[0] == stamps[path]}
+    unknown = [path for path in paths if path not in known]
+    if unknown:
+        fresh = in_order(lambda path: read(f"{base}/{path}"), unknown)
+        for path, value in zip(unknown, progress(fresh, f"reading {name}", len(unknown)), strict=True):
+            known[path] = (stamps[path], value)
+    lasting = {path: entry for path, entry in known.items() if entry[0][2] < settled}
+    if lasting != remembered:
+        _remember(memory, lasting)
+    return {path: parse(known[path][1]) for path in paths}
+
+
+def _recall(memory: Path, parse: Callable[[Any], object]) -> dict[str, tuple[Stamp, Any]]:
     try:
         entries = json.loads(memory.read_text(encoding="utf-8"))
-        return {path: (stamp, str(digest)) for path, (stamp, digest) in entries.items()}
+        found = {path: (stamp, value) for path, (stamp, value) in entries.items()}
+        for _, value in found.values():
+            parse(value)
     except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged: read the files again
         return {}
+    return found
 
 
-def _remember(memory: Path, known: Mapping[str, tuple[Stamp, str]]) -> None:
+def _remember(memory: Path, known: Mapping[str, tuple[Stamp, Any]]) -> None:
     text = json.dumps(known, separators=(",", ":"))
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
@@ -93,16 +139,41 @@ def _stamp(root: str, path: str) -> Stamp:
         status = os.stat(file)
     except OSError as error:
         raise UsageError(f"image {file} is missing or cannot be read: {error.strerror}.") from error
+    check_regular(status, file)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _sha256(root: str, path: str) -> str:
-    file = f"{root}/{path}"
+def _sha256(file: str) -> str:
     digest = hashlib.sha256()
-    try:
-        with open(file, "rb") as stream:
+    with open_regular(file) as stream:
+        try:
             while block := stream.read(1 << 20):
                 digest.update(block)
-    except OSError as error:
-        raise UsageError(f"image {file} is missing or cannot be read: {error.strerror}.") from error
+        except OSError as error:
+            raise UsageError(f"image {file} is missing or cannot be read: {error.strerror}.") from error
     return digest.hexdigest()
+
+
+def _digest(value: Any) -> str:
+    """The value, which must be a SHA-256; else raises TypeError or ValueError."""
+    if len(bytes.fromhex(value)) != 32:
+        raise ValueError(value)
+    return str(value)
+
+
+def _row(file: str) -> list[Any]:
+    """A `Content` as JSON, short for the ordinary images, which are most."""
+    content = read_image(file)
+    facts = image_facts(content)
+    digest = hashlib.sha256(content).hexdigest()
+    if facts == ORDINARY:
+        return [digest]
+    return [digest, facts.turned, *(astuple(facts.levels) if facts.levels else ())]
+
+
+def _content(row: Any) -> Content:
+    """What `_row` made; raises TypeError or ValueError for anything else."""
+    if len(row) == 1:
+        return Content(_digest(row[0]))
+    digest, turned, *levels = row
+    return Content(_digest(digest), ImageFacts(Levels(*levels) if levels else None, turned))

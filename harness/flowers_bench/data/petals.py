@@ -504,6 +504,9 @@ def load(request: DataRequest) -> Dataset:
         listing[split] = (keys, numbers)
         start = stop
     return Dataset(
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
         name="petals",
         class_names=[f"family {n // FAMILY + 1} {'abc'[n % FAMILY]}" for n in range(count)],
         fingerprint=key,
@@ -511,7 +514,6 @@ def load(request: DataRequest) -> Dataset:
         resolution=f"{size}x{size}",
         notes=("drawn by rule, not photographs: use it to compare and to learn, not to predict accuracy on flowers",),
         factor_sweeps=_sweeps(splits["test"], options),
-        **splits,
     )
 
 

@@ -5,7 +5,9 @@ by the first call. Where they cannot be built, or for a device or dtype that the
 reference computes the same function.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+import operator
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -53,7 +55,7 @@ def deform_conv2d(
         offset: (N, 2 * G * KH * KW, OH, OW) in pixels, for each offset group and tap first y, then x.
         weight: (OC, C / groups, KH, KW).
         bias: (OC,) or None.
-        stride, padding, dilation: an integer, or one for the height and one for the width.
+        stride, padding, dilation: an integer (of Python, NumPy or torch), or one for the height and one for the width.
         mask: (N, G * KH * KW, OH, OW), multiplied into each sample, or None for v1.
 
     Returns:
@@ -64,20 +66,37 @@ def deform_conv2d(
         RuntimeError: a shape, dtype, device, stride, padding or dilation that does not fit; the message names it.
     """
     return _forward_op(
-        input, offset, weight, bias, mask, _pair("stride", stride), _pair("padding", padding),
-        _pair("dilation", dilation),
+        input, offset, weight, bias, mask, pair("stride", stride), pair("padding", padding),
+        pair("dilation", dilation),
     )  # fmt: skip
 
 
-def _pair(name: str, value: int | Sequence[int]) -> Pair:
-    if isinstance(value, int):
-        return value, value
-    values = tuple(value)
-    if len(values) == 1:
-        return values[0], values[0]
-    if len(values) != 2:
+def pair(name: str, value: Any) -> Pair:
+    """One or two integers (of Python, NumPy or torch) as two. Raises RuntimeError, which names the argument, for others."""
+    try:
+        whole = _integer(value)
+        return whole, whole
+    except TypeError:
+        pass
+    try:
+        if isinstance(value, str | bytes | Mapping | Set):
+            raise TypeError
+        values = [_integer(one) for one in itertools.islice(value, 3)]
+    except TypeError:
+        values = []
+    if len(values) not in (1, 2):
         raise RuntimeError(f"Expected argument `{name}` to be one or two integers, but got {value!r}")
-    return values
+    return values[0], values[-1]
+
+
+def _integer(value: Any) -> int:
+    """The value as an int that the operator's schema has room for; raises TypeError for what is no integer."""
+    if isinstance(value, torch.SymInt):  # symbolic under torch.compile
+        return value  # type: ignore[return-value]
+    whole = operator.index(value)
+    if not -(2**63) <= whole < 2**63:
+        raise TypeError
+    return whole
 
 
 def _check(condition: bool, message: Callable[[], str]) -> None:

@@ -5,15 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flowers_bench.ops._deform_conv import deform_conv2d
-from flowers_bench.ops._reference import Pair
-
-
-def _pair(value: int | Sequence[int]) -> Pair:
-    if isinstance(value, int):
-        return value, value
-    first, second = value
-    return first, second
+from flowers_bench.ops._deform_conv import deform_conv2d, pair
 
 
 class DeformConv2d(nn.Module):
@@ -28,6 +20,7 @@ class DeformConv2d(nn.Module):
 
     Raises:
         ValueError: channels that the groups do not divide.
+        RuntimeError: a kernel size, stride, padding or dilation that is not one or two integers.
     """
 
     def __init__(
@@ -48,8 +41,8 @@ class DeformConv2d(nn.Module):
                 f"but got groups={groups}, in_channels={in_channels}, out_channels={out_channels}"
             )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
-        self.padding, self.dilation = _pair(padding), _pair(dilation)
+        self.kernel_size, self.stride = pair("kernel_size", kernel_size), pair("stride", stride)
+        self.padding, self.dilation = pair("padding", padding), pair("dilation", dilation)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels))
@@ -71,8 +64,8 @@ class DeformConv2d(nn.Module):
             )
         with torch.device(conv.weight.device):
             twin = cls(
-                conv.in_channels, conv.out_channels, _pair(conv.kernel_size), _pair(conv.stride),
-                _pair(conv.padding), _pair(conv.dilation), conv.groups, conv.bias is not None,
+                conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride,
+                conv.padding, conv.dilation, conv.groups, conv.bias is not None,
             )  # fmt: skip
         twin.to(conv.weight.dtype)
         with torch.no_grad():
