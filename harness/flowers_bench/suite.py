@@ -291,6 +291,9 @@ def _trials(
     _try_sampling(parts, dataset, recipe, options, request.devices)
     origins = {registered.plugin for registered in (parts.model, parts.loss, parts.augmentation)}
     origins.add(host.techniques[parts.technique.name].plugin)
+    # What a package's dataset is like, its fingerprint says; a file must be known to be loaded again for a stored trial.
+    if host.plugins[host.datasets[source.name].plugin].is_file:
+        origins.add(host.datasets[source.name].plugin)
     code = {plugin: host.plugins[plugin].code for plugin in sorted(origins)}
     return [
         Planned(

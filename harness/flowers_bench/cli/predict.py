@@ -14,11 +14,24 @@ if TYPE_CHECKING:
 FORMATS = ("text", "json")
 
 
-def predict(trial: str, images: Sequence[Path], top: int, format: str, out: Path) -> None:
+def predict(
+    trial: str,
+    images: Sequence[Path],
+    top: int,
+    format: str,
+    out: Path,
+    plugins: Sequence[Path] = (),
+    data: Path | None = None,
+    cache: Path | None = None,
+) -> None:
     """Print the `top` classes of each image with their probabilities.
 
+    Args:
+        plugins, data, cache: where the trial's code and images may come from: `training.trained.Sources`.
+
     Raises:
-        UsageError: no such trial, or images that cannot be read, all of them named.
+        UsageError: no such trial, images that cannot be read, all of them named, or a plugin file that was not named.
+        Unreadable: the trial is damaged.
     """
     from flowers_bench.store import Store
 
@@ -28,9 +41,10 @@ def predict(trial: str, images: Sequence[Path], top: int, format: str, out: Path
     pixels = _decoded(images, folder.config()["recipe"]["image_size"])
     import torch
 
-    from flowers_bench.training.trained import Trained
+    from flowers_bench.training.trained import Sources, Trained
 
-    trained = Trained.load(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    sources = Sources.named(folder, plugins, data, cache)
+    trained = Trained.load(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"), sources)
     probabilities = trained.probabilities(torch.from_numpy(array.copy()).permute(2, 0, 1) for array in pixels)
     records = [
         {"image": str(path), "calibrated": trained.temperature is not None, "predictions": _top(row, trained, top)}

@@ -55,7 +55,7 @@ def load(request: DataRequest) -> Dataset:
     except OSError as error:
         raise UsageError(f"cannot read {error.filename or root}: {error.strerror}.") from error
     found = [path for listing in listings.values() for path in listing.paths()]
-    hashes = content_hashes(root, found, request.cache_dir, request.progress, "images")
+    hashes = content_hashes(root, found, request.cache_dir, request.progress, "images", read_only=request.read_only)
     notes = _passed_over(sum(listing.passed_over for listing in listings.values()))
     if given:
         splits = {split: listing.classes for split, listing in listings.items()}
@@ -168,6 +168,7 @@ def _cached(request: DataRequest, root: Path, paths: list[str], hashes: Mapping[
         len(paths),
         request.progress,
         supersedes=True,
+        read_only=request.read_only,
     )
 
 

@@ -11,14 +11,23 @@ from pathlib import Path
 from flowers_bench.data.dataset import Progress, silent
 from flowers_bench.data.threads import in_order
 from flowers_bench.errors import UsageError
+from flowers_bench.files import read_regular
 from flowers_bench.store import write_atomically
 
+#: Bytes of what is remembered: millions of files.
+_LARGEST = 1 << 30
 #: Size, time of the last write and of the last change of the entry (which, unlike the former, nobody can set).
 Stamp = list[int]
 
 
 def content_hashes(
-    root: Path, paths: Sequence[str], cache_dir: Path, progress: Progress = silent, name: str = "files"
+    root: Path,
+    paths: Sequence[str],
+    cache_dir: Path,
+    progress: Progress = silent,
+    name: str = "files",
+    *,
+    read_only: bool = False,
 ) -> dict[str, str]:
     """SHA-256 (hexadecimal) by path, in the order given.
 
@@ -30,6 +39,7 @@ def content_hashes(
         cache_dir: where hashes are remembered; created.
         progress: shown while files are read.
         name: what the files are, for people.
+        read_only: write nothing, and read no file: `UsageError` where one is not remembered as it is.
 
     Raises:
         UsageError: a file is missing or cannot be read, by name; or `cache_dir` cannot be written.
@@ -40,11 +50,13 @@ def content_hashes(
     stamps = {path: _stamp(base, path) for path in paths}
     known = {path: remembered[path] for path in paths if remembered.get(path, (None,))[0] == stamps[path]}
     unknown = [path for path in paths if path not in known]
+    if read_only and unknown:
+        raise UsageError(f"{len(unknown)} {name} in {root}, such as {unknown[0]}, are new or changed.")
     if unknown:
         fresh = in_order(lambda path: _sha256(base, path), unknown)
         for path, digest in zip(unknown, progress(fresh, f"reading {name}", len(unknown)), strict=True):
             known[path] = (stamps[path], digest)
-    if known != remembered:
+    if known != remembered and not read_only:
         _remember(memory, known)
     return {path: known[path][1] for path in paths}
 
@@ -70,7 +82,7 @@ def copies_note(splits: Mapping[str, Iterable[str]]) -> list[str]:
 
 def _recall(memory: Path) -> dict[str, tuple[Stamp, str]]:
     try:
-        entries = json.loads(memory.read_text(encoding="utf-8"))
+        entries = json.loads(read_regular(memory, _LARGEST))
         return {path: (stamp, str(digest)) for path, (stamp, digest) in entries.items()}
     except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged: read the files again
         return {}

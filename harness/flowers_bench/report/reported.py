@@ -9,7 +9,7 @@ from flowers_bench.grid import PlannedTable, Reported
 from flowers_bench.report.numbers import percent, percent_interval
 from flowers_bench.report.rows import Finished, Row, build_row, search_budget
 from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
-from flowers_bench.store import Store
+from flowers_bench.store import Store, read_each
 
 COLUMNS = (
     "reported as",
@@ -41,7 +41,8 @@ def beside_reported(tables: Sequence[PlannedTable], store: Store) -> list[Beside
         if item.table.reported:
             (label,) = item.requests[0].techniques
             folders = [store.folder(planned.trial.id) for planned in item.planned]
-            trials = [Finished.load(folder) for folder in folders if folder.finished()]
+            finished = read_each(folder for folder in folders if folder.finished()).finished
+            trials = list(map(Finished.load, finished))
             found.append(Beside(item.table.reported, label, build_row(label, trials) if trials else None))
     return found
 
