@@ -51,9 +51,7 @@ class Number:
         kinds = int if self.whole else (int, float)
         if isinstance(value, kinds) and not isinstance(value, bool) and self.low <= value <= self.high:
             return None
-        bounds = [
-            f"{word} {bound:g}" for word, bound in (("from", self.low), ("to", self.high)) if math.isfinite(bound)
-        ]
+        bounds = [f"{word} {bound:g}" for word, bound in (("from", self.low), ("to", self.high)) if abs(bound) < 2**31]
         return f"{name} is {_shown(value)}, not {' '.join(['a whole number' if self.whole else 'a number', *bounds])}"
 
 

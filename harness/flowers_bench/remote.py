@@ -246,13 +246,17 @@ def _names(folder: Path) -> set[str]:
 
 def _unfit(folder: Path) -> str | None:
     """Why a trial that arrived is not to be used, or None. Weights did not arrive with it."""
+    trial = TrialFolder(folder)
     try:
-        TrialFolder(folder).check()
-        expected = TrialFolder(folder).digests()
+        for name, expected in trial.digests().items():
+            path = folder / name
+            if name.startswith("/") or ".." in name.split("/"):
+                return f"files.json names {name!r}."
+            if name != WEIGHTS and not (path.is_file() and file_sha256(path) == expected):
+                return (
+                    f"{name} is not what was pushed with it; two machines pushed this trial at once. Remove it there."
+                )
+        trial.check()
     except Unreadable as error:
-        return str(error)
-    for name in expected.keys() - {WEIGHTS}:
-        path = folder / name
-        if name.startswith("/") or ".." in name.split("/") or not path.is_file() or file_sha256(path) != expected[name]:
-            return f"{name} is not what was pushed with it; two machines pushed this trial at once. Remove it there."
+        return str(error).removeprefix(f"{folder}/")
     return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench.errors import UsageError
+from flowers_bench.errors import UsageError, printable
 from flowers_bench.store import Store, TrialFolder
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def load_results(runs: str | Path = "runs") -> pd.DataFrame:
         raise UsageError(f"{root} is not a folder: name a run store, such as the --out of flowers-bench run.")
     contents = Store(root).read()
     for error in contents.damaged:
-        warnings.warn(f"left out: {error}", stacklevel=2)
+        warnings.warn(f"left out: {printable(str(error))}", stacklevel=2)
     table = pd.DataFrame([_row(folder) for folder in contents.finished])
     if table.empty:
         return pd.DataFrame(columns=["id", "technique", "variant", "seed"])

@@ -253,10 +253,10 @@ class TrialFolder:
         stays as it is: every command names it."""
         path = self.path / "attempts.jsonl"
         line = json.dumps({"seconds": round(seconds, 3), "state": state}) + "\n"
-        with FileLock(self.path / ".attempts-lock"):  # without a second dot, unlike half files
-            with contextlib.suppress(Unreadable):
-                text = "".join(json.dumps(record) + "\n" for record in self.attempts()) + line
-                write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), durable=False)
+        # The lock's name is without a second dot, unlike half files.
+        with FileLock(self.path / ".attempts-lock"), contextlib.suppress(Unreadable):
+            text = "".join(json.dumps(record) + "\n" for record in self.attempts()) + line
+            write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), durable=False)
 
     def remove_half_files(self) -> None:
         """Remove what killed processes did not finish writing. For the process that has the trial to itself: whoever

@@ -134,7 +134,7 @@ def damaged_pictures(folders: Iterable[TrialFolder]) -> list[Unreadable]:
 def read_picture(path: Path) -> Image.Image:
     """A picture of a trial in RGB, on white. Raises `Unreadable` unless it is a PNG, whole, and not larger than an image may
     be or `TALLEST`."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         content = read_regular(path, LARGEST_PICTURE, follow_links=False)
@@ -143,6 +143,8 @@ def read_picture(path: Path) -> Image.Image:
             if image.width * image.height > MAX_PIXELS or image.height > TALLEST * image.width:
                 raise ValueError(f"it is {image.width} x {image.height} pixels large")
             picture = image.convert("RGBA")
+    except UnidentifiedImageError as error:
+        raise damaged(path, "cannot be read: it is no PNG") from error
     except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error, ...
         raise damaged(path, f"cannot be read: {error}") from error
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
