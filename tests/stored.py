@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ def outcomes(seed: int, accuracy: float, images: int = 400) -> np.ndarray:
     return difficulty + noise < np.quantile(difficulty + noise, accuracy)
 
 
+def plain_key(split: str, number: int) -> str:
+    """Of a split's images."""
+    return f"{split}/{number:05}"
+
+
 def store_trial(
     root: Path,
     label: str,
@@ -57,6 +62,7 @@ def store_trial(
     seconds: float = 60.0,
     probabilities: bool = True,
     predictor: str = "classifier",
+    key: Callable[[str, int], str] = plain_key,
 ) -> TrialFolder:
     """A finished trial `technique/variant` whose test images are right or wrong as `correct` (N,) says."""
     technique, _, variant = label.partition("/")
@@ -92,12 +98,28 @@ def store_trial(
     )
     given = {"data_source": "toy", "data_path": None, "cache_dir": "nowhere", "plugin_files": [], "baseline": "plain"}
     folder = Store(root).prepare(trial, {**given, "command": ["--plugin", label], **(run or {})})
-    labels = np.arange(n) % CLASSES
+    changes = {"cost": cost(seconds), "class_names": list(class_names), **(result or {})}
+    finish(folder, correct, probabilities=probabilities, key=key, **changes)
+    return folder
+
+
+def finish(
+    folder: TrialFolder,
+    correct: np.ndarray,
+    *,
+    probabilities: bool = True,
+    key: Callable[[str, int], str] = plain_key,
+    **changes: Any,
+) -> None:
+    """Give a prepared trial the files of a finished one. `changes` replace what its `result.json` would hold."""
+    data, seed = folder.config()["dataset"], folder.config()["seed"]
+    labels = np.arange(max(len(correct), data["n_val"])) % data["classes"]
+    correct = np.resize(correct, len(labels))
     figures, tables = {}, []
-    for split, count in (("val", 20), ("test", n)):
-        logits = _logits(labels[:count], correct[:count], seed)
+    for split, count in (("val", data["n_val"]), ("test", data["n_test"])):
+        logits = _logits(labels[:count], correct[:count], seed, data["classes"])
         figures[split] = {"n": count, **quality(logits, labels[:count], probabilities=probabilities)}
-        keys = [f"{split}/{i:05}" for i in range(count)]
+        keys = [key(split, i) for i in range(count)]
         tables.append(
             pd.DataFrame(
                 {
@@ -110,12 +132,15 @@ def store_trial(
             )
         )
     pd.concat(tables, ignore_index=True).to_parquet(folder.path / "predictions.parquet", index=False)
-    history = [_epoch(epoch, figures["val"]["top1"]) for epoch in (1, 2, 3)]
-    (folder.path / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in history))
+    train(folder, 3, figures["val"]["top1"])
     write_json(folder.path / "environment.json", HARDWARE)
-    changes = {**figures, "cost": cost(seconds), "class_names": list(class_names), **(result or {})}
-    write_json(folder.path / "result.json", result_record(folder, **changes))
-    return folder
+    write_json(folder.path / "result.json", result_record(folder, **{**figures, **changes}))
+
+
+def train(folder: TrialFolder, epochs: int, top1: float = 0.5) -> None:
+    """Give a prepared trial the history of so many epochs."""
+    history = [_epoch(epoch, top1) for epoch in range(1, epochs + 1)]
+    (folder.path / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in history))
 
 
 def result_record(folder: TrialFolder, **changes: Any) -> dict[str, Any]:
@@ -128,8 +153,8 @@ def result_record(folder: TrialFolder, **changes: Any) -> dict[str, Any]:
         "seed": config["seed"],
         "best_epoch": 3,
         "stopped_early": False,
-        "val": {"n": 20, "top1": 0.5},
-        "test": {"n": 40, "top1": 0.5},
+        "val": {"n": config["dataset"]["n_val"], "top1": 0.5},
+        "test": {"n": config["dataset"]["n_test"], "top1": 0.5},
         "cost": cost(60.0),
         "weights_report": None,
         "class_names": [f"class {index}" for index in range(config["dataset"]["classes"])],
@@ -138,10 +163,10 @@ def result_record(folder: TrialFolder, **changes: Any) -> dict[str, Any]:
     }
 
 
-def _logits(labels: np.ndarray, correct: np.ndarray, seed: int) -> np.ndarray:
+def _logits(labels: np.ndarray, correct: np.ndarray, seed: int, classes: int) -> np.ndarray:
     rng = np.random.default_rng([2, seed])
-    logits = rng.normal(0, 0.5, (len(labels), CLASSES)).astype(np.float32)
-    chosen = np.where(correct, labels, (labels + 1 + rng.integers(0, 2, len(labels))) % CLASSES)
+    logits = rng.normal(0, 0.5, (len(labels), classes)).astype(np.float32)
+    chosen = np.where(correct, labels, (labels + 1 + rng.integers(0, 2, len(labels))) % classes)
     logits[np.arange(len(labels)), chosen] += 4
     return logits
 
@@ -151,7 +176,7 @@ def _epoch(epoch: int, top1: float) -> dict[str, Any]:
         "epoch": epoch,
         "train_loss": 2.0 / epoch,
         "train_top1_clean": min(1.0, top1 * epoch / 2),
-        "val_top1": top1 * epoch / 3,
+        "val_top1": min(1.0, top1 * epoch / 3),
         "val_nll": 2.0 / epoch,
         "train_seconds": 15.0,
         "seconds": 20.0,

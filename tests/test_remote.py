@@ -132,7 +132,7 @@ def test_another_trials_name_is_not_believed(tmp_path: Path, memory: Any, capsys
     memory.cp(f"{ROOT}/{folder.id}", f"{ROOT}/{'0' * 16}", recursive=True)
     there.pull()
     assert [folder.id for folder in Store(there.mirror).finished()] == [folder.id]
-    assert "not the trial that its config.json describes" in capsys.readouterr().err
+    assert "config.json is not of the trial that it describes" in capsys.readouterr().err
 
 
 def test_names_at_the_url_stay_in_their_folder(tmp_path: Path, memory: Any) -> None:

@@ -1,4 +1,4 @@
-"""The two ways a run can end badly, as exceptions: the user's mistake and a failed trial."""
+"""The ways a command can end badly, as exceptions: the user's mistake, a damaged file of a run store, a failed trial."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ class UsageError(Exception):
     """A mistake that the user can mend: bad flags, names, files or data. The CLI prints it and exits with 2.
 
     The text says what was wrong, where, the valid choices and, where there is one, the command that mends it.
+    """
+
+
+class Unreadable(UsageError):
+    """A file of a run store that is of no use: damaged, planted, or of a newer version. Its trial is left out, the others are
+    shown; the CLI exits with 1, as for a failed trial.
+
+    The text names the file, what is wrong with it, and what to do.
     """
 
 

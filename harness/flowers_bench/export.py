@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from flowers_bench.data.pixels import LONGEST, evaluation_transform, stored_side
 from flowers_bench.errors import UsageError
 from flowers_bench.store import TrialFolder
-from flowers_bench.training.trained import Trained, dataset_of
+from flowers_bench.training.trained import Sources, Trained, dataset_of
 
 #: So many test images are compared.
 CHECKED = 32
@@ -76,7 +76,7 @@ class Deployed(nn.Module):
         return logits, torch.softmax(logits / self._temperature, dim=1)
 
 
-def export_trial(folder: TrialFolder, format: str, path: Path) -> Exported:
+def export_trial(folder: TrialFolder, format: str, path: Path, sources: Sources) -> Exported:
     """Write `path`, after it has been checked.
 
     Raises:
@@ -84,9 +84,9 @@ def export_trial(folder: TrialFolder, format: str, path: Path) -> Exported:
             answers differ from the model's by more than `TOLERANCE`; `path` is not written then.
     """
     _require_packages(format)
-    dataset = dataset_of(folder)
+    dataset = dataset_of(folder, sources)
     with torch.no_grad():
-        trained = Trained.load(folder, torch.device("cpu"), dataset)
+        trained = Trained.load(folder, torch.device("cpu"), sources, dataset)
         side = trained.trial.recipe.image_size
         rows = np.unique(np.linspace(0, len(dataset.test) - 1, CHECKED).astype(int))
         transform = evaluation_transform(side)

@@ -36,6 +36,8 @@ T = TypeVar("T")
 BUILT_IN = "flowers-bench"
 #: The environment variable that switches plugins of other packages off: names with commas, or `all`.
 NO_PLUGIN = "FLOWERS_BENCH_NO_PLUGIN"
+#: How a file's identity begins; that of a package is its name and version.
+_BY_CONTENT = "sha256:"
 #: Seconds that a plugin may take to be imported and to answer the `register_*` hooks.
 IMPORT_TIMEOUT = 60.0
 
@@ -71,6 +73,11 @@ class PluginStatus:
     error: str | None = None
     off: bool = False
     tracker: str | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a single file, and no package's."""
+        return self.code.startswith(_BY_CONTENT)
 
 
 class Host:
@@ -272,13 +279,14 @@ def _refuse_collisions(table: Mapping[str, Registered[Any]], kind: type, values:
         seen.add(value.name)
 
 
-def discover(files: Sequence[Path] = ()) -> Host:
+def discover(files: Sequence[Path] = (), *, only_built_in: bool = False) -> Host:
     """Find and load plugins: the built-in ones first, then other packages by name, then single files.
 
     Other packages' plugins that the environment variable `FLOWERS_BENCH_NO_PLUGIN` names are not imported.
 
     Args:
         files: `.py` files that are plugins themselves.
+        only_built_in: leave other packages' plugins out.
 
     Raises:
         UsageError: a file does not exist or is not a .py file, or two plugins have one name.
@@ -286,6 +294,8 @@ def discover(files: Sequence[Path] = ()) -> Host:
     host = Host()
     for point in installed():
         built_in = _distribution(point) == BUILT_IN
+        if only_built_in and not built_in:
+            continue
         version = point.dist.version if point.dist else ""
         status = PluginStatus(point.name, _distribution(point), f"{_distribution(point)} {version}".strip(), version)
         taken = host.plugins.get(status.name)
@@ -301,6 +311,33 @@ def discover(files: Sequence[Path] = ()) -> Host:
     for path in files:
         _add_file(host, path)
     return host
+
+
+def discover_for(trial_id: str, code: Mapping[str, str], named: Sequence[Path]) -> Host:
+    """The plugins that a stored trial's parts come from: installed ones, and files as `files_of_trial` chooses them."""
+    return discover(files_of_trial(trial_id, code, named))
+
+
+def files_of_trial(trial_id: str, code: Mapping[str, str], named: Sequence[Path]) -> list[Path]:
+    """Those of the plugin files that the user named now with which a stored trial says that it was run, byte for byte. A
+    run store is data: no code is executed because it stands, or is named, in one.
+
+    Args:
+        code: the trial's, of its `config.json`: plugins by name, a file's by its SHA-256.
+
+    Raises:
+        UsageError: the trial was run with a file that was not named; says which, and how to name it.
+    """
+    wanted = {identity: name for name, identity in code.items() if identity.startswith(_BY_CONTENT)}
+    found = {_identity(path): path for path in named}
+    missing = [f"{wanted[identity]}.py ({identity})" for identity in wanted if identity not in found]
+    if missing:
+        others = [f"{path} is another file ({identity})." for identity, path in found.items() if identity not in wanted]
+        raise UsageError(
+            f"trial {trial_id} was run with the plugin file {', '.join(missing)}. Code is never loaded because a run store names "
+            f"it: name the same file in this command, --plugin ./{wanted[min(wanted)]}.py. {' '.join(others)}".rstrip()
+        )
+    return [path for identity, path in found.items() if identity in wanted]
 
 
 def installed() -> list[importlib.metadata.EntryPoint]:
@@ -334,19 +371,32 @@ def _distribution(point: importlib.metadata.EntryPoint) -> str:
 
 
 def _add_file(host: Host, path: Path) -> None:
+    source = _source(path)
+    status = PluginStatus(path.stem, str(path), _digest(source))
+    host.add(status, lambda: _load_file(path, source))
+
+
+def _source(path: Path) -> bytes:
     if path.suffix != ".py" or not path.is_file():
         raise UsageError(f"{path} is not a plugin file: expected an existing .py file.")
-    source = path.read_bytes()
-    status = PluginStatus(path.stem, str(path), f"sha256:{hashlib.sha256(source).hexdigest()}")
-    host.add(status, lambda: _load_file(path))
+    return path.read_bytes()
 
 
-def _load_file(path: Path) -> ModuleType:
+def _identity(path: Path) -> str:
+    return _digest(_source(path))
+
+
+def _digest(source: bytes) -> str:
+    return f"{_BY_CONTENT}{hashlib.sha256(source).hexdigest()}"
+
+
+def _load_file(path: Path, source: bytes) -> ModuleType:
+    """The module made of these bytes: those that were hashed, and not what Python may have compiled of them before."""
     name = f"flowers_bench_file_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if spec is None:
         raise UsageError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look modules up there
-    spec.loader.exec_module(module)
+    exec(compile(source, str(path), "exec"), module.__dict__)
     return module

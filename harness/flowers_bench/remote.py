@@ -20,13 +20,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from flowers_bench.backbone import file_sha256
-from flowers_bench.errors import UsageError
-from flowers_bench.store import Store, TrialFolder, read_json, write_json
+from flowers_bench.errors import Unreadable, UsageError, printable
+from flowers_bench.records import PLACE, Record, damaged, read_record
+from flowers_bench.store import Store, TrialFolder, leave_places_behind, write_json
 
 WEIGHTS = "model.safetensors"
 #: Have no folders; to make one there would make a bucket of a misspelt name.
@@ -35,6 +35,9 @@ _AT_ONCE = 8  # trials that are pulled side by side: it is waiting, not work
 _MANIFEST, _RESULT = "files.json", "result.json"
 _PUSHED = ".pushed"  # in a trial's folder: it is, or was, at the URL too
 _ORIGIN = ".remote.json"  # in the mirror: the URL
+#: Folders that hold mirrors of the user's own: what a `.remote.json` elsewhere says, such as in a store that came from
+#: somebody else, is not acted upon.
+_CACHES: set[Path] = set()
 
 
 def is_url(text: str) -> bool:
@@ -53,6 +56,16 @@ def opened(text: str) -> Path:
     return remote.mirror
 
 
+def trust_cache(cache: Path) -> None:
+    """Let this process fetch what the mirrors in `cache`/stores lack from where they are mirrors of."""
+    _CACHES.add(cache.resolve())
+
+
+def _mirror(url: str, cache: Path) -> Path:
+    readable = re.sub(r"[^A-Za-z0-9.-]+", "-", url)[-60:]
+    return cache / "stores" / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+
+
 class RemoteStore:
     """A run store at `url`, and its mirror under `cache`/stores.
 
@@ -62,8 +75,8 @@ class RemoteStore:
 
     def __init__(self, url: str, cache: Path) -> None:
         self.url = url.rstrip("/")
-        readable = re.sub(r"[^A-Za-z0-9.-]+", "-", self.url)[-60:]
-        self.mirror = cache / "stores" / f"{readable}-{hashlib.sha256(self.url.encode()).hexdigest()[:8]}"
+        self.mirror = _mirror(self.url, cache)
+        trust_cache(cache)
         with self._errors_said():
             import fsspec
 
@@ -109,7 +122,7 @@ class RemoteStore:
         with self._errors_said(), tempfile.TemporaryDirectory(dir=self.mirror, prefix=".pull-") as temporary:
             arrived = Path(temporary) / WEIGHTS
             self._files.get_file(self._at(folder.id, WEIGHTS), str(arrived))
-            expected = _digests(folder.path).get(WEIGHTS)
+            expected = folder.digests().get(WEIGHTS)
             if expected not in (None, file_sha256(arrived)):
                 raise UsageError(f"{self.url}/{folder.id}/{WEIGHTS} is not the one that was pushed with its result.")
             arrived.replace(folder.path / WEIGHTS)
@@ -135,11 +148,16 @@ class RemoteStore:
             tempfile.TemporaryDirectory(dir=self.mirror, prefix=".pull-") as temporary,
         ):
             arrived = Path(temporary) / folder.id
-            names = self._download(folder.id, arrived)
-            reason = _unfit(arrived)
+            try:
+                names = self._download(folder.id, arrived)
+                reason = _unfit(arrived)
+            except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:  # one name within another
+                reason = str(error)
             if reason:
-                sys.stderr.write(f"warning: {self.url}/{folder.id} is left out: {reason}\n")
+                text = f"warning: {self.url}/{folder.id} is left out: {reason}"
+                sys.stderr.write(printable(text) + "\n")
                 return
+            leave_places_behind(TrialFolder(arrived))
             for name in sorted(names, key=lambda name: name == _RESULT):
                 (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
                 (arrived / name).replace(folder.path / name)
@@ -175,10 +193,17 @@ class RemoteStore:
 
 def pull_weights(folder: TrialFolder) -> None:
     """Bring a trial's weights from where its store is a mirror of. Raises `UsageError` where it is none."""
-    origin = folder.path.parent / _ORIGIN
-    if not origin.is_file():
-        raise UsageError(f"{folder.path / WEIGHTS} is missing. Remove that folder to run the trial again.")
-    RemoteStore(read_json(origin)["url"], folder.path.parents[2]).pull_weights(folder)
+    from platformdirs import user_cache_path
+
+    store = folder.path.resolve().parent
+    trust_cache(user_cache_path("flowers-bench"))
+    if (store / _ORIGIN).exists():
+        url = read_record(store / _ORIGIN, Record({"url": PLACE}))["url"]
+        for cache in _CACHES:
+            if store == _mirror(url, cache):
+                RemoteStore(url, cache).pull_weights(folder)
+                return
+    raise damaged(folder.path / WEIGHTS, "is missing")
 
 
 class Pusher:
@@ -219,24 +244,19 @@ def _names(folder: Path) -> set[str]:
     return {name for name in names if not name.startswith(".") and "/." not in name}
 
 
-def _digests(folder: Path) -> dict[str, Any]:
-    path = folder / _MANIFEST
-    found = read_json(path).get("sha256") if path.is_file() else None
-    return found if isinstance(found, dict) else {}
-
-
 def _unfit(folder: Path) -> str | None:
     """Why a trial that arrived is not to be used, or None. Weights did not arrive with it."""
+    trial = TrialFolder(folder)
     try:
-        own = TrialFolder(folder).is_of_its_config()
-        TrialFolder(folder).result()
-        expected = _digests(folder)
-    except UsageError as error:
-        return str(error)
-    if not own:
-        return "it is not the trial that its config.json describes."
-    for name in expected.keys() - {WEIGHTS}:
-        path = folder / name
-        if name.startswith("/") or ".." in name.split("/") or not path.is_file() or file_sha256(path) != expected[name]:
-            return f"{name} is not what was pushed with it; two machines pushed this trial at once. Remove it there."
+        for name, expected in trial.digests().items():
+            path = folder / name
+            if name.startswith("/") or ".." in name.split("/"):
+                return f"files.json names {name!r}."
+            if name != WEIGHTS and not (path.is_file() and file_sha256(path) == expected):
+                return (
+                    f"{name} is not what was pushed with it; two machines pushed this trial at once. Remove it there."
+                )
+        trial.check()
+    except Unreadable as error:
+        return str(error).removeprefix(f"{folder}/")
     return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench.errors import UsageError
+from flowers_bench.errors import UsageError, printable
 from flowers_bench.store import Store, TrialFolder
 
 if TYPE_CHECKING:
@@ -23,14 +23,17 @@ def load_results(runs: str | Path = "runs") -> pd.DataFrame:
     (`technique`, `dataset.name`, `recipe.lr`, `options.freeze`, ...) and of `result.json` (`test.top1`, `val.top1`,
     `cost.seconds`, `hardware.processor`, ...). `id` is the trial's, and names its folder. What a trial does not have is
     missing (NaN or None). Lists by class are left in the file. Rows of different datasets, splits or protocols must not
-    be compared: `flowers-bench compare` knows which may.
+    be compared: `flowers-bench compare` knows which may. A trial with a damaged file, or of a newer schema than this
+    version reads, is left out, and named in a warning (`UserWarning`).
 
     Args:
         runs: the run store: a folder, or a URL (as text).
 
     Raises:
-        UsageError: the folder does not exist, or a result is damaged or of a newer schema than this version reads.
+        UsageError: the folder does not exist.
     """
+    import warnings
+
     import pandas as pd
 
     from flowers_bench.remote import opened  # here: listing plugins must stay quick
@@ -38,7 +41,10 @@ def load_results(runs: str | Path = "runs") -> pd.DataFrame:
     root = opened(str(runs))
     if not root.is_dir():
         raise UsageError(f"{root} is not a folder: name a run store, such as the --out of flowers-bench run.")
-    table = pd.DataFrame([_row(folder) for folder in Store(root).finished()])
+    contents = Store(root).read()
+    for error in contents.damaged:
+        warnings.warn(f"left out: {printable(str(error))}", stacklevel=2)
+    table = pd.DataFrame([_row(folder) for folder in contents.finished])
     if table.empty:
         return pd.DataFrame(columns=["id", "technique", "variant", "seed"])
     return table.sort_values(["technique", "variant", "seed", "id"], kind="stable").reset_index(drop=True)

@@ -302,7 +302,7 @@ def _trials(
     model = _try_building(parts, name, dataset, recipe, options, request.store)
     trains = recipe.epochs > 0 and any(parameter.requires_grad for parameter in model.parameters())
     _try_sampling(parts, dataset, recipe, options, request.devices)
-    code = _code(host, parts, recipe, model)
+    code = _code(host, parts, source, recipe, model)
     return [
         Planned(
             Trial(
@@ -334,11 +334,14 @@ def _trials(
     ]
 
 
-def _code(host: Host, parts: _Parts, recipe: Recipe, model: nn.Module) -> dict[str, str]:
+def _code(host: Host, parts: _Parts, source: DatasetSource, recipe: Recipe, model: nn.Module) -> dict[str, str]:
     """What identifies the code of a trial: each plugin whose parts are in use, and whatever gives other numbers than it did
     in its first revision."""
     in_use: list[Registered[Any]] = [parts.model, parts.loss, parts.augmentation]
     origins = {host.techniques[parts.technique.name].plugin, *(registered.plugin for registered in in_use)}
+    # What a package's dataset is like, its fingerprint says; a file must be known to be loaded again for a stored trial.
+    if host.plugins[host.datasets[source.name].plugin].is_file:
+        origins.add(host.datasets[source.name].plugin)
     revisions = {f"{type(r.value).__name__.lower()} {r.value.name}": r.value.revision for r in in_use}
     revisions["optimizer"] = optimizer.revision(recipe, model)
     return {

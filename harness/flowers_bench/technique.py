@@ -212,6 +212,7 @@ class ModelContext:
         options: the model's own options, every one with a value.
         dataset: `Dataset.facts()` of what it will be trained on, where known.
         store: the run store that the trial is kept in, where known: other finished trials are found there.
+        plugin_files: plugins that the user named: what parts of those other trials may come from.
     """
 
     backbone: Backbone
@@ -220,6 +221,7 @@ class ModelContext:
     options: Mapping[str, Any]
     dataset: Mapping[str, Any] = field(default_factory=dict)
     store: Path | None = None
+    plugin_files: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)

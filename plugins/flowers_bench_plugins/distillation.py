@@ -26,7 +26,7 @@ is 60.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,7 @@ def build_distilled(context: ModelContext) -> nn.Module:
     if context.options["distill_weight"] == 0:
         return Classifier(backbone)
     mean, std = mean_and_std(backbone)
-    return Distilled(backbone, partial(load_teacher, teacher, mean, std))
+    return Distilled(backbone, partial(load_teacher, teacher, mean, std, plugins=context.plugin_files))
 
 
 def find_teacher(name: str, store: Path | None, dataset: Mapping[str, Any]) -> Path:
@@ -93,7 +93,12 @@ def find_teacher(name: str, store: Path | None, dataset: Mapping[str, Any]) -> P
 
 
 def load_teacher(
-    path: Path, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    path: Path,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device,
+    *,
+    plugins: Sequence[Path] = (),
 ) -> Callable[[Tensor], Tensor]:
     """The trained network of a trial as a function from images, normalised by the student's `mean` and `std`, to
     logits: it gets them at the size and with the normalisation that it was trained with."""
@@ -105,7 +110,7 @@ def load_teacher(
     from flowers_bench.training.trial import load_trained
 
     folder = TrialFolder(path)
-    model = load_trained(folder, device).model
+    model = load_trained(folder, device, plugins).model
     size = folder.config()["recipe"]["image_size"]
     own_mean, own_std, mine, spread = (
         torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (*mean_and_std(model), mean, std)

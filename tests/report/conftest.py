@@ -12,10 +12,13 @@ from PIL import Image
 from stored import CLASSES, cost, outcomes, store_trial
 
 from flowers_bench.cli.report import report
+from flowers_bench.data import petals
+from flowers_bench.data.dataset import DataRequest
 from flowers_bench.store import Store, write_json
 from flowers_bench.trial import Protocol
 
-MEADOW = Path(__file__).with_name("meadow.py")
+#: Drawn images under the keys of the stored trials: those of the page's examples.
+DRAWN = {"grammar_seed": 0, "size": 32, "species": CLASSES, "train": 10, "val": 5, "test": 100}
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 NAMES = ("rose", "</script><script>window.hacked=1</script>", HOSTILE, "'\"&lt;b&gt;${window.hacked=1}")
 assert len(NAMES) == CLASSES
@@ -37,17 +40,29 @@ def measured(seed: int) -> dict[str, Any]:
     }
 
 
+def petals_key(split: str, number: int) -> str:
+    """As `petals` names its images, whose labels go round."""
+    return f"{split}/{number % CLASSES:03d}/{number // CLASSES:03d}"
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
-    run = {"data_source": "meadow", "cache_dir": str(root), "plugin_files": [str(MEADOW)]}
+    drawn = petals.load(DataRequest(root / "cache", None, 32, DRAWN))
+    run = {"data_source": "petals", "cache_dir": str(root / "cache")}
     for seed in range(2):
-        common = {"class_names": NAMES, "run": run}
+        common = {
+            "class_names": NAMES,
+            "run": run,
+            "dataset": {"split_checksum": drawn.split_checksum},
+            "data_options": DRAWN,
+            "key": petals_key,
+        }
         scores = {**common, "result": measured(seed), "probabilities": False}
         store_trial(root, "wise/good", seed, outcomes(seed, 0.8), **scores)
         store_trial(root, "wise/plain", seed, outcomes(seed, 0.7), **common)
         hostile = {**run, "command": ["--plugin", HOSTILE]}
-        store_trial(root, f"{HOSTILE}/</script>", seed, outcomes(5 + seed, 0.6), class_names=NAMES, run=hostile)
+        store_trial(root, f"{HOSTILE}/</script>", seed, outcomes(5 + seed, 0.6), **{**common, "run": hostile})
     for shots in (1, 2):
         lawn = {"name": "lawn", "n_train": 4 * shots}
         for seed in range(2):

@@ -237,15 +237,8 @@ def test_leaderboard_compares_each_row_with_its_baseline(runs: Path) -> None:
 
 
 def test_configurations_of_other_code_are_other_rows(runs: Path) -> None:
-    folder = store_trial(runs, "wise/good", 0, outcomes(0, 0.9))
-    config = folder.config()
-    config["code"] = {"common": "flowers-bench 0.2.0"}
-    config["id"] = "0" * 16
-    other = runs / ("0" * 16)
-    other.mkdir()
-    for file in folder.path.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
-    (other / "config.json").write_text(json.dumps(config))
+    store_trial(runs, "wise/good", 0, outcomes(0, 0.9))
+    store_trial(runs, "wise/good", 0, outcomes(0, 0.9), code={"common": "flowers-bench 0.2.0"})
     (group,) = Leaderboard.of(Store(runs).finished()).groups
     assert len({row.name for row in group.rows}) == len(group.rows) == 5
     assert all(len(set(row.seeds)) == len(row.seeds) for row in group.rows)

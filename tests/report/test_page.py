@@ -139,11 +139,14 @@ def test_several_seeds_colour_what_is_claimed(text: str) -> None:
     assert any('<td class="won"' in matrix and '<td class="lost"' in matrix for matrix in matrices)
 
 
-def test_an_unreadable_picture_does_not_stop_the_page(runs: Path, tmp_path: Path) -> None:
+def test_an_unreadable_picture_does_not_stop_the_page(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = shutil.copytree(runs, tmp_path / "runs")
     next(copy.glob("*/figures/sampling.png")).write_bytes(b"no picture")
-    report(copy, tmp_path / "report.html")
-    assert "sampling" not in re.sub(r"<script.*?</script>", "", (tmp_path / "report.html").read_text(), flags=re.S)
+    assert report(copy, tmp_path / "report.html") == 1
+    assert "sampling.png cannot be read: it is no PNG" in capsys.readouterr().err
+    assert 'alt="sampling' not in re.sub(r"<script.*?</script>", "", (tmp_path / "report.html").read_text(), flags=re.S)
 
 
 def test_curve_of_seeds_that_stopped_at_different_epochs() -> None:

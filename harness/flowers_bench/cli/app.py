@@ -42,6 +42,20 @@ Off = Annotated[
         help="Switch off a plugin of another package, or `all` of them; may be repeated",
     ),
 ]
+OfTrial = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        "-p",
+        help="The plugin file ./mine.py that the trial was run with; may be repeated. Never loaded unasked",
+    ),
+]
+DataOfTrial = Annotated[
+    Path | None, typer.Option("--data", help="The folder of the trial's images [default: where they were]")
+]
+Cache = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where downloads and caches lie [default: the user's cache]")
+]
 Files = Annotated[list[Path] | None, typer.Option("--plugin-file", help="A .py file that is a plugin; may be repeated")]
 
 
@@ -229,7 +243,7 @@ def leaderboard(
     """Accuracy with intervals, cost and hardware of all finished trials, one table per comparable protocol."""
     from flowers_bench.cli import leaderboard as command
 
-    command.print_leaderboard(_folder(out), format, trials)
+    raise typer.Exit(command.print_leaderboard(_folder(out), format, trials))
 
 
 @app.command()
@@ -243,7 +257,7 @@ def compare(
     """Is the difference real? Every pair on the same test images and seeds, with intervals and exact tests."""
     from flowers_bench.cli import compare as command
 
-    command.compare(names, _folder(out), format)
+    raise typer.Exit(command.compare(names, _folder(out), format))
 
 
 @app.command()
@@ -254,7 +268,7 @@ def report(
     """One self-contained page: leaderboard, cost, curves, comparisons, confusions, figures, every trial."""
     from flowers_bench.cli import report as command
 
-    command.report(_folder(runs), output)
+    raise typer.Exit(command.report(_folder(runs), output))
 
 
 @app.command()
@@ -266,7 +280,7 @@ def figures(
     """A suite's figures, drawn from its finished trials: curves, sweeps and pictures, as SVG and PNG."""
     from flowers_bench.cli import figures as command
 
-    command.figures(suite, _folder(runs), output)
+    raise typer.Exit(command.figures(suite, _folder(runs), output))
 
 
 @app.command()
@@ -288,11 +302,14 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many classes")] = 5,
     format: Annotated[str, typer.Option(help="text or json")] = "text",
     out: Out = "runs",
+    plugin: OfTrial = None,
+    data: DataOfTrial = None,
+    data_dir: Cache = None,
 ) -> None:
     """What a finished trial's model sees in pictures: the likeliest classes, with calibrated probabilities."""
     from flowers_bench.cli import predict as command
 
-    raise typer.Exit(command.predict(trial, images, top, format, _folder(out)))
+    raise typer.Exit(command.predict(trial, images, top, format, _folder(out), plugin or [], data, data_dir))
 
 
 @app.command()
@@ -303,11 +320,14 @@ def export(
         Path | None, typer.Option("--output", "-o", help="The file (default: named after the trial)")
     ] = None,
     out: Out = "runs",
+    plugin: OfTrial = None,
+    data: DataOfTrial = None,
+    data_dir: Cache = None,
 ) -> None:
     """A finished trial's model as one file, checked against the original on images of its test split."""
     from flowers_bench.cli import export as command
 
-    command.export(trial, format, output, _folder(out))
+    command.export(trial, format, output, _folder(out), plugin or [], data, data_dir)
 
 
 @app.command()
@@ -318,4 +338,4 @@ def merge(
     """Unite run stores of several machines; refuses trials that contradict each other."""
     from flowers_bench.cli import merge as command
 
-    command.merge(sources, output)
+    raise typer.Exit(command.merge(sources, output))

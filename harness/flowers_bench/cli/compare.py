@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowers_bench.errors import UsageError, unknown_name
+from flowers_bench.errors import Unreadable, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from flowers_bench.report.rows import Configuration, Row
+    from flowers_bench.store import TrialFolder
 
 
-def compare(names: Sequence[str], out: Path, format: str) -> None:
-    """Print to stdout in the format asked for. Raises `UsageError` for unknown or ambiguous names, and where no pair
-    may be compared."""
+def compare(names: Sequence[str], out: Path, format: str) -> int:
+    """Print to stdout in the format asked for; returns the exit code. Raises `UsageError` for unknown or ambiguous names, and
+    where no pair may be compared."""
+    from flowers_bench.cli.damage import read_store
     from flowers_bench.report.comparison import Comparison
     from flowers_bench.report.comparison_text import FORMATS, print_text, refusal
     from flowers_bench.report.stress import under_stress
@@ -26,7 +28,13 @@ def compare(names: Sequence[str], out: Path, format: str) -> None:
         raise unknown_name("format", format, ["text", *FORMATS])
     if len(names) < 2:
         raise UsageError("compare takes two names or more: flowers-bench compare deformable/stage3 deformable/plain")
-    rows = rows_of(names, out)
+    contents, code = read_store(out)
+    try:
+        rows = rows_of(names, out, contents.finished)
+    except UsageError as error:
+        if code:  # what was asked for may be among what was left out
+            raise Unreadable(str(error)) from error
+        raise
     comparison = Comparison.all_of(rows)
     if not comparison.pairs:
         raise UsageError("\n".join(refusal(refused) for refused in comparison.refused))
@@ -36,15 +44,19 @@ def compare(names: Sequence[str], out: Path, format: str) -> None:
         print_text(comparison, stressed)
     else:
         print(FORMATS[format](comparison, stressed))
+    return code
 
 
-def rows_of(names: Sequence[str], out: Path) -> list[Row]:
-    """The row of each name: `NAME[/VARIANT] [KEY=VALUE ...]`, or a trial's id for that trial alone."""
+def rows_of(names: Sequence[str], out: Path, folders: Sequence[TrialFolder] | None = None) -> list[Row]:
+    """The row of each name: `NAME[/VARIANT] [KEY=VALUE ...]`, or a trial's id for that trial alone; of these finished trials
+    of the store `out`, or of all of them that can be read."""
     from flowers_bench.report.names import distinct_names
     from flowers_bench.report.rows import Finished, build_row, by_configuration
     from flowers_bench.store import Store
 
-    configurations = by_configuration(map(Finished.load, Store(out).finished_or_refuse()))
+    if folders is None:
+        folders = Store(out).read().finished
+    configurations = by_configuration(map(Finished.load, folders))
     chosen = _together([_matching(name, configurations, out) for name in names])
     for name, found in zip(names, chosen, strict=True):
         if len(found) > 1:

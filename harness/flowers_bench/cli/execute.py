@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from flowers_bench.cli import FAILED, INTERRUPTED
 from flowers_bench.cli.asked import Asked
+from flowers_bench.cli.damage import told
 from flowers_bench.cli.progress import TrialProgress, messages
 from flowers_bench.errors import UsageError, printable
 
@@ -29,7 +30,7 @@ def execute(planned: Sequence[Planned], asked: Asked, timeout: float, format: st
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.names import distinct_names
     from flowers_bench.report.text import markdown, print_text
-    from flowers_bench.store import Store
+    from flowers_bench.store import Store, read_each
 
     store = Store(asked.out)
     _announce(planned, asked.store)
@@ -51,12 +52,13 @@ def execute(planned: Sequence[Planned], asked: Asked, timeout: float, format: st
                 pusher.push(folder)
 
         outcomes = run_all(todo, on_event, timeout, asked)
-    finished = [folder for folder in folders if folder.finished()]
-    if finished and format == "md":
-        print(markdown(Leaderboard.of(finished)))
-    elif finished:
-        print_text(Leaderboard.of(finished))
-    _print_total(folders)
+    contents = read_each(folder for folder in dict.fromkeys(folders) if folder.path.is_dir())
+    damaged = told(contents.damaged)
+    if contents.finished and format == "md":
+        print(markdown(Leaderboard.of(contents.finished)))
+    elif contents.finished:
+        print_text(Leaderboard.of(contents.finished))
+    _print_total([*contents.finished, *contents.unfinished])
     if was_interrupted(todo, outcomes):
         messages.print(AGAIN)
         return INTERRUPTED
@@ -65,7 +67,7 @@ def execute(planned: Sequence[Planned], asked: Asked, timeout: float, format: st
         messages.print(
             f"trial {trial_id} was not pushed, run the same command again: {error}", markup=False, style="red"
         )
-    return FAILED if unpushed or any(outcome.state == "failed" for outcome in outcomes) else 0
+    return FAILED if unpushed or any(outcome.state == "failed" for outcome in outcomes) else damaged
 
 
 def _pusher(asked: Asked) -> contextlib.AbstractContextManager[Pusher | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flowers_bench.errors import UsageError, unknown_name
@@ -9,10 +10,22 @@ from flowers_bench.errors import UsageError, unknown_name
 FORMATS = ("onnx", "pt2")
 
 
-def export(trial: str, format: str, output: Path | None, out: Path) -> None:
+def export(
+    trial: str,
+    format: str,
+    output: Path | None,
+    out: Path,
+    plugins: Sequence[Path] = (),
+    data: Path | None = None,
+    cache: Path | None = None,
+) -> None:
     """Write the file and print how far it is from the original.
 
+    Args:
+        plugins, data, cache: where the trial's code and images may come from: `training.trained.Sources`.
+
     Raises:
+        Unreadable: the trial is damaged.
         UsageError: no such trial, a package is missing, the model cannot be exported, or the file would differ.
     """
     from flowers_bench.store import Store, file_name
@@ -25,8 +38,13 @@ def export(trial: str, format: str, output: Path | None, out: Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"-o {path}: there is no folder {path.parent}.")
     from flowers_bench.export import export_trial
+    from flowers_bench.training.trained import Sources
 
-    exported = export_trial(folder, format, path)
+    sources = Sources.named(folder, plugins, data, cache)
+    try:
+        exported = export_trial(folder, format, path, sources)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error}. Choose another with -o.") from error
     print(
         f"{path}: {path.stat().st_size / 2**20:.1f} MiB; takes uint8 RGB images (N, 3, {exported.side}, {exported.side})"
     )

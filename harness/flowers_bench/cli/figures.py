@@ -9,23 +9,26 @@ from rich.console import Console
 from flowers_bench.errors import UsageError, printable
 
 
-def figures(suite: str, runs: Path, output: Path) -> None:
-    """Write the files and name them; what cannot be drawn is named with the command that makes its trials.
+def figures(suite: str, runs: Path, output: Path) -> int:
+    """Write the files and name them; what cannot be drawn is named with the command that makes its trials. Returns the exit
+    code.
 
     Raises:
         UsageError: an empty store, a suite without figures, a folder that cannot be written.
     """
+    from flowers_bench.cli.damage import read_store, told
     from flowers_bench.grid import read_suite
     from flowers_bench.report.figures import draw_figures
-    from flowers_bench.store import Store
+    from flowers_bench.report.pictures import damaged_pictures
 
     wanted = read_suite(suite)
     if not wanted.figures:
         raise UsageError(f"suite {wanted.path} has no [[figures]]; docs/study.md tells how to write some.")
-    folders = Store(runs).finished_or_refuse()
+    contents, code = read_store(runs)
+    code = told(damaged_pictures(contents.finished)) or code
     try:
         output.mkdir(parents=True, exist_ok=True)
-        drawn = draw_figures(wanted.figures, folders, output)
+        drawn = draw_figures(wanted.figures, contents.finished, output)
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error}.") from error
     console = Console(highlight=False, emoji=False, soft_wrap=True)
@@ -37,3 +40,4 @@ def figures(suite: str, runs: Path, output: Path) -> None:
         console.print(printable(f"absent: {item.figure.name} ({item.figure.title}): {item.why}"), markup=False)
     if absent:
         console.print(f"what is absent comes with: flowers-bench run {suite} --out {runs}", markup=False)
+    return code

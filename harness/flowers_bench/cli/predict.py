@@ -17,16 +17,30 @@ if TYPE_CHECKING:
 FORMATS = ("text", "json")
 
 
-def predict(trial: str, images: Sequence[Path], top: int, format: str, out: Path) -> int:
+def predict(
+    trial: str,
+    images: Sequence[Path],
+    top: int,
+    format: str,
+    out: Path,
+    plugins: Sequence[Path] = (),
+    data: Path | None = None,
+    cache: Path | None = None,
+) -> int:
     """Print the `top` classes of each image, and of each in a folder, with their probabilities; the exit code.
 
     Images that cannot be read are named on stderr, and the others predicted all the same.
 
-    Returns:
-        0, or `FAILED` where some image could not be read.
+    Args:
+        plugins, data, cache: where the trial's code and images may come from: `training.trained.Sources`.
 
     Raises:
-        UsageError: no such trial, a folder without images, or none of the images can be read.
+        UsageError: no such trial, a folder without images, none of the images can be read, or a plugin file that was not
+            named.
+        Unreadable: the trial is damaged.
+
+    Returns:
+        0, or `FAILED` where some image could not be read.
     """
     from flowers_bench.store import Store
 
@@ -37,13 +51,14 @@ def predict(trial: str, images: Sequence[Path], top: int, format: str, out: Path
     pixels = _decoded(paths, folder.config())
     import torch
 
-    from flowers_bench.training.trained import Trained
+    from flowers_bench.training.trained import Sources, Trained
 
     readable = [(path, array) for path, array in zip(paths, pixels, strict=True) if not isinstance(array, UsageError)]
     failures = [str(error) for error in pixels if isinstance(error, UsageError)]
     if not readable:
         raise UsageError("\n".join(failures))
-    trained = Trained.load(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    sources = Sources.named(folder, plugins, data, cache)
+    trained = Trained.load(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"), sources)
     probabilities = trained.probabilities(torch.from_numpy(array.copy()).permute(2, 0, 1) for _, array in readable)
     records = [
         {"image": str(path), "calibrated": trained.temperature is not None, "predictions": _top(row, trained, top)}

@@ -7,20 +7,29 @@ from pathlib import Path
 from flowers_bench.errors import UsageError
 
 
-def report(runs: Path, output: Path) -> None:
-    """Write the page. Raises `UsageError` for an empty store, and where the page cannot be written."""
+def report(runs: Path, output: Path) -> int:
+    """Write the page; returns the exit code. Raises `UsageError` for an empty store, and where the page cannot be written."""
+    from flowers_bench.cli.damage import read_store, told
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.page import render
+    from flowers_bench.report.pictures import damaged_pictures
     from flowers_bench.store import Store, write_atomically
 
-    store = Store(runs)
-    folders = store.finished_or_refuse()
+    contents, code = read_store(runs)
+    searches = Store(runs).of_searches().read()
+    pictures = damaged_pictures(contents.finished)
+    code = told([*searches.damaged, *pictures]) or code
     if not output.parent.is_dir():
         raise UsageError(f"{output} cannot be written: there is no folder {output.parent}.")
-    unfinished = [folder for folder in store.trials() if not folder.finished()]
-    text = render(Leaderboard.of(folders), unfinished, list(store.of_searches().trials()))
+    text = render(
+        Leaderboard.of(contents.finished),
+        contents.unfinished,
+        [*searches.finished, *searches.unfinished],
+        damaged=[*contents.damaged, *searches.damaged, *pictures],
+    )
     try:
         write_atomically(output, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error}.") from error
-    print(f"{output}: {len(folders)} trials, {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
+    print(f"{output}: {len(contents.finished)} trials, {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
+    return code

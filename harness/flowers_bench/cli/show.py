@@ -18,13 +18,14 @@ Line = tuple[str, str]
 
 
 def show(trial: str, out: Path, format: str) -> None:
-    """Print the trial. Raises `UsageError` for an unknown id or format."""
+    """Print the trial. Raises `UsageError` for an unknown id or format, `Unreadable` for a damaged trial."""
     from flowers_bench.report.numbers import json_text
     from flowers_bench.store import Store
 
     if format not in ("text", "json"):
         raise unknown_name("format", format, ("text", "json"))
     folder = Store(out).find(trial)
+    folder.check()
     if format == "json":
         print(json_text(_everything(folder)))
         return
@@ -64,7 +65,7 @@ def _sections(folder: TrialFolder) -> Iterator[tuple[str, list[Line]]]:
     elif folder.finished():
         result = folder.result()
         yield "Quality, with 95 % intervals over test images (one seed)", _quality(folder, result)
-        if "stress" in result:
+        if result.get("stress"):
             yield "Under stress: test top-1 % from the weakest level to the strongest", _stress(result)
         yield "Cost", _cost(folder, result["cost"])
         yield "Environment", _environment(result["hardware"])
@@ -148,7 +149,8 @@ def _bounds(measure: Measure, cost: Mapping[str, Any]) -> str:
     beside = at({"cost": cost}, measure.path[:-1])
     if "low" not in beside:
         return ""
-    return f" [{', '.join('?' if beside[key] is None else measure.format(beside[key]) for key in ('low', 'high'))}]"
+    bounds = [beside.get(key) for key in ("low", "high")]
+    return f" [{', '.join('?' if bound is None else measure.format(bound) for bound in bounds)}]"
 
 
 def _environment(hardware: Mapping[str, Any]) -> list[Line]:

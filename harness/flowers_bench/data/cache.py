@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from flowers_bench.data.dataset import Images, Progress, silent
 from flowers_bench.errors import UsageError
+from flowers_bench.files import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,8 @@ class CachedImages:
     folder: Path
 
     def __post_init__(self) -> None:
-        self._index = np.load(self.folder / "index.npy", allow_pickle=False)
+        with open_regular(self.folder / "index.npy") as stream:
+            self._index = np.load(stream, allow_pickle=False)
         self._pixels = _mapped(self.folder / "pixels.bin")
 
     @property
@@ -114,6 +116,7 @@ def cached_images(
     progress: Progress = silent,
     *,
     supersedes: bool = False,
+    read_only: bool = False,
 ) -> CachedImages:
     """The images of cache `name` under `key`, decoding them if they are not there yet.
 
@@ -129,6 +132,7 @@ def cached_images(
         progress: shown while decoding.
         supersedes: caches of this name under other keys are out of date, and removed once this one is built. Not
             to be set where the key also holds what the user may go back to, such as the image size.
+        read_only: decode and write nothing: `UsageError` where the cache is not there, or not whole.
 
     Raises:
         UsageError: the directory cannot be written or the disk is too small, and whatever `decoded` raises; nothing
@@ -138,7 +142,8 @@ def cached_images(
     try:
         return _opened(folder, count)
     except _Damaged:
-        pass
+        if read_only:
+            raise UsageError(f"{folder} is not there, or not whole.") from None
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory / f".{name}.lock", name):
@@ -162,7 +167,7 @@ def _mapped(path: Path) -> np.ndarray:
     Writable, because torch knows no read-only tensors; private, so that a write never reaches the file; and without
     reserving memory for such writes, or a cache larger than the machine's memory could not be mapped at all.
     """
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         if os.fstat(stream.fileno()).st_size == 0:
             return np.empty(0, np.uint8)
         flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000 if os.uname().sysname == "Linux" else 0)

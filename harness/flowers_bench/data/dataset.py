@@ -116,6 +116,7 @@ class DataRequest:
         stored_side: decoded images are stored with their shortest side at most this many pixels.
         options: every option of the source, with the default or what `--set data.KEY=VALUE` gave (then text).
         progress: wraps long loops.
+        read_only: nothing may be written, downloaded or decoded: `UsageError` where it is not all in `cache_dir` already.
     """
 
     cache_dir: Path
@@ -123,6 +124,7 @@ class DataRequest:
     stored_side: int
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = silent
+    read_only: bool = False
 
 
 @dataclass(frozen=True)

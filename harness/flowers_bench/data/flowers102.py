@@ -160,12 +160,12 @@ def load(request: DataRequest) -> Dataset:
         UsageError: a file is missing, unreadable or has a wrong checksum, or the download failed; says what to do.
     """
     root = _root(request.path) if request.path else request.cache_dir
-    if request.path is None:
+    if request.path is None and not request.read_only:
         install(root, _urls(), request.progress)
     splits = _read_splits(_read_lists(root))
     names = [key for keys, _ in splits.values() for key in keys]
     jpg = root / _FOLDER / "jpg"
-    hashes = content_hashes(jpg, names, request.cache_dir, request.progress, "Flowers102")
+    hashes = content_hashes(jpg, names, request.cache_dir, request.progress, "Flowers102", read_only=request.read_only)
     images = _cached(request, jpg, names, hashes)
     parts = _slices(images, splits)
     return Dataset(
@@ -304,6 +304,7 @@ def _cached(request: DataRequest, jpg: Path, names: Sequence[str], hashes: Mappi
         ),
         len(names),
         request.progress,
+        read_only=request.read_only,
     )
 
 

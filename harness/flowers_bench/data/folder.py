@@ -38,7 +38,7 @@ def load(request: DataRequest) -> Dataset:
     except OSError as error:
         raise UsageError(f"cannot read {error.filename or root}: {error.strerror}.") from error
     found = [path for listing in listings.values() for path in listing.paths()]
-    contents = image_contents(root, found, request.cache_dir, request.progress)
+    contents = image_contents(root, found, request.cache_dir, request.progress, read_only=request.read_only)
     hashes = {path: content.sha256 for path, content in contents.items()}
     notes = notes_on_files(layout, listings.values())
     if layout.splits:
@@ -165,6 +165,7 @@ def _cached(
         len(paths),
         request.progress,
         supersedes=True,
+        read_only=request.read_only,
     )
 
 

@@ -17,10 +17,13 @@ from flowers_bench.data.files import check_regular, open_regular, read_image
 from flowers_bench.data.levels import Levels
 from flowers_bench.data.threads import in_order
 from flowers_bench.errors import UsageError
+from flowers_bench.files import read_regular
 from flowers_bench.store import write_atomically
 
 T = TypeVar("T")
 
+#: Bytes of what is remembered: millions of files.
+_LARGEST = 1 << 30
 #: Size, time of the last write and of the last change of the entry (which, unlike the former, nobody can set).
 Stamp = list[int]
 #: Nanoseconds. What was written more recently may be written again without its times changing, and is not remembered.
@@ -36,7 +39,13 @@ class Content:
 
 
 def content_hashes(
-    root: Path, paths: Sequence[str], cache_dir: Path, progress: Progress = silent, name: str = "files"
+    root: Path,
+    paths: Sequence[str],
+    cache_dir: Path,
+    progress: Progress = silent,
+    name: str = "files",
+    *,
+    read_only: bool = False,
 ) -> dict[str, str]:
     """SHA-256 (hexadecimal) by path, in the order given.
 
@@ -48,18 +57,29 @@ def content_hashes(
         cache_dir: where hashes are remembered; created.
         progress: shown while files are read.
         name: what the files are, for people.
+        read_only: write nothing, and read no file: `UsageError` where one is not remembered as it is.
 
     Raises:
         UsageError: a file is missing, cannot be read or is no regular file, by name; or `cache_dir` cannot be written.
     """
-    return _remembered(_memory(cache_dir, "hashes", root), root, paths, _sha256, _digest, progress, name)
+    return _remembered(
+        _memory(cache_dir, "hashes", root), root, paths, _sha256, _digest, progress, name, read_only=read_only
+    )
 
 
 def image_contents(
-    root: Path, paths: Sequence[str], cache_dir: Path, progress: Progress = silent, name: str = "images"
+    root: Path,
+    paths: Sequence[str],
+    cache_dir: Path,
+    progress: Progress = silent,
+    name: str = "images",
+    *,
+    read_only: bool = False,
 ) -> dict[str, Content]:
     """As `content_hashes`, for images: also what must be known of all of them before one is decoded."""
-    return _remembered(_memory(cache_dir, "contents", root), root, paths, _row, _content, progress, name)
+    return _remembered(
+        _memory(cache_dir, "contents", root), root, paths, _row, _content, progress, name, read_only=read_only
+    )
 
 
 def copies_note(splits: Mapping[str, Iterable[str]]) -> list[str]:
@@ -93,6 +113,8 @@ def _remembered(
     parse: Callable[[Any], T],
     progress: Progress,
     name: str,
+    *,
+    read_only: bool,
 ) -> dict[str, T]:
     """`parse(read(file))` by path; `read`, whose JSON values `memory` holds, only of files that changed since."""
     remembered = _recall(memory, parse)
@@ -101,19 +123,21 @@ def _remembered(
     stamps = {path: _stamp(base, path) for path in paths}
     known = {path: remembered[path] for path in paths if remembered.get(path, (None,))[0] == stamps[path]}
     unknown = [path for path in paths if path not in known]
+    if read_only and unknown:
+        raise UsageError(f"{len(unknown)} {name} in {root}, such as {unknown[0]}, are new or changed.")
     if unknown:
         fresh = in_order(lambda path: read(f"{base}/{path}"), unknown)
         for path, value in zip(unknown, progress(fresh, f"reading {name}", len(unknown)), strict=True):
             known[path] = (stamps[path], value)
     lasting = {path: entry for path, entry in known.items() if entry[0][2] < settled}
-    if lasting != remembered:
+    if lasting != remembered and not read_only:
         _remember(memory, lasting)
     return {path: parse(known[path][1]) for path in paths}
 
 
 def _recall(memory: Path, parse: Callable[[Any], object]) -> dict[str, tuple[Stamp, Any]]:
     try:
-        entries = json.loads(memory.read_text(encoding="utf-8"))
+        entries = json.loads(read_regular(memory, _LARGEST))
         found = {path: (stamp, value) for path, (stamp, value) in entries.items()}
         for _, value in found.values():
             parse(value)

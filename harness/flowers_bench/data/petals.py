@@ -493,6 +493,7 @@ def load(request: DataRequest) -> Dataset:
         lambda: _rendered(plan, size, options["grammar_seed"]),
         len(plan),
         request.progress,
+        read_only=request.read_only,
     )
     splits, listing, start = {}, {}, 0
     for split in ("train", "val", "test"):

@@ -11,14 +11,18 @@ from flowers_bench.data.pixels import stored_side
 from flowers_bench.host import Host
 
 
-def reopen(host: Host, run: Mapping[str, Any], image_size: int, options: Mapping[str, Any]) -> Dataset:
+def reopen(
+    host: Host, run: Mapping[str, Any], image_size: int, options: Mapping[str, Any], *, read_only: bool = False
+) -> Dataset:
     """As it is there now: whether it is still the trial's is for the caller to ask, and how strictly.
 
     Args:
         run: the trial's `run.json`.
         image_size: its recipe's, in pixels.
         options: its `data_options`.
+        read_only: write and download nothing; raises `UsageError` where that would be needed.
     """
     source = host.find("dataset", host.datasets, run["data_source"]).value
     path = Path(run["data_path"]) if run["data_path"] else None
-    return source.load(DataRequest(Path(run["cache_dir"]), path, stored_side(image_size), dict(options)))
+    request = DataRequest(Path(run["cache_dir"]), path, stored_side(image_size), dict(options), read_only=read_only)
+    return source.load(request)

@@ -5,6 +5,7 @@ Every drawing says under itself what it was measured on: data, backbone, seeds, 
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowers_bench.errors import printable
+from flowers_bench.errors import Unreadable, printable
 from flowers_bench.grid import Figure
 from flowers_bench.report.names import factors, facts_without, told_apart
 from flowers_bench.report.numbers import percent, percent_interval
+from flowers_bench.report.pictures import drawn, read_picture
 from flowers_bench.report.plots import curve, finite
 from flowers_bench.report.rows import Row
 from flowers_bench.store import write_atomically
@@ -208,13 +210,11 @@ def _tuned_shares(rows: Sequence[Row], factor: str) -> dict[float, str]:
 
 def draw_pictures(panel: Panel) -> Drawing | str:
     """What the techniques drew after training, of each row's first seed, one under the other."""
-    from matplotlib.image import imread
-
-    found = [
-        (f"{row.name}, seed {row.seeds[0]}", imread(path))
-        for row in panel.rows
-        for path in sorted((row.trials[0].folder.path / "figures").glob("*.png"))
-    ]
+    found = []
+    for row in panel.rows:
+        for path in drawn(row):
+            with contextlib.suppress(Unreadable):  # which is said: `damaged_pictures`
+                found.append((f"{row.name}, seed {row.seeds[0]}", np.asarray(read_picture(path))))
     if not found:
         return "its trials drew no pictures"
     width = 11.0

@@ -15,6 +15,7 @@ from typing import Any
 
 from flowers_bench import __version__
 from flowers_bench.environment import describe_hardware
+from flowers_bench.errors import Unreadable
 from flowers_bench.report.comparison import Comparison, Pair
 from flowers_bench.report.comparison_text import sentence
 from flowers_bench.report.explorer import MATRICES_BUDGET, Matrices, explore, hardest
@@ -41,8 +42,10 @@ def render(
     unfinished: Sequence[TrialFolder],
     searched: Sequence[TrialFolder] = (),
     made: datetime | None = None,
+    damaged: Sequence[Unreadable] = (),
 ) -> str:
-    """The whole page as text. What `unfinished` trials and those of searches took counts in the total."""
+    """The whole page as text. What `unfinished` trials and those of searches took counts in the total; of what is
+    `damaged` it says why."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
@@ -66,6 +69,7 @@ def render(
         data={group["id"]: group.pop("data") for group in groups},
         machines=list(machines.values()),
         unfinished=_unfinished(unfinished),
+        damaged=list(map(str, damaged)),
         total=_total(board, [*unfinished, *searched]),
         trials=sum(len(row.trials) for group in board.groups for row in group.rows),
         rows=sum(len(group.rows) for group in board.groups),
@@ -144,7 +148,7 @@ def _group(
         "hard": [image | {"label": names[image["label"]]} for image in hard],
         "missing": examples.missing,
         "sweeps": [sweep["factor"] for sweep in swept],
-        "has_stress": any("stress" in trial.result for row in rows for trial in row.trials),
+        "has_stress": any(trial.result.get("stress") for row in rows for trial in row.trials),
         "stressed": _stressed(group),
         "shots": family.sheet() if family else None,
         "data": {

@@ -8,15 +8,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowers_bench.data.decode import MAX_PIXELS
+from flowers_bench.errors import Unreadable
+from flowers_bench.files import read_regular
+from flowers_bench.records import damaged
 from flowers_bench.report.rows import Finished, Row
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from flowers_bench.data.dataset import Dataset
+    from flowers_bench.store import TrialFolder
 
 #: Pixels of an example image's side, and of a figure's width at most.
 THUMBNAIL, FIGURE_WIDTH = 88, 1000
+#: Bytes of a figure's file.
+LARGEST_PICTURE = 64 << 20
+#: Of a figure, height over width at most.
+TALLEST = 20
 #: Characters that all example images, and all figures, of a page may take.
 IMAGES_BUDGET, FIGURES_BUDGET = 1_800_000, 1_500_000
 
@@ -35,7 +44,7 @@ class Examples:
         self._left = budget
         try:
             self._test = _dataset(trial).test
-        except Exception as error:  # a dataset plugin may raise anything, and a page without images is still a page
+        except Exception as error:  # caches may be of any kind, and a page without images is still a page
             self.missing = f"the images are not at hand: {error}"
             return
         self._places = {key: place for place, key in enumerate(self._test.keys)}
@@ -51,15 +60,20 @@ class Examples:
 
 
 def _dataset(trial: Finished) -> Dataset:
-    from flowers_bench.errors import UsageError
-
-    if not Path(trial.run["cache_dir"]).is_dir():  # else a dataset would be downloaded again for a page
-        raise UsageError(f"{trial.run['cache_dir']} is not there: the trials ran on another machine.")
+    """As its caches have it: a page is no reason to run a plugin file, to write, to download or to decode."""
     from flowers_bench.data.reopen import reopen
+    from flowers_bench.errors import UsageError
     from flowers_bench.host import discover
 
-    host = discover([Path(path) for path in trial.run["plugin_files"]])
-    dataset = reopen(host, trial.run, int(trial.config["recipe"]["image_size"]), trial.config["data_options"])
+    run = trial.run
+    if not run.get("cache_dir") or not Path(run["cache_dir"]).is_dir():
+        raise UsageError(f"{run.get('cache_dir') or 'their cache'} is not there: the trials ran on another machine.")
+    host = discover(only_built_in=True)
+    if run.get("data_source") not in host.datasets:
+        raise UsageError("they are of a dataset that comes with a plugin.")
+    places = {name: run.get(name) for name in ("data_source", "data_path", "cache_dir")}
+    size = int(trial.config["recipe"]["image_size"])
+    dataset = reopen(host, places, size, trial.config["data_options"], read_only=True)
     if dataset.split_checksum != trial.config["dataset"]["split_checksum"]:
         raise UsageError(f"dataset {dataset.name} has another split by now.")
     return dataset
@@ -81,20 +95,56 @@ def _data_uri(image: Image.Image, quality: int) -> str:
 
 def figures(rows: Sequence[Row], budget: int) -> list[dict[str, str]]:
     """The pictures that techniques drew, of each row's first seed, as `row`, `name` and `uri`, while they fit."""
-    from PIL import Image
-
     found = []
     for row in rows:
-        folder = row.trials[0].folder.path / "figures"
-        for path in sorted(folder.glob("*.png")):
+        for path in drawn(row):
             try:
-                with Image.open(path) as image:
-                    picture = image.convert("RGB")
-                    picture.thumbnail((FIGURE_WIDTH, 4 * FIGURE_WIDTH))
-            except (OSError, Image.DecompressionBombError):
+                picture = read_picture(path)
+            except Unreadable:
                 continue
+            picture.thumbnail((FIGURE_WIDTH, 4 * FIGURE_WIDTH))
             uri = _data_uri(picture, 80)
             if len(uri) <= budget:
                 budget -= len(uri)
                 found.append({"row": row.name, "name": path.stem.replace("_", " ").replace("-", " "), "uri": uri})
     return found
+
+
+def drawn(row: Row) -> list[Path]:
+    """The files of the pictures that its technique drew for its first seed."""
+    folder = row.trials[0].folder.path / "figures"
+    return [] if folder.is_symlink() else sorted(folder.glob("*.png"))
+
+
+def damaged_pictures(folders: Iterable[TrialFolder]) -> list[Unreadable]:
+    """Why pictures of these trials cannot be shown; the rest of the trial can."""
+    found = []
+    for place in (folder.path / "figures" for folder in folders):
+        if place.is_symlink() or (place.exists() and not place.is_dir()):
+            found.append(damaged(place, "is not a folder"))
+            continue
+        for path in sorted(place.glob("*.png")):
+            try:
+                read_picture(path)
+            except Unreadable as error:
+                found.append(error)
+    return found
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture of a trial in RGB, on white. Raises `Unreadable` unless it is a PNG, whole, and not larger than an image may
+    be or `TALLEST`."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        content = read_regular(path, LARGEST_PICTURE, follow_links=False)
+        # PNG alone: Pillow knows formats, whatever the name says, that start an interpreter.
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            if image.width * image.height > MAX_PIXELS or image.height > TALLEST * image.width:
+                raise ValueError(f"it is {image.width} x {image.height} pixels large")
+            picture = image.convert("RGBA")
+    except UnidentifiedImageError as error:
+        raise damaged(path, "cannot be read: it is no PNG") from error
+    except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error, ...
+        raise damaged(path, f"cannot be read: {error}") from error
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")

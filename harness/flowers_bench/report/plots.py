@@ -87,7 +87,7 @@ def finite(text: str) -> float | None:
 
 def curve(histories: Sequence[Sequence[Mapping[str, Any]]], key: str) -> dict[str, list[float | None]]:
     """Mean, least and largest over the seeds that reached each epoch."""
-    values = [[epoch[key] for epoch in history if key in epoch] for history in histories]
+    values = [[epoch[key] for epoch in history if epoch.get(key) is not None] for history in histories]
     by_epoch = [[seed[i] for seed in values if len(seed) > i] for i in range(max(map(len, values), default=0))]
     return {
         "mean": rounded(np.mean(found) for found in by_epoch),
@@ -119,10 +119,12 @@ def _bins(confidence: np.ndarray, row: Row) -> dict[str, list[float | None]]:
 def _stress(row: Row) -> dict[str, Any]:
     """By kind of change: its levels and the accuracy at each, mean and range over seeds. Level 0 is the images as they
     are; a factor of the dataset's own has none."""
-    measured = [trial.result for trial in row.trials if "stress" in trial.result]
+    measured = [trial.result for trial in row.trials if trial.result.get("stress")]
     found = {}
     for kind in measured[0]["stress"] if measured else ():
-        results = [result for result in measured if kind in result["stress"]]
+        # Of another revision of the changes there may be other levels, which nothing can be averaged with.
+        levels = [point["level"] for point in measured[0]["stress"][kind]]
+        results = [r for r in measured if [point["level"] for point in r["stress"].get(kind, ())] == levels]
         curves = [result["stress"][kind] for result in results]
         if not kind.startswith("factor "):
             curves = [

@@ -10,7 +10,7 @@ from flowers_bench.report.names import distinct_names
 from flowers_bench.report.numbers import percent, percent_interval
 from flowers_bench.report.rows import Configuration, Finished, Row, build_row, search_budget
 from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
-from flowers_bench.store import Store
+from flowers_bench.store import Store, read_each
 
 COLUMNS = (
     "reported as",
@@ -44,7 +44,7 @@ def beside_reported(tables: Sequence[PlannedTable], store: Store) -> list[Beside
     for item, reported in wanted:
         name = next(names) if item.planned else " ".join(item.requests[0].techniques)
         folders = [store.folder(planned.trial.id) for planned in item.planned]
-        trials = [Finished.load(folder) for folder in folders if folder.finished()]
+        trials = list(map(Finished.load, read_each(folder for folder in folders if folder.finished()).finished))
         row = build_row(name, Configuration.of(trials)) if trials else None
         found.append(Beside(reported, name, row))
     return found

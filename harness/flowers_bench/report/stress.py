@@ -68,7 +68,8 @@ def under_stress(first: Row, second: Row) -> UnderStress | None:
     if obstacles(first.trials[0], second.trials[0]):
         return None
     measured = [
-        {int(t.config["seed"]): t for t in row.trials if "stress_revision" in t.result} for row in (first, second)
+        {int(t.config["seed"]): t for t in row.trials if t.result.get("stress_revision") is not None}
+        for row in (first, second)
     ]
     seeds = tuple(sorted(set(measured[0]) & set(measured[1])))
     trials = [[of_seed[seed] for seed in seeds] for of_seed in measured]
@@ -76,7 +77,7 @@ def under_stress(first: Row, second: Row) -> UnderStress | None:
         return None
     one, other = (_outcomes(side) for side in trials)
     plain = [row.correct[[row.seeds.index(seed) for seed in seeds]].astype(float) for row in (first, second)]
-    points = trials[0][0].result["stress"]
+    points = trials[0][0].result.get("stress") or {}
     kinds = [
         _endured(kind, points[kind], one[kind], other[kind], plain) for kind in points if kind in one and kind in other
     ]

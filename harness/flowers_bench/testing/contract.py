@@ -457,7 +457,7 @@ def runs_in_a_process_of_its_own(subject: Subject) -> None:
         (outcome,) = run_all([trial], lambda folder, event: None, timeout=600)
         log = (trial.path / "log.txt").read_text(errors="replace")[-2000:] if outcome.state != "done" else ""
         require(outcome.state == "done", f"the trial {outcome.state}: {outcome.reason}\n{log}")
-        load_trained(trial, torch.device("cpu"))
+        load_trained(trial, torch.device("cpu"), subject.files, subject.store)
 
 
 CHECKS: Sequence[Callable[[Subject], None]] = (

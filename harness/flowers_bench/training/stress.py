@@ -15,7 +15,7 @@ from flowers_bench.measure.stress import CHANGES, Condition, conditions
 from flowers_bench.statistics import accuracy_interval
 from flowers_bench.store import STRESS_REVISION, TrialFolder, write_atomically, write_json
 from flowers_bench.training.loop import Emit, Interrupted
-from flowers_bench.training.trained import Trained
+from flowers_bench.training.trained import Sources, Trained
 from flowers_bench.training.trial import interrupt_flag, load_dataset, on_this_machine
 from flowers_bench.trial import trial_from_config
 
@@ -31,10 +31,9 @@ def stress_trial(folder: TrialFolder, emit: Emit) -> None:
     run = folder.run()
     device = on_this_machine(run)
     stop_requested = interrupt_flag()
-    dataset = load_dataset(
-        discover([Path(path) for path in run["plugin_files"]]), trial_from_config(folder.config()), run
-    )
-    trained = Trained.load(folder, device, dataset)
+    files = [Path(path) for path in run["plugin_files"]]
+    dataset = load_dataset(discover(files), trial_from_config(folder.config()), run)
+    trained = Trained.load(folder, device, Sources(files), dataset)
     asked = list(conditions(dataset))
     tables: list[pd.DataFrame] = []
     summary: dict[str, list[dict[str, Any]]] = {}

@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from platformdirs import user_cache_path
 from scipy.special import softmax
 from torch import Tensor
 
 from flowers_bench.data.dataset import Dataset
 from flowers_bench.data.pixels import Normalizer, evaluation_transform
-from flowers_bench.host import discover
+from flowers_bench.errors import UsageError
+from flowers_bench.host import discover_for, files_of_trial
 from flowers_bench.measure.quality import fit_temperature
 from flowers_bench.store import TrialFolder
 from flowers_bench.training.prediction import Fitted
 from flowers_bench.training.trial import load_dataset, load_trained
 from flowers_bench.trial import Trial, trial_from_config
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the code and the images of a stored trial may come from: what the user named in this command. A run store is
+    data: its `run.json` says where the trial ran from, but chooses no code and no place that is written to.
+
+    Attributes:
+        plugins: files; those are loaded that the trial says it was run with (`discover_for`).
+        cache: where downloads and decoded images lie, and are written.
+        data: the folder of images; None: as `run.json` says. It is only read, and must hold the very images.
+    """
+
+    plugins: Sequence[Path] = ()
+    cache: Path = field(default_factory=lambda: user_cache_path("flowers-bench"))
+    data: Path | None = None
+
+    @classmethod
+    def named(cls, folder: TrialFolder, plugins: Sequence[Path], data: Path | None, cache: Path | None) -> Sources:
+        """As a command's options have it. Raises `UsageError` for a plugin file that the trial was not run with."""
+        for path in set(plugins).difference(files_of_trial(folder.id, folder.config()["code"], plugins)):
+            raise UsageError(f"--plugin {path}: trial {folder.id} was not run with this file.")
+        return cls(plugins, cache or user_cache_path("flowers-bench"), data)
 
 
 @dataclass(frozen=True)
@@ -40,17 +65,19 @@ class Trained:
     class_names: Sequence[str]
 
     @classmethod
-    def load(cls, folder: TrialFolder, device: torch.device, dataset: Dataset | None = None) -> Trained:
+    def load(
+        cls, folder: TrialFolder, device: torch.device, sources: Sources, dataset: Dataset | None = None
+    ) -> Trained:
         """From a finished trial's folder. A predictor that is no classifier is fitted again, on the training images
-        of `dataset` or of the place that `run.json` names.
+        of `dataset` or of the trial's own (`dataset_of`).
 
         Raises:
             UsageError: the trial is not finished, damaged, or its images are not there or have changed.
         """
-        parts = load_trained(folder, device)
+        parts = load_trained(folder, device, sources.plugins)
         trial = trial_from_config(folder.config())
         if dataset is None and trial.predictor != "classifier":
-            dataset = dataset_of(folder)
+            dataset = dataset_of(folder, sources)
         fitted = parts.evaluator.fit(parts.model, dataset.train if dataset else None)
         names = folder.result()["class_names"]
         return cls(trial, fitted, parts.normalize, temperature_of(folder), names)
@@ -65,11 +92,20 @@ class Trained:
         return np.asarray(softmax(self.scores(images).astype(np.float64) / (self.temperature or 1.0), axis=1))
 
 
-def dataset_of(folder: TrialFolder) -> Dataset:
-    """The trial's dataset, from the place that its `run.json` names. Raises `UsageError` if it is not the same."""
-    run = folder.run()
-    host = discover([Path(path) for path in run["plugin_files"]])
-    return load_dataset(host, trial_from_config(folder.config()), run)
+def dataset_of(folder: TrialFolder, sources: Sources) -> Dataset:
+    """The trial's dataset. Raises `UsageError` if it is not the same, or its code was not named."""
+    trial, run = trial_from_config(folder.config()), folder.run()
+    host = discover_for(trial.id, trial.code, sources.plugins)
+    data = sources.data or run.get("data_path")
+    source = run.get("data_source")
+    if source == "folder" and data is None:
+        raise UsageError(
+            f"where the images of trial {trial.id} lie is not known here: name their folder with --data PATH."
+        )
+    if source is None:
+        raise UsageError(f"{folder.path / 'run.json'} does not say which dataset trial {trial.id} was run on.")
+    places = {"data_source": source, "data_path": str(data) if data else None, "cache_dir": str(sources.cache)}
+    return load_dataset(host, trial, places)
 
 
 def temperature_of(folder: TrialFolder) -> float | None:

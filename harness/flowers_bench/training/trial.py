@@ -6,11 +6,12 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
 import os
 import random
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from flowers_bench.backbone import Backbone, Weights, file_sha256, mean_and_std, read_state_dict
+from flowers_bench.backbone import (
+    Backbone,
+    Weights,
+    check_backbone,
+    file_sha256,
+    mean_and_std,
+    read_state_dict,
+)
 from flowers_bench.data.dataset import Dataset, Split
 from flowers_bench.data.pixels import Augmented, Normalizer, evaluation_transform
 from flowers_bench.data.reopen import reopen
@@ -29,7 +37,7 @@ from flowers_bench.data.shots import few_shot
 from flowers_bench.environment import environment
 from flowers_bench.errors import TrialFailed, UsageError
 from flowers_bench.figures import FigureContext
-from flowers_bench.host import Host, discover
+from flowers_bench.host import Host, discover, discover_for
 from flowers_bench.measure.cost import flops, parameter_counts, peak_memory, peak_of_all, training_cost
 from flowers_bench.measure.episodic import episodic_accuracy
 from flowers_bench.measure.inference import inference_cost
@@ -41,7 +49,9 @@ from flowers_bench.measure.quality import (
     quality_by_class,
 )
 from flowers_bench.measure.retrieval import Retrieval
-from flowers_bench.store import SCHEMA_VERSION, TrialFolder, damaged, read_json, write_atomically, write_json
+from flowers_bench.records import damaged
+from flowers_bench.remote import trust_cache
+from flowers_bench.store import SCHEMA_VERSION, TrialFolder, write_atomically, write_json
 from flowers_bench.technique import AugmentationContext, LossContext, ModelContext
 from flowers_bench.training.loop import Emit, Parts, Training
 from flowers_bench.training.precision import refuse_undefined_gradients
@@ -70,10 +80,11 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     started = time.perf_counter()
     if not ranks.leads:
         emit = _unheard
-    config, run = folder.config(), read_json(folder.path / "run.json")
+    config, run = folder.config(), folder.run()
     trial = trial_from_config(config)
     if trial.id != config["id"]:
         raise does_not_match(config, trial.id)
+    trust_cache(Path(run["cache_dir"]))  # a teacher in a mirror there may have its weights to fetch still
     device = on_this_machine(run, ranks.count)
     host = discover([Path(path) for path in run["plugin_files"]])
     host.tracking = run.get("track", ())
@@ -207,7 +218,8 @@ def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.
     model_part = host.find("model", host.models, trial.model).value
     store = Path(run["store"]) if run.get("store") else None
     values = model_part.option_values(trial.options)
-    model = model_part.build(ModelContext(backbone, num_classes, size, values, trial.dataset, store))
+    files = [Path(path) for path in run["plugin_files"]]
+    model = model_part.build(ModelContext(backbone, num_classes, size, values, trial.dataset, store, files))
     model = model.to(device).to(memory_format=torch.channels_last)
     normalize = Normalizer(*mean_and_std(model), device)
     loss_part = host.find("loss", host.losses, trial.loss).value
@@ -278,20 +290,31 @@ def start_from_prefix(
     return dataset, prefix.facts
 
 
-def load_trained(folder: TrialFolder, device: torch.device) -> Parts:
+def load_trained(
+    folder: TrialFolder, device: torch.device, plugins: Sequence[Path] = (), store: Path | None = None
+) -> Parts:
     """The parts of a finished trial, its model with the trained weights and in evaluation mode. Leaves torch's random
-    generator as it was. Raises `UsageError` if the trial is not finished or its weights are damaged."""
-    config, run = folder.config(), folder.run()
-    trial = trial_from_config(config)
+    generator as it was.
+
+    Args:
+        plugins: files that the user named; see `discover_for`. Nothing is taken from `run.json`.
+        store: where other trials that the model builds on are found; None: beside this one.
+
+    Raises:
+        UsageError: the trial is not finished, is damaged, or was run with a plugin file that was not named.
+    """
+    trial = trial_from_config(folder.config())
     if not folder.finished():
         raise UsageError(f"trial {folder.id} is not finished.")
-    host = discover([Path(path) for path in run["plugin_files"]])
+    host = discover_for(trial.id, trial.code, plugins)
+    check_backbone(trial.backbone)  # timm would also take a name that makes it ask the Hugging Face Hub
+    places = {"weights_path": None, "store": str(store or folder.path.parent), "plugin_files": list(map(str, plugins))}
     with torch.random.fork_rng():
-        parts, _ = build_parts(host, trial, {**run, "weights_path": None}, device)
+        parts, _ = build_parts(host, trial, places, device)
     path = folder.weights()
     try:
         parts.model.load_state_dict(read_state_dict(path))
-    except RuntimeError as error:
+    except (RuntimeError, UsageError) as error:
         raise damaged(path, f"does not fit its trial: {str(error)[:200]}") from error
     parts.model.eval().requires_grad_(False)
     return parts
@@ -376,7 +399,7 @@ def _mixed(trial: Trial, parts: Parts, predict: Fitted, test: Split) -> dict[str
 
     torch.manual_seed(derive_seed(trial.seed, "mixed"))
     logits = predict.batches(batches()).logits
-    if targets[0].ndim == 1:
+    if targets[0].ndim == 1:  # whole labels: every image is still of one class
         return {}
     return {"n": len(order), **mixed_quality(logits, torch.cat(targets).numpy())}
 
@@ -418,8 +441,12 @@ def _draw(
 
 
 def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
-    """`history.jsonl`, atomically."""
-    text = "".join(json.dumps(record) + "\n" for record in history)
+    """`history.jsonl`, atomically. What is not finite, such as the loss of scores that overflow on validation images, is null."""
+    finite = [
+        {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
+        for record in history
+    ]
+    text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in finite)
     write_atomically(folder / "history.jsonl", lambda path: path.write_text(text), durable=False)
 
 

@@ -1,0 +1,39 @@
+"""Damaged trials of a store: named on stderr, left out, and a reason to exit with 1; the others are shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowers_bench.cli import FAILED
+from flowers_bench.errors import Unreadable, UsageError, printable
+
+if TYPE_CHECKING:
+    from flowers_bench.store import Contents
+
+
+def told(damaged: Sequence[Unreadable]) -> int:
+    """Name them, and give the exit code."""
+    for error in damaged:
+        sys.stderr.write(f"left out: {printable(str(error))}\n")
+    return FAILED if damaged else 0
+
+
+def read_store(root: Path) -> tuple[Contents, int]:
+    """What is in a store that a command needs finished trials of, with its exit code; what is damaged is named.
+
+    Raises:
+        UsageError: there is no finished trial.
+        Unreadable: there are, and all of them are damaged.
+    """
+    from flowers_bench.store import Store
+
+    contents = Store(root).read()
+    code = told(contents.damaged)
+    if not contents.finished:
+        if contents.damaged:
+            raise Unreadable(f"no trial of {root} is left to show.")
+        raise UsageError(f"no finished trials in {root}. Run some: flowers-bench --plugin deformable --out {root}")
+    return contents, code
