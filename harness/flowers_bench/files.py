@@ -16,11 +16,11 @@ def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
             what it is stands in the text.
     """
     status = path.stat() if follow_links else path.lstat()
-    _refuse_irregular(path, status.st_mode)
+    refuse_irregular(status.st_mode)
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
     stream = os.fdopen(os.open(path, flags), "rb")
     try:
-        _refuse_irregular(path, os.fstat(stream.fileno()).st_mode)  # it may have been replaced meanwhile
+        refuse_irregular(os.fstat(stream.fileno()).st_mode)  # it may have been replaced meanwhile
     except OSError:
         stream.close()
         raise
@@ -42,6 +42,7 @@ def read_regular(path: Path, largest: int, *, follow_links: bool = True) -> byte
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
-def _refuse_irregular(path: Path, mode: int) -> None:
+def refuse_irregular(mode: int) -> None:
+    """Raise `OSError`, which says what it is, unless a `st_mode` is that of a regular file."""
     if not stat.S_ISREG(mode):
         raise OSError(f"it is {_KINDS.get(stat.S_IFMT(mode), 'a device')}, not a file")

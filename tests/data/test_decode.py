@@ -234,11 +234,13 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
 def test_what_is_no_file_is_called_what_it_is(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(UsageError, match=r"image .*pipe\.png is a pipe, socket or device, not a file"):
+    with pytest.raises(UsageError, match=r"image .*pipe\.png is missing or cannot be read: it is a pipe, not a file"):
         decode_image(tmp_path / "pipe.png", 10)
-    with pytest.raises(UsageError, match=r"image .*folder\.png is a folder, not a file"):
+    with pytest.raises(
+        UsageError, match=r"image .*folder\.png is missing or cannot be read: it is a folder, not a file"
+    ):
         decode_image(tmp_path / "folder.png", 10)
-    with pytest.raises(UsageError, match=r"/dev/zero is a pipe, socket or device"):
+    with pytest.raises(UsageError, match=r"/dev/zero is missing or cannot be read: it is a device, not a file"):
         decode_image("/dev/zero", 10)
 
 

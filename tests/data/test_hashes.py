@@ -91,7 +91,7 @@ def test_a_file_that_was_just_written_is_read_again(tmp_path: Path, monkeypatch:
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for read in (content_hashes, image_contents):
-        with pytest.raises(UsageError, match="pipe is a pipe, socket or device"):
+        with pytest.raises(UsageError, match="pipe is missing or cannot be read: it is a pipe"):
             read(tmp_path, ["pipe"], tmp_path / "cache")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from flowers_bench.data.dataset import Progress, silent
-from flowers_bench.data.files import open_regular
+from flowers_bench.data.files import open_named
 from flowers_bench.errors import UsageError
 
 _BLOCK = 1 << 20
@@ -80,7 +80,7 @@ def unpack(
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     try:
-        with open_regular(archive, "archive") as stream:
+        with open_named(archive, "archive") as stream:
             hashed = _Hashed(stream)
             with tarfile.open(fileobj=hashed, mode="r|*") as tar:
                 for entry in progress(tar, f"unpacking {archive.name}", count):
@@ -126,7 +126,7 @@ def has_md5(path: Path, md5: str) -> bool:
 
 def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    with open_regular(path, "file") as stream:
+    with open_named(path, "file") as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from flowers_bench.errors import UsageError
+from flowers_bench.files import open_regular, refuse_irregular
 
 #: Formats that are read, in words.
 FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM"
@@ -45,29 +45,28 @@ _SIGNATURE = re.compile(
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def open_regular(path: str | os.PathLike[str], what: str = "image") -> BinaryIO:
-    """The file, opened to be read. Raises `UsageError`, which names it, if it is none, or cannot be opened.
+def open_named(path: str | os.PathLike[str], what: str = "image") -> BinaryIO:
+    """The file, opened to be read. Raises `UsageError`, which names it, if it is no regular file or cannot be opened.
 
     A pipe that nobody writes to is refused like any other, not waited for.
     """
     try:
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return open_regular(Path(path))
     except OSError as error:
-        raise UsageError(f"{what} {path} is missing or cannot be read: {error.strerror}.") from error
-    try:
-        check_regular(os.fstat(number), path, what)
-    except UsageError:
-        os.close(number)
-        raise
-    return os.fdopen(number, "rb")
+        raise unreadable(path, error, what) from error
 
 
 def check_regular(status: os.stat_result, path: str | os.PathLike[str], what: str = "image") -> None:
     """Raises `UsageError`, which names the file and says what it is, unless it is a regular one."""
-    if stat.S_ISDIR(status.st_mode):
-        raise UsageError(f"{what} {path} is a folder, not a file.")
-    if not stat.S_ISREG(status.st_mode):
-        raise UsageError(f"{what} {path} is a pipe, socket or device, not a file. Remove it.")
+    try:
+        refuse_irregular(status.st_mode)
+    except OSError as error:
+        raise unreadable(path, error, what) from error
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError, what: str = "image") -> UsageError:
+    """The error for a file that cannot be read, and why."""
+    return UsageError(f"{what} {path} is missing or cannot be read: {error.strerror or error}.")
 
 
 def read_image(path: str | os.PathLike[str]) -> bytes:
@@ -76,14 +75,14 @@ def read_image(path: str | os.PathLike[str]) -> bytes:
     Raises:
         UsageError: it is missing, unreadable, no regular file, or larger than `MAX_BYTES`; names it.
     """
-    with open_regular(path) as stream:
+    with open_named(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > MAX_BYTES:
             raise UsageError(f"image {path} has {size:,} bytes: more than {MAX_BYTES:,}. Remove or replace it.")
         try:
             return stream.read(size)
         except OSError as error:
-            raise UsageError(f"image {path} is missing or cannot be read: {error.strerror}.") from error
+            raise unreadable(path, error) from error
 
 
 def visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
@@ -152,7 +151,7 @@ def _begins_like_an_image(entry: os.DirEntry[str]) -> bool:
     if entry.name.lower().endswith(_SPARE):
         return False
     try:
-        with open_regular(entry.path) as stream:
+        with open_named(entry.path) as stream:
             head = stream.read(_HEAD)
     except (UsageError, OSError):  # whatever it is, nobody called it an image
         return False

@@ -20,7 +20,7 @@ from flowers_bench.data.cache import CachedImages, Slice, cached_images
 from flowers_bench.data.dataset import DataRequest, Dataset, Progress, Split, silent, split_checksum
 from flowers_bench.data.decode import DECODER, decode_images, image_size
 from flowers_bench.data.download import fetch, has_md5, unpack
-from flowers_bench.data.files import open_regular
+from flowers_bench.data.files import open_named
 from flowers_bench.data.hashes import content_hashes, copies_note
 from flowers_bench.errors import UsageError
 
@@ -266,7 +266,7 @@ def _read_lists(root: Path) -> dict[str, bytes]:
     lists = {}
     for name in _LISTS:
         try:
-            with open_regular(base / name, "file") as stream:
+            with open_named(base / name, "file") as stream:
                 lists[name] = stream.read(_LIST_BYTES)
         except UsageError as error:
             raise UsageError(f"{error}\n{_by_hand(root, files)}") from error

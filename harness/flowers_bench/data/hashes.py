@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from flowers_bench.data.dataset import Progress, silent
 from flowers_bench.data.decode import ORDINARY, ImageFacts, image_facts
-from flowers_bench.data.files import check_regular, open_regular, read_image
+from flowers_bench.data.files import check_regular, open_named, read_image, unreadable
 from flowers_bench.data.levels import Levels
 from flowers_bench.data.threads import in_order
 from flowers_bench.errors import UsageError
@@ -162,19 +162,19 @@ def _stamp(root: str, path: str) -> Stamp:
     try:
         status = os.stat(file)
     except OSError as error:
-        raise UsageError(f"image {file} is missing or cannot be read: {error.strerror}.") from error
+        raise unreadable(file, error) from error
     check_regular(status, file)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _sha256(file: str) -> str:
     digest = hashlib.sha256()
-    with open_regular(file) as stream:
+    with open_named(file) as stream:
         try:
             while block := stream.read(1 << 20):
                 digest.update(block)
         except OSError as error:
-            raise UsageError(f"image {file} is missing or cannot be read: {error.strerror}.") from error
+            raise unreadable(file, error) from error
     return digest.hexdigest()
 
 
