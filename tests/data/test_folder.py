@@ -316,8 +316,8 @@ def test_images_that_change_while_they_are_read_do_not_poison_the_cache(
 ) -> None:
     contents = folder.image_contents
 
-    def changed_after(*arguments: Any) -> Any:
-        found = contents(*arguments)
+    def changed_after(*arguments: Any, **more: Any) -> Any:
+        found = contents(*arguments, **more)
         write_image(three / "train/rose/0.png", 1234)
         return found
 
