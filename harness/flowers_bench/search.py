@@ -127,8 +127,8 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         (label,) = request.techniques
         recipe, options = searchable(host, request)
-        (first, *_) = plan(host, request, files, silent, data)
-        if not first.trains:
+        (own_trial,) = plan(host, replace(request, seeds=1), files, silent, data)
+        if not own_trial.trains:
             recipe = replace(recipe, epochs=0, warmup_epochs=0)
         space = distributions(recipe, options, request.settings)
         sampler = optuna.samplers.TPESampler(seed=derive_seed(0, "search", label) % 2**32)
