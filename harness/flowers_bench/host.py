@@ -85,6 +85,7 @@ class Host:
 
     Attributes:
         tracking: names of the trackers whose observers are called.
+        withheld: what to say of plugin files that were not loaded, where a name is unknown.
     """
 
     def __init__(self) -> None:
@@ -97,6 +98,7 @@ class Host:
         self.techniques: dict[str, Registered[Technique]] = {}
         self.datasets: dict[str, Registered[DatasetSource]] = {}
         self.tracking: Collection[str] = ()
+        self.withheld = ""
 
     def add(self, status: PluginStatus, load: Callable[[], object]) -> None:
         """Load one plugin and take in what it registers; on any failure note the reason and skip it whole."""
@@ -212,7 +214,8 @@ class Host:
         skipped = [f"{p.name} (switched off by --no-plugin or {NO_PLUGIN})" for p in self.plugins.values() if p.off]
         skipped += [f"{p.name} (broken)" for p in self.broken()]
         note = f" It may be registered by a plugin that was skipped: {', '.join(skipped)}." if skipped else ""
-        return UsageError(f"{unknown_name(kind, name, known)}{note}")
+        withheld = f" {self.withheld}" if self.withheld else ""
+        return UsageError(f"{unknown_name(kind, name, known)}{note}{withheld}")
 
 
 @contextlib.contextmanager
@@ -314,30 +317,37 @@ def discover(files: Sequence[Path] = (), *, only_built_in: bool = False) -> Host
 
 
 def discover_for(trial_id: str, code: Mapping[str, str], named: Sequence[Path]) -> Host:
-    """The plugins that a stored trial's parts come from: installed ones, and files as `files_of_trial` chooses them."""
-    return discover(files_of_trial(trial_id, code, named))
+    """The plugins that a stored trial's parts come from: installed ones, and files as `files_of_trial` chooses them. Where
+    a part is of a file that was not named, the host's error for that part says so."""
+    host = discover(files_of_trial(code, named))
+    found = {_identity(path): path for path in named}
+    missing = {name: identity for name, identity in _files(code).items() if identity not in found}
+    if missing:
+        others = [
+            f" {path} is another file ({identity})."
+            for identity, path in found.items()
+            if identity not in code.values()
+        ]
+        host.withheld = (
+            f"Trial {trial_id} was run with {', '.join(f'{name}.py ({identity})' for name, identity in missing.items())}. A plugin "
+            f"file is never loaded because a run store names it: name that very file, --plugin ./{min(missing)}.py."
+            + "".join(others)
+        )
+    return host
 
 
-def files_of_trial(trial_id: str, code: Mapping[str, str], named: Sequence[Path]) -> list[Path]:
+def files_of_trial(code: Mapping[str, str], named: Sequence[Path]) -> list[Path]:
     """Those of the plugin files that the user named now with which a stored trial says that it was run, byte for byte. A
     run store is data: no code is executed because it stands, or is named, in one.
 
     Args:
         code: the trial's, of its `config.json`: plugins by name, a file's by its SHA-256.
-
-    Raises:
-        UsageError: the trial was run with a file that was not named; says which, and how to name it.
     """
-    wanted = {identity: name for name, identity in code.items() if identity.startswith(_BY_CONTENT)}
-    found = {_identity(path): path for path in named}
-    missing = [f"{wanted[identity]}.py ({identity})" for identity in wanted if identity not in found]
-    if missing:
-        others = [f"{path} is another file ({identity})." for identity, path in found.items() if identity not in wanted]
-        raise UsageError(
-            f"trial {trial_id} was run with the plugin file {', '.join(missing)}. Code is never loaded because a run store names "
-            f"it: name the same file in this command, --plugin ./{wanted[min(wanted)]}.py. {' '.join(others)}".rstrip()
-        )
-    return [path for identity, path in found.items() if identity in wanted]
+    return [path for path in named if _identity(path) in _files(code).values()]
+
+
+def _files(code: Mapping[str, str]) -> dict[str, str]:
+    return {name: identity for name, identity in code.items() if identity.startswith(_BY_CONTENT)}
 
 
 def installed() -> list[importlib.metadata.EntryPoint]:

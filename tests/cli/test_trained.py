@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lives import live
+from lives import TOY, live
 from PIL import Image
 from scipy.special import softmax
 
 from flowers_bench import cli
 from flowers_bench.store import TrialFolder
-from flowers_bench.training.trained import dataset_of, temperature_of
+from flowers_bench.training.trained import Sources, dataset_of, temperature_of
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,14 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return run
 
 
+def named(folder: TrialFolder) -> list[object]:
+    """The store, and the plugin file that it does not choose."""
+    return ["--out", folder.path.parent, "--plugin", TOY]
+
+
 def pictures(folder: TrialFolder, where: Path, count: int) -> list[Path]:
     """Test images of the trial's dataset as files."""
-    images = dataset_of(folder).test.images
+    images = dataset_of(folder, Sources([TOY])).test.images
     paths = [where / f"{i}.png" for i in range(count)]
     for i, path in enumerate(paths):
         Image.fromarray(images[i].permute(1, 2, 0).numpy()).save(path)
@@ -71,7 +76,7 @@ def test_predict_gives_the_calibrated_probabilities_of_the_test_split(
 ) -> None:
     folder = request.getfixturevalue(which)
     paths = pictures(folder, tmp_path, 3)
-    code, out, _ = command("predict", folder.id[:8], *paths, "--format", "json", "--out", folder.path.parent)
+    code, out, _ = command("predict", folder.id[:8], *paths, "--format", "json", *named(folder))
     assert code == 0
     table = folder.predictions()
     logits = np.stack(list(table[table["split"] == "test"]["logits"]))[:3]
@@ -87,7 +92,7 @@ def test_predict_gives_the_calibrated_probabilities_of_the_test_split(
 
 def test_predict_prints_the_best_classes(command, trial: TrialFolder, tmp_path: Path) -> None:
     (path,) = pictures(trial, tmp_path, 1)
-    code, out, _ = command("predict", trial.id, path, "--top", 2, "--out", trial.path.parent)
+    code, out, _ = command("predict", trial.id, path, "--top", 2, *named(trial))
     lines = out.splitlines()
     assert code == 0
     assert lines[0] == str(path)
@@ -100,7 +105,7 @@ def test_bad_images_are_all_named_before_anything_is_predicted(command, trial: T
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "cut.png").write_bytes(path.read_bytes()[:100])
     bad = [tmp_path / name for name in ("text.jpg", "cut.png", "nothere.jpg")]
-    code, out, err = command("predict", trial.id, bad[0], path, *bad[1:], "--out", trial.path.parent)
+    code, out, err = command("predict", trial.id, bad[0], path, *bad[1:], *named(trial))
     assert (code, out) == (2, "")
     for name in bad:
         assert f"image {name}" in err
@@ -108,7 +113,7 @@ def test_bad_images_are_all_named_before_anything_is_predicted(command, trial: T
 
 
 def test_export_says_how_exact_it_is(command, trial: TrialFolder, tmp_path: Path) -> None:
-    code, out, _ = command("export", trial.id, "--format", "pt2", "--out", trial.path.parent)
+    code, out, _ = command("export", trial.id, "--format", "pt2", *named(trial))
     assert code == 0
     assert (tmp_path / f"toy-plain-{trial.id[:8]}.pt2").is_file()
     assert "checked on 32 test images: logits differ by at most 0" in out
