@@ -40,6 +40,8 @@ NO_PLUGIN = "FLOWERS_BENCH_NO_PLUGIN"
 _BY_CONTENT = "sha256:"
 #: Seconds that a plugin may take to be imported and to answer the `register_*` hooks.
 IMPORT_TIMEOUT = 60.0
+#: Seconds that a tracker may take to note what it is told.
+TRACKER_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
@@ -165,22 +167,29 @@ class Host:
 
     def notify(self, hook: str, **arguments: Any) -> list[str]:
         """Call an observer hook in every plugin, but for trackers that were not asked for. A plugin that raises does
-        not stop the others.
+        not stop the others. A tracker that raises, or is not done in time, is not called again: its server or disk would
+        hold up every epoch of the trial in the same way.
 
         Returns the failures, one line each: plugin, hook, error.
         """
         failures = []
         for impl in getattr(self._manager.hook, hook).get_hookimpls():
-            if self.plugins[impl.plugin_name].tracker and impl.plugin_name not in self.tracking:
+            name = impl.plugin_name
+            tracker = self.plugins[name].tracker
+            if tracker and name not in self.tracking:
                 continue
             try:
-                impl.function(**{name: arguments[name] for name in impl.argnames})
+                with _time_limit(TRACKER_TIMEOUT) if tracker else contextlib.nullcontext():
+                    impl.function(**{argument: arguments[argument] for argument in impl.argnames})
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # SystemExit included
-                failures.append(
-                    f"plugin {impl.plugin_name!r} raised in {hook}: {type(error).__name__}: {text_of(error)}"
-                )
+                what = f"{type(error).__name__.lstrip('_')}: {text_of(error)}"
+                if tracker:
+                    self.tracking = [other for other in self.tracking if other != name]
+                    failures.append(f"tracker {name!r} is left out of this trial from here on: {hook}: {what}")
+                else:
+                    failures.append(f"plugin {name!r} raised in {hook}: {what}")
         return failures
 
     def refuse_unfit_trackers(self, names: Collection[str]) -> None:
