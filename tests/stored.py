@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from flowers_bench.measure.quality import quality
-from flowers_bench.store import SCHEMA_VERSION, Store, TrialFolder, write_json
+from flowers_bench.store import SCHEMA_VERSION, STRESS_REVISION, Store, TrialFolder, write_json
 from flowers_bench.technique import Recipe
 from flowers_bench.trial import Protocol, Trial
 
@@ -135,6 +135,29 @@ def finish(
     train(folder, 3, figures["val"]["top1"])
     write_json(folder.path / "environment.json", HARDWARE)
     write_json(folder.path / "result.json", result_record(folder, **{**figures, **changes}))
+
+
+def add_stress(folder: TrialFolder, kinds: Sequence[str] = ("blur", "noise"), levels: int = 2) -> None:
+    """Measure a finished trial under changes, each of which leaves it fewer images."""
+    result, scores = folder.result(), folder.scores()
+    correct, tables, stress = scores.logits.argmax(1) == scores.labels, [], {}
+    for kind in kinds:
+        for level in range(1, levels + 1):
+            left = correct & (np.arange(len(correct)) % 5 >= level)
+            columns = {"kind": kind, "level": np.int8(level), "value": np.float32(level), "key": list(scores.keys)}
+            tables.append(pd.DataFrame({**columns, "correct": left}))
+            point = {
+                "level": level,
+                "value": float(level),
+                "label": f"{level}",
+                "n": len(left),
+                "top1": float(left.mean()),
+            }
+            stress.setdefault(kind, []).append({**point, "low": 0.0, "high": 1.0})
+    pd.concat(tables, ignore_index=True).to_parquet(folder.path / "stress.parquet", index=False)
+    means = {kind: float(np.mean([point["top1"] for point in points])) for kind, points in stress.items()}
+    more = {"stress_revision": STRESS_REVISION, "stress": stress, "robustness": means}
+    write_json(folder.path / "result.json", {**result, **more})
 
 
 def train(folder: TrialFolder, epochs: int, top1: float = 0.5) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lives import live
+from lives import TOY, live
 from scipy.special import softmax
 
 from flowers_bench import export
@@ -16,8 +16,9 @@ from flowers_bench.data.pixels import evaluation_transform
 from flowers_bench.errors import UsageError
 from flowers_bench.export import export_trial
 from flowers_bench.store import TrialFolder
-from flowers_bench.training.trained import dataset_of, temperature_of
+from flowers_bench.training.trained import Sources, dataset_of, temperature_of
 
+NAMED = Sources([TOY])
 QUICK = {"epochs": "1", "warmup_epochs": "0"}
 
 
@@ -38,7 +39,7 @@ def stored(folder: TrialFolder) -> np.ndarray:
 
 
 def pixels(folder: TrialFolder) -> np.ndarray:
-    images = dataset_of(folder).test.images
+    images = dataset_of(folder, NAMED).test.images
     transform = evaluation_transform(folder.config()["recipe"]["image_size"])
     return torch.stack([transform(images[i]) for i in range(len(images))]).numpy()
 
@@ -53,7 +54,7 @@ def check_facts(facts: dict[str, object], folder: TrialFolder) -> None:
 def check_onnx(folder: TrialFolder, path: Path) -> None:
     """In ONNX Runtime: the stored test logits, in batches of any size, and their calibrated probabilities."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    found = export_trial(folder, "onnx", path)
+    found = export_trial(folder, "onnx", path, NAMED)
     assert found.disagreements == 0
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     images, expected = pixels(folder), stored(folder)
@@ -66,7 +67,7 @@ def check_onnx(folder: TrialFolder, path: Path) -> None:
 
 
 def check_pt2(folder: TrialFolder, path: Path) -> None:
-    export_trial(folder, "pt2", path)
+    export_trial(folder, "pt2", path, NAMED)
     extra = {"flowers_bench.json": ""}
     module = torch.export.load(str(path), extra_files=extra).module()
     images, expected = torch.from_numpy(pixels(folder)), stored(folder)
@@ -106,11 +107,11 @@ def test_a_file_that_differs_is_refused_and_not_written(
     path = tmp_path / "model.pt2"
     monkeypatch.setitem(export.FORMATS, "pt2", (write_damaged, open_, where))
     with pytest.raises(UsageError, match=r"differs from the original.*not written"):
-        export_trial(plain, "pt2", path)
+        export_trial(plain, "pt2", path, NAMED)
     nan = (write, lambda file: lambda images: open_(file)(images) * np.nan, where)
     monkeypatch.setitem(export.FORMATS, "pt2", nan)
     with pytest.raises(UsageError, match="differs from the original"):
-        export_trial(plain, "pt2", path)
+        export_trial(plain, "pt2", path, NAMED)
     assert not list(tmp_path.iterdir())
 
 
@@ -122,7 +123,7 @@ def test_a_model_that_cannot_be_traced_is_refused(
 
     monkeypatch.setattr(export.Deployed, "forward", forward)
     with pytest.raises(UsageError, match=r"cannot be exported \("):
-        export_trial(plain, "pt2", tmp_path / "model.pt2")
+        export_trial(plain, "pt2", tmp_path / "model.pt2", NAMED)
     assert not list(tmp_path.iterdir())
 
 
@@ -135,14 +136,14 @@ def test_a_file_that_does_not_run_is_refused(
     write, _, where = export.FORMATS["pt2"]
     monkeypatch.setitem(export.FORMATS, "pt2", (write, lambda file: fails, where))
     with pytest.raises(UsageError, match=r"cannot be exported \(RuntimeError: expected 2 images, got 32\)"):
-        export_trial(plain, "pt2", tmp_path / "model.pt2")
+        export_trial(plain, "pt2", tmp_path / "model.pt2", NAMED)
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_packages_are_named(plain: TrialFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else True)
     with pytest.raises(UsageError, match=r"needs onnxruntime: pip install 'flowers-bench\[onnx\]'"):
-        export_trial(plain, "onnx", tmp_path / "model.onnx")
+        export_trial(plain, "onnx", tmp_path / "model.onnx", NAMED)
 
 
 @pytest.mark.slow

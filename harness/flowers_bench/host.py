@@ -40,6 +40,8 @@ NO_PLUGIN = "FLOWERS_BENCH_NO_PLUGIN"
 _BY_CONTENT = "sha256:"
 #: Seconds that a plugin may take to be imported and to answer the `register_*` hooks.
 IMPORT_TIMEOUT = 60.0
+#: Seconds that a tracker may take to note what it is told.
+TRACKER_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Host:
 
     Attributes:
         tracking: names of the trackers whose observers are called.
+        withheld: what to say of plugin files that were not loaded, where a name is unknown.
     """
 
     def __init__(self) -> None:
@@ -97,6 +100,7 @@ class Host:
         self.techniques: dict[str, Registered[Technique]] = {}
         self.datasets: dict[str, Registered[DatasetSource]] = {}
         self.tracking: Collection[str] = ()
+        self.withheld = ""
 
     def add(self, status: PluginStatus, load: Callable[[], object]) -> None:
         """Load one plugin and take in what it registers; on any failure note the reason and skip it whole."""
@@ -163,22 +167,29 @@ class Host:
 
     def notify(self, hook: str, **arguments: Any) -> list[str]:
         """Call an observer hook in every plugin, but for trackers that were not asked for. A plugin that raises does
-        not stop the others.
+        not stop the others. A tracker that raises, or is not done in time, is not called again: its server or disk would
+        hold up every epoch of the trial in the same way.
 
         Returns the failures, one line each: plugin, hook, error.
         """
         failures = []
         for impl in getattr(self._manager.hook, hook).get_hookimpls():
-            if self.plugins[impl.plugin_name].tracker and impl.plugin_name not in self.tracking:
+            name = impl.plugin_name
+            tracker = self.plugins[name].tracker
+            if tracker and name not in self.tracking:
                 continue
             try:
-                impl.function(**{name: arguments[name] for name in impl.argnames})
+                with _time_limit(TRACKER_TIMEOUT) if tracker else contextlib.nullcontext():
+                    impl.function(**{argument: arguments[argument] for argument in impl.argnames})
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # SystemExit included
-                failures.append(
-                    f"plugin {impl.plugin_name!r} raised in {hook}: {type(error).__name__}: {text_of(error)}"
-                )
+                what = f"{type(error).__name__.lstrip('_')}: {text_of(error)}"
+                if tracker:
+                    self.tracking = [other for other in self.tracking if other != name]
+                    failures.append(f"tracker {name!r} is left out of this trial from here on: {hook}: {what}")
+                else:
+                    failures.append(f"plugin {name!r} raised in {hook}: {what}")
         return failures
 
     def refuse_unfit_trackers(self, names: Collection[str]) -> None:
@@ -212,7 +223,8 @@ class Host:
         skipped = [f"{p.name} (switched off by --no-plugin or {NO_PLUGIN})" for p in self.plugins.values() if p.off]
         skipped += [f"{p.name} (broken)" for p in self.broken()]
         note = f" It may be registered by a plugin that was skipped: {', '.join(skipped)}." if skipped else ""
-        return UsageError(f"{unknown_name(kind, name, known)}{note}")
+        withheld = f" {self.withheld}" if self.withheld else ""
+        return UsageError(f"{unknown_name(kind, name, known)}{note}{withheld}")
 
 
 @contextlib.contextmanager
@@ -314,30 +326,37 @@ def discover(files: Sequence[Path] = (), *, only_built_in: bool = False) -> Host
 
 
 def discover_for(trial_id: str, code: Mapping[str, str], named: Sequence[Path]) -> Host:
-    """The plugins that a stored trial's parts come from: installed ones, and files as `files_of_trial` chooses them."""
-    return discover(files_of_trial(trial_id, code, named))
+    """The plugins that a stored trial's parts come from: installed ones, and files as `files_of_trial` chooses them. Where
+    a part is of a file that was not named, the host's error for that part says so."""
+    host = discover(files_of_trial(code, named))
+    found = {_identity(path): path for path in named}
+    missing = {name: identity for name, identity in _files(code).items() if identity not in found}
+    if missing:
+        others = [
+            f" {path} is another file ({identity})."
+            for identity, path in found.items()
+            if identity not in code.values()
+        ]
+        host.withheld = (
+            f"Trial {trial_id} was run with {', '.join(f'{name}.py ({identity})' for name, identity in missing.items())}. A plugin "
+            f"file is never loaded because a run store names it: name that very file, --plugin ./{min(missing)}.py."
+            + "".join(others)
+        )
+    return host
 
 
-def files_of_trial(trial_id: str, code: Mapping[str, str], named: Sequence[Path]) -> list[Path]:
+def files_of_trial(code: Mapping[str, str], named: Sequence[Path]) -> list[Path]:
     """Those of the plugin files that the user named now with which a stored trial says that it was run, byte for byte. A
     run store is data: no code is executed because it stands, or is named, in one.
 
     Args:
         code: the trial's, of its `config.json`: plugins by name, a file's by its SHA-256.
-
-    Raises:
-        UsageError: the trial was run with a file that was not named; says which, and how to name it.
     """
-    wanted = {identity: name for name, identity in code.items() if identity.startswith(_BY_CONTENT)}
-    found = {_identity(path): path for path in named}
-    missing = [f"{wanted[identity]}.py ({identity})" for identity in wanted if identity not in found]
-    if missing:
-        others = [f"{path} is another file ({identity})." for identity, path in found.items() if identity not in wanted]
-        raise UsageError(
-            f"trial {trial_id} was run with the plugin file {', '.join(missing)}. Code is never loaded because a run store names "
-            f"it: name the same file in this command, --plugin ./{wanted[min(wanted)]}.py. {' '.join(others)}".rstrip()
-        )
-    return [path for identity, path in found.items() if identity in wanted]
+    return [path for path in named if _identity(path) in _files(code).values()]
+
+
+def _files(code: Mapping[str, str]) -> dict[str, str]:
+    return {name: identity for name, identity in code.items() if identity.startswith(_BY_CONTENT)}
 
 
 def installed() -> list[importlib.metadata.EntryPoint]:

@@ -2,8 +2,8 @@
 
 A trial is a run of the experiment `flowers-bench NAME-OF-THE-DATASET`, on the server that the environment variable
 `MLFLOW_TRACKING_URI` names, or else in files in the run store. Its parameters are `config.json`, flat; its metrics the
-figures of `history.jsonl` (`epoch.NAME`, by epoch) and `result.json`. A continued trial continues its run. Needs the
-extra `mlflow`.
+figures of `history.jsonl` (`epoch.NAME`, by epoch) and `result.json`. A continued trial continues its run. A server that
+does not answer within seconds is said once, and the trial goes on without. Needs the extra `mlflow`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 FLOWERS_BENCH_TRACKER = "mlflow"
 #: The tag that a trial's run is found by.
 TAG = "flowers_bench.trial"
-#: Characters of a parameter, and how many metrics at once, that every MLflow server takes.
-LONGEST, BATCH = 500, 1000
+#: Characters of a parameter, and how many metrics and parameters at once, that every MLflow server takes.
+LONGEST, BATCH, PARAMETERS = 500, 1000, 100
+#: MLflow would wait for two minutes, and seven times again. Whoever sets these variables is asked for.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
 
 def _client(run: Mapping[str, Any]) -> MlflowClient:
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         # MLflow would rather have a database; files need no further package, and travel with the run store.
@@ -74,6 +78,8 @@ def _log(client: MlflowClient, run_id: str, values: Mapping[str, float], step: i
 
 @hookimpl
 def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
     client = _client(run)
     found = _run_of(client, trial)
     if found is not None:
@@ -81,8 +87,10 @@ def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         return
     label = f"{trial['technique']}/{trial['variant']} seed {trial['seed']}"
     run_id = client.create_run(_experiment(client, _name(trial)), run_name=label, tags={TAG: trial["id"]}).info.run_id
-    for key, value in flat({k: v for k, v in trial.items() if k != "id"}).items():
-        client.log_param(run_id, key, str(value)[:LONGEST])
+    values = flat({k: v for k, v in trial.items() if k != "id"}).items()
+    params = [Param(key, str(value)[:LONGEST]) for key, value in values]
+    for start in range(0, len(params), PARAMETERS):
+        client.log_batch(run_id, params=params[start : start + PARAMETERS])
 
 
 @hookimpl

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lives import live
+from lives import TOY, live
 from PIL import Image
 from scipy.special import softmax
 
 from flowers_bench import cli
 from flowers_bench.store import TrialFolder
-from flowers_bench.training.trained import Trained, dataset_of, temperature_of
+from flowers_bench.training.trained import Sources, Trained, dataset_of, temperature_of
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,14 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return run
 
 
+def named(folder: TrialFolder) -> list[object]:
+    """The store, and the plugin file that it does not choose."""
+    return ["--out", folder.path.parent, "--plugin", TOY]
+
+
 def pictures(folder: TrialFolder, where: Path, count: int) -> list[Path]:
     """Test images of the trial's dataset as files."""
-    images = dataset_of(folder).test.images
+    images = dataset_of(folder, Sources([TOY])).test.images
     paths = [where / f"{i}.png" for i in range(count)]
     for i, path in enumerate(paths):
         Image.fromarray(images[i].permute(1, 2, 0).numpy()).save(path)
@@ -56,7 +61,7 @@ def pictures(folder: TrialFolder, where: Path, count: int) -> list[Path]:
 
 
 def test_show_says_how_exact_its_figures_are(command, trial: TrialFolder) -> None:
-    code, printed, _ = command("show", trial.id[:8], "--out", trial.path.parent)
+    code, printed, _ = command("show", trial.id[:8], *named(trial))
     assert code == 0
     for figure in ("test top-1 %", "mean per class %", "top-5 %", "NLL after scaling", "Brier"):
         assert re.search(rf"^ +{figure} +[\d.]+ \[[\d.]+, [\d.]+\]$", printed, re.M), figure
@@ -71,7 +76,7 @@ def test_predict_gives_the_calibrated_probabilities_of_the_test_split(
 ) -> None:
     folder = request.getfixturevalue(which)
     paths = pictures(folder, tmp_path, 3)
-    code, out, _ = command("predict", folder.id[:8], *paths, "--format", "json", "--out", folder.path.parent)
+    code, out, _ = command("predict", folder.id[:8], *paths, "--format", "json", *named(folder))
     assert code == 0
     table = folder.predictions()
     logits = np.stack(list(table[table["split"] == "test"]["logits"]))[:3]
@@ -87,7 +92,7 @@ def test_predict_gives_the_calibrated_probabilities_of_the_test_split(
 
 def test_predict_prints_the_best_classes(command, trial: TrialFolder, tmp_path: Path) -> None:
     (path,) = pictures(trial, tmp_path, 1)
-    code, out, _ = command("predict", trial.id, path, "--top", 2, "--out", trial.path.parent)
+    code, out, _ = command("predict", trial.id, path, "--top", 2, *named(trial))
     lines = out.splitlines()
     assert code == 0
     assert lines[0] == str(path)
@@ -100,7 +105,7 @@ def test_where_no_image_can_be_read_all_are_named(command, trial: TrialFolder, t
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "cut.png").write_bytes(path.read_bytes()[:100])
     bad = [tmp_path / name for name in ("text.jpg", "cut.png", "nothere.jpg")]
-    code, out, err = command("predict", trial.id, *bad, "--out", trial.path.parent)
+    code, out, err = command("predict", trial.id, *bad, *named(trial))
     assert (code, out) == (2, "")
     for name in bad:
         assert f"image {name}" in err
@@ -113,7 +118,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_predicted(
     paths = pictures(trial, tmp_path, 2)
     (tmp_path / "text.jpg").write_text("no image")
     asked = [paths[0], tmp_path / "text.jpg", paths[1], paths[0]]
-    code, out, err = command("predict", trial.id, *asked, "--format", "json", "--out", trial.path.parent)
+    code, out, err = command("predict", trial.id, *asked, "--format", "json", *named(trial))
     assert code == 1
     assert [record["image"] for record in json.loads(out)] == [str(paths[0]), str(paths[1]), str(paths[0])]
     assert err == f"error: image {tmp_path / 'text.jpg'} is not an image that can be read. Remove or replace it.\n"
@@ -127,7 +132,7 @@ def test_predict_takes_folders(command, trial: TrialFolder, tmp_path: Path) -> N
     second = second.rename(tmp_path / "album/b.png")
     hidden.rename(tmp_path / "album/@eaDir/c.png")
     (tmp_path / "album/notes.txt").write_text("x")
-    out = ["--out", trial.path.parent]
+    out = named(trial)
     code, printed, _ = command("predict", trial.id, tmp_path / "album", "--format", "json", *out)
     assert code == 0
     assert [record["image"] for record in json.loads(printed)] == [str(second), str(first)]
@@ -169,7 +174,7 @@ def test_images_of_more_than_8_bits_are_scaled_as_the_trials_dataset_was(
     folder = live(tmp_path / "trial", "toy/plain", data=str(tmp_path / "photos"))
     assert folder.config()["dataset"]["grey_levels"] == {"float": [0, 3.9375], "integer": [0, 4095]}
     paths = deep(tmp_path, 1000, 1.0)
-    code, _, err = command("predict", folder.id, *paths, "--out", folder.path.parent)
+    code, _, err = command("predict", folder.id, *paths, *named(folder))
     assert (code, err) == (0, "")
     assert watched == [[round(1000 / 4095 * 255), round(255 / 3.9375)]]
 
@@ -178,7 +183,7 @@ def test_where_the_trials_dataset_had_no_such_images_nothing_is_guessed(
     command, trial: TrialFolder, watched: list[list[int]], tmp_path: Path
 ) -> None:
     grey, number = deep(tmp_path, 1000, 0.25)
-    code, _, err = command("predict", trial.id, grey, number, "--out", trial.path.parent)
+    code, _, err = command("predict", trial.id, grey, number, *named(trial))
     assert code == 1
     assert f"image {number} cannot be read: its pixels are floating-point numbers, and nothing says" in err
     assert f"note: image {grey} has values up to 1000, and 65535 is taken for white" in err
@@ -186,7 +191,7 @@ def test_where_the_trials_dataset_had_no_such_images_nothing_is_guessed(
 
 
 def test_export_says_how_exact_it_is(command, trial: TrialFolder, tmp_path: Path) -> None:
-    code, out, _ = command("export", trial.id, "--format", "pt2", "--out", trial.path.parent)
+    code, out, _ = command("export", trial.id, "--format", "pt2", *named(trial))
     assert code == 0
     assert (tmp_path / f"toy-plain-{trial.id[:8]}.pt2").is_file()
     assert "checked on 32 test images: logits differ by at most 0" in out

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +92,72 @@ def test_mlflow_has_the_numbers_of_history_and_result(tmp_path: Path, monkeypatc
     assert run.data.params["recipe.lr"] == str(folder.config()["recipe"]["lr"])
     assert run.data.tags["flowers_bench.trial"] == folder.id
     assert run.info.status == "FINISHED"
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """A server that accepts connections and never answers: its address."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        kept: list[socket.socket] = []
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    kept.append(server.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        for connection in kept:
+            connection.close()
+
+
+def test_a_server_that_never_answers_is_said_once_and_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_server: str
+) -> None:
+    pytest.importorskip("mlflow")
+    from flowers_bench_plugins.mlflow import PATIENCE
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", silent_server)
+    for name in PATIENCE:
+        monkeypatch.delenv(name, raising=False)
+    events: list[dict[str, Any]] = []
+    started = time.monotonic()
+    folder = live(tmp_path, "toy/plain", files=files("mlflow"), run={"track": ["mlflow"]}, emit=events.append)
+    warnings = [event["text"] for event in events if event["event"] == "warning"]
+    assert len(warnings) == 1
+    assert "tracker 'mlflow' is left out of this trial from here on: trial_started" in warnings[0]
+    assert time.monotonic() - started < 90, "four hooks would have waited for minutes each"
+    assert folder.finished()
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_a_tracker_that_cannot_write_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    pytest.importorskip(name)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / {"mlflow": "mlruns", "tensorboard": "tensorboard"}[name]).write_text("in the way")
+    events: list[dict[str, Any]] = []
+    folder = live(tmp_path, "toy/plain", files=files(name), run={"track": [name]}, emit=events.append)
+    warnings = [event["text"] for event in events if event["event"] == "warning"]
+    assert len(warnings) == 1
+    assert f"tracker {name!r} is left out of this trial" in warnings[0]
+    assert folder.finished()
+
+
+def test_a_tracker_that_hangs_is_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (
+        "import time\nfrom flowers_bench import hookimpl\nFLOWERS_BENCH_TRACKER = 'json'\n"
+        "@hookimpl\ndef trial_started(trial):\n    time.sleep(60)\n"
+    )
+    (tmp_path / "sleepy.py").write_text(source)
+    monkeypatch.setattr("flowers_bench.host.TRACKER_TIMEOUT", 0.2)
+    host = discover([tmp_path / "sleepy.py"])
+    host.tracking = ["sleepy"]
+    started = time.monotonic()
+    (said,) = host.notify("trial_started", trial={}, run={})
+    assert "tracker 'sleepy' is left out of this trial" in said
+    assert host.notify("trial_started", trial={}, run={}) == []
+    assert time.monotonic() - started < 10
 
 
 def test_trackers_are_silent_unless_asked(tmp_path: Path) -> None:

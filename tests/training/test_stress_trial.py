@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from lives import live
-from stored import outcomes, store_trial
+from stored import add_stress, outcomes, store_trial
 
 from flowers_bench.executors.local import run_all
 from flowers_bench.measure.stress import CHANGES
@@ -68,8 +68,7 @@ def test_interrupted_it_writes_nothing(folder: TrialFolder, monkeypatch: pytest.
 
 def test_merging_keeps_the_trial_that_has_it(tmp_path: Path) -> None:
     store_trial(tmp_path / "a", "wise/good", 0, outcomes(0, 0.8))
-    stressed = {"stress_revision": 1, "stress": {}}
-    store_trial(tmp_path / "b", "wise/good", 0, outcomes(0, 0.8), result=stressed)
+    add_stress(store_trial(tmp_path / "b", "wise/good", 0, outcomes(0, 0.8)))
     for sources in (("a", "b"), ("b", "a")):
         target = tmp_path / "".join(sources)
         merge_stores([tmp_path / source for source in sources], target)

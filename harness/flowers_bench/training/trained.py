@@ -41,7 +41,7 @@ class Sources:
     @classmethod
     def named(cls, folder: TrialFolder, plugins: Sequence[Path], data: Path | None, cache: Path | None) -> Sources:
         """As a command's options have it. Raises `UsageError` for a plugin file that the trial was not run with."""
-        for path in set(plugins).difference(files_of_trial(folder.id, folder.config()["code"], plugins)):
+        for path in set(plugins).difference(files_of_trial(folder.config()["code"], plugins)):
             raise UsageError(f"--plugin {path}: trial {folder.id} was not run with this file.")
         return cls(plugins, cache or user_cache_path("flowers-bench"), data)
 
