@@ -17,7 +17,7 @@ import timm
 from safetensors.torch import save_file
 
 ASK = (
-    "import sys\nfrom flowers_bench.backbone import resolve_weights\nfrom flowers_bench.errors import UsageError\n"
+    "import sys\nfrom flowers_bench.weights.source import resolve_weights\nfrom flowers_bench.errors import UsageError\n"
     "try:\n    found = resolve_weights('pretrained', 'test_resnet')\nexcept UsageError as error:\n    sys.exit(str(error))\n"
     "print(found.name, found.sha256)"
 )

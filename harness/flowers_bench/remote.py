@@ -24,9 +24,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from flowers_bench.backbone import file_sha256
 from flowers_bench.errors import UsageError
 from flowers_bench.store import Store, TrialFolder, read_json, write_json
+from flowers_bench.weights.source import file_sha256
 
 WEIGHTS = "model.safetensors"
 #: Have no folders; to make one there would make a bucket of a misspelt name.

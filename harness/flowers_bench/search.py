@@ -131,7 +131,7 @@ class Search:
         (item,) = self._plan(settings, seeds=1)
         trial = replace(item.trial, protocol=replace(item.trial.protocol, report="none"))
         self.tried.append((settings, Store(self._out).of_searches().folder(trial.id)))
-        return Planned(trial, item.run)
+        return replace(item, trial=trial)
 
     def learn(self) -> None:
         """Tell the study what the configuration proposed last came to."""
@@ -162,8 +162,10 @@ class Search:
         }
         planned = self._plan(settings, self.request.seeds)
         return [
-            Planned(
-                replace(item.trial, protocol=replace(item.trial.protocol, search=budget)), {**item.run, "search": about}
+            replace(
+                item,
+                trial=replace(item.trial, protocol=replace(item.trial.protocol, search=budget)),
+                run={**item.run, "search": about},
             )
             for item in planned
         ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flowers_bench.backbone import Backbone, Weights, check_backbone, resolve_weights
+from flowers_bench.backbone import Backbone, check_backbone, check_image_size, check_weights
 from flowers_bench.data.dataset import DataRequest, Dataset, DatasetSource, Progress, silent
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.samplers import SAMPLERS
@@ -21,6 +21,8 @@ from flowers_bench.measure.episodic import queries_per_class
 from flowers_bench.technique import Augmentation, Loss, Model, ModelContext, Option, Recipe, Technique, Variant
 from flowers_bench.training.prediction import PREDICTORS
 from flowers_bench.trial import Protocol, Trial
+from flowers_bench.weights import Weights
+from flowers_bench.weights.source import NoNetwork, resolve_weights
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,24 @@ class Request:
 
 @dataclass(frozen=True)
 class Planned:
-    """A trial and where it finds what it needs on this machine (the content of `run.json`)."""
+    """A trial and where it finds what it needs on this machine (the content of `run.json`).
+
+    Attributes:
+        notes: what was understood of its weight file, to be said before it runs.
+    """
 
     trial: Trial
     run: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Initial:
+    """Where a technique's training starts: a timm model's name, its weights, and what was understood of them."""
+
+    backbone: str
+    weights: Weights
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,11 @@ class _Parts:
     loss: Registered[Loss]
     augmentation: Registered[Augmentation]
     predictor: str
+
+    @property
+    def label(self) -> str:
+        """`technique/variant`."""
+        return f"{self.technique.name}/{self.variant_name}"
 
 
 def plan(
@@ -96,9 +117,11 @@ def plan(
     chosen = [_parts(host, request, name) for name in _with_baselines(host, request.techniques)]
     _refuse_unknown_settings(chosen, settings)
     datasets = {} if loaded is None else loaded
+    recipes = [_recipe(source, parts, settings) for parts in chosen]
+    # Before the data, which may take a download, or minutes of drawing.
+    initial = [_initial(request, parts, source, recipe) for parts, recipe in zip(chosen, recipes, strict=True)]
     planned: list[Planned] = []
-    for parts in chosen:
-        recipe = _recipe(source, parts, settings)
+    for parts, recipe, start in zip(chosen, recipes, initial, strict=True):
         key = (source.name, path, recipe.image_size, tuple(sorted((k, str(v)) for k, v in data_options.items())))
         if key not in datasets:
             data = DataRequest(request.cache_dir, path, stored_side(recipe.image_size), data_options, progress)
@@ -113,7 +136,7 @@ def plan(
             "devices": request.devices,
         }
         dataset = few_shot(datasets[key], request.shots, 0)
-        planned += _trials(host, request, parts, source, recipe, dataset, data_options, run)
+        planned += _trials(host, request, parts, start, recipe, dataset, data_options, run)
     return in_order(planned)
 
 
@@ -218,14 +241,14 @@ def _refuse_misfits(parts: _Parts) -> None:
         raise unknown_name("predictor", parts.predictor, PREDICTORS)
     if parts.predictor == "classifier" and "logits" not in model.provides:
         raise UsageError(
-            f"{parts.technique.name}/{parts.variant_name}: predicts by its classifier, and model {model.name!r} has none. "
+            f"{parts.label}: predicts by its classifier, and model {model.name!r} has none. "
             "Choose another --loss, such as one that predicts by neighbours or class means."
         )
     provided = model.provides | augmentation.provides
     for need in sorted(loss.needs - provided):
         giver = augmentation if need.endswith("_targets") else model
         raise UsageError(
-            f"{parts.technique.name}/{parts.variant_name}: loss {loss.name!r} needs {need}, which "
+            f"{parts.label}: loss {loss.name!r} needs {need}, which "
             f"{type(giver).__name__.lower()} {giver.name!r} does not provide (it provides {', '.join(sorted(giver.provides))}). "
             "Choose another --loss or --augmentation; `flowers-bench list` shows what each needs."
         )
@@ -271,20 +294,41 @@ def _recipe(source: DatasetSource, parts: _Parts, settings: Mapping[str, str]) -
     return recipe.changed(**{key: value for key, value in settings.items() if key in recipe.facts()})
 
 
+def _initial(request: Request, parts: _Parts, source: DatasetSource, recipe: Recipe) -> _Initial:
+    """The backbone and its weights, found on this machine and known to fit each other and the image size."""
+    default = parts.variant.backbone or parts.technique.backbone
+    name = request.backbone or source.backbones.get(default, default)
+    check_backbone(name)
+    check_image_size(name, recipe.image_size)
+    asked = request.weights or parts.variant.weights or parts.technique.weights
+    try:
+        weights = resolve_weights(asked, name)
+    except NoNetwork as error:
+        raise UsageError(f"{parts.label}: {error}{_without_weights(parts)}") from error
+    understood = check_weights(weights, name, recipe.image_size).understood
+    return _Initial(name, weights, tuple(f"weights {weights.name}: {words}" for words in understood))
+
+
+def _without_weights(parts: _Parts) -> str:
+    """Variants of the technique that need no weights, for who has none and no network."""
+    technique = parts.technique
+    names = [
+        f"{technique.name}/{n}" for n, v in technique.variants.items() if (v.weights or technique.weights) == "none"
+    ]
+    return f"\n  --plugin {' or '.join(names[:3])}  which start from random weights" if names else ""
+
+
 def _trials(
     host: Host,
     request: Request,
     parts: _Parts,
-    source: DatasetSource,
+    start: _Initial,
     recipe: Recipe,
     dataset: Dataset,
     data_options: Mapping[str, Any],
     run: Mapping[str, Any],
 ) -> list[Planned]:
-    default = parts.variant.backbone or parts.technique.backbone
-    name = request.backbone or source.backbones.get(default, default)
-    check_backbone(name)
-    weights = resolve_weights(request.weights or parts.variant.weights or parts.technique.weights, name)
+    name, weights = start.backbone, start.weights
     given = {**parts.variant.options, **request.settings}
     options = {key: option.parse(key, given.get(key, option.default)) for key, option in _options(parts).items()}
     _try_building(parts, name, dataset, recipe, options, request.store)
@@ -317,6 +361,7 @@ def _trials(
                 "weights_path": str(weights.path) if weights.path else None,
                 "baseline": parts.variant.baseline,
             },
+            start.notes,
         )
         for seed in range(request.seeds)
     ]
@@ -348,12 +393,10 @@ def _try_building(
                 )
             )
         except UsageError as error:
-            label = f"{parts.technique.name}/{parts.variant_name}"
-            raise UsageError(f"{label} does not fit backbone {backbone}: {error}") from error
+            raise UsageError(f"{parts.label} does not fit backbone {backbone}: {error}") from error
         except Exception as error:  # a plugin's own mistake: told like every other reason not to start
-            label = f"{parts.technique.name}/{parts.variant_name}"
             raise UsageError(
-                f"{label} cannot be built: model {model.name!r} of plugin {parts.model.plugin!r} raised "
+                f"{parts.label} cannot be built: model {model.name!r} of plugin {parts.model.plugin!r} raised "
                 f"{type(error).__name__}: {error}"
             ) from error
 
@@ -372,4 +415,4 @@ def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapp
             test = np.asarray(dataset.test.labels)
             queries_per_class(test, options.get("eval_way", 5), options.get("eval_shot", 5), "the test split")
     except UsageError as error:
-        raise UsageError(f"{parts.technique.name}/{parts.variant_name} on {dataset.name}: {error}") from error
+        raise UsageError(f"{parts.label} on {dataset.name}: {error}") from error

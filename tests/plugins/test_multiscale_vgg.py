@@ -13,7 +13,8 @@ from timm.layers import SEModule
 from torch import nn
 
 from flowers_bench import ModelContext, UsageError
-from flowers_bench.backbone import Backbone, Weights
+from flowers_bench.backbone import Backbone
+from flowers_bench.weights import Weights
 from flowers_bench_plugins.multiscale_vgg import keep_features, multiscale_block
 
 CNNS = ["test_resnet", "test_efficientnet", "test_convnext"]

@@ -125,7 +125,8 @@ def _announce(planned: Sequence[Planned], out: str) -> None:
         f"{trial.recipe.epochs} epochs, {trial.recipe.optimizer} lr {trial.recipe.lr:g}, batch {trial.recipe.batch_size}"
         for trial in (item.trial for item in planned)
     ]
-    for line in dict.fromkeys(lines):
+    notes = [f"  note: {note}" for item in planned for note in item.notes]
+    for line in dict.fromkeys([*lines, *notes]):
         messages.print(printable(line), markup=False)
     messages.print(f"{len(planned)} trials, store {out}", markup=False)
 
