@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class Backbone:
         """The model with its initial weights. Raises `UsageError` if the weights do not fit the model."""
         import timm
 
-        arguments = {"num_classes": self.num_classes, **_size_argument(self.name, self.image_size)}
+        arguments = {"num_classes": self.num_classes, **size_argument(self.name, self.image_size)}
         model: nn.Module = timm.create_model(self.name, pretrained=False, **arguments)
         if self.weights.path is not None:
             from flowers_bench.weights.files import read_tensors
@@ -70,11 +71,11 @@ def check_weights(weights: Weights, backbone: str, image_size: int) -> WeightsRe
     try:
         return fitted(weights.path, tensors, bare_network(backbone, image_size))[1]
     except UsageError as error:
-        usual = usual_size(backbone)
-        if usual == image_size or not _size_argument(backbone, usual):
+        if not size_argument(backbone, image_size):
             raise
+        usual = usual_size(backbone)
         try:
-            fitted(weights.path, tensors, bare_network(backbone, usual))
+            fitted(weights.path, tensors, bare_network(backbone))
         except UsageError:
             raise error from None
         raise UsageError(
@@ -84,13 +85,17 @@ def check_weights(weights: Weights, backbone: str, image_size: int) -> WeightsRe
 
 
 @functools.lru_cache(maxsize=64)
-def bare_network(name: str, image_size: int | None) -> Network:
+def bare_network(name: str, image_size: int | None = None) -> Network:
     """A model without values, built as timm builds it for pretrained weights, with timm's converter for files of its
     family. `image_size` None: at the model's usual size.
 
     Raises:
         UsageError: it cannot be built for that size.
     """
+    return _bare(name, {} if image_size is None else size_argument(name, image_size))
+
+
+def _bare(name: str, arguments: dict[str, int]) -> Network:
     from unittest import mock
 
     import timm
@@ -103,23 +108,25 @@ def bare_network(name: str, image_size: int | None) -> Network:
     def load_nothing(model: nn.Module, *_: Any, filter_fn: Converter | None = None, **__: Any) -> None:
         converters.append(filter_fn)
 
-    arguments = {} if image_size is None else _size_argument(name, image_size)
     # timm knows the converter of each model, but hands it only to this function, at the end of building.
     with without_values(), mock.patch("timm.models._builder.load_pretrained", load_nothing):
         try:
             model = timm.create_model(name, pretrained=True, num_classes=2, **arguments)
         except Exception as error:  # timm's constructors assert, divide by zero, ...
-            raise UsageError(f"timm cannot build it for {image_size} px ({type(error).__name__}: {error}).") from error
+            raise UsageError(f"timm cannot build {name} with {arguments} ({type(error).__name__}: {error}).") from error
     return Network(name, model, converters[0] if converters else None, _classifier_names(model))
 
 
-def _size_argument(name: str, image_size: int) -> dict[str, int]:
-    return {"img_size": image_size} if _takes_size(name) else {}
+@functools.lru_cache(maxsize=256)
+def size_argument(name: str, image_size: int) -> dict[str, int]:
+    """What timm has to be told of the image size: `img_size`, for models that are built for one size and would not run
+    at another. Those that run without it are as timm builds them."""
+    usual = image_size == usual_size(name)
+    return {"img_size": image_size} if not usual and _takes_size(name) and _problem(name, image_size, {}) else {}
 
 
 @functools.cache
 def _takes_size(name: str) -> bool:
-    """Whether the model's constructor has an argument for the image size: those of transformers mostly."""
     import timm
 
     from flowers_bench.meta import without_values
@@ -135,7 +142,7 @@ def _takes_size(name: str) -> bool:
 
 
 def usual_size(name: str) -> int:
-    """Side, in pixels, of the images that the model's default weights were trained or tested with."""
+    """Side, in pixels, of the images that the model's default weights were trained with."""
     from timm.models import get_pretrained_cfg
 
     config = get_pretrained_cfg(name)
@@ -153,14 +160,12 @@ def check_image_size(name: str, image_size: int) -> None:
     Raises:
         UsageError: it does not take images of that size; with the nearest sizes that it takes.
     """
-    problem = _size_problem(name, image_size)
+    problem = _problem(name, image_size, size_argument(name, image_size))
     if problem is None:
         return
-    smaller = next((size for size in _sizes_near(name, image_size, -1) if _size_problem(name, size) is None), None)
-    larger = next((size for size in _sizes_near(name, image_size, 1) if _size_problem(name, size) is None), None)
+    works = sorted(size for direction in (-1, 1) for size in _nearest(name, image_size, direction))
     usual = usual_size(name)
-    works = sorted({size for size in (smaller, larger) if size})
-    if not works and _size_problem(name, usual) is None:
+    if not works and _problem(name, usual, {}) is None:
         works = [usual]
     advice = " or ".join(f"--set image_size={size}" for size in works)
     raise UsageError(
@@ -169,29 +174,32 @@ def check_image_size(name: str, image_size: int) -> None:
     )
 
 
-def _sizes_near(name: str, image_size: int, direction: int) -> Iterator[int]:
-    """Sizes that models divide into patches, windows and strides, from `image_size` up or down."""
-    steps = {14, 16, usual_size(name)}
-    until = image_size * _NEAR if direction > 0 else image_size / _NEAR
-    low, high = sorted((image_size, int(until)))
+def _nearest(name: str, image_size: int, direction: int) -> list[int]:
+    """The next size up or down that the model takes, if there is one near: of those that models divide into patches,
+    windows and strides."""
+    far = int(image_size * _NEAR**direction)
+    low, high = min(image_size, far), max(image_size, far)
+    steps = (14, 16, usual_size(name))
     sizes = {k * step for step in steps for k in range(1, high // step + 1) if low <= k * step <= high} - {image_size}
-    yield from sorted(sizes, reverse=direction < 0)[:_TRIES]
+    tried = sorted(sizes, reverse=direction < 0)[:_TRIES]
+    found = (size for size in tried if _problem(name, size, size_argument(name, size)) is None)
+    return list(itertools.islice(found, 1))
 
 
-def _size_problem(name: str, image_size: int) -> str | None:
-    """What timm says of images of that size, or None where it computes something for them."""
+def _problem(name: str, image_size: int, arguments: dict[str, int]) -> str | None:
+    """What timm says of images of that size, or None where it computes scores for them."""
     import torch
 
     from flowers_bench.meta import without_values
 
     try:
-        model = bare_network(name, image_size).model.eval()
+        model = _bare(name, arguments).model.eval()
         with without_values(), torch.no_grad():
-            model(torch.zeros(1, 3, image_size, image_size))
-    except NotImplementedError:  # an operation that has no form without values: it cannot be told before
-        return None
+            scores = model(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:  # assertions, shapes that do not match, divisions by zero
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    if not isinstance(scores, torch.Tensor) or scores.shape != (1, 2):
+        raise UsageError(f"backbone {name} gives no scores of classes. Choose another --backbone.")
     return None
 
 

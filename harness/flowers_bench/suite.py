@@ -304,18 +304,18 @@ def _initial(request: Request, parts: _Parts, source: DatasetSource, recipe: Rec
     try:
         weights = resolve_weights(asked, name)
     except NoNetwork as error:
-        raise UsageError(f"{parts.label}: {error}{_without_weights(parts)}") from error
+        raise UsageError(f"{parts.label}: {error}\n{_without_weights(parts)}") from error
     understood = check_weights(weights, name, recipe.image_size).understood
     return _Initial(name, weights, tuple(f"weights {weights.name}: {words}" for words in understood))
 
 
 def _without_weights(parts: _Parts) -> str:
-    """Variants of the technique that need no weights, for who has none and no network."""
+    """What needs no weights, for who has none and no network: variants of the technique, or training from scratch."""
     technique = parts.technique
     names = [
         f"{technique.name}/{n}" for n, v in technique.variants.items() if (v.weights or technique.weights) == "none"
     ]
-    return f"\n  --plugin {' or '.join(names[:3])}  which start from random weights" if names else ""
+    return f"  --plugin {' or '.join(names[:3]) or 'transfer/scratch'}  which needs no weights"
 
 
 def _trials(

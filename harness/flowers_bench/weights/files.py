@@ -67,9 +67,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             loaded = load_file(path)
         else:
             # A Namespace, in many checkpoints, holds the arguments of a training. It is data, too.
-            with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+            with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings(), path.open("rb") as stream:
                 warnings.simplefilter("ignore")  # of what is refused below in our words
-                loaded = torch.load(path, "cpu", weights_only=True, mmap=kind == "zip")
+                loaded = torch.load(stream, "cpu", weights_only=True)  # of a path it would look at the name, too
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UsageError(f"weights file {path} is damaged: {_first_line(error)}. Copy or download it again.") from error
     except Exception as error:  # pickle.UnpicklingError and whatever a crafted file provokes

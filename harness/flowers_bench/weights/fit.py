@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "Tensor"]
 #: timm's converter of a family: its file's tensors and the model to those of the model.
-Converter = Callable[[dict[str, "Tensor"], "nn.Module"], dict[str, "Tensor"]]
+Converter = Callable[..., dict[str, "Tensor"]]
 #: Buffers that older versions of timm stored and newer ones compute.
 _COMPUTED = ("attn_mask", "relative_coords_table", "inv_freq", "periods")
 #: Of checkpoints that hold a network twice, what is meant to be used: averaged weights, then the teacher's.
@@ -50,6 +50,15 @@ class Network:
     model: nn.Module
     convert: Converter | None
     classifier: tuple[str, ...]
+
+    def converted(self, tensors: Tensors) -> dict[str, Tensor]:
+        """Give a file's tensors under the model's names. Raises whatever timm's converter raises."""
+        if self.convert is None:
+            return dict(tensors)
+        try:
+            return self.convert(dict(tensors), self.model)
+        except TypeError:
+            return self.convert(dict(tensors))  # some take the tensors alone
 
     def is_classifier(self, name: str) -> bool:
         """Tell whether a tensor of that name belongs to the classifier."""
@@ -108,7 +117,7 @@ def fitted(path: Path, tensors: Tensors, network: Network) -> tuple[dict[str, Te
     chosen = fits[0]
     used = {name: _as_float32(tensor) for name, tensor in chosen.body.items() if name in own}
     _refuse_non_finite(path, used)
-    unexpected = tuple(name for name in chosen.body if name not in own)
+    unexpected = tuple(name for name in chosen.body if name not in own and not _counts(name))
     understood = tuple(_understood(tensors, chosen, fits[1:], own, unexpected))
     return used, WeightsReport(loaded=len(used), unexpected=unexpected, understood=understood)
 
@@ -131,13 +140,11 @@ def _prefixes(tensors: Tensors, own: Tensors) -> list[str]:
 def _read(tensors: Tensors, prefix: str, network: Network, own: Tensors) -> _Reading:
     given = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     reading = _Reading(prefix, given)
-    converted = dict(given)
-    if network.convert is not None:
-        try:
-            converted = network.convert(converted, network.model)
-        except Exception as error:  # converters expect the files that they were written for
-            reading.problem = f"timm's converter for this model raised {type(error).__name__}: {error}"
-            # Without it at least the names can be compared.
+    try:
+        converted = network.converted(given)
+    except Exception as error:  # converters expect the files that they were written for
+        reading.problem = f"timm's converter for this model raised {type(error).__name__}: {error}"
+        converted = given  # at least the names can be compared
     reading.body = {name: tensor for name, tensor in converted.items() if not network.is_classifier(name)}
     needed = {name: tensor for name, tensor in own.items() if not network.is_classifier(name) and not _counts(name)}
     reading.missing = [name for name in needed if name not in reading.body]
@@ -247,7 +254,7 @@ def _other_models(path: Path, reading: _Reading, name: str) -> Iterator[str]:
         if time.monotonic() > until:
             return
         with contextlib.suppress(UsageError):
-            if _has_every(reading.given, bare_network(model, None)):
+            if _has_every(reading.given, bare_network(model)):
                 yield model
 
 

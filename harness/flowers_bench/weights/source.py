@@ -109,7 +109,7 @@ def _without_network(repository: str, name: str, error: Exception) -> str:
     return (
         f"weights {name} are not on this machine and could not be downloaded ({type(error).__name__}: {reason}). "
         "Without a network, say one of:\n"
-        "  --weights none  to start from random weights; to train a network from them, --plugin transfer/scratch\n"
+        "  --weights none  to start from random weights\n"
         "  --weights FILE  to use a .safetensors or .pth file that you have. To get this one, on a machine with internet run\n"
         f"                  hf download {repository} {_FILE}  and copy the file here; or copy that machine's cache folder\n"
         f"                  {folder} into {constants.HF_HUB_CACHE}, and run this command again."
