@@ -120,7 +120,12 @@ def _bare(name: str, arguments: dict[str, int]) -> Network:
 @functools.lru_cache(maxsize=256)
 def size_argument(name: str, image_size: int) -> dict[str, int]:
     """What timm has to be told of the image size: `img_size`, for models that are built for one size and would not run
-    at another. Those that run without it are as timm builds them."""
+    at another. Those that run without it are as timm builds them; but plain vision transformers always have a position
+    embedding for each patch of the trial's images, and do not interpolate one at every step."""
+    import timm
+
+    if timm.models.model_entrypoint(name).__module__.endswith((".vision_transformer", ".deit")):
+        return {"img_size": image_size}
     usual = image_size == usual_size(name)
     return {"img_size": image_size} if not usual and _takes_size(name) and _problem(name, image_size, {}) else {}
 
@@ -150,7 +155,7 @@ def usual_size(name: str) -> int:
 
 
 #: How far from an image size that a backbone does not take others are tried, as a factor, and how many.
-_NEAR, _TRIES = 2.0, 24
+_NEAR, _TRIES = 2.0, 8
 
 
 @functools.lru_cache(maxsize=256)
