@@ -63,25 +63,20 @@ def check_weights(weights: Weights, backbone: str, image_size: int) -> WeightsRe
         UsageError: the file is damaged or does not fit; where the image size is the reason, with the one that does.
     """
     from flowers_bench.weights.files import read_tensors
-    from flowers_bench.weights.fit import fitted
+    from flowers_bench.weights.fit import fits, fitted
 
     if weights.path is None:
         return WeightsReport()
     tensors = read_tensors(weights.path)
-    try:
-        return fitted(weights.path, tensors, bare_network(backbone, image_size))[1]
-    except UsageError as error:
-        if not size_argument(backbone, image_size):
-            raise
-        usual = usual_size(backbone)
-        try:
-            fitted(weights.path, tensors, bare_network(backbone))
-        except UsageError:
-            raise error from None
+    network = bare_network(backbone, image_size)
+    sized = bool(size_argument(backbone, image_size))
+    if sized and not fits(tensors, network) and fits(tensors, bare_network(backbone)):
         raise UsageError(
-            f"weights file {weights.path} fits {backbone} at {usual} px and not at image_size={image_size}: layers of this model "
-            f"are as large as the image, and timm does not resample them. Say --set image_size={usual}, or --weights none."
-        ) from error
+            f"weights file {weights.path} fits {backbone} at {usual_size(backbone)} px and not at image_size={image_size}: "
+            "layers of this model are as large as the image, and timm does not resample them. "
+            f"Say --set image_size={usual_size(backbone)}, or --weights none."
+        )
+    return fitted(weights.path, tensors, network)[1]
 
 
 @functools.lru_cache(maxsize=64)

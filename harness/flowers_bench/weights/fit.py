@@ -106,20 +106,30 @@ def fitted(path: Path, tensors: Tensors, network: Network) -> tuple[dict[str, Te
             they are not finite.
     """
     own = network.model.state_dict()
-    readings = [_read(tensors, prefix, network, own) for prefix in _prefixes(tensors, own)]
-    fits = [reading for reading in readings if not reading.faults]
-    if not fits:
+    readings = _readings(tensors, network)
+    whole = [reading for reading in readings if not reading.faults]
+    if not whole:
         nearest = min(readings, key=lambda reading: reading.faults)
         raise UsageError(
             f"weights file {path} does not fit the backbone {network.name}: {_why_not(nearest, own)} "
             f"{_what_fits(path, nearest, network)}"
         )
-    chosen = fits[0]
+    chosen = whole[0]
     used = {name: _as_float32(tensor) for name, tensor in chosen.body.items() if name in own}
     _refuse_non_finite(path, used)
     unexpected = tuple(name for name in chosen.body if name not in own and not _counts(name))
-    understood = tuple(_understood(tensors, chosen, fits[1:], own, unexpected))
+    understood = tuple(_understood(tensors, chosen, whole[1:], own, unexpected))
     return used, WeightsReport(loaded=len(used), unexpected=unexpected, understood=understood)
+
+
+def fits(tensors: Tensors, network: Network) -> bool:
+    """Tell whether `fitted` would find every tensor of the network, with its shape."""
+    return not all(reading.faults for reading in _readings(tensors, network))
+
+
+def _readings(tensors: Tensors, network: Network) -> list[_Reading]:
+    own = network.model.state_dict()
+    return [_read(tensors, prefix, network, own) for prefix in _prefixes(tensors, own)]
 
 
 def _prefixes(tensors: Tensors, own: Tensors) -> list[str]:
@@ -278,8 +288,8 @@ def _understood(
     changed = [n for n, t in chosen.body.items() if n in own and n in chosen.given and chosen.given[n].shape != t.shape]
     if changed:
         first = changed[0]
-        sizes = f"{tuple(chosen.given[first].shape)} to {tuple(chosen.body[first].shape)}"
-        yield f"fitted to this network by timm: {_some(changed)}, {first} from {sizes}"
+        more = f", and {len(changed) - 1} more" if changed[1:] else ""
+        yield f"resampled by timm: {first} from {tuple(chosen.given[first].shape)} to {tuple(chosen.body[first].shape)}{more}"
     translated = [name for name in chosen.body if name in own and name not in chosen.given]
     if translated:
         yield f"names translated by timm: {_some(translated)}"
