@@ -17,7 +17,7 @@ import timm
 from safetensors.torch import save_file
 
 ASK = (
-    "import sys\nfrom flowers_bench.backbone import resolve_weights\nfrom flowers_bench.errors import UsageError\n"
+    "import sys\nfrom flowers_bench.weights.source import resolve_weights\nfrom flowers_bench.errors import UsageError\n"
     "try:\n    found = resolve_weights('pretrained', 'test_resnet')\nexcept UsageError as error:\n    sys.exit(str(error))\n"
     "print(found.name, found.sha256)"
 )
@@ -34,6 +34,8 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
+            if mode[0] == "slow":
+                over.wait(3.5)  # longer than a connection may take
             self._answer(body=False)
 
         def do_GET(self) -> None:
@@ -90,6 +92,15 @@ def test_download_is_named_checked_and_kept(hub: Hub, tmp_path: Path) -> None:
     assert name.startswith("test_resnet.")
     assert sha256 == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
     assert hub("gone").stdout == done.stdout
+
+
+def test_a_slow_network_is_a_network(hub: Hub, tmp_path: Path) -> None:
+    assert hub("slow").stdout.split()[1] == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_what_is_in_the_cache_asks_no_network(hub: Hub) -> None:
+    first = hub("good")
+    assert hub("wrong").stdout == first.stdout  # which would be refused, if it were downloaded again
 
 
 @pytest.mark.parametrize("how", ["missing", "gone", "wrong", "half", "stalls"])

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench.errors import UsageError
+from flowers_bench.weights import Weights, WeightsReport
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
-    from torch import Tensor, nn
+    from torch import nn
 
-
-@dataclass(frozen=True)
-class Weights:
-    """Initial weights, resolved.
-
-    Attributes:
-        name: `none`, a timm tag such as `resnet18.a1_in1k`, or the file's name.
-        sha256: of the file; None for `none`.
-        path: the file on this machine; None for `none`. Not part of a trial's identity.
-    """
-
-    name: str = "none"
-    sha256: str | None = None
-    path: Path | None = None
-
-    def facts(self) -> dict[str, Any]:
-        """What identifies the weights."""
-        return {"name": self.name, "sha256": self.sha256}
+    from flowers_bench.weights.fit import Converter, Network
 
 
 @dataclass
@@ -42,49 +26,181 @@ class Backbone:
         name: timm model name, without tag.
         weights: initial weights.
         num_classes: C, outputs of the classifier, which is always freshly initialised.
-        image_size: given to models that are built for one size (transformers).
-        report: filled by `create`: which keys were loaded, missing, unexpected.
+        image_size: side of the square input; given to every model that timm builds for one size.
+        report: filled by `create`: how the weights met the model.
     """
 
     name: str
     weights: Weights
     num_classes: int
     image_size: int
-    report: dict[str, Any] = field(default_factory=dict)
+    report: WeightsReport = field(default_factory=WeightsReport)
 
     def create(self) -> nn.Module:
         """The model with its initial weights. Raises `UsageError` if the weights do not fit the model."""
         import timm
 
-        model: nn.Module = timm.create_model(self.name, pretrained=False, **self._arguments())
-        self.report = {"loaded": 0, "missing": [], "unexpected": [], "classifier": "initialised afresh"}
+        arguments = {"num_classes": self.num_classes, **size_argument(self.name, self.image_size)}
+        model: nn.Module = timm.create_model(self.name, pretrained=False, **arguments)
         if self.weights.path is not None:
-            self.report.update(_load(model, self.weights.path))
-        _check_patches(model, self.image_size)
+            from flowers_bench.weights.files import read_tensors
+            from flowers_bench.weights.fit import fitted
+
+            network = replace(bare_network(self.name, self.image_size), model=model)
+            values, self.report = fitted(self.weights.path, read_tensors(self.weights.path), network)
+            model.load_state_dict(values, strict=False)  # all but the classifier, as `fitted` made sure
         return model
 
-    def _arguments(self) -> dict[str, Any]:
-        import timm
 
-        arguments: dict[str, Any] = {"num_classes": self.num_classes}
-        if timm.models.model_entrypoint(self.name).__module__.endswith(("vision_transformer", "deit")):
-            arguments["img_size"] = self.image_size
-        return arguments
+@functools.lru_cache(maxsize=8)
+def check_weights(weights: Weights, backbone: str, image_size: int) -> WeightsReport:
+    """Compare weights with a model before anything trains.
 
+    Returns:
+        what will be loaded.
 
-def _check_patches(model: Any, image_size: int) -> None:
-    """Raise `UsageError` if a vision transformer's patches do not tile the image (timm says so only when it runs)."""
-    from timm.layers import PatchEmbed
+    Raises:
+        UsageError: the file is damaged or does not fit; where the image size is the reason, with the one that does.
+    """
+    from flowers_bench.weights.files import read_tensors
+    from flowers_bench.weights.fit import fits, fitted
 
-    patches = getattr(model, "patch_embed", None)
-    if not isinstance(patches, PatchEmbed) or patches.dynamic_img_pad:
-        return
-    side = patches.patch_size[0]
-    if image_size % side:
-        near = max(side, round(image_size / side) * side)
+    if weights.path is None:
+        return WeightsReport()
+    tensors = read_tensors(weights.path)
+    network = bare_network(backbone, image_size)
+    sized = bool(size_argument(backbone, image_size))
+    if sized and not fits(tensors, network) and fits(tensors, bare_network(backbone)):
         raise UsageError(
-            f"image_size={image_size} is not a multiple of the backbone's patch size {side}: try --set image_size={near}."
+            f"weights file {weights.path} fits {backbone} at {usual_size(backbone)} px and not at image_size={image_size}: "
+            "layers of this model are as large as the image, and timm does not resample them. "
+            f"Say --set image_size={usual_size(backbone)}, or --weights none."
         )
+    return fitted(weights.path, tensors, network)[1]
+
+
+@functools.lru_cache(maxsize=64)
+def bare_network(name: str, image_size: int | None = None) -> Network:
+    """A model without values, built as timm builds it for pretrained weights, with timm's converter for files of its
+    family. `image_size` None: at the model's usual size.
+
+    Raises:
+        UsageError: it cannot be built for that size.
+    """
+    return _bare(name, {} if image_size is None else size_argument(name, image_size))
+
+
+def _bare(name: str, arguments: dict[str, int]) -> Network:
+    from unittest import mock
+
+    import timm
+
+    from flowers_bench.meta import without_values
+    from flowers_bench.weights.fit import Network
+
+    converters: list[Converter | None] = []
+
+    def load_nothing(model: nn.Module, *_: Any, filter_fn: Converter | None = None, **__: Any) -> None:
+        converters.append(filter_fn)
+
+    # timm knows the converter of each model, but hands it only to this function, at the end of building.
+    with without_values(), mock.patch("timm.models._builder.load_pretrained", load_nothing):
+        try:
+            model = timm.create_model(name, pretrained=True, num_classes=2, **arguments)
+        except Exception as error:  # timm's constructors assert, divide by zero, ...
+            raise UsageError(f"timm cannot build {name} with {arguments} ({type(error).__name__}: {error}).") from error
+    return Network(name, model, converters[0] if converters else None, _classifier_names(model))
+
+
+@functools.lru_cache(maxsize=256)
+def size_argument(name: str, image_size: int) -> dict[str, int]:
+    """What timm has to be told of the image size: `img_size`, for models that are built for one size and would not run
+    at another. Those that run without it are as timm builds them; but plain vision transformers always have a position
+    embedding for each patch of the trial's images, and do not interpolate one at every step."""
+    import timm
+
+    if timm.models.model_entrypoint(name).__module__.endswith((".vision_transformer", ".deit")):
+        return {"img_size": image_size}
+    usual = image_size == usual_size(name)
+    return {"img_size": image_size} if not usual and _takes_size(name) and _problem(name, image_size, {}) else {}
+
+
+@functools.cache
+def _takes_size(name: str) -> bool:
+    import timm
+
+    from flowers_bench.meta import without_values
+
+    with without_values():
+        try:
+            timm.create_model(name, img_size=usual_size(name))
+        except TypeError as error:
+            if "img_size" in str(error):
+                return False
+            raise
+    return True
+
+
+def usual_size(name: str) -> int:
+    """Side, in pixels, of the images that the model's default weights were trained with."""
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(name)
+    return int(config.input_size[-1]) if config is not None else 224
+
+
+#: How far from an image size that a backbone does not take others are tried, as a factor, and how many.
+_NEAR, _TRIES = 2.0, 8
+
+
+@functools.lru_cache(maxsize=256)
+def check_image_size(name: str, image_size: int) -> None:
+    """Run one image through the model, without values, before anything trains.
+
+    Raises:
+        UsageError: it does not take images of that size; with the nearest sizes that it takes.
+    """
+    problem = _problem(name, image_size, size_argument(name, image_size))
+    if problem is None:
+        return
+    works = sorted(size for direction in (-1, 1) for size in _nearest(name, image_size, direction))
+    usual = usual_size(name)
+    if not works and _problem(name, usual, {}) is None:
+        works = [usual]
+    advice = " or ".join(f"--set image_size={size}" for size in works)
+    raise UsageError(
+        f"backbone {name} does not take images of image_size={image_size} ({problem}). "
+        + (f"Say {advice}." if works else "Choose another --backbone.")
+    )
+
+
+def _nearest(name: str, image_size: int, direction: int) -> list[int]:
+    """The next size up or down that the model takes, if there is one near: of those that models divide into patches,
+    windows and strides."""
+    far = int(image_size * _NEAR**direction)
+    low, high = min(image_size, far), max(image_size, far)
+    steps = (14, 16, usual_size(name))
+    sizes = {k * step for step in steps for k in range(1, high // step + 1) if low <= k * step <= high} - {image_size}
+    tried = sorted(sizes, reverse=direction < 0)[:_TRIES]
+    found = (size for size in tried if _problem(name, size, size_argument(name, size)) is None)
+    return list(itertools.islice(found, 1))
+
+
+def _problem(name: str, image_size: int, arguments: dict[str, int]) -> str | None:
+    """What timm says of images of that size, or None where it computes scores for them."""
+    import torch
+
+    from flowers_bench.meta import without_values
+
+    try:
+        model = _bare(name, arguments).model.eval()
+        with without_values(), torch.no_grad():
+            scores = model(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:  # assertions, shapes that do not match, divisions by zero
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    if not isinstance(scores, torch.Tensor) or scores.shape != (1, 2):
+        raise UsageError(f"backbone {name} gives no scores of classes. Choose another --backbone.")
+    return None
 
 
 def check_backbone(name: str) -> None:
@@ -104,143 +220,9 @@ def check_backbone(name: str) -> None:
         )
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors from a .safetensors file, or a .pth/.pt/.bin read with `weights_only=True` (no code is executed).
-
-    Raises:
-        UsageError: the file is missing, truncated, of another kind, or holds anything but tensors.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise UsageError(f"weights file {path} does not exist.")
-    try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"weights file {path} cannot be read ({type(error).__name__}): {_first_line(error)}"
-        ) from error
-    except Exception as error:  # pickle.UnpicklingError and whatever a crafted file provokes
-        raise UsageError(
-            f"weights file {path} was refused: it holds more than tensors, or is damaged. {_first_line(error)} "
-            "Re-save it as tensors only (safetensors)."
-        ) from error
-    for wrapper in ("state_dict", "model", "state_dict_ema"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-            break
-    if not isinstance(loaded, Mapping) or not all(isinstance(v, torch.Tensor) for v in loaded.values()) or not loaded:
-        raise UsageError(f"weights file {path} is not a state_dict: expected a mapping from names to tensors.")
-    return {str(k).removeprefix("module."): v for k, v in loaded.items()}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]
-
-
-def _load(model: Any, path: Path) -> dict[str, Any]:
-    import torch
-
-    state = read_state_dict(path)
-    # timm converts other projects' key names and resamples position embeddings to the model's grid.
-    module = __import__(type(model).__module__, fromlist=["checkpoint_filter_fn"])
-    convert = getattr(module, "checkpoint_filter_fn", None)
-    if convert is not None:
-        state = convert(state, model)
-    own = model.state_dict()
-    classifier = tuple(f"{name}." for name in _classifier_names(model))
-    state = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in state.items()}
-    body = {k: v for k, v in state.items() if not k.startswith(classifier)}
-    misfits = [k for k, v in body.items() if k in own and own[k].shape != v.shape]
-    if misfits:
-        raise UsageError(
-            f"weights file {path} does not fit the backbone: {misfits[0]} is {tuple(body[misfits[0]].shape)} in the file "
-            f"and {tuple(own[misfits[0]].shape)} in the model ({len(misfits)} such keys). Choose the matching --backbone."
-        )
-    result = model.load_state_dict(body, strict=False)
-    missing = [k for k in result.missing_keys if not k.startswith(classifier)]
-    if len(missing) > len(own) // 2:
-        raise UsageError(
-            f"weights file {path} does not fit the backbone: {len(missing)} of {len(own)} keys are missing, such as "
-            f"{missing[0]!r}; the file has keys such as {next(iter(state))!r}. Choose the matching --backbone."
-        )
-    return {
-        "loaded": len(body) - len(result.unexpected_keys),
-        "missing": missing,
-        "unexpected": list(result.unexpected_keys),
-    }
-
-
 def _classifier_names(model: Any) -> tuple[str, ...]:
     names = model.default_cfg.get("classifier") or "fc"
     return (names,) if isinstance(names, str) else tuple(names)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def resolve_weights(asked: str, backbone: str) -> Weights:
-    """`none`, `pretrained`, a timm tag or a file, as a file on this machine with its SHA-256.
-
-    Raises:
-        UsageError: no such file or tag, or the download failed; the text says how to fetch it elsewhere.
-    """
-    if asked == "none":
-        return Weights()
-    path = Path(asked).expanduser()
-    if path.suffix in (".safetensors", ".pth", ".pt", ".bin") or "/" in asked or path.is_file():
-        if not path.is_file():
-            raise UsageError(f"--weights {asked}: no such file.")
-        return Weights(path.name, file_sha256(path), path.resolve())
-    return _download(asked, backbone)
-
-
-def _download(tag: str, backbone: str) -> Weights:
-    import timm
-    from timm.models import get_pretrained_cfg
-
-    name = backbone if tag == "pretrained" else tag if tag.startswith(f"{backbone}.") else f"{backbone}.{tag}"
-    tags = timm.list_pretrained(f"{backbone}.*")
-    config = get_pretrained_cfg(name) if tag == "pretrained" or name in tags else None
-    if config is None or not config.has_weights or not config.hf_hub_id:
-        raise UsageError(
-            f"--weights {tag}: timm has no such weights for {backbone}. Valid: none, {', '.join(tags) or 'a file'}."
-        )
-    full = f"{config.architecture}.{config.tag}" if config.tag else backbone
-    path = _fetch_from_hub(config.hf_hub_id, full)
-    return Weights(full, file_sha256(path), path)
-
-
-def _fetch_from_hub(repository: str, name: str) -> Path:
-    from huggingface_hub import constants, hf_hub_download
-
-    try:
-        path = Path(hf_hub_download(repository, "model.safetensors"))
-    except Exception as error:  # the hub raises a dozen kinds: connection, time-out, missing file, refused
-        raise UsageError(
-            f"weights {name} are not on this machine and could not be downloaded ({type(error).__name__}: {_first_line(error)}).\n"
-            f"On a machine with internet run:  hf download {repository} model.safetensors\n"
-            f"then copy the file here and pass  --weights /path/to/model.safetensors,  or copy that machine's cache folder "
-            f"models--{repository.replace('/', '--')} into {constants.HF_HUB_CACHE}.\n"
-            "Or train from scratch:  --weights none"
-        ) from error
-    # The hub names the cached blob of a large file by its SHA-256.
-    expected = path.resolve().name
-    if len(expected) == 64 and expected != file_sha256(path):
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
-        raise UsageError(
-            f"weights {name}: the downloaded file has a wrong checksum and was removed. Run the command again."
-        )
-    return path
 
 
 @dataclass(frozen=True)

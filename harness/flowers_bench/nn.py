@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowers_bench.errors import UsageError
+
 
 @dataclass
 class Output:
@@ -41,10 +43,18 @@ class Classifier(nn.Module):
 
     Args:
         backbone: a timm model with `forward_features`, `forward_head` and `get_classifier`.
+
+    Raises:
+        UsageError: it has several classifiers, which average their scores, as distilled transformers do.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
+        if isinstance(backbone.get_classifier(), (tuple, nn.ModuleList)):  # type: ignore[operator]
+            raise UsageError(
+                f"{type(backbone).__name__} has several classifiers, where one is needed. Choose another --backbone, such as "
+                "the model of the same family without distillation."
+            )
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> Output:
@@ -54,7 +64,12 @@ class Classifier(nn.Module):
 
     def classify(self, features: Tensor) -> Output:
         """What follows the pooled features (N, D), which are the embedding."""
-        return Output(self.backbone.get_classifier()(features), features)  # type: ignore[operator]
+        classifier = self.backbone.get_classifier()  # type: ignore[operator]
+        if isinstance(
+            classifier, nn.Conv2d
+        ):  # of one pixel, as the first residual networks of identity mappings have it
+            return Output(classifier(features[..., None, None]).flatten(1), features)
+        return Output(classifier(features), features)
 
 
 class Embedder(nn.Module):

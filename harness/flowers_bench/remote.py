@@ -23,10 +23,10 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from flowers_bench.backbone import file_sha256
 from flowers_bench.errors import Unreadable, UsageError, printable
 from flowers_bench.records import PLACE, Record, damaged, read_record
 from flowers_bench.store import Store, TrialFolder, leave_places_behind, write_json
+from flowers_bench.weights.source import file_sha256
 
 WEIGHTS = "model.safetensors"
 #: Have no folders; to make one there would make a bucket of a misspelt name.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from flowers_bench.backbone import Backbone, Weights, check_backbone, resolve_weights
+from flowers_bench.backbone import Backbone, check_backbone, check_image_size, check_weights
 from flowers_bench.data.dataset import DataRequest, Dataset, DatasetSource, Progress, silent
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.samplers import SAMPLERS
@@ -23,6 +23,8 @@ from flowers_bench.technique import Augmentation, Loss, Model, ModelContext, Opt
 from flowers_bench.training import optimizer
 from flowers_bench.training.prediction import PREDICTORS
 from flowers_bench.trial import Protocol, Trial
+from flowers_bench.weights import Weights
+from flowers_bench.weights.source import NoNetwork, resolve_weights
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,22 @@ class Planned:
     Attributes:
         run: the content of `run.json`.
         trains: whether it takes any step; without, its recipe says nothing but the size of the images.
+        notes: what was understood of its weight file, to be said before it runs.
     """
 
     trial: Trial
     run: Mapping[str, Any]
     trains: bool = True
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Initial:
+    """Where a technique's training starts: a timm model's name, its weights, and what was understood of them."""
+
+    backbone: str
+    weights: Weights
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,11 @@ class _Parts:
     loss: Registered[Loss]
     augmentation: Registered[Augmentation]
     predictor: str
+
+    @property
+    def label(self) -> str:
+        """`technique/variant`."""
+        return f"{self.technique.name}/{self.variant_name}"
 
 
 def plan(
@@ -104,9 +122,11 @@ def plan(
     chosen = [_parts(host, request, name) for name in _with_baselines(host, request.techniques)]
     _refuse_unknown_settings(chosen, settings)
     datasets = {} if loaded is None else loaded
+    recipes = [_recipe(source, parts, settings) for parts in chosen]
+    # Before the data, which may take a download, or minutes of drawing.
+    initial = [_initial(request, parts, source, recipe) for parts, recipe in zip(chosen, recipes, strict=True)]
     planned: list[Planned] = []
-    for parts in chosen:
-        recipe = _recipe(source, parts, settings)
+    for parts, recipe, start in zip(chosen, recipes, initial, strict=True):
         key = (source.name, path, recipe.image_size, tuple(sorted((k, str(v)) for k, v in data_options.items())))
         if key not in datasets:
             data = DataRequest(request.cache_dir, path, stored_side(recipe.image_size), data_options, progress)
@@ -121,7 +141,7 @@ def plan(
             "devices": request.devices,
         }
         dataset = few_shot(datasets[key], request.shots, 0)
-        planned += _trials(host, request, parts, source, recipe, dataset, data_options, run)
+        planned += _trials(host, request, parts, start, recipe, dataset, data_options, run)
     return in_order(planned)
 
 
@@ -226,14 +246,14 @@ def _refuse_misfits(parts: _Parts) -> None:
         raise unknown_name("predictor", parts.predictor, PREDICTORS)
     if parts.predictor == "classifier" and "logits" not in model.provides:
         raise UsageError(
-            f"{parts.technique.name}/{parts.variant_name}: predicts by its classifier, and model {model.name!r} has none. "
+            f"{parts.label}: predicts by its classifier, and model {model.name!r} has none. "
             "Choose another --loss, such as one that predicts by neighbours or class means."
         )
     provided = model.provides | augmentation.provides
     for need in sorted(loss.needs - provided):
         giver = augmentation if need.endswith("_targets") else model
         raise UsageError(
-            f"{parts.technique.name}/{parts.variant_name}: loss {loss.name!r} needs {need}, which "
+            f"{parts.label}: loss {loss.name!r} needs {need}, which "
             f"{type(giver).__name__.lower()} {giver.name!r} does not provide (it provides {', '.join(sorted(giver.provides))}). "
             "Choose another --loss or --augmentation; `flowers-bench list` shows what each needs."
         )
@@ -283,26 +303,47 @@ def _recipe(source: DatasetSource, parts: _Parts, settings: Mapping[str, str]) -
     return changed
 
 
+def _initial(request: Request, parts: _Parts, source: DatasetSource, recipe: Recipe) -> _Initial:
+    """The backbone and its weights, found on this machine and known to fit each other and the image size."""
+    default = parts.variant.backbone or parts.technique.backbone
+    name = request.backbone or source.backbones.get(default, default)
+    check_backbone(name)
+    check_image_size(name, recipe.image_size)
+    asked = request.weights or parts.variant.weights or parts.technique.weights
+    try:
+        weights = resolve_weights(asked, name)
+    except NoNetwork as error:
+        raise UsageError(f"{parts.label}: {error}\n{_without_weights(parts)}") from error
+    understood = check_weights(weights, name, recipe.image_size).understood
+    return _Initial(name, weights, tuple(f"weights {weights.name}: {words}" for words in understood))
+
+
+def _without_weights(parts: _Parts) -> str:
+    """What needs no weights, for who has none and no network: variants of the technique, or training from scratch."""
+    technique = parts.technique
+    names = [
+        f"{technique.name}/{n}" for n, v in technique.variants.items() if (v.weights or technique.weights) == "none"
+    ]
+    return f"  --plugin {' or '.join(names[:3]) or 'transfer/scratch'}  which needs no weights"
+
+
 def _trials(
     host: Host,
     request: Request,
     parts: _Parts,
-    source: DatasetSource,
+    start: _Initial,
     recipe: Recipe,
     dataset: Dataset,
     data_options: Mapping[str, Any],
     run: Mapping[str, Any],
 ) -> list[Planned]:
-    default = parts.variant.backbone or parts.technique.backbone
-    name = request.backbone or source.backbones.get(default, default)
-    check_backbone(name)
-    weights = resolve_weights(request.weights or parts.variant.weights or parts.technique.weights, name)
+    name, weights = start.backbone, start.weights
     given = {**parts.variant.options, **request.settings}
     options = {key: option.parse(key, given.get(key, option.default)) for key, option in _options(parts).items()}
     model = _try_building(parts, name, dataset, recipe, options, request.store)
     trains = recipe.epochs > 0 and any(parameter.requires_grad for parameter in model.parameters())
     _try_sampling(parts, dataset, recipe, options, request.devices)
-    code = _code(host, parts, source, recipe, model)
+    code = _code(host, parts, run["data_source"], recipe, model)
     return [
         Planned(
             Trial(
@@ -329,19 +370,20 @@ def _trials(
                 "baseline": parts.variant.baseline,
             },
             trains,
+            start.notes,
         )
         for seed in range(request.seeds)
     ]
 
 
-def _code(host: Host, parts: _Parts, source: DatasetSource, recipe: Recipe, model: nn.Module) -> dict[str, str]:
+def _code(host: Host, parts: _Parts, source: str, recipe: Recipe, model: nn.Module) -> dict[str, str]:
     """What identifies the code of a trial: each plugin whose parts are in use, and whatever gives other numbers than it did
     in its first revision."""
     in_use: list[Registered[Any]] = [parts.model, parts.loss, parts.augmentation]
     origins = {host.techniques[parts.technique.name].plugin, *(registered.plugin for registered in in_use)}
     # What a package's dataset is like, its fingerprint says; a file must be known to be loaded again for a stored trial.
-    if host.plugins[host.datasets[source.name].plugin].is_file:
-        origins.add(host.datasets[source.name].plugin)
+    if host.plugins[host.datasets[source].plugin].is_file:
+        origins.add(host.datasets[source].plugin)
     revisions = {f"{type(r.value).__name__.lower()} {r.value.name}": r.value.revision for r in in_use}
     revisions["optimizer"] = optimizer.revision(recipe, model)
     return {
@@ -376,12 +418,10 @@ def _try_building(
                 )
             )
         except UsageError as error:
-            label = f"{parts.technique.name}/{parts.variant_name}"
-            raise UsageError(f"{label} does not fit backbone {backbone}: {error}") from error
+            raise UsageError(f"{parts.label} does not fit backbone {backbone}: {error}") from error
         except Exception as error:  # a plugin's own mistake: told like every other reason not to start
-            label = f"{parts.technique.name}/{parts.variant_name}"
             raise UsageError(
-                f"{label} cannot be built: model {model.name!r} of plugin {parts.model.plugin!r} raised "
+                f"{parts.label} cannot be built: model {model.name!r} of plugin {parts.model.plugin!r} raised "
                 f"{type(error).__name__}: {error}"
             ) from error
 
@@ -400,4 +440,4 @@ def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapp
             test = np.asarray(dataset.test.labels)
             queries_per_class(test, options.get("eval_way", 5), options.get("eval_shot", 5), "the test split")
     except UsageError as error:
-        raise UsageError(f"{parts.technique.name}/{parts.variant_name} on {dataset.name}: {error}") from error
+        raise UsageError(f"{parts.label} on {dataset.name}: {error}") from error

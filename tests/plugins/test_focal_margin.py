@@ -215,10 +215,5 @@ def test_a_classifier_that_is_no_linear_layer_is_refused() -> None:
         build("focal-margin", backbone="deit_tiny_distilled_patch16_224")
 
 
-def test_an_image_that_patches_do_not_tile_is_refused() -> None:
-    with pytest.raises(UsageError, match="image_size=32"):
-        build("focal-margin", image_size=40)
-
-
 def test_every_variant_can_be_planned(tmp_path: Path) -> None:
     check_plans("focal-margin", "test_vit", tmp_path)

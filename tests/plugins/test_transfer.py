@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from planted import Planted
 from safetensors.torch import save_file
 from torch import nn
 
 from flowers_bench import ModelContext, UsageError
-from flowers_bench.backbone import Backbone, Weights, read_state_dict, resolve_weights, stages
+from flowers_bench.backbone import Backbone, stages
+from flowers_bench.weights import Weights
+from flowers_bench.weights.files import read_tensors
+from flowers_bench.weights.source import resolve_weights
 from flowers_bench_plugins.common import build_classifier
 from flowers_bench_plugins.transfer import register_techniques
 
@@ -34,54 +35,19 @@ def test_weights_from_a_file_are_all_but_the_classifier(tmp_path: Path, extensio
     backbone = Backbone("test_resnet", resolve_weights(str(path), "test_resnet"), 3, 64)
     torch.manual_seed(0)
     model = backbone.create()
-    source = read_state_dict(path)
+    source = read_tensors(path)
     for name, value in model.state_dict().items():
         assert name.startswith("fc.") or torch.equal(value, source[name]), name
     assert model.state_dict()["fc.weight"].shape[0] == 3
-    assert backbone.report["missing"] == []
-    assert backbone.report["classifier"] == "initialised afresh"
-    assert backbone.report["loaded"] == len(source) - 2
+    assert backbone.report.missing == ()
+    assert backbone.report.classifier == "initialised afresh"
+    assert backbone.report.loaded == len(source) - 2
 
 
 def test_a_classifier_of_the_same_size_is_not_taken_over(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pth", classes=3)
     model = Backbone("test_resnet", resolve_weights(str(path), "test_resnet"), 3, 64).create()
-    assert not torch.equal(model.state_dict()["fc.weight"], read_state_dict(path)["fc.weight"])
-
-
-def test_missing_and_unexpected_keys_are_reported(tmp_path: Path) -> None:
-    state = read_state_dict(saved(tmp_path / "w.pth"))
-    del state["conv1.0.weight" if "conv1.0.weight" in state else next(k for k in state if k.startswith("layer1"))]
-    torch.save({**state, "strange": torch.zeros(2)}, tmp_path / "w.pth")
-    backbone = Backbone("test_resnet", resolve_weights(str(tmp_path / "w.pth"), "test_resnet"), 3, 64)
-    backbone.create()
-    assert len(backbone.report["missing"]) == 1
-    assert backbone.report["unexpected"] == ["strange"]
-
-
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    path = saved(tmp_path / "w.pth")
-    with pytest.raises(UsageError, match="does not fit the backbone"):
-        Backbone("test_vit", resolve_weights(str(path), "test_vit"), 3, 64).create()
-
-
-@pytest.mark.parametrize("how", ["truncated", "zero", "pickle", "nested", "no tensors", "text"])
-def test_bad_weight_files_are_refused_and_run_nothing(tmp_path: Path, how: str) -> None:
-    path, witness = tmp_path / "w.pth", tmp_path / "witness"
-    whole = saved(path).read_bytes()
-    contents = {
-        "truncated": whole[: len(whole) // 2],
-        "zero": b"",
-        "pickle": pickle.dumps(Planted(witness)),
-        "text": b"hello",
-    }
-    if how in contents:
-        path.write_bytes(contents[how])
-    else:
-        torch.save({"a": Planted(witness)} if how == "nested" else {"a": 3}, path)
-    with pytest.raises(UsageError, match=r"w\.pth"):
-        read_state_dict(path)
-    assert not witness.exists()
+    assert not torch.equal(model.state_dict()["fc.weight"], read_tensors(path)["fc.weight"])
 
 
 @pytest.mark.parametrize(("asked", "words"), [("nope.pth", "no such file"), ("not_a_tag", "timm has no such weights")])
@@ -120,8 +86,8 @@ def test_real_weights_load_whole(shared: Path) -> None:
         path = shared / "weights" / file
         backbone = Backbone(name, resolve_weights(str(path), name), 102, 64)
         backbone.create()
-        assert backbone.report["missing"] == []
-        assert backbone.report["unexpected"] == []
+        assert backbone.report.missing == ()
+        assert backbone.report.unexpected == ()
 
 
 def test_real_vision_transformer_is_resampled(shared: Path) -> None:
@@ -129,4 +95,4 @@ def test_real_vision_transformer_is_resampled(shared: Path) -> None:
     backbone = Backbone("vit_small_patch14_dinov2", resolve_weights(str(path), "vit_small_patch14_dinov2"), 17, 112)
     model = backbone.create()
     assert model.pos_embed.shape[1] == 64 + 1
-    assert backbone.report["missing"] == []
+    assert backbone.report.missing == ()

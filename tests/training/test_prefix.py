@@ -14,7 +14,7 @@ import torch
 from lives import live
 from torch import nn
 
-from flowers_bench.backbone import Backbone, Weights, freeze_stages
+from flowers_bench.backbone import Backbone, freeze_stages
 from flowers_bench.data import activations
 from flowers_bench.data.activations import stored_rows
 from flowers_bench.data.pixels import Augmented, evaluation_transform
@@ -23,6 +23,7 @@ from flowers_bench.store import TrialFolder
 from flowers_bench.technique import ModelContext
 from flowers_bench.training import trial as life
 from flowers_bench.training.prefix import Cut, Stored, find_cut
+from flowers_bench.weights import Weights
 from flowers_bench_plugins.prompt_tuning import build_prompted
 
 IMAGE = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)

@@ -124,7 +124,8 @@ def _announce(planned: Sequence[Planned], out: str) -> None:
         datasets.setdefault(name, []).append(data)
     for alike in datasets.values():
         _announce_dataset(alike)
-    for line in dict.fromkeys(map(_in_one_line, planned)):
+    notes = [f"  note: {note}" for item in planned for note in item.notes]
+    for line in dict.fromkeys([*map(_in_one_line, planned), *notes]):
         messages.print(printable(line), markup=False)
     messages.print(f"{len(planned)} trials, store {out}", markup=False)
 

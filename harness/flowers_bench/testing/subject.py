@@ -121,8 +121,9 @@ class Subject:
 
     def model(self, backbone: str | None = None) -> nn.Module:
         """The model alone, on the trial's backbone with its options, or on another with its part's default options."""
-        from flowers_bench.backbone import Backbone, Weights
+        from flowers_bench.backbone import Backbone
         from flowers_bench.technique import ModelContext
+        from flowers_bench.weights import Weights
 
         trial = self.planned.trial
         part, classes, size = self.host.models[trial.model].value, self.data.num_classes, trial.recipe.image_size

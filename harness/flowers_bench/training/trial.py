@@ -21,14 +21,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from flowers_bench.backbone import (
-    Backbone,
-    Weights,
-    check_backbone,
-    file_sha256,
-    mean_and_std,
-    read_state_dict,
-)
+from flowers_bench.backbone import Backbone, check_backbone, mean_and_std
 from flowers_bench.data.dataset import Dataset, Split
 from flowers_bench.data.pixels import Augmented, Normalizer, evaluation_transform
 from flowers_bench.data.reopen import reopen
@@ -59,6 +52,9 @@ from flowers_bench.training.prediction import EVALUATION_BATCH, Evaluator, Fitte
 from flowers_bench.training.prefix import Prefix, Stored, find_cut
 from flowers_bench.training.ranks import ALONE, Ranks
 from flowers_bench.trial import Trial, derive_seed, does_not_match, trial_from_config
+from flowers_bench.weights import Weights
+from flowers_bench.weights.files import read_tensors
+from flowers_bench.weights.source import file_sha256
 
 #: So many test images at most are mixed to see which classes are found in them.
 MIXED_SAMPLE = 1000
@@ -143,7 +139,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
         "best_epoch": training.best_epoch,
         "stopped_early": len(training.history) < trial.recipe.epochs,
         **figures,
-        "weights_report": backbone.report,
+        "weights_report": backbone.report.facts(),
         "class_names": list(dataset.class_names),
         "hardware": {**environment(device), "devices": ranks.count},
     }
@@ -313,7 +309,7 @@ def load_trained(
         parts, _ = build_parts(host, trial, places, device)
     path = folder.weights()
     try:
-        parts.model.load_state_dict(read_state_dict(path))
+        parts.model.load_state_dict(read_tensors(path))
     except (RuntimeError, UsageError) as error:
         raise damaged(path, f"does not fit its trial: {str(error)[:200]}") from error
     parts.model.eval().requires_grad_(False)

@@ -1,0 +1,55 @@
+"""Initial weights: where they come from, what a file holds, and whether that fits a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Initial weights, resolved.
+
+    Attributes:
+        name: `none`, a timm tag such as `resnet18.a1_in1k`, or the file's name.
+        sha256: of the file; None for `none`.
+        path: the file on this machine; None for `none`. Not part of a trial's identity.
+    """
+
+    name: str = "none"
+    sha256: str | None = None
+    path: Path | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Give what identifies the weights."""
+        return {"name": self.name, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """How a file met a network; `result.json` keeps it as `weights_report`.
+
+    Attributes:
+        loaded: how many of the network's tensors have the file's values.
+        missing: names of those that have not, beyond the classifier: always empty, since such a file is refused.
+        unexpected: names of the file's tensors, beside the network's own, that were left out.
+        classifier: what became of it.
+        understood: what was read into the file, in words: which part of it was taken, what was resampled or left out.
+    """
+
+    loaded: int = 0
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    classifier: str = "initialised afresh"
+    understood: tuple[str, ...] = field(default=())
+
+    def facts(self) -> dict[str, Any]:
+        """Give plain JSON values."""
+        return {
+            "loaded": self.loaded,
+            "missing": list(self.missing),
+            "unexpected": list(self.unexpected),
+            "classifier": self.classifier,
+            "understood": list(self.understood),
+        }
