@@ -28,7 +28,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for _, link, _ in LINK.findall(FENCE.sub("", source.read_text(encoding="utf-8"))):
             target = (source.parent / link).resolve()
             if (place := _outside(target)) and place not in files.src_uris:
-                files.append(File.generated(config, place, content=_content(target), inclusion=InclusionLevel.NOT_IN_NAV))
+                files.append(
+                    File.generated(config, place, content=_content(target), inclusion=InclusionLevel.NOT_IN_NAV)
+                )
                 if target.suffix == ".md":
                     waiting.append(target)
     return files
@@ -37,7 +39,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links to files outside docs/ to their pages, and links back from those to pages of docs/."""
     here = page.file.src_uri
-    source = ROOT / here.removeprefix("repository/").removesuffix(".page.md") if here.startswith("repository/") else ROOT / "docs" / here
+    source = (
+        ROOT / here.removeprefix("repository/").removesuffix(".page.md")
+        if here.startswith("repository/")
+        else ROOT / "docs" / here
+    )
 
     def turned(found: re.Match[str]) -> str:
         opening, link, rest = found.groups()
