@@ -34,8 +34,8 @@ class Table:
     rows: list[list[str]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, name: str) -> Table:
-        """Read a file below benchmarks/results/; ValueError where a row is not as long as the header."""
+    def read(cls, name: str | Path) -> Table:
+        """Read a file, named from benchmarks/results/ on; ValueError where a row is not as long as the header."""
         with (RESULTS / name).open(encoding="utf-8", newline="") as file:
             columns, *rows = csv.reader(file)
         for number, row in enumerate(rows, 2):

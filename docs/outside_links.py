@@ -75,4 +75,4 @@ def _content(target: Path) -> str:
     if target.is_dir():
         names = sorted(path.name for path in target.iterdir() if not re.match(r"[._]", path.name))
         return title + "\n".join(f"- `{name}`" for name in names) + "\n"
-    return f"{title}```{target.suffix[1:]}\n{target.read_text(encoding='utf-8')}\n```\n"
+    return f"{title}``````{target.suffix[1:]}\n{target.read_text(encoding='utf-8')}\n``````\n"
