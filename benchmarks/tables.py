@@ -24,6 +24,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs"
 #: Opening comment with its kind and what follows it, old content, end.
 BLOCK = re.compile(r"(<!-- (table|provenance|ratios)(?:: ([^>]*?))? -->\n).*?(<!-- end -->)", re.S)
+#: A cell that is aligned to the right: nothing, or a number, with an interval, a unit or a range.
+NUMBER = re.compile(r"(\[?[-+]?\d[\d.,]*( [-+]?[\d.]+)?\]?( \[.*\]| (s|min|M|MiB)( \+ .*)?| (to|\.\.) .*)?)?")
 
 
 @dataclass
@@ -94,7 +96,7 @@ class Table:
 
     def markdown(self) -> str:
         """Write it in Markdown; columns of numbers are aligned to the right."""
-        numbers = [all(re.match(r"[-+\[]?\d|$", row[i]) for row in self.rows) for i in range(len(self.columns))]
+        numbers = [all(NUMBER.fullmatch(row[i]) for row in self.rows) for i in range(len(self.columns))]
         rule = f"|{'|'.join('---:' if right else '---' for right in numbers)}|"
         return "\n".join([_line(self.columns), rule, *map(_line, self.rows)])
 
@@ -149,7 +151,7 @@ def provenance(names: Sequence[str]) -> Table:
     rows = dict(zip(table.column("file"), table.rows, strict=True))
     if missing := [name for name in names if name not in rows]:
         raise ValueError(f"results/provenance.csv has no line for: {', '.join(missing)}")
-    return Table(table.columns, [[f"`{name}`", *rows[name][1:]] for name in names])
+    return Table(table.columns, [[f"`{Path(name).name}`", *rows[name][1:]] for name in names])
 
 
 def table(description: str) -> Table:
