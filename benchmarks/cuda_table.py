@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from cases import BATCHES, CUDA_DTYPES, PEERS, STAGES, Call, Case, forward, forward_backward, why_not
@@ -17,6 +18,7 @@ from kernel_table import cell, ratio
 from roofline import Gpu, Work
 from roofline import backward as backward_work
 from roofline import forward as forward_work
+from tables import Table
 
 
 def replayed(run: Call, calls: int) -> Call:
@@ -97,11 +99,23 @@ def least(direction: Callable[..., Call], stage: int, batch: int, dtype: torch.d
     return sum(work(stage, batch, dtype.itemsize).seconds(gpu, name)[0] for work in works)
 
 
-def rows(rounds: int, gpu: Gpu) -> None:
+def rows(rounds: int, gpu: Gpu) -> Table:
     """Print the table."""
-    print("| stage | batch | type | direction | ours us | conv2d us | ours / conv2d | torchvision / ours ", end="")
-    print("| NCHW / channels-last | deterministic / ours | ours / least |")
-    print("|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    table = Table(
+        [
+            "stage",
+            "batch",
+            "type",
+            "direction",
+            "ours us",
+            "conv2d us",
+            "ours / conv2d",
+            "torchvision / ours",
+            "NCHW / channels-last",
+            "deterministic / ours",
+            "ours / least",
+        ]
+    )
     for stage in STAGES:
         for batch in BATCHES:
             for name, dtype in CUDA_DTYPES.items():
@@ -117,19 +131,21 @@ def rows(rounds: int, gpu: Gpu) -> None:
                     found = interleaved(runs, rounds)
                     ours, plain = (1e6 * statistics.median(found[peer]) for peer in ("flowers_bench", "conv2d"))
                     bound = ours / (1e6 * least(direction, stage, batch, dtype, gpu))
-                    print(
-                        f"| {stage} | {batch} | {name} | {direction.__name__} | {ours:.1f} | {plain:.1f} "
-                        f"| {cell(ratio(found, 'flowers_bench', 'conv2d'))} "
-                        f"| {cell(ratio(found, 'torchvision', 'flowers_bench'), 1)} "
-                        f"| {cell(ratio(found, 'nchw', 'flowers_bench'))} "
-                        f"| {cell(ratio(found, 'deterministic', 'flowers_bench'), 1)} | {bound:.1f} |",
-                        flush=True,
-                    )
+                    table.add(
+                        stage, batch, name, direction.__name__, f"{ours:.1f}", f"{plain:.1f}",
+                        cell(ratio(found, "flowers_bench", "conv2d")),
+                        cell(ratio(found, "torchvision", "flowers_bench"), 1),
+                        cell(ratio(found, "nchw", "flowers_bench")),
+                        cell(ratio(found, "deterministic", "flowers_bench"), 1),
+                        f"{bound:.1f}",
+                    )  # fmt: skip
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--csv", type=Path, help="write the table here too")
     given = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as trials have it
@@ -140,7 +156,9 @@ def main() -> None:
         f"TFLOP/s float16, {gpu.single / 1e12:.0f} TFLOP/s float32; 3x3, mask, channels-last, offsets of standard deviation 1; "
         f"{given.rounds} rounds\n"
     )
-    rows(given.rounds, gpu)
+    table = rows(given.rounds, gpu)
+    if given.csv:
+        table.write(given.csv)
 
 
 if __name__ == "__main__":

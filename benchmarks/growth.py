@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tables import Table
 
 Work = Callable[[], object]
 ROOT = Path(__file__).parents[1]
@@ -206,13 +207,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SIZES)}")
     parser.add_argument("--sizes", help="in place of the usual ones, with commas between")
     parser.add_argument("--from", dest="least", type=int, default=0, help="smallest size that the exponent counts")
+    parser.add_argument("--csv", type=Path, help="write the table here too")
     parser.add_argument("--plot", type=Path, help="draw what was measured into this file, .svg or .png")
     asked = parser.parse_args()
     unknown = sorted(set(asked.names) - set(SIZES))
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}")
     context = multiprocessing.get_context("spawn")
-    print("| what | size | seconds | of the processor | more memory MB | exponent |\n|---|---:|---:|---:|---:|---:|")
+    table = Table(["what", "size", "seconds", "of the processor", "more memory MB", "exponent"])
     found: dict[str, list[tuple[int, float, float]]] = {}
     for name in asked.names or SIZES:
         make, usual = SIZES[name]
@@ -229,7 +231,9 @@ def main() -> None:
             found.setdefault(name, []).append((size, cpu, megabytes))
             counted = [(n, s) for n, s in zip(sizes, used, strict=False) if n >= asked.least]
             slope = f"{exponent(*map(list, zip(*counted, strict=True))):.2f}" if len(counted) > 1 else ""
-            print(f"| {name} | {size} | {seconds:.3f} | {cpu:.3f} | {megabytes:.0f} | {slope} |", flush=True)
+            table.add(name, size, f"{seconds:.3f}", f"{cpu:.3f}", f"{megabytes:.0f}", slope)
+    if asked.csv:
+        table.write(asked.csv)
     if asked.plot:
         plot(found, asked.plot)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from cases import STAGES, Case, forward, forward_backward
+from tables import Table
 
 from flowers_bench.environment import describe_hardware, environment
 from flowers_bench.ops import kernel
@@ -45,14 +46,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--csv", type=Path, help="write the table here too")
     given = parser.parse_args()
     print(
         f"{describe_hardware(environment(torch.device('cpu')))}, torch {torch.__version__}, kernel {kernel()}, "
         f"{given.threads} threads; float32, channels-last, batch {given.batch}\n"
     )
-    print(
-        "| stage | direction | ours MiB | conv2d MiB | torchvision MiB | ours / conv2d |\n|---:|---|---:|---:|---:|---:|"
-    )
+    table = Table(["stage", "direction", "ours MiB", "conv2d MiB", "torchvision MiB", "ours / conv2d"])
     context = multiprocessing.get_context("spawn")
     for stage in STAGES:
         for direction in DIRECTIONS:
@@ -60,8 +60,9 @@ def main() -> None:
             for peer in PEERS:
                 with context.Pool(1) as pool:
                     found.append(pool.apply(peak, (peer, direction, stage, given.batch, given.threads)))
-            cells = " | ".join(f"{value:.0f}" for value in found)
-            print(f"| {stage} | {direction} | {cells} | {found[0] / found[1]:.2f} |", flush=True)
+            table.add(stage, direction, *(f"{value:.0f}" for value in found), f"{found[0] / found[1]:.2f}")
+    if given.csv:
+        table.write(given.csv)
 
 
 if __name__ == "__main__":

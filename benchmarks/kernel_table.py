@@ -1,4 +1,4 @@
-"""python benchmarks/kernel_table.py: the ratio table of docs/performance.md, from one run.
+"""python benchmarks/kernel_table.py: the ratio table of docs/performance/cpu.md, from one run.
 
 Peers take turns within each round, so that a machine whose speed drifts slows all of them alike. A cell is the median
 over the rounds of that round's ratio; torchvision, slow as it is, takes part in a third of the rounds.
@@ -10,9 +10,11 @@ import argparse
 import math
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from cases import BATCHES, STAGES, Call, Case, forward, forward_backward, why_not
+from tables import Table
 
 from flowers_bench.environment import describe_hardware, environment
 from flowers_bench.ops import kernel
@@ -49,11 +51,21 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(statistics.fmean(math.log(v) for v in values))
 
 
-def rows(batches: tuple[int, ...], rounds: int, peers: tuple[str, ...]) -> None:
+def rows(batches: tuple[int, ...], rounds: int, peers: tuple[str, ...]) -> Table:
     """Print the table of every stage and batch, and below it the means that the targets speak of."""
-    print("| stage | batch | direction | ours ms | conv2d ms | ours / conv2d | NCHW / channels-last |", end="")
-    print(" torchvision / ours | onnxruntime / ours |")
-    print("|---:|---:|---|---:|---:|---:|---:|---:|---:|")
+    table = Table(
+        [
+            "stage",
+            "batch",
+            "direction",
+            "ours ms",
+            "conv2d ms",
+            "ours / conv2d",
+            "NCHW / channels-last",
+            "torchvision / ours",
+            "onnxruntime / ours",
+        ]
+    )
     means: dict[tuple[int, str], list[float]] = {}
     for stage in STAGES:
         for batch in batches:
@@ -70,16 +82,16 @@ def rows(batches: tuple[int, ...], rounds: int, peers: tuple[str, ...]) -> None:
                 against = ratio(found, "flowers_bench", "conv2d")
                 if batch >= 8:
                     means.setdefault((stage, name), []).append(against)
-                print(
-                    f"| {stage} | {batch} | {name} | {ours:.1f} | {plain:.1f} | {cell(against)} "
-                    f"| {cell(ratio(found, 'nchw', 'flowers_bench'))} "
-                    f"| {cell(ratio(found, 'torchvision', 'flowers_bench'), 1)} "
-                    f"| {cell(ratio(found, 'onnxruntime', 'flowers_bench'))} |",
-                    flush=True,
-                )
+                table.add(
+                    stage, batch, name, f"{ours:.1f}", f"{plain:.1f}", cell(against),
+                    cell(ratio(found, "nchw", "flowers_bench")),
+                    cell(ratio(found, "torchvision", "flowers_bench"), 1),
+                    cell(ratio(found, "onnxruntime", "flowers_bench")),
+                )  # fmt: skip
     print("\nGeometric means over batches of 8 and more, ours / conv2d:")
     for (stage, name), values in means.items():
         print(f"stage {stage} {name}: {geometric_mean(values):.2f}")
+    return table
 
 
 def alone(run: Call) -> Call:
@@ -96,21 +108,22 @@ def alone(run: Call) -> Call:
     return with_one_thread
 
 
-def scaling(rounds: int) -> None:
+def scaling(rounds: int) -> Table:
     """Print how much faster all threads are than one, ours and the plain convolution's, and bfloat16 against float32."""
     gain = f"1 thread / {torch.get_num_threads()} threads"
-    print(f"\n| stage | direction | {gain}, ours | {gain}, conv2d | bfloat16 / float32 |\n|---:|---|---:|---:|---:|")
+    print()
+    table = Table(["stage", "direction", f"{gain}, ours", f"{gain}, conv2d", "bfloat16 / float32"])
     for stage in STAGES:
         for direction in (forward, forward_backward):
             ours, plain = (direction(Case(stage, 8), peer) for peer in ("flowers_bench", "conv2d"))
             half = direction(Case(stage, 8, torch.bfloat16), "flowers_bench")
             runs = {"ours": ours, "half": half, "plain": plain, "ours1": alone(ours), "plain1": alone(plain)}
             found = interleaved(runs, rounds)
-            print(
-                f"| {stage} | {direction.__name__} | {ratio(found, 'ours1', 'ours'):.2f} "
-                f"| {ratio(found, 'plain1', 'plain'):.2f} | {ratio(found, 'half', 'ours'):.2f} |",
-                flush=True,
-            )
+            table.add(
+                stage, direction.__name__, cell(ratio(found, "ours1", "ours")), cell(ratio(found, "plain1", "plain")),
+                cell(ratio(found, "half", "ours")),
+            )  # fmt: skip
+    return table
 
 
 def main() -> None:
@@ -119,6 +132,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peers", nargs="+", default=["flowers_bench", "conv2d", "torchvision", "onnxruntime"])
+    parser.add_argument("--csv", type=Path, help="write the table here too, and what threads gain beside it")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     facts = environment(torch.device("cpu"))
@@ -126,9 +140,12 @@ def main() -> None:
         f"{describe_hardware(facts)}, torch {torch.__version__}, kernel {kernel()}, {given.threads} threads; ", end=""
     )
     print(f"float32, 3x3, mask, channels-last, offsets of standard deviation 1; {given.rounds} rounds\n")
-    rows(tuple(given.batches), given.rounds, tuple(given.peers))
-    if given.threads > 1:
-        scaling(given.rounds)
+    found = rows(tuple(given.batches), given.rounds, tuple(given.peers))
+    gains = scaling(given.rounds) if given.threads > 1 else None
+    if given.csv:
+        found.write(given.csv)
+        if gains:
+            gains.write(given.csv.with_stem(f"{given.csv.stem}-threads"))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tables import Table
+
 #: Frozen children of the backbone for the book, options for us, epochs.
 ROWS = {
     "frozen": (("conv1", "bn1", "layer1", "layer2", "layer3"), ["--set", "freeze=3"], 20, "float32"),
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=SIZE, help="pixels")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--weights", help="a file; default: random initial weights, the same for all")
+    parser.add_argument("--csv", type=Path, help="write the row here too, below those that the file has")
     parser.add_argument("--side", choices=("book", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
@@ -76,16 +79,24 @@ def table(asked: argparse.Namespace) -> None:
         f"{origin}, {asked.train} training images a class, {asked.backbone}, {asked.size} px, {epochs} epochs, ", end=""
     )
     print(f"{asked.rounds} rounds, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the end:\n")
-    heads = ["row", *(f"{side} s" for side in found), "book / cold", "book / warm", "images/s, cold / book"]
-    heads += [f"top-1 % {side}" for side in found]
-    print(f"| {' | '.join(heads)} |\n|---|{'---:|' * (len(heads) - 1)}")
+    compared = ("book / cold", "book / warm", "images/s, cold / book")
+    accuracies = tuple(f"top-1 % {side}" for side in found)
+    heads = ["row", *(f"{side} s" for side in found)]
+    heads += [f"{name}{end}" for name in (*compared, *accuracies) for end in ("", " low", " high")]
+    rows = Table(heads)
     seconds = {side: [run["seconds"] for run in runs] for side, runs in found.items()}
     cells = [f"{statistics.median(values):.1f}" for values in seconds.values()]
-    cells += [ratio(seconds["book"], seconds[side]) for side in ("cold", "warm")]
+    for side in ("cold", "warm"):
+        cells += ratio(seconds["book"], seconds[side])
     training = {side: [run["train_seconds"] for run in runs] for side, runs in found.items()}
-    cells.append(ratio(training["book"], training["cold"]))
-    cells += [interval(runs) for runs in found.values()]
-    print(f"| {asked.row} | {' | '.join(cells)} |")
+    cells += ratio(training["book"], training["cold"])
+    for runs in found.values():
+        cells += interval(runs)
+    rows.add(asked.row, *cells)
+    if asked.csv:
+        if asked.csv.exists():
+            rows.rows[:0] = Table.read(asked.csv).rows
+        rows.write(asked.csv)
 
 
 def initial(backbone: str, path: Path) -> str:
@@ -98,21 +109,22 @@ def initial(backbone: str, path: Path) -> str:
     return str(path)
 
 
-def ratio(book: list[float], ours: list[float]) -> str:
-    """Median over the rounds of that round's ratio, and its range."""
+def ratio(book: list[float], ours: list[float]) -> list[str]:
+    """Compute the median over the rounds of that round's ratio, and its range, which one round has none of."""
     ratios = [a / b for a, b in zip(book, ours, strict=True)]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
+    ends = [f"{min(ratios):.2f}", f"{max(ratios):.2f}"] if len(ratios) > 1 else ["", ""]
+    return [f"{statistics.median(ratios):.2f}", *ends]
 
 
-def interval(runs: list[dict[str, float]]) -> str:
-    """Accuracy over all runs' test images, with its 95 % Wilson interval."""
+def interval(runs: list[dict[str, float]]) -> list[str]:
+    """Compute the accuracy over all runs' test images, and its 95 % Wilson interval."""
     from scipy.stats import binomtest
 
     total = int(sum(run["images"] for run in runs))
     right = round(sum(run["top1"] * run["images"] for run in runs))
     # The runs share their test images: the interval is that of one run's number of them.
     shown = binomtest(round(right * len(runs) ** -1), total // len(runs)).proportion_ci(method="wilson")
-    return f"{100 * right / total:.1f} ({100 * shown.low:.1f} .. {100 * shown.high:.1f})"
+    return [f"{100 * value:.1f}" for value in (right / total, shown.low, shown.high)]
 
 
 def gather(folder: Path, train: int) -> str:

@@ -14,6 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Beside other workers, threads that wait for each other wait for the scheduler, too. Read when torch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+pytest_plugins = ["fast_tests"]
+
 TOY = Path(__file__).parent / "toy.py"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -1,0 +1,78 @@
+"""Give the site a page for each file of the repository that a page links to (mkdocs hook).
+
+In the repository `../harness/flowers_bench/store.py` is a link that works; on the site there is no such page. Markdown
+files become pages as they are, other files pages that show them, folders pages that show their README or list what they
+hold. A link to nothing is left alone, so that `mkdocs build --strict` reports it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
+FENCE = re.compile(r"^```.*?^```", re.M | re.S)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages, found through the links of all pages, those of added pages included."""
+    waiting = [ROOT / "docs" / file.src_uri for file in files.documentation_pages()]
+    while waiting:
+        source = waiting.pop()
+        for _, link, _ in LINK.findall(FENCE.sub("", source.read_text(encoding="utf-8"))):
+            target = (source.parent / link).resolve()
+            if (place := _outside(target)) and place not in files.src_uris:
+                files.append(
+                    File.generated(config, place, content=_content(target), inclusion=InclusionLevel.NOT_IN_NAV)
+                )
+                if target.suffix == ".md":
+                    waiting.append(target)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn links to files outside docs/ to their pages, and links back from those to pages of docs/."""
+    here = page.file.src_uri
+    source = (
+        ROOT / here.removeprefix("repository/").removesuffix(".page.md")
+        if here.startswith("repository/")
+        else ROOT / "docs" / here
+    )
+
+    def turned(found: re.Match[str]) -> str:
+        opening, link, rest = found.groups()
+        target = (source.parent / link).resolve()
+        place = _outside(target)
+        if place is None and here.startswith("repository/") and target.exists():
+            place = target.relative_to(ROOT / "docs").as_posix()
+        if place is None or place not in files.src_uris:
+            return found[0]
+        return f"{opening}{posixpath.relpath(place, posixpath.dirname(here))}{rest}"
+
+    parts = re.split(f"({FENCE.pattern})", markdown, flags=re.M | re.S)
+    return "".join(part if part.startswith("```") else LINK.sub(turned, part) for part in parts)
+
+
+def _outside(target: Path) -> str | None:
+    """Where on the site the page of a file or folder outside docs/ lies; None for docs/ itself and for what is not there."""
+    if not target.is_relative_to(ROOT) or target.is_relative_to(ROOT / "docs") or not target.exists():
+        return None
+    place = target.relative_to(ROOT).as_posix()
+    return f"repository/{place}" if target.suffix == ".md" else f"repository/{place}.page.md"
+
+
+def _content(target: Path) -> str:
+    """What the page of a file or folder says."""
+    if target.suffix == ".md":
+        return target.read_text(encoding="utf-8")
+    title = f"# `{target.relative_to(ROOT).as_posix()}`\n\n"
+    if target.is_dir():
+        names = sorted(path.name for path in target.iterdir() if not re.match(r"[._]", path.name))
+        return title + "\n".join(f"- `{name}`" for name in names) + "\n"
+    return f"{title}``````{target.suffix[1:]}\n{target.read_text(encoding='utf-8')}\n``````\n"

@@ -1,0 +1,99 @@
+"""Which tests are `fast`, and that they stay so: a pytest plugin that tests/conftest.py loads.
+
+A test is fast unless it is marked otherwise, starts the command (fixture `flowers_bench`), or stands in a folder or file
+whose tests run trials, compile or drive a browser. What is new is fast by itself, and is held to it: a fast test that starts
+a trial's process fails, and so does a run whose fast tests take longer than their budget.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+
+#: Seconds of the processor that all fast tests may take together: a minute on two cores, less what starting costs.
+BUDGET = 100.0
+HERE = Path(__file__).parent
+#: Folders and files below tests/ whose tests run trials, wait, compile, install or drive a browser.
+NOT_FAST = (
+    "cli",
+    "docs/test_site.py",
+    "executors",
+    "faults",
+    "ops/test_build.py",
+    "ops/test_cuda_emulated.py",
+    "report/test_page_in_browser.py",
+    "test_examples.py",
+    "test_export.py",
+    "test_search.py",
+    "test_weights_download.py",
+    "testing",
+    "training",
+)
+MARKS = {"slow", "gpu", "cuda_compile"}
+_began = pytest.StashKey[float]()
+_spent: list[float] = []
+
+
+def is_fast(item: pytest.Item) -> bool:
+    """Say whether a collected test belongs to the fast ones."""
+    place = item.path.relative_to(HERE).as_posix()
+    return not (
+        any(place == name or place.startswith(f"{name}/") for name in NOT_FAST)
+        or "flowers_bench" in getattr(item, "fixturenames", ())
+        or any(mark.name in MARKS for mark in item.iter_markers())
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE) and is_fast(item):
+            item.add_marker(pytest.mark.fast)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[_began] = time.process_time()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Send what the test took of the processor with its report; what other processes do beside it does not count."""
+    item.user_properties.append(("seconds of the processor", time.process_time() - item.stash[_began]))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up, where the reports of all workers arrive."""
+    if report.when == "teardown" and "fast" in report.keywords:
+        _spent.append(dict(report.user_properties)["seconds of the processor"])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run where the fast tests are no longer fast."""
+    if sum(_spent) > BUDGET and not hasattr(session.config, "workerinput"):
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if sum(_spent) > BUDGET:
+        terminalreporter.write_line(
+            f"the fast tests took {sum(_spent):.0f} s of the processor, more than {BUDGET:.0f}: "
+            "make some quicker, or add them to NOT_FAST in tests/fast_tests.py",
+            red=True,
+        )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a fast test that starts the server from which trials are forked."""
+    before = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    result = yield
+    started = forkserver._forkserver._forkserver_pid != before  # type: ignore[attr-defined]
+    if started and item.get_closest_marker("fast"):
+        pytest.fail(f"it runs a trial in a process of its own: add {item.path.name} to NOT_FAST in tests/fast_tests.py")
+    return result

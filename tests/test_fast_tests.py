@@ -1,0 +1,89 @@
+"""What is new is fast by itself, and held to it (fast_tests.py)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFTEST = """
+import fast_tests
+from fast_tests import *
+
+fast_tests.HERE = __import__("pathlib").Path(__file__).parent
+fast_tests.BUDGET = {budget}
+
+
+def pytest_configure(config):
+    for name in ("fast", "slow"):
+        config.addinivalue_line("markers", name)
+"""
+TESTS = """
+import multiprocessing
+import time
+
+import pytest
+
+
+def test_quick():
+    pass
+
+
+@pytest.mark.slow
+def test_marked():
+    raise AssertionError("deselected")
+
+
+def test_busy():
+    until = time.process_time() + 0.3
+    while time.process_time() < until:
+        pass
+"""
+FORKS = """
+def test_that_starts_a_trial():
+    multiprocessing.set_start_method("forkserver", force=True)
+    from multiprocessing.forkserver import ensure_running
+    ensure_running()
+"""
+
+
+def run(folder: Path, tests: str, budget: float = 60.0) -> subprocess.CompletedProcess[str]:
+    (folder / "conftest.py").write_text(CONFTEST.format(budget=budget))
+    (folder / "test_it.py").write_text(tests)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "fast",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(folder),
+        str(folder),
+    ]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_what_is_not_marked_is_fast(tmp_path: Path) -> None:
+    done = run(tmp_path, TESTS)
+    assert "2 passed, 1 deselected" in done.stdout
+    assert done.returncode == 0
+
+
+def test_too_much_in_all_fails_the_run(tmp_path: Path) -> None:
+    done = run(tmp_path, TESTS, budget=0.2)
+    assert "2 passed" in done.stdout
+    assert "more than 0: make some quicker" in done.stdout
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+
+
+def test_one_that_starts_a_trial_is_told_where_to_go(tmp_path: Path) -> None:
+    done = run(tmp_path, TESTS + FORKS)
+    assert "add test_it.py to NOT_FAST" in done.stdout
+    assert "1 failed, 2 passed" in done.stdout
