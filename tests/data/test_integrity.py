@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from encoded import FORMATS, chunk, decoded, noise, photo, png, saved
+from encoded import FORMATS, chunk, decoded, noise, photo, png, saved, tiff
 from PIL import Image
 
 from flowers_bench.data.decode import decode_image
@@ -105,6 +105,7 @@ def with_pixels(data: bytes) -> bytes:
         "more pixels than its header says": png(2, 2, bytes(14 + (1 << 17))),
         "compressed pixels end too early": with_pixels(zlib.compress(bytes(14))[:-1]),
         "incorrect data check": with_pixels(zlib.compress(bytes(14))[:-4] + b"1234"),
+        "it has fewer pixels than its header says": tiff(np.zeros((16, 16), np.uint8), t257=17),
         "ends before its trailer": saved(photo(), "GIF")[:-1],
         "ends before its end mark": saved(photo(), "JPEG")[:-2],
     }.items(),

@@ -24,7 +24,7 @@ _SURPLUS = 1 << 16
 #: Start, and step, of the columns and rows of Adam7's seven passes.
 _ADAM7 = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_TIFF_OFFSETS_AND_COUNTS = ((273, 279), (324, 325))  # of strips, and of tiles
+_STRIPS, _TILES = (273, 279), (324, 325)  # the tags of their offsets and lengths
 _TIFF_JPEG, _TIFF_DEFLATE = (7,), (8, 32946)
 
 
@@ -144,24 +144,31 @@ def _after_gif_blocks(content: bytes, position: int) -> int:
 
 
 def _check_tiff(content: bytes, image: TiffImageFile) -> None:
-    """That compressed strips and tiles lie within the file, and are whole where their compression can tell.
+    """That there are enough strips or tiles, and that compressed ones lie within the file and are whole.
 
     Of uncompressed ones the stated lengths are often wrong and never needed: Pillow misses what is not there.
     """
     tags = image.tag_v2
+    width, height = _numbers(tags.get(256))[0], _numbers(tags.get(257))[0]
+    planes = image.tag_v2.get(277, 1) if tags.get(284) == 2 else 1
+    if tags.get(324) is None:
+        needed, (offsets_tag, counts_tag) = -(-height // min(height, tags.get(278, height))), _STRIPS
+    else:
+        needed, (offsets_tag, counts_tag) = -(-width // tags[322]) * -(-height // tags[323]), _TILES
+    offsets, counts = _numbers(tags.get(offsets_tag)), _numbers(tags.get(counts_tag))
+    if 0 < len(offsets) < needed * planes:
+        raise Damaged("it has fewer pixels than its header says")
     compression = tags.get(259, 1)
     if compression == 1:
         return
-    for offsets_tag, counts_tag in _TIFF_OFFSETS_AND_COUNTS:
-        offsets, counts = _numbers(tags.get(offsets_tag)), _numbers(tags.get(counts_tag))
-        for offset, count in zip(offsets, counts, strict=False):
-            if offset + count > len(content):
-                raise Damaged("it ends before its pixels do")
-            part = content[offset : offset + count]
-            if part and compression in _TIFF_DEFLATE and tags.get(266, 1) == 1:  # its bits are in the usual order
-                _inflated([part], 16 * image.width * image.height + _SURPLUS)
-            elif part and compression in _TIFF_JPEG:
-                _check_jpeg(part)
+    for offset, count in zip(offsets, counts, strict=False):
+        if offset + count > len(content):
+            raise Damaged("it ends before its pixels do")
+        part = content[offset : offset + count]
+        if part and compression in _TIFF_DEFLATE and tags.get(266, 1) == 1:  # its bits are in the usual order
+            _inflated([part], 16 * image.width * image.height + _SURPLUS)
+        elif part and compression in _TIFF_JPEG:
+            _check_jpeg(part)
 
 
 def _numbers(value: object) -> Sequence[int]:

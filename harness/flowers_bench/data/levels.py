@@ -8,7 +8,7 @@ so that a dark image among bright ones stays dark.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ _USUAL = (1, 255, 1023, 4095, 16383, 65535)
 #: other; elsewhere it is white itself.
 _OVERSHOOT, _DIM = 1.05, 0.5
 _FULL = 65535.0
+#: Values that are converted at once.
+_BLOCK = 1 << 20
 _NAMES = {
     INTEGER: "images with grey levels of more than 8 bits",
     FLOAT: "images of floating-point numbers",
@@ -110,15 +112,11 @@ def levels_of(image: Image, header: Header) -> Levels:
         return Levels(FIXED, 0, header.full or 0, stated=True)
     if header.stated:
         return Levels(header.kind, *header.stated, stated=True)
-    values = _upper_bytes(image) if header.kind == COLOUR else _values(image, header)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if header.kind == COLOUR:
-        low, high = 256 * low, 256 * high + 255
+    low, high, is_finite = _range(image, header)
     bits = header.significant_bits
     if bits:  # they are the upper ones, as the format wants it, or the lower ones, as some programs do it
         return Levels(header.kind, 0, 2.0**bits - 1 if high < 2**bits else _FULL, stated=True)
-    return Levels(header.kind, low, high, finite=finite.size == values.size)
+    return Levels(header.kind, low, high, finite=is_finite)
 
 
 def scales_of(found: Iterable[Levels]) -> dict[str, Scale]:
@@ -171,15 +169,18 @@ def to_bytes(image: Image, header: Header, scales: Scales) -> NDArray[np.uint8]:
     if header.kind == COLOUR:
         pixels = np.asarray(image).copy()
         brightest = max(1, int(scale.white) // 256)
-        pixels[..., :3] = (_upper_bytes(image) * (255 / brightest)).round().clip(0, 255)
+        brighter = (np.arange(256) * 255 / brightest).round().clip(0, 255).astype(np.uint8)
+        pixels[..., :3] = brighter[pixels[..., :3]]
         return pixels
-    values = _values(image, header)
-    shares = (values - scale.black) / (scale.white - scale.black)
-    if header.white_is_zero:
-        shares = 1 - shares
-    grey = np.nan_to_num(shares * 255, nan=0, posinf=255, neginf=0).round().clip(0, 255).astype(np.uint8)
-    if isinstance(transparent := image.info.get("transparency"), int):
-        grey[values == transparent] = 255  # on white
+    grey = np.empty((image.height, image.width), np.uint8)
+    transparent = image.info.get("transparency")
+    for rows, values in _blocks(image, header):
+        shares = (values - scale.black) / (scale.white - scale.black)
+        if header.white_is_zero:
+            shares = 1 - shares
+        grey[rows] = np.nan_to_num(shares * 255, nan=0, posinf=255, neginf=0).round().clip(0, 255)
+        if isinstance(transparent, int):
+            grey[rows][values == transparent] = 255  # on white
     return grey
 
 
@@ -257,11 +258,27 @@ def _significant_bits(content: bytes) -> int:
     return 0
 
 
-def _values(image: Image, header: Header) -> NDArray[np.float64]:
+def _range(image: Image, header: Header) -> tuple[float, float, bool]:
+    """The lowest and the highest finite value, 0 if there is none, and whether all values are finite."""
+    if header.kind == COLOUR:  # the upper bytes of red, green and blue
+        upper = np.asarray(image)[..., :3]
+        return 256.0 * int(upper.min()), 256.0 * int(upper.max()) + 255, True
+    lows, highs, all_finite = [], [], True
+    for _, values in _blocks(image, header):
+        finite = values[np.isfinite(values)]
+        all_finite &= finite.size == values.size
+        if finite.size:
+            lows.append(float(finite.min()))
+            highs.append(float(finite.max()))
+    return min(lows, default=0.0), max(highs, default=0.0), all_finite
+
+
+def _blocks(image: Image, header: Header) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """The values some rows at a time: a large image has gigabytes of them."""
     found = np.asarray(image)
-    return (found.view(np.uint32) if header.unsigned else found).astype(np.float64)
-
-
-def _upper_bytes(image: Image) -> NDArray[np.float64]:
-    """Of red, green and blue (H, W, 3)."""
-    return np.asarray(image)[..., :3].astype(np.float64)
+    if header.unsigned:
+        found = found.view(np.uint32)
+    step = max(1, _BLOCK // image.width)
+    for start in range(0, image.height, step):
+        rows = slice(start, start + step)
+        yield rows, found[rows].astype(np.float64)
