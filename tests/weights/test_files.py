@@ -166,6 +166,12 @@ def test_a_directory_is_called_one_and_the_file_in_it_named(tmp_path: Path) -> N
         resolve_weights(str(tmp_path), "test_resnet")
 
 
+@pytest.mark.parametrize("asked", ["a" * 300, "~nobody-of-that-name/w.pth", "no/such/w.pth"])
+def test_a_path_that_cannot_be_is_refused(asked: str) -> None:
+    with pytest.raises(UsageError):
+        resolve_weights(asked, "test_resnet")
+
+
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "w.pth")
     with pytest.raises(UsageError, match="not a regular file"):

@@ -178,6 +178,13 @@ def test_layer_scales_and_tokens_that_the_network_has_not_are_refused(tmp_path: 
     assert "reg_token" in refused(tmp_path, tokens, "test_vit", 160)
 
 
+def test_a_strange_counter_of_batches_is_not_taken_over(tmp_path: Path) -> None:
+    values = state()
+    name = next(name for name in values if name.endswith("num_batches_tracked"))
+    weights = resolved(tmp_path, {**values, name: torch.zeros(3)}, "test_resnet")
+    assert Backbone("test_resnet", weights, 3, 64).create().state_dict()[name] == 0
+
+
 def test_another_family_is_refused(tmp_path: Path) -> None:
     assert "none of the network's tensors is in it" in refused(tmp_path, {"x.weight": torch.zeros(3)})
     assert "does not fit the backbone test_vit" in refused(tmp_path, state(), "test_vit")

@@ -86,15 +86,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _kind(path: Path) -> str:
     """`safetensors`, `zip` or `legacy`."""
-    if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin"))
-        hint = f", such as {path / inside[0]}" if inside else ""
-        raise UsageError(f"weights {path} is a directory. Name a weight file{hint}.")
-    if not path.exists():
-        raise UsageError(f"weights file {path} does not exist: no such file.")
-    if not path.is_file():
-        raise UsageError(f"weights {path} is not a regular file.")
     try:
+        if path.is_dir():
+            inside = sorted(p.name for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin"))
+            hint = f", such as {path / inside[0]}" if inside else ""
+            raise UsageError(f"weights {path} is a directory. Name a weight file{hint}.")
+        if not path.exists():
+            raise UsageError(f"weights file {path} does not exist: no such file.")
+        if not path.is_file():
+            raise UsageError(f"weights {path} is not a regular file.")
         with path.open("rb") as stream:
             size, start = path.stat().st_size, stream.read(512)
     except OSError as error:

@@ -115,7 +115,9 @@ def fitted(path: Path, tensors: Tensors, network: Network) -> tuple[dict[str, Te
             f"{_what_fits(path, nearest, network)}"
         )
     chosen = whole[0]
-    used = {name: _as_float32(tensor) for name, tensor in chosen.body.items() if name in own}
+    used = {
+        name: _as_float32(tensor) for name, tensor in chosen.body.items() if name in own and _alike(own[name], tensor)
+    }
     _refuse_non_finite(path, used)
     unexpected = tuple(name for name in chosen.body if name not in own and not _counts(name))
     understood = tuple(_understood(tensors, chosen, whole[1:], own, unexpected))
@@ -175,7 +177,7 @@ def _same_kind(own: Tensor, given: Tensor) -> bool:
 
     if own.is_floating_point():
         return given.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return not given.is_floating_point() and not given.is_complex()
+    return given.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def _would_compute(name: str, tensor: Tensor, network: Network) -> bool:
@@ -188,6 +190,11 @@ def _would_compute(name: str, tensor: Tensor, network: Network) -> bool:
         return root.endswith(("_token", "_tokens")) and root != "mask_token"
     heads = {module.partition(".")[0] for module in network.classifier}
     return root in dict(network.model.named_children()) and root not in heads
+
+
+def _alike(own: Tensor, given: Tensor) -> bool:
+    """Whether values can be taken over as they are: what is needed was checked before, counters of batches were not."""
+    return own.shape == given.shape and _same_kind(own, given)
 
 
 def _as_float32(tensor: Tensor) -> Tensor:

@@ -43,8 +43,12 @@ def resolve_weights(asked: str, backbone: str) -> Weights:
     """
     if asked == "none":
         return Weights()
-    path = Path(asked).expanduser()
-    if path.suffix in (".safetensors", ".pth", ".pt", ".bin") or "/" in asked or path.exists():
+    try:
+        path = Path(asked).expanduser()
+        is_path = path.suffix in (".safetensors", ".pth", ".pt", ".bin") or "/" in asked or path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long for a file, a home that nobody has
+        raise UsageError(f"--weights {asked[:200]}: {error}") from error
+    if is_path:
         check_file(path)
         return Weights(path.name, file_sha256(path), path.resolve())
     return _of_tag(asked, backbone)
