@@ -1,8 +1,9 @@
 """Which tests are `fast`, and that they stay so: a pytest plugin that tests/conftest.py loads.
 
-A test is fast unless it is marked otherwise, starts the command (fixture `flowers_bench`), says in its name that it trains, or
-stands in a folder or file whose tests run trials, compile or drive a browser. What is new is fast by itself, and is held to it: a fast test that starts
-a trial's process fails, and so does a run whose fast tests take longer than their budget.
+A test is fast unless it is marked otherwise, starts the command (fixture `flowers_bench`), says in its name that it
+trains, or stands in a folder or file whose tests run trials, compile or drive a browser. What is new is fast by itself,
+and is held to it: a fast test that starts a trial's process fails, and so does a run whose fast tests take longer than
+their budget.
 """
 
 from __future__ import annotations
