@@ -17,40 +17,37 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
+#: Where pages of files outside docs/ lie, and how those end that show something else than Markdown.
+PREFIX, SHOWN = "repository/", ".page.md"
 FENCE = re.compile(r"^```.*?^```", re.M | re.S)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages, found through the links of all pages, those of added pages included."""
+    """Add the pages, found through the links of all pages, those of added Markdown files included."""
     waiting = [ROOT / "docs" / file.src_uri for file in files.documentation_pages()]
     while waiting:
         source = waiting.pop()
         for _, link, _ in LINK.findall(FENCE.sub("", source.read_text(encoding="utf-8"))):
-            target = (source.parent / link).resolve()
-            if (place := _outside(target)) and place not in files.src_uris:
-                files.append(
-                    File.generated(config, place, content=_content(target), inclusion=InclusionLevel.NOT_IN_NAV)
-                )
+            target = _target(source, link)
+            place = _place(target)
+            if place and place not in files.src_uris and not target.is_relative_to(ROOT / "docs"):
+                added = File.generated(config, place, content=_content(target), inclusion=InclusionLevel.NOT_IN_NAV)
+                files.append(added)
                 if target.suffix == ".md":
                     waiting.append(target)
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links to files outside docs/ to their pages, and links back from those to pages of docs/."""
+    """Turn links between docs/ and the rest of the repository to the pages of their targets."""
     here = page.file.src_uri
-    source = (
-        ROOT / here.removeprefix("repository/").removesuffix(".page.md")
-        if here.startswith("repository/")
-        else ROOT / "docs" / here
-    )
+    if here.endswith(SHOWN):  # source text, not Markdown
+        return markdown
+    source = ROOT / (here.removeprefix(PREFIX) if here.startswith(PREFIX) else f"docs/{here}")
 
     def turned(found: re.Match[str]) -> str:
         opening, link, rest = found.groups()
-        target = (source.parent / link).resolve()
-        place = _outside(target)
-        if place is None and here.startswith("repository/") and target.exists():
-            place = target.relative_to(ROOT / "docs").as_posix()
+        place = _place(_target(source, link))
         if place is None or place not in files.src_uris:
             return found[0]
         return f"{opening}{posixpath.relpath(place, posixpath.dirname(here))}{rest}"
@@ -59,16 +56,24 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return "".join(part if part.startswith("```") else LINK.sub(turned, part) for part in parts)
 
 
-def _outside(target: Path) -> str | None:
-    """Where on the site the page of a file or folder outside docs/ lies; None for docs/ itself and for what is not there."""
-    if not target.is_relative_to(ROOT) or target.is_relative_to(ROOT / "docs") or not target.exists():
+def _target(source: Path, link: str) -> Path:
+    """Find what a link means; of a folder, its README where it has one."""
+    target = (source.parent / link).resolve()
+    readme = target / "README.md"
+    return readme if readme.is_file() else target
+
+
+def _place(target: Path) -> str | None:
+    """Say where on the site the page of a file or folder lies; None for what is not there."""
+    if not target.is_relative_to(ROOT) or not target.exists():
         return None
-    place = target.relative_to(ROOT).as_posix()
-    return f"repository/{place}" if target.suffix == ".md" else f"repository/{place}.page.md"
+    if target.is_relative_to(ROOT / "docs"):
+        return target.relative_to(ROOT / "docs").as_posix()
+    return PREFIX + target.relative_to(ROOT).as_posix() + ("" if target.suffix == ".md" else SHOWN)
 
 
 def _content(target: Path) -> str:
-    """What the page of a file or folder says."""
+    """Write the page of a file or folder."""
     if target.suffix == ".md":
         return target.read_text(encoding="utf-8")
     title = f"# `{target.relative_to(ROOT).as_posix()}`\n\n"

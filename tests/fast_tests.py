@@ -1,12 +1,14 @@
 """Which tests are `fast`, and that they stay so: a pytest plugin that tests/conftest.py loads.
 
-A test is fast unless it is marked otherwise, starts the command (fixture `flowers_bench`), or stands in a folder or file
-whose tests run trials, compile or drive a browser. What is new is fast by itself, and is held to it: a fast test that starts
-a trial's process fails, and a run whose fast tests take longer than their budget says so.
+A test is fast unless it is marked otherwise, starts the command (fixture `flowers_bench`), says in its name that it
+trains, or stands in a folder or file whose tests run trials, compile or drive a browser. What is new is fast by itself,
+and is held to it: a fast test that starts a trial's process fails, and a run whose fast tests take longer than their
+budget says so.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from multiprocessing import forkserver
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 
 #: Seconds of the processor that all fast tests may take together: a minute on two cores, less what starting costs.
-BUDGET = 100.0
+BUDGET = 80.0
 HERE = Path(__file__).parent
 #: Folders and files below tests/ whose tests run trials, wait, compile, install or drive a browser.
 NOT_FAST = (
@@ -33,6 +35,8 @@ NOT_FAST = (
     "testing",
     "training",
 )
+#: Names of tests that train, which takes seconds wherever they stand.
+TRAINS = re.compile("overfit|one_batch|a_trial|trains|to_result")
 MARKS = {"slow", "gpu", "cuda_compile"}
 _began = pytest.StashKey[float]()
 _spent: list[float] = []
@@ -44,6 +48,7 @@ def is_fast(item: pytest.Item) -> bool:
     return not (
         any(place == name or place.startswith(f"{name}/") for name in NOT_FAST)
         or "flowers_bench" in getattr(item, "fixturenames", ())
+        or TRAINS.search(item.name)
         or any(mark.name in MARKS for mark in item.iter_markers())
     )
 

@@ -73,3 +73,10 @@ def test_the_citation_has_what_the_format_requires_and_this_version() -> None:
     lines = dict(re.findall(r"^([\w-]+):[ ]*(.*)$", (ROOT / "CITATION.cff").read_text(), re.M))
     assert {"cff-version", "message", "title", "authors"} <= set(lines)
     assert lines["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_links_of_the_pages_beside_the_code_hold() -> None:
+    """README and its neighbours, which are read in the repository; the site's build checks docs/."""
+    for page in ROOT.glob("*.md"):
+        for link in re.findall(r"\]\(([^)#\s:]+)(?:#[^)\s]*)?\)", page.read_text()):
+            assert (ROOT / link).exists(), f"{page.name}: {link}"
