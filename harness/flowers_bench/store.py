@@ -350,8 +350,8 @@ class TrialFolder:
         table = table.filter(pc.equal(table.column("split"), "test")).sort_by("key")
         found = {name: table.column(name).to_numpy() for name in table.column_names if name not in ("split", "key")}
         for name, shares in found.items():
-            if not ((shares >= 0) & (shares <= 1)).all():  # a null is NaN here
-                raise damaged(path, f"is damaged: it has test images whose {name} is no share from 0 to 1")
+            if not np.isfinite(shares).all():  # a null is NaN here
+                raise damaged(path, f"is damaged: it has test images whose {name} is missing")
         return {name: np.asarray(shares, np.float64) for name, shares in found.items()}
 
 
