@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -62,6 +64,32 @@ def text_of(error: BaseException) -> str:
         return str(error)
     except Exception:
         return "(its message cannot be shown)"
+
+
+def shortage(error: BaseException) -> str | None:
+    """What the machine has too little of, where that is why something failed; None where it is something else."""
+    cause: BaseException | None = error
+    while cause is not None:
+        code = cause.errno if isinstance(cause, OSError) else None
+        if isinstance(cause, OSError) and code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return f"{cause.filename or 'the output'} cannot be written: {os.strerror(code)}"
+        if code in (errno.EMFILE, errno.ENFILE):
+            return "there are too many open files (ulimit -n)"
+        if isinstance(cause, MemoryError) or code == errno.ENOMEM or any(sign in str(cause) for sign in _NO_MEMORY):
+            return "there is not enough memory: give this process more (ulimit -v, a container's or a job's limit)"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+#: How libraries say it: the loader, torch, C++, and the threads of Python and of Arrow.
+_NO_MEMORY = (
+    "Cannot allocate memory",
+    "failed to map segment",
+    "can't allocate memory",
+    "std::bad_alloc",
+    "can't start new thread",
+    "Failed to launch worker thread",
+)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

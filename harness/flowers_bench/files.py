@@ -33,9 +33,9 @@ def read_regular(path: Path, largest: int, *, follow_links: bool = True) -> byte
         size = os.fstat(stream.fileno()).st_size
         if size > largest:
             raise OSError(f"it has {size:,} bytes, more than the {largest:,} that such a file may have")
-        content = stream.read(largest + 1)
-    if len(content) > largest:
-        raise OSError(f"it grew beyond the {largest:,} bytes that such a file may have")
+        content = stream.read(size + 1)
+    if len(content) != size:
+        raise OSError("it changed while it was read")
     return content
 
 

@@ -10,6 +10,7 @@ any kind, `Number`, `Text`, `Flag` for what stands in them. Whatever a schema do
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from flowers_bench.errors import Unreadable
+from flowers_bench.errors import Unreadable, shortage
 from flowers_bench.files import open_regular, read_regular
 
 if TYPE_CHECKING:
@@ -405,13 +406,32 @@ def _parsed(path: Path, parts: Callable[[str], Sequence[str]]) -> list[Any]:
         text = read_regular(path, LARGEST, follow_links=False).decode("utf-8")
         return [parse_json(part) for part in parts(text)]
     except (OSError, ValueError, RecursionError, MemoryError) as error:
-        raise damaged(path, f"cannot be read: {_reason(error)}") from error
+        raise _unreadable(path, error) from error
 
 
-def _reason(error: BaseException) -> str:
+def _unreadable(path: Path, error: Exception) -> Exception:
+    """What to raise for a file that could not be read. Nobody shall remove a file because memory was short."""
+    if shortage(error) and not (isinstance(error, MemoryError) and _affordable()):
+        return error
+    if isinstance(error, MemoryError):
+        return damaged(path, "cannot be read: it asks for more memory than there is")
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+        kept = (
+            ""
+            if error.errno in (errno.ENOENT, errno.ELOOP)
+            else " Perhaps it is whole, and the disk or its permissions are not."
+        )
+        return damaged(path, f"cannot be read: {error.strerror}.{kept}")
+    return damaged(path, f"cannot be read: {error or type(error).__name__}")
+
+
+def _affordable() -> bool:
+    """Whether there is memory: then it was the file that asked for too much."""
+    try:
+        bytearray(256 << 20)
+    except MemoryError:
+        return False
+    return True
 
 
 def parse_json(text: str) -> Any:
@@ -556,7 +576,7 @@ def read_table(path: Path, columns: Mapping[str, Kind], rows: int | None = None)
                 raise ValueError(f"column {name} has nulls")
         return table
     except (pa.ArrowException, ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
-        raise damaged(path, f"cannot be read: {_reason(error)}") from error
+        raise _unreadable(path, error) from error
 
 
 def _columns(wanted: Mapping[str, Kind], there: pa.Schema) -> list[str]:

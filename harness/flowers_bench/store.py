@@ -76,10 +76,10 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bo
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """`value` as indented JSON, atomically. NaN and infinity are refused (they are not JSON)."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"), durable=durable)
 
 
 def file_name(words: str) -> str:
@@ -485,7 +485,8 @@ class Store:
 def leave_places_behind(folder: TrialFolder) -> None:
     """Take from `run.json` of a trial that came from another machine the places on that one: see `records.PLACES`."""
     path = folder.path / "run.json"
-    write_json(path, {name: value for name, value in folder.run().items() if name not in records.PLACES})
+    kept = {name: value for name, value in folder.run().items() if name not in records.PLACES}
+    write_json(path, kept, durable=False)
 
 
 def _there(path: Path) -> bool:

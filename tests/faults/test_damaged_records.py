@@ -54,7 +54,7 @@ FILES = (
 #: Damages of the whole test; the fast one takes every so manieth of them.
 MANY, EVERY = 300, 19
 #: Seconds that all commands may take on one damaged store.
-PATIENCE = 120
+PATIENCE = 300
 
 
 def make_store(root: Path) -> Path:
@@ -307,15 +307,17 @@ def check_commands(command: Any, whole: Path, runs: Path, folder: TrialFolder, t
 def damaged_once(command: Any, whole: Path, tmp_path: Path, turn: int, *, drawn: bool) -> bool:
     """Damage one file of a copy of the store, and run the commands; whether they saw it."""
     rng = random.Random(turn)
-    runs = Path(shutil.copytree(whole, tmp_path / "runs"))
+    runs = Path(shutil.copytree(whole, tmp_path / f"runs{turn}"))
     folder = rng.choice([folder for folder in Store(runs).trials() if folder.finished()])
     name = FILES[turn % len(FILES)]
     kind, damage = rng.choice(list(damages(name).items()))
-    print(f"{turn}: {folder.id}/{name}: {kind}")
     damage(folder.path / name, rng)
-    seen = check_commands(command, whole, runs, folder, turn, drawn=drawn)
-    shutil.rmtree(runs)
-    return seen
+    try:
+        return check_commands(command, whole, runs, folder, turn, drawn=drawn)
+    except BaseException as error:
+        raise AssertionError(f"turn {turn}, {folder.id}/{name}, {kind}") from error
+    finally:
+        shutil.rmtree(runs)
 
 
 @pytest.mark.parametrize("turn", range(0, MANY, EVERY))
@@ -331,10 +333,15 @@ def test_commands_name_a_damaged_trial_and_show_the_others(
 def test_commands_name_any_of_300_damages(
     command: Any, whole: Path, tmp_path: Path, patience: Callable[[], None]
 ) -> None:
-    seen = 0
+    seen, wrong = 0, []
     for turn in range(MANY):
         patience()
-        seen += damaged_once(command, whole, tmp_path, turn, drawn=True)
+        try:
+            seen += damaged_once(command, whole, tmp_path, turn, drawn=True)
+        except AssertionError as error:
+            wrong.append(f"{error}: {error.__cause__!r:.2000}")
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    assert not wrong, "\n".join(wrong)
     assert seen > MANY // 2
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import faulthandler
 import os
 import sys
@@ -16,6 +15,7 @@ def main() -> None:
     """The `flowers-bench` command. `flowers-bench --plugin NAME` is short for `flowers-bench run --plugin NAME`."""
     with contextlib.suppress(OSError, ValueError):  # stderr may be closed
         faulthandler.enable(2)  # a plugin whose import crashes the interpreter is named by its file and line
+    _refuse_little_memory()
     try:
         _run(sys.argv[1:])
     except KeyboardInterrupt:
@@ -24,7 +24,9 @@ def main() -> None:
         _let_go(sys.stdout)
         sys.exit(0)
     except Exception as error:
-        reason = _shortage(error)
+        from flowers_bench.errors import shortage
+
+        reason = shortage(error)
         if reason is None:
             raise
         _say(f"error: {reason}")
@@ -40,10 +42,16 @@ def _run(arguments: list[str]) -> None:
     try:
         from flowers_bench.cli.app import app
 
+        stdout = sys.stdout
         try:
             app(args=arguments, prog_name="flowers-bench")
+        except SystemExit:
+            if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # so does typer answer a broken pipe, with 1
+                raise BrokenPipeError from None
+            raise
         finally:
-            sys.stdout.flush()  # here, where it can be said that this fails
+            if stdout is not None:  # closed by whoever started this
+                stdout.flush()  # here, where it can be said that this fails
     except UsageError as error:
         _say(f"error: {printable(str(error))}")
         sys.exit(FAILED if isinstance(error, Unreadable) else USAGE)
@@ -63,26 +71,21 @@ def _let_go(stream: object) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[attr-defined]
 
 
-def _shortage(error: BaseException) -> str | None:
-    """What the machine has too little of, where that is why the command failed; None where it is something else."""
-    cause: BaseException | None = error
-    while cause is not None:
-        code = cause.errno if isinstance(cause, OSError) else None
-        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            place = cause.filename if isinstance(cause, OSError) and cause.filename else "the output"
-            return f"{place} cannot be written: {os.strerror(code or 0)}"
-        if isinstance(cause, MemoryError) or code == errno.ENOMEM or any(sign in str(cause) for sign in _NO_MEMORY):
-            return "there is not enough memory. Give this process more (ulimit -v, a container's or a job's limit)"
-        cause = cause.__cause__ or cause.__context__
-    return None
+def _refuse_little_memory() -> None:
+    """Exit where a limit leaves less than libraries need to be loaded at all: OpenBLAS would try again for ever."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    count = int(threads) if threads.isdecimal() else os.cpu_count() or 1
+    least = _LEAST + count * _LEAST_OF_A_THREAD
+    if 0 <= limit < least:
+        _say(
+            f"error: there is not enough memory: ulimit -v leaves {limit >> 20} MiB of {least >> 20} that loading the libraries "
+            f"takes with {count} threads (OMP_NUM_THREADS)"
+        )
+        sys.exit(FAILED)
 
 
-#: How libraries say that there is too little memory: the loader, torch, C++, Python's and OpenBLAS's threads.
-_NO_MEMORY = (
-    "Cannot allocate memory",
-    "failed to map segment",
-    "can't allocate memory",
-    "std::bad_alloc",
-    "can't start new thread",
-    "Unable to allocate",
-)
+#: Bytes of address space, measured with numpy, scipy, pandas and pyarrow: in all, and for each thread.
+_LEAST, _LEAST_OF_A_THREAD = 1 << 30, 64 << 20

@@ -1,0 +1,87 @@
+"""A full disk at the other end of the output, a reader that has gone, too little memory: one line, and no traceback."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stored import outcomes, store_trial
+
+from flowers_bench.errors import shortage
+from flowers_bench.records import read_json
+
+SCRIPT = str(Path(sys.executable).with_name("flowers-bench"))
+FULL = Path("/dev/full")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    for seed in range(2):
+        store_trial(root, "wise/good", seed, outcomes(seed, 0.8, 60))
+    return root
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    words = [SCRIPT, *map(str, arguments)]
+    return subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=240, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full, as Linux has it")
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["leaderboard"], ["leaderboard", "--format", "csv"]], ids=" ".join
+)
+def test_output_that_cannot_be_written_is_said(runs: Path, arguments: list[str]) -> None:
+    store = ["--out", runs] if arguments != ["--version"] else []
+    with FULL.open("w") as full:
+        done = run(*arguments, *store, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written: No space left on device\n"
+
+
+def test_a_reader_who_has_seen_enough_is_no_failure(runs: Path) -> None:
+    words = [SCRIPT, "leaderboard", "--out", str(runs), "--format", "json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        told = process.stderr.read()
+        assert process.wait(240) == 0
+    assert told == b""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
+@pytest.mark.parametrize("mebibytes", [150, 600])
+def test_too_little_memory_is_said(runs: Path, mebibytes: int) -> None:
+    limit = mebibytes << 20
+    done = run(
+        "leaderboard",
+        "--out",
+        runs,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "there is not enough memory" in done.stderr
+
+
+def test_a_file_is_not_called_damaged_because_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.json").write_text("{}")
+
+    def fails(*arguments: object, **options: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("flowers_bench.records.read_regular", fails)
+    monkeypatch.setattr("flowers_bench.records._affordable", lambda: False)
+    with pytest.raises(MemoryError):
+        read_json(tmp_path / "a.json")
+
+
+def test_what_is_no_shortage_is_not_called_one() -> None:
+    assert shortage(ValueError("no")) is None
+    assert shortage(FileNotFoundError(2, "no")) is None
+    assert "memory" in str(shortage(ImportError("x.so: failed to map segment from shared object")))
