@@ -80,11 +80,11 @@ def test_what_is_not_marked_is_fast(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-def test_too_much_in_all_fails_the_run(tmp_path: Path) -> None:
+def test_too_much_in_all_is_said(tmp_path: Path) -> None:
     done = run(tmp_path, TESTS, budget=0.2)
     assert "2 passed" in done.stdout
     assert "more than 0: make some quicker" in done.stdout
-    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert done.returncode == 0
 
 
 def test_one_that_starts_a_trial_is_told_where_to_go(tmp_path: Path) -> None:

@@ -424,8 +424,8 @@ class Store:
     def prepare(self, trial: Trial, run: Mapping[str, Any]) -> TrialFolder:
         """Create the trial's folder, and note what the trial is and how it is run."""
         folder = self.folder(trial.id)
-        folder.refuse_links()  # whatever the trial writes would go where they lead
         try:
+            folder.refuse_links()  # whatever the trial writes would go where they lead
             folder.path.mkdir(parents=True, exist_ok=True)
             write_json(
                 folder.path / "config.json",

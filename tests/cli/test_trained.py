@@ -61,7 +61,7 @@ def pictures(folder: TrialFolder, where: Path, count: int) -> list[Path]:
 
 
 def test_show_says_how_exact_its_figures_are(command, trial: TrialFolder) -> None:
-    code, printed, _ = command("show", trial.id[:8], *named(trial))
+    code, printed, _ = command("show", trial.id[:8], "--out", trial.path.parent)
     assert code == 0
     for figure in ("test top-1 %", "mean per class %", "top-5 %", "NLL after scaling", "Brier"):
         assert re.search(rf"^ +{figure} +[\d.]+ \[[\d.]+, [\d.]+\]$", printed, re.M), figure

@@ -36,7 +36,7 @@ def ask(tmp_path: Path, plugin: str = "transfer/k3", timeout: float = 60, **more
         ({"settings": ["lr_scale=0.1"]}, "lr_scale=0.1"),
         ({"settings": ["epoch=3"]}, "Did you mean 'epochs'"),
         ({"settings": ["data.specie=3"]}, "Did you mean 'species'"),
-        ({"settings": ["data.species=99999"]}, "species"),
+        ({"settings": ["data.species=99999"], "factors": {**BASE, "weights": "none"}}, "species"),
         ({"factors": {**BASE, "backbone": "resnet81"}}, "timm has no model 'resnet81'. Did you mean"),
         ({"factors": {**BASE, "loss": "cross-entropi"}}, "Did you mean 'cross-entropy'"),
         ({"factors": {**BASE, "augmentation": "standart"}}, "Did you mean 'standard'"),

@@ -247,5 +247,5 @@ def test_failed_and_repeated_attempts_are_in_the_total(tmp_path: Path) -> None:
     done.note_attempt(10, "failed")
     done.note_attempt(5.5, "done")
     failed.note_attempt(2, "failed")
-    (failed.path / "failure.json").write_text('{"error": "x"}')
+    (failed.path / "failure.json").write_text('{"kind": "killed", "error": "x"}')
     assert total_cost([done, failed, fresh]) == {"trials": 3, "failed": 1, "attempts": 3, "seconds": 17.5}

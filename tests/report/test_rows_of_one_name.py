@@ -296,7 +296,7 @@ def test_trials_that_are_not_finished_are_told_apart(tmp_path: Path) -> None:
         ({"dataset": {"fingerprint": "e" * 64}}, "dataset.fingerprint=ffffffff"),
         ({"options": {"idle": 3, "seeds": 1}}, "idle=absent seeds=absent"),
         ({"options": {"loss": "triplet"}}, "options.loss=absent"),
-        ({"options": {"blocks": [1, 2]}}, "blocks=absent"),
+        ({"options": {"blocks": "1, 2"}}, "blocks=absent"),
         ({"backbone": "vit", "recipe": {"lr": 0.5}}, "backbone=resnet18"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lives import live, planned, run_once_interrupted, training_of
+from lives import TOY, live, planned, run_once_interrupted, training_of
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
@@ -145,6 +145,6 @@ def test_a_trial_from_before_the_warm_up_predicts_but_is_not_continued(tmp_path:
     config["id"] = config_id(config)
     old = TrialFolder(folder.path.rename(folder.path.with_name(config["id"])))
     (old.path / "config.json").write_text(json.dumps(config))
-    assert load_trained(old, torch.device("cpu")).model is not None
+    assert load_trained(old, torch.device("cpu"), [TOY]).model is not None
     with pytest.raises(UsageError, match="written by another version"):
         run_trial(old, lambda event: None)

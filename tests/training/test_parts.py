@@ -136,8 +136,9 @@ def test_a_frozen_embedding_is_no_reason_for_another_id() -> None:
     assert revision(Recipe(), model) == 1
 
 
-def test_a_backbone_that_does_not_tell_its_layers_is_refused() -> None:
-    model = Classifier(nn.Sequential(nn.Linear(2, 3)))
+def test_a_backbone_that_does_not_tell_its_layers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Classifier(timm.create_model("test_resnet", num_classes=3))
+    monkeypatch.setattr(type(model.backbone), "group_matcher", None)
     with pytest.raises(UsageError, match="does not tell its layers"):
         build_optimizer(Recipe(layer_decay=0.5), model, None)
 
