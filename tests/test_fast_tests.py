@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 CONFTEST = """
 import fast_tests
 from fast_tests import *
@@ -24,8 +22,6 @@ def pytest_configure(config):
 TESTS = """
 import multiprocessing
 import time
-
-import pytest
 
 
 def test_quick():
