@@ -21,7 +21,7 @@ def _no_grad_left_over() -> None:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """Threads, versions and the kernel stand in every `--benchmark-json`."""
-    from flowers_bench.environment import environment
+    from flowers_bench.measure.hardware import environment
     from flowers_bench.ops import kernel
 
     machine_info["flowers_bench"] = {**environment(torch.device("cpu")), "kernel": kernel()}

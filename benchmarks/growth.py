@@ -33,7 +33,7 @@ def embeddings(count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def knn(images: int) -> Work:
     """The nearest neighbours of 1,000 queries among so many training images."""
-    from flowers_bench.training.prediction import knn_logits
+    from flowers_bench.models.predictors import knn_logits
 
     support, labels = embeddings(images, 100)
     return lambda: knn_logits(support, labels, support[:1000], 100, 5)
@@ -41,7 +41,7 @@ def knn(images: int) -> Work:
 
 def class_means(images: int) -> Work:
     """Prototypes of 100 classes from so many images."""
-    from flowers_bench.training import prediction
+    from flowers_bench.models import predictors as prediction
 
     support, labels = embeddings(images, 100)
     return lambda: prediction.class_means(support, labels, 100)
@@ -65,7 +65,7 @@ def quality(images: int) -> Work:
 
 def folder(images: int) -> Work:
     """Opening a folder of so many 32 px images whose hashes and pixels are cached."""
-    from flowers_bench.data.dataset import DataRequest
+    from flowers_bench.contract.dataset import DataRequest
     from flowers_bench.data.folder import load
 
     place = Path(tempfile.mkdtemp())
@@ -77,7 +77,7 @@ def folder(images: int) -> Work:
 
 def prototypes(classes: int) -> Work:
     """Class means of 20,000 images of so many classes, and the scores of 1,000 queries."""
-    from flowers_bench.training.prediction import class_means, mean_logits
+    from flowers_bench.models.predictors import class_means, mean_logits
 
     support, labels = embeddings(20_000, classes)
     return lambda: mean_logits(support[:1000], class_means(support, labels, classes), "euclidean")
@@ -119,7 +119,7 @@ def memory_guard(trials: int) -> Work:
 
 def seeds(count: int) -> Work:
     """The interval of the accuracy, and the comparison of two rows, of so many seeds of 1,000 images."""
-    from flowers_bench.statistics import accuracy_interval, paired_difference
+    from flowers_bench.measure.statistics import accuracy_interval, paired_difference
 
     rng = np.random.default_rng(0)
     first, second = (rng.random((count, 1000)) < share for share in (0.80, 0.82))
@@ -142,7 +142,7 @@ def _store(trials: int):  # type: ignore[no-untyped-def]
     sys.path.insert(0, str(ROOT / "tests"))
     from stored import outcomes, store_trial
 
-    from flowers_bench.store import Store
+    from flowers_bench.store.folder import Store
 
     place = Path(tempfile.mkdtemp())
     for number in range(trials):

@@ -15,7 +15,7 @@ import torch
 from cases import STAGES, Case, forward, forward_backward
 from tables import Table
 
-from flowers_bench.environment import describe_hardware, environment
+from flowers_bench.measure.hardware import describe_hardware, environment
 from flowers_bench.ops import kernel
 
 DIRECTIONS = {"forward": forward, "forward_backward": forward_backward}

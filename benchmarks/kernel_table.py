@@ -16,7 +16,7 @@ import torch
 from cases import BATCHES, STAGES, Call, Case, forward, forward_backward, why_not
 from tables import Table
 
-from flowers_bench.environment import describe_hardware, environment
+from flowers_bench.measure.hardware import describe_hardware, environment
 from flowers_bench.ops import kernel
 
 

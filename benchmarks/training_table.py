@@ -174,9 +174,9 @@ def book(asked: argparse.Namespace) -> dict[str, float]:
 
 
 def ours(asked: argparse.Namespace) -> dict[str, float]:
-    from flowers_bench.host import discover
-    from flowers_bench.store import Store
-    from flowers_bench.suite import Request, plan
+    from flowers_bench.contract.host import discover
+    from flowers_bench.plan.planning import Request, plan
+    from flowers_bench.store.folder import Store
     from flowers_bench.training.trial import run_trial
 
     _, options, epochs, precision = ROWS[asked.row]

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowers_bench import hookspecs, technique
-from flowers_bench.data.dataset import DataRequest, Dataset, DatasetSource, Split
-from flowers_bench.figures import FigureContext
-from flowers_bench.nn import Output
-from flowers_bench.technique import (
+from flowers_bench import hookspecs
+from flowers_bench.contract import technique
+from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Split
+from flowers_bench.contract.pictures import FigureContext
+from flowers_bench.contract.technique import (
     Augmentation,
     AugmentationContext,
     Loss,
@@ -25,6 +25,7 @@ from flowers_bench.technique import (
     Technique,
     Variant,
 )
+from flowers_bench.nn import Output
 
 TARGET = Path(__file__).with_name("hooks.md")
 VALUES = {

@@ -1,6 +1,6 @@
 """Give the site a page for each file of the repository that a page links to (mkdocs hook).
 
-In the repository `../harness/flowers_bench/store.py` is a link that works; on the site there is no such page. Markdown
+In the repository `../harness/flowers_bench/store/folder.py` is a link that works; on the site there is no such page. Markdown
 files become pages as they are, other files pages that show them, folders pages that show their README or list what they
 hold. A link to nothing is left alone, so that `mkdocs build --strict` reports it.
 """

@@ -29,9 +29,8 @@ NOT_FAST = (
     "ops/test_cuda_emulated.py",
     "report/test_page_in_browser.py",
     "test_examples.py",
-    "test_export.py",
-    "test_search.py",
-    "test_weights_download.py",
+    "plan/test_search.py",
+    "models/test_weights_download.py",
     "testing",
     "training",
 )

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from flowers_bench.host import discover
-from flowers_bench.store import Store, TrialFolder
-from flowers_bench.suite import Planned, Request, plan
+from flowers_bench.contract.host import discover
+from flowers_bench.plan.planning import Request, TrialPlan, plan
+from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.training.loop import Emit, Training
 from flowers_bench.training.trial import build_parts, load_dataset, run_trial, trial_from_config
 
@@ -29,7 +29,7 @@ def planned(
     files: Sequence[Path] = (),
     store: Path | None = None,
     **settings: str,
-) -> Planned:
+) -> TrialPlan:
     """One trial of `technique/variant`, with a tiny backbone, from scratch unless there are weights; `files` are plugins
     beside the toy."""
     request = Request(

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flowers_bench.contract.technique import Recipe
 from flowers_bench.measure.quality import quality
-from flowers_bench.store import SCHEMA_VERSION, STRESS_REVISION, Store, TrialFolder, write_json
-from flowers_bench.technique import Recipe
-from flowers_bench.trial import Protocol, Trial
+from flowers_bench.store.folder import SCHEMA_VERSION, STRESS_REVISION, Store, TrialFolder, write_json
+from flowers_bench.store.identity import Protocol, Trial
 
 CLASSES = 4
 HARDWARE = {

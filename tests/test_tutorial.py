@@ -10,8 +10,8 @@ import pytest
 from environments import own_environment
 
 from flowers_bench.cli.catalogue import describe
-from flowers_bench.errors import UsageError
 from flowers_bench.testing import Nonconformance, checks
+from flowers_bench.util.errors import UsageError
 
 TUTORIAL = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text()
 

@@ -20,7 +20,7 @@ from flowers_bench import (
     Variant,
     hookimpl,
 )
-from flowers_bench.data.dataset import split_checksum
+from flowers_bench.contract.dataset import split_checksum
 
 
 class _Images:

@@ -6,11 +6,8 @@ The custom op lives in `flowers_bench.ops`, module building blocks in `flowers_b
 
 from importlib.metadata import PackageNotFoundError, version
 
-from flowers_bench.data.dataset import DataRequest, Dataset, DatasetSource, Split
-from flowers_bench.errors import TrialFailed, UsageError
-from flowers_bench.hookspecs import PLUGIN_API, hookimpl
-from flowers_bench.results import load_results
-from flowers_bench.technique import (
+from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Split
+from flowers_bench.contract.technique import (
     Augmentation,
     AugmentationContext,
     Loss,
@@ -22,6 +19,9 @@ from flowers_bench.technique import (
     Technique,
     Variant,
 )
+from flowers_bench.hookspecs import PLUGIN_API, hookimpl
+from flowers_bench.store.results import load_results
+from flowers_bench.util.errors import TrialFailed, UsageError
 
 try:
     __version__ = version("flowers-bench")

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from flowers_bench.data.dataset import DatasetSource
-    from flowers_bench.figures import FigureContext
-    from flowers_bench.technique import Augmentation, Loss, Model, Technique
+    from flowers_bench.contract.dataset import DatasetSource
+    from flowers_bench.contract.pictures import FigureContext
+    from flowers_bench.contract.technique import Augmentation, Loss, Model, Technique
 
 PROJECT = "flowers_bench"
 #: The version of this contract. A plugin may state the one it was written for as `FLOWERS_BENCH_API = 1`.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 
 @dataclass

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def build_classifier(context: ModelContext) -> nn.Module:
     """The backbone with a fresh linear classifier, its first `freeze` stages frozen (-1: all but the classifier)."""
-    from flowers_bench.backbone import freeze_stages, stages
+    from flowers_bench.models.backbones import freeze_stages, stages
     from flowers_bench.nn import Classifier
 
     backbone = context.backbone.create()

@@ -52,7 +52,7 @@ def build_class_embedding(context: ModelContext) -> nn.Module:
     """The backbone with psi as its embedding; logits are g of it, or psi itself where g would not be trained."""
     from torch import nn
 
-    from flowers_bench.backbone import replace_classifier
+    from flowers_bench.models.backbones import replace_classifier
     from flowers_bench.nn import Embedder, L2Normalize
 
     backbone = context.backbone.create()

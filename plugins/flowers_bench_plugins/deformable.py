@@ -29,13 +29,13 @@ from flowers_bench import Model, ModelContext, Option, Recipe, Technique, UsageE
 if TYPE_CHECKING:
     from torch import nn
 
-    from flowers_bench.figures import FigureContext
+    from flowers_bench.contract.pictures import FigureContext
 
 
 def build_deformable(context: ModelContext) -> nn.Module:
     """The backbone with every 3x3 convolution of stage `stage` (from 1) made deformable; earlier stages frozen if
     `freeze_earlier`. Raises `UsageError` if the backbone has no such stage or no 3x3 convolution there."""
-    from flowers_bench.backbone import freeze_stages
+    from flowers_bench.models.backbones import freeze_stages
     from flowers_bench.nn import Classifier
 
     backbone = context.backbone.create()
@@ -49,7 +49,7 @@ def replace_convolutions(backbone: nn.Module, stage: int, modulated: bool) -> li
     """Replace in place; returns the names of the replaced modules."""
     from torch import nn
 
-    from flowers_bench.backbone import stages
+    from flowers_bench.models.backbones import stages
     from flowers_bench.ops import OffsetDeformConv2d
 
     found = stages(backbone)

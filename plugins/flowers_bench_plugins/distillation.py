@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 def build_distilled(context: ModelContext) -> nn.Module:
     """The student, and the teacher where the loss listens to it. Raises `UsageError` if that trial cannot teach."""
-    from flowers_bench.backbone import mean_and_std
+    from flowers_bench.models.backbones import mean_and_std
     from flowers_bench.nn import Classifier, Distilled
 
     teacher = find_teacher(context.options["teacher"], context.store, context.dataset)
@@ -67,7 +67,7 @@ def build_distilled(context: ModelContext) -> nn.Module:
 def find_teacher(name: str, store: Path | None, dataset: Mapping[str, Any]) -> Path:
     """The folder of the trial with that id. Raises `UsageError` unless it is finished, predicts by a classifier, and
     was trained on the same data."""
-    from flowers_bench.store import Store
+    from flowers_bench.store.folder import Store
 
     if not re.fullmatch(r"[0-9a-f]{16}", name):
         raise UsageError(
@@ -105,8 +105,8 @@ def load_teacher(
     import torch
     import torch.nn.functional as F
 
-    from flowers_bench.backbone import mean_and_std
-    from flowers_bench.store import TrialFolder
+    from flowers_bench.models.backbones import mean_and_std
+    from flowers_bench.store.folder import TrialFolder
     from flowers_bench.training.trial import load_trained
 
     folder = TrialFolder(path)

@@ -83,7 +83,7 @@ TVERSKY, TVERSKY_FOCUS = 0.7, 0.75
 
 def build_cosine_classifier(context: ModelContext) -> nn.Module:
     """The backbone with a cosine classifier, its first `freeze` stages frozen (-1: all but the classifier)."""
-    from flowers_bench.backbone import freeze_stages, replace_classifier, stages
+    from flowers_bench.models.backbones import freeze_stages, replace_classifier, stages
     from flowers_bench.nn import Classifier, CosineLinear
 
     backbone = context.backbone.create()

@@ -33,7 +33,7 @@ TARGETS = {"qv": ((0, 2), False), "qkv": ((0, 1, 2), False), "qkvo": ((0, 1, 2),
 def build_lora(context: ModelContext) -> nn.Module:
     """A frozen VisionTransformer with low-rank updates in every attention and a trainable classifier. Raises
     `UsageError` for any other kind of backbone, or attention."""
-    from flowers_bench.backbone import train_only_classifier, vision_transformer
+    from flowers_bench.models.backbones import train_only_classifier, vision_transformer
     from flowers_bench.nn import Classifier
 
     backbone = vision_transformer(context.backbone.create())

@@ -38,7 +38,7 @@ from flowers_bench_plugins.common import STANDARD, standard_augmentation
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowers_bench.figures import FigureContext
+    from flowers_bench.contract.pictures import FigureContext
 
 # The study's recipe, for comparison with its numbers.
 STUDY = {

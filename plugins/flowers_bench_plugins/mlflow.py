@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench import hookimpl
-from flowers_bench.results import flat, numbers
+from flowers_bench.store.results import flat, numbers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FLOWERS_BENCH_TRACKER = "mlflow"
 #: The tag that a trial's run is found by.
-TAG = "flowers_bench.trial"
+TAG = "flowers_bench.store.identity"
 #: Characters of a parameter, and how many metrics and parameters at once, that every MLflow server takes.
 LONGEST, BATCH, PARAMETERS = 500, 1000, 100
 #: MLflow would wait for two minutes, and seven times again. Whoever sets these variables is asked for.

@@ -57,7 +57,7 @@ def build_multiscale(context: ModelContext) -> nn.Module:
     from timm.layers import SEModule
     from torch import nn
 
-    from flowers_bench.backbone import freeze_stages
+    from flowers_bench.models.backbones import freeze_stages
     from flowers_bench.nn import Extended, freeze
 
     options = context.options
@@ -90,7 +90,7 @@ def build_plain(context: ModelContext) -> nn.Module:
     from timm.models.vgg import VGG
     from torch import nn
 
-    from flowers_bench.backbone import freeze_stages, stages
+    from flowers_bench.models.backbones import freeze_stages, stages
     from flowers_bench.nn import Classifier
 
     backbone = context.backbone.create()

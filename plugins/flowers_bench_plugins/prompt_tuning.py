@@ -64,7 +64,7 @@ FULL = {
 def build_prompted(context: ModelContext) -> nn.Module:
     """A frozen VisionTransformer with `prompt_length` learned tokens and a trainable classifier. Raises `UsageError`
     for any other kind of backbone."""
-    from flowers_bench.backbone import train_only_classifier, vision_transformer
+    from flowers_bench.models.backbones import train_only_classifier, vision_transformer
     from flowers_bench.nn import Classifier, PromptedBlocks
 
     backbone = vision_transformer(context.backbone.create())

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench import hookimpl
-from flowers_bench.results import numbers
-from flowers_bench.store import file_name
+from flowers_bench.store.folder import file_name
+from flowers_bench.store.results import numbers
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -71,7 +71,7 @@ def build_embedding_classifier(context: ModelContext) -> nn.Module:
 def _embedder(context: ModelContext, classify: bool) -> nn.Module:
     from torch import nn
 
-    from flowers_bench.backbone import freeze_stages, replace_classifier, stages
+    from flowers_bench.models.backbones import freeze_stages, replace_classifier, stages
     from flowers_bench.nn import Embedder, L2Normalize
 
     dim, normalize = context.options["embedding_dim"], context.options["normalize"]

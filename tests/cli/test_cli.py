@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from flowers_bench.cli.execute import _announce
-from flowers_bench.host import discover
-from flowers_bench.store import Store
-from flowers_bench.suite import Request, plan
+from flowers_bench.contract.host import discover
+from flowers_bench.plan.planning import Request, plan
+from flowers_bench.store.folder import Store
 
 TOY = str(Path(__file__).parents[1] / "toy.py")
 

@@ -11,11 +11,11 @@ from environments import own_environment
 import flowers_bench.testing
 from flowers_bench.cli import plugin as command
 from flowers_bench.cli.catalogue import print_plugins
-from flowers_bench.errors import UsageError
-from flowers_bench.grid import plan_suite, read_suite
-from flowers_bench.host import NO_PLUGIN, discover, switch_off
-from flowers_bench.suite import Request
+from flowers_bench.contract.host import NO_PLUGIN, discover, switch_off
+from flowers_bench.plan.planning import Request
+from flowers_bench.plan.suites import plan_suite, read_suite
 from flowers_bench.testing import checks
+from flowers_bench.util.errors import UsageError
 
 
 def test_new_writes_a_package_that_loads_under_its_own_name(tmp_path: Path) -> None:

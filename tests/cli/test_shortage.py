@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from stored import outcomes, store_trial
 
-from flowers_bench.errors import shortage
-from flowers_bench.records import read_json
+from flowers_bench.store.schema import read_json
+from flowers_bench.util.errors import shortage
 
 SCRIPT = str(Path(sys.executable).with_name("flowers-bench"))
 FULL = Path("/dev/full")
@@ -75,8 +75,8 @@ def test_a_file_is_not_called_damaged_because_memory_is_short(tmp_path: Path, mo
     def fails(*arguments: object, **options: object) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr("flowers_bench.records.read_regular", fails)
-    monkeypatch.setattr("flowers_bench.records._affordable", lambda: False)
+    monkeypatch.setattr("flowers_bench.store.schema.read_regular", fails)
+    monkeypatch.setattr("flowers_bench.store.schema._affordable", lambda: False)
     with pytest.raises(MemoryError):
         read_json(tmp_path / "a.json")
 

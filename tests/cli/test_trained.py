@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from flowers_bench import cli
-from flowers_bench.store import TrialFolder
+from flowers_bench.store.folder import TrialFolder
 from flowers_bench.training.trained import Sources, Trained, dataset_of, temperature_of
 
 

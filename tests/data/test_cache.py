@@ -18,7 +18,7 @@ import torch
 
 from flowers_bench.data import cache
 from flowers_bench.data.cache import Selection, Slice, cached_images
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 KEY = "0123456789abcdef" * 4
 SHAPES = [(4, 5), (1, 1), (7, 3), (4, 5)]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from flowers_bench.data.decode import MAX_PIXELS, decode_image, decode_images, image_facts
 from flowers_bench.data.files import MAX_BYTES
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 
 @pytest.mark.parametrize("format", FORMATS)

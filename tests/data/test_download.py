@@ -13,7 +13,7 @@ import pytest
 
 from flowers_bench.data import download
 from flowers_bench.data.download import fetch, unpack
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flowers_bench.contract.dataset import DataRequest
 from flowers_bench.data import flowers102
-from flowers_bench.data.dataset import DataRequest
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 FOLDER = "flowers-102"
 

@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from flowers_bench.contract.dataset import DataRequest, Dataset, split_checksum
 from flowers_bench.data import cache, files, folder, listing
-from flowers_bench.data.dataset import DataRequest, Dataset, split_checksum
 from flowers_bench.data.files import files_below
 from flowers_bench.data.folder import split_by_rule
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 DEFAULTS = {"val": 0.2, "test": 0.2, "split_seed": 0}
 SPLITS = ("train", "val", "test")

@@ -17,7 +17,7 @@ from flowers_bench.data import hashes
 from flowers_bench.data.hashes import content_hashes, copies_note, image_contents
 from flowers_bench.data.levels import Levels
 from flowers_bench.data.threads import in_order
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 
 @pytest.fixture

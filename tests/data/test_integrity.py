@@ -12,7 +12,7 @@ from encoded import FORMATS, chunk, decoded, noise, photo, png, saved, tiff
 from PIL import Image
 
 from flowers_bench.data.decode import decode_image
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 #: Files of every kind that Pillow writes.
 KINDS: dict[str, bytes] = {

@@ -10,11 +10,11 @@ import pytest
 from encoded import chunk, decoded, pgm, png16, saved, tiff
 from PIL import Image
 
+from flowers_bench.contract.dataset import DataRequest, Dataset
 from flowers_bench.data import folder
-from flowers_bench.data.dataset import DataRequest, Dataset
 from flowers_bench.data.decode import decode_images, image_facts
 from flowers_bench.data.levels import FLOAT, INTEGER, Scale, scales_from, scales_of
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)

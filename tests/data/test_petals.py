@@ -12,9 +12,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flowers_bench.contract.dataset import DataRequest
 from flowers_bench.data import petals
-from flowers_bench.data.dataset import DataRequest
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 PETALS = {"size": 32, "species": 6, "train": 2, "val": 2, "test": 3, "grammar_seed": 0}
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowers_bench.data.samplers import episodes, pk, shuffled
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 
 @given(st.integers(1, 200), st.integers(1, 64), st.integers(0, 2**32))

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from flowers_bench.cli.app import app
-from flowers_bench.host import discover
+from flowers_bench.contract.host import discover
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

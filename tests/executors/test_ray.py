@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from flowers_bench.cli.asked import Asked, check_executor
-from flowers_bench.errors import UsageError
+from flowers_bench.cli.options import RunOptions, check_executor
+from flowers_bench.contract.host import discover
 from flowers_bench.executors import local
 from flowers_bench.executors.ray import Cluster, run_all
-from flowers_bench.host import discover
-from flowers_bench.store import Store, TrialFolder
-from flowers_bench.suite import Request, plan
+from flowers_bench.plan.planning import Request, plan
+from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.util.errors import UsageError
 
 TOY = Path(__file__).parents[1] / "toy.py"
 CRASHING = """
@@ -32,8 +32,8 @@ def trial_started(trial):
 Events = list[tuple[int, dict[str, Any]]]
 
 
-def asked(**changes: Any) -> Asked:
-    return Asked(None, "toy", {}, None, [], [], None, "runs", **{"jobs": 1, "shard": "1/1", **changes})
+def asked(**changes: Any) -> RunOptions:
+    return RunOptions(None, "toy", {}, None, [], [], None, "runs", **{"jobs": 1, "shard": "1/1", **changes})
 
 
 def test_without_ray_the_command_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,12 @@ from flowers_bench.cli.compare import compare
 from flowers_bench.cli.leaderboard import print_leaderboard
 from flowers_bench.cli.report import report
 from flowers_bench.cli.show import show
-from flowers_bench.errors import UsageError
-from flowers_bench.grid import overridden, read_suite
+from flowers_bench.contract.technique import Recipe
 from flowers_bench.ops import deform_conv2d
-from flowers_bench.results import load_results
-from flowers_bench.store import TrialFolder
-from flowers_bench.technique import Recipe
+from flowers_bench.plan.suites import overridden, read_suite
+from flowers_bench.store.folder import TrialFolder
+from flowers_bench.store.results import load_results
+from flowers_bench.util.errors import UsageError
 
 PLAIN = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SUITE = """summary = "s"

@@ -16,10 +16,10 @@ from planted import Planted
 from safetensors.torch import save
 
 from flowers_bench import cli
-from flowers_bench.errors import TrialDisturbed
-from flowers_bench.store import Store, TrialFolder
+from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.training.loop import Interrupted
 from flowers_bench.training.trial import run_trial
+from flowers_bench.util.errors import TrialDisturbed
 
 
 def inside_torch(witness: Path) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flowers_bench.store import Store, TrialFolder
+from flowers_bench.store.folder import Store, TrialFolder
 
 TOY = Path(__file__).parents[1] / "toy.py"
 EVIL = Path(__file__).with_name("evil.py")

@@ -24,7 +24,7 @@ import pytest
 import warm
 from lives import TOY
 
-from flowers_bench.store import Store, TrialFolder
+from flowers_bench.store.folder import Store, TrialFolder
 
 PARTS, MOMENTS = 4, 50  # so many in each part; the parts can run side by side
 EPOCHS = 20

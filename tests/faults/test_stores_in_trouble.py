@@ -17,9 +17,9 @@ import pytest
 from filelock import FileLock
 from lives import TOY, planned
 
-from flowers_bench.errors import UsageError
 from flowers_bench.executors.local import Outcome, run_all
-from flowers_bench.store import Store, TrialFolder
+from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.util.errors import UsageError
 
 
 @pytest.fixture

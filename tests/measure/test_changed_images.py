@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from flowers_bench.contract.dataset import DataRequest
 from flowers_bench.data import petals
-from flowers_bench.data.dataset import DataRequest
-from flowers_bench.measure.stress import CHANGES, changed, conditions
+from flowers_bench.measure.robustness import CHANGES, changed, conditions
 from flowers_bench.report.measures import STRESSES
 
 RAMP = (

@@ -15,13 +15,13 @@ from scipy.stats import binom
 from torch import nn
 from torch.nn import functional as F
 
-from flowers_bench.environment import bfloat16_in_hardware
 from flowers_bench.measure import inference
 from flowers_bench.measure.cost import flops, parameter_counts, peak_memory, total_cost, training_cost
 from flowers_bench.measure.energy import Meter
+from flowers_bench.measure.hardware import bfloat16_in_hardware
 from flowers_bench.measure.inference import inference_cost, other_load, quantile, speed, timings
 from flowers_bench.ops import DeformConv2d
-from flowers_bench.store import TrialFolder
+from flowers_bench.store.folder import TrialFolder
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

@@ -17,9 +17,9 @@ from flowers_bench.measure import retrieval as module
 from flowers_bench.measure.episodic import episodic_accuracy, queries_per_class
 from flowers_bench.measure.quality import mixed_quality
 from flowers_bench.measure.retrieval import Retrieval, retrieval
+from flowers_bench.measure.statistics import image_mean
+from flowers_bench.models.predictors import Evaluator, fit_logistic, mean_logits
 from flowers_bench.nn import Output
-from flowers_bench.statistics import image_mean
-from flowers_bench.training.prediction import Evaluator, fit_logistic, mean_logits
 
 torch.set_num_threads(1)  # waking other threads costs more than they save
 

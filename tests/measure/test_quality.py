@@ -31,7 +31,7 @@ from flowers_bench.measure.quality import (
     quality,
     quality_by_class,
 )
-from flowers_bench.statistics import image_mean
+from flowers_bench.measure.statistics import image_mean
 
 torch.set_num_threads(1)
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from flowers_bench import LossContext, ModelContext, Recipe
-from flowers_bench.backbone import Backbone
-from flowers_bench.host import Host, discover
+from flowers_bench.contract.host import Host, discover
+from flowers_bench.models.backbones import Backbone
+from flowers_bench.models.weights import Weights
 from flowers_bench.nn import Output, train_mode
-from flowers_bench.suite import Request, plan
+from flowers_bench.plan.planning import Request, plan
+from flowers_bench.store.identity import Trial
 from flowers_bench.training.optimizer import build_optimizer
-from flowers_bench.trial import Trial
-from flowers_bench.weights import Weights
 
 CLASSES = 4
 torch.set_num_threads(1)  # tiny networks: waking other threads costs more than they save

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from flowers_bench import ModelContext, UsageError
-from flowers_bench.backbone import Backbone, stages
+from flowers_bench.contract.pictures import FigureContext
 from flowers_bench.data.pixels import Normalizer
-from flowers_bench.figures import FigureContext
+from flowers_bench.models.backbones import Backbone, stages
+from flowers_bench.models.weights import Weights
 from flowers_bench.nn import Classifier, train_mode
 from flowers_bench.ops import OffsetDeformConv2d
 from flowers_bench.training.optimizer import build_optimizer
-from flowers_bench.weights import Weights
 from flowers_bench_plugins.deformable import build_deformable, draw_sampling, register_techniques, replace_convolutions
 
 CNNS = ["resnet10t", "mobilenetv2_035", "test_efficientnet", "regnetx_002"]

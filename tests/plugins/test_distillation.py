@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowers_bench import LossContext, Recipe, UsageError
-from flowers_bench.host import discover
+from flowers_bench.contract.host import discover
 from flowers_bench.nn import Classifier, Distilled, Output, train_mode
-from flowers_bench.store import Store
-from flowers_bench.suite import Planned, Request, plan
+from flowers_bench.plan.planning import Request, TrialPlan, plan
+from flowers_bench.store.folder import Store
 from flowers_bench.training.trial import load_trained, run_trial
 from flowers_bench_plugins.distillation import build_distillation, find_teacher, load_teacher
 
@@ -53,7 +53,7 @@ def test_a_student_that_agrees_has_nothing_left_to_learn() -> None:
     assert logits.grad.abs().max() < 1e-12
 
 
-def _request(tmp_path: Path, name: str, **options: str) -> list[Planned]:
+def _request(tmp_path: Path, name: str, **options: str) -> list[TrialPlan]:
     host = discover([TOY])
     wanted = {"image_size": "32", "epochs": "2", "warmup_epochs": "1", "batch_size": "16", **options}
     request = Request(

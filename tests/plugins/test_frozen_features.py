@@ -14,8 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from flowers_bench.host import discover
-from flowers_bench.store import TrialFolder
+from flowers_bench.contract.host import discover
+from flowers_bench.store.folder import TrialFolder
 from flowers_bench.training.trial import build_parts, load_dataset, trial_from_config
 
 

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flowers_bench import ModelContext, UsageError
-from flowers_bench.backbone import Backbone
+from flowers_bench.models.backbones import Backbone
+from flowers_bench.models.weights import Weights
 from flowers_bench.nn import LowRank
-from flowers_bench.weights import Weights
 from flowers_bench_plugins.lora import adapt_attention
 
 TARGETS = ("qv", "qkv", "qkvo")

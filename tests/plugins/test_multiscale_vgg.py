@@ -15,9 +15,9 @@ from timm.models.vgg import VGG
 from torch import nn
 
 from flowers_bench import ModelContext, UsageError
-from flowers_bench.backbone import Backbone
+from flowers_bench.models.backbones import Backbone
+from flowers_bench.models.weights import Weights
 from flowers_bench.nn import train_mode
-from flowers_bench.weights import Weights
 from flowers_bench_plugins.multiscale_vgg import keep_features, multiscale_block
 
 CNNS = ["test_resnet", "test_efficientnet", "test_convnext"]

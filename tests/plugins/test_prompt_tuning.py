@@ -12,8 +12,8 @@ from built import CLASSES, build, check_frozen, check_overfits, check_plans, che
 from torch import Tensor
 
 from flowers_bench import ModelContext, UsageError
-from flowers_bench.backbone import Backbone
-from flowers_bench.weights import Weights
+from flowers_bench.models.backbones import Backbone
+from flowers_bench.models.weights import Weights
 from flowers_bench_plugins.prompt_tuning import LENGTHS
 
 # Class token; registers and averaging; registers and attention pooling; class token, registers and averaging.

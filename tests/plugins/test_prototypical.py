@@ -14,8 +14,8 @@ from lives import live, planned
 from torch import Tensor
 
 from flowers_bench import LossContext, UsageError
+from flowers_bench.models.predictors import mean_logits
 from flowers_bench.nn import Output
-from flowers_bench.training.prediction import mean_logits
 from flowers_bench_plugins.prototypical import build_prototypical, prototypical_loss, scores
 
 CNN = "test_resnet"

@@ -16,9 +16,9 @@ import pytest
 from lives import live
 
 import flowers_bench_plugins
-from flowers_bench.errors import UsageError
-from flowers_bench.host import discover
-from flowers_bench.store import TrialFolder
+from flowers_bench.contract.host import discover
+from flowers_bench.store.folder import TrialFolder
+from flowers_bench.util.errors import UsageError
 
 PLUGINS = Path(flowers_bench_plugins.__file__).parent
 SKIPPED = ("epoch",)
@@ -90,7 +90,7 @@ def test_mlflow_has_the_numbers_of_history_and_result(tmp_path: Path, monkeypatc
     assert run.data.metrics["test.top1"] == result["test"]["top1"]
     assert run.data.metrics["cost.seconds"] == result["cost"]["seconds"]
     assert run.data.params["recipe.lr"] == str(folder.config()["recipe"]["lr"])
-    assert run.data.tags["flowers_bench.trial"] == folder.id
+    assert run.data.tags["flowers_bench.store.identity"] == folder.id
     assert run.info.status == "FINISHED"
 
 
@@ -150,7 +150,7 @@ def test_a_tracker_that_hangs_is_broken_off(tmp_path: Path, monkeypatch: pytest.
         "@hookimpl\ndef trial_started(trial):\n    time.sleep(60)\n"
     )
     (tmp_path / "sleepy.py").write_text(source)
-    monkeypatch.setattr("flowers_bench.host.TRACKER_TIMEOUT", 0.2)
+    monkeypatch.setattr("flowers_bench.contract.host.TRACKER_TIMEOUT", 0.2)
     host = discover([tmp_path / "sleepy.py"])
     host.tracking = ["sleepy"]
     started = time.monotonic()

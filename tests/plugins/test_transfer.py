@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flowers_bench import ModelContext, UsageError
-from flowers_bench.backbone import Backbone, stages
-from flowers_bench.weights import Weights
-from flowers_bench.weights.files import read_tensors
-from flowers_bench.weights.source import resolve_weights
+from flowers_bench.models.backbones import Backbone, stages
+from flowers_bench.models.weights import Weights
+from flowers_bench.models.weights.files import read_tensors
+from flowers_bench.models.weights.source import resolve_weights
 from flowers_bench_plugins.common import build_classifier
 from flowers_bench_plugins.transfer import register_techniques
 

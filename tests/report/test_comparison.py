@@ -16,12 +16,12 @@ import pytest
 from stored import outcomes, store_trial
 
 from flowers_bench.cli.compare import compare, rows_of
-from flowers_bench.errors import UsageError
 from flowers_bench.report.comparison import Comparison
 from flowers_bench.report.comparison_text import sentence, sentences
 from flowers_bench.report.leaderboard import Leaderboard
-from flowers_bench.store import Store
-from flowers_bench.trial import Protocol
+from flowers_bench.store.folder import Store
+from flowers_bench.store.identity import Protocol
+from flowers_bench.util.errors import UsageError
 
 
 @pytest.fixture(scope="module")

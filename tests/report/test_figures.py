@@ -10,9 +10,9 @@ from PIL import Image
 from stored import outcomes, store_trial
 
 from flowers_bench.cli.figures import figures
-from flowers_bench.errors import UsageError
-from flowers_bench.grid import BUILT_IN, read_suite
-from flowers_bench.host import discover
+from flowers_bench.contract.host import discover
+from flowers_bench.plan.suites import BUILT_IN, read_suite
+from flowers_bench.util.errors import UsageError
 
 SUITE = """\
 [[trials]]

@@ -14,12 +14,12 @@ import pytest
 from stored import outcomes, store_trial
 
 from flowers_bench.measure.retrieval import Retrieval
+from flowers_bench.measure.statistics import image_mean, share_interval
+from flowers_bench.report.formatting import latex_cell
 from flowers_bench.report.leaderboard import Leaderboard
 from flowers_bench.report.measures import QUALITY
-from flowers_bench.report.numbers import latex_cell
 from flowers_bench.report.text import FORMATS, print_text, sheets
-from flowers_bench.statistics import image_mean, share_interval
-from flowers_bench.store import Store
+from flowers_bench.store.folder import Store
 
 EPISODIC = {"accuracy": 0.875, "low": 0.87, "high": 0.88, "episodes": 600, "n_way": 5, "k_shot": 1, "n_query": 15}
 

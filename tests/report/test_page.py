@@ -13,11 +13,11 @@ import pytest
 from stored import outcomes, store_trial
 
 from flowers_bench.cli.report import report
-from flowers_bench.errors import UsageError
 from flowers_bench.report.explorer import hardest
 from flowers_bench.report.leaderboard import Leaderboard
 from flowers_bench.report.plots import curve, reliability, sweeps
-from flowers_bench.store import Store
+from flowers_bench.store.folder import Store
+from flowers_bench.util.errors import UsageError
 
 
 @pytest.fixture(scope="module")

@@ -20,21 +20,21 @@ from stored import outcomes, store_trial
 from flowers_bench.cli.compare import compare, rows_of
 from flowers_bench.cli.figures import figures
 from flowers_bench.cli.report import report
-from flowers_bench.errors import UsageError
-from flowers_bench.grid import PlannedTable, read_suite
+from flowers_bench.measure.statistics import paired_difference, won_and_lost
+from flowers_bench.plan.planning import Request, TrialPlan
+from flowers_bench.plan.suites import PlannedTable, read_suite
 from flowers_bench.report.comparison import Comparison
+from flowers_bench.report.formatting import points_interval
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.names import configuration_id, distinct_names, read_name
-from flowers_bench.report.numbers import points_interval
 from flowers_bench.report.page import _matrix, _stressed, _verdicts
 from flowers_bench.report.plots import series, sweeps
-from flowers_bench.report.reported import beside_reported
+from flowers_bench.report.published import beside_reported
 from flowers_bench.report.shots import families
 from flowers_bench.report.text import FORMATS
-from flowers_bench.statistics import paired_difference, won_and_lost
-from flowers_bench.store import Store
-from flowers_bench.suite import Planned, Request
-from flowers_bench.trial import HARNESS_REVISION, Protocol, trial_from_config
+from flowers_bench.store.folder import Store
+from flowers_bench.store.identity import HARNESS_REVISION, Protocol, trial_from_config
+from flowers_bench.util.errors import UsageError
 
 SEEDS = 3
 WEIGHTS = ({"name": "none", "sha256": None}, {"name": "flora", "sha256": "ab" * 32})
@@ -266,7 +266,7 @@ def test_reported_figures_stand_beside_rows_that_are_told_apart(tmp_path: Path) 
         common = {"options": {"k": k}, "backbone": backbone}
         folder = store_trial(tmp_path / "runs", "wise/good", 0, outcomes(0, 0.5 + k / 20), **common)
         trial = trial_from_config(folder.config())
-        tables.append(PlannedTable(table, (request,), (Planned(trial, {}),)))
+        tables.append(PlannedTable(table, (request,), (TrialPlan(trial, {}),)))
     found = beside_reported(tables, Store(tmp_path / "runs"))
     assert [(line.reported.row, line.name) for line in found] == [
         ("a", "wise/good backbone=x k=3"),
@@ -327,7 +327,9 @@ def test_whatever_differs_is_said_and_can_be_typed(tmp_path: Path, changes: dict
 def test_tables_of_one_dataset_have_titles_of_their_own(tmp_path: Path, changes: dict, told: str) -> None:
     store_trial(tmp_path, "wise/good", 0, outcomes(0, 0.7))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flowers_bench.trial.HARNESS_REVISION", changes.pop("harness_revision", HARNESS_REVISION))
+        patch.setattr(
+            "flowers_bench.store.identity.HARNESS_REVISION", changes.pop("harness_revision", HARNESS_REVISION)
+        )
         store_trial(tmp_path, "wise/good", 1, outcomes(1, 0.8), **changes)
     records = json.loads(FORMATS["json"](Leaderboard.of(Store(tmp_path).finished())))
     titles = {record["group"]: record["test_top1"] for record in records}

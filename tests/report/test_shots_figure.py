@@ -11,8 +11,8 @@ from stored import outcomes, store_trial
 from flowers_bench.report.leaderboard import Leaderboard
 from flowers_bench.report.shots import families
 from flowers_bench.report.text import json_text, sheets
-from flowers_bench.store import Store
-from flowers_bench.trial import Protocol
+from flowers_bench.store.folder import Store
+from flowers_bench.store.identity import Protocol
 
 
 @pytest.fixture(scope="module")

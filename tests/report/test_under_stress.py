@@ -14,9 +14,9 @@ from stored import outcomes, store_trial
 from flowers_bench.cli.compare import compare, rows_of
 from flowers_bench.report.leaderboard import Leaderboard
 from flowers_bench.report.plots import series
-from flowers_bench.report.stress import records, sentences, sheet, under_stress
+from flowers_bench.report.robustness import records, sentences, sheet, under_stress
 from flowers_bench.report.text import markdown
-from flowers_bench.store import Store
+from flowers_bench.store.folder import Store
 
 CLEAN = 0.8
 

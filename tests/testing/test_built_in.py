@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers_bench.host import discover
-from flowers_bench.store import Store
-from flowers_bench.technique import Technique
+from flowers_bench.contract.host import discover
+from flowers_bench.contract.technique import Technique
+from flowers_bench.store.folder import Store
 from flowers_bench.testing import Check, checks
 from flowers_bench.testing.collect import checks_of
 from flowers_bench.testing.subject import Subject

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers_bench.errors import UsageError
 from flowers_bench.testing import Nonconformance, checks, conformance_tests
+from flowers_bench.util.errors import UsageError
 
 torch.set_num_threads(1)
 

@@ -14,12 +14,12 @@ from lives import TOY, live, planned, run_once_interrupted, training_of
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from flowers_bench.errors import UsageError
-from flowers_bench.store import Store, TrialFolder
+from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.store.identity import config_id
 from flowers_bench.training.average import Average, kept_share
 from flowers_bench.training.loop import Interrupted
 from flowers_bench.training.trial import load_trained, run_trial
-from flowers_bench.trial import config_id
+from flowers_bench.util.errors import UsageError
 
 
 def network() -> nn.Sequential:

@@ -22,20 +22,20 @@ from hypothesis import strategies as st
 from lives import live, planned
 from torch import nn
 
-from flowers_bench.cli.asked import Asked, check_devices
-from flowers_bench.errors import UsageError
+from flowers_bench.cli.options import RunOptions, check_devices
+from flowers_bench.contract.host import discover
 from flowers_bench.executors.devices import run_on_devices
 from flowers_bench.executors.local import run_all
-from flowers_bench.host import discover
 from flowers_bench.measure.cost import peak_of_all
 from flowers_bench.measure.energy import joules_of_all
 from flowers_bench.nn import Output
-from flowers_bench.store import Store, TrialFolder
-from flowers_bench.suite import Request, plan
+from flowers_bench.plan.planning import Request, plan
+from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.store.identity import trial_from_config
+from flowers_bench.training.distributed import Ranks
 from flowers_bench.training.loop import Interrupted, Training
-from flowers_bench.training.ranks import Ranks
 from flowers_bench.training.trial import build_parts, load_dataset, on_this_machine, start_from_prefix
-from flowers_bench.trial import trial_from_config
+from flowers_bench.util.errors import UsageError
 
 #: A step is proportional to the gradient, so that a difference in the last digits stays one.
 RECIPE = {"optimizer": "sgd", "lr": "0.02", "epochs": "2", "warmup_epochs": "0", "clip_norm": "5"}
@@ -102,7 +102,13 @@ def train_one(folder: TrialFolder, ranks: Ranks, stop: bool) -> None:
 
     parts.criterion = watched
     training = Training(
-        trial, parts, dataset.train, dataset.val, folder.path, stop_requested=lambda: stop and ranks.leads, ranks=ranks
+        trial,
+        parts,
+        dataset.train,
+        dataset.val,
+        folder.path,
+        stop_requested=lambda: stop and ranks.is_main,
+        ranks=ranks,
     )
     training._forward.register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0].clone()) if module.training else None
@@ -379,7 +385,7 @@ def one_step(images: int, device: str, path: Path, ranks: Ranks) -> None:
         net.zero_grad()
         loss.zero_grad()
         loss(output, target).backward()
-        ranks.sum_gradients(images, net, loss)
+        ranks.all_reduce_gradients(images, net, loss)
     found = {
         **{name: p.grad for name, p in (*net.named_parameters(), *loss.named_parameters()) if p.grad is not None},
         **dict(net.named_buffers()),
@@ -419,7 +425,7 @@ def test_gradients_and_statistics_are_those_of_the_whole_batch(
 
 
 def test_what_cannot_be_divided_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = partial(Asked, None, "toy", {}, 1, [], [], None, "runs", shard="1/1", devices=2)
+    asked = partial(RunOptions, None, "toy", {}, 1, [], [], None, "runs", shard="1/1", devices=2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     check_devices(asked(jobs=1))
     with pytest.raises(UsageError, match="--jobs gives this machine to several trials"):

@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored import result_record
 
-from flowers_bench.cli.asked import parse_shard
-from flowers_bench.errors import UsageError
+from flowers_bench.cli.options import parse_shard
+from flowers_bench.contract.host import discover
 from flowers_bench.executors import worker
 from flowers_bench.executors.local import run_all
 from flowers_bench.executors.memory import UNKNOWN, MemoryGuard, expected_peak
-from flowers_bench.host import discover
-from flowers_bench.store import Store, TrialFolder, write_json
-from flowers_bench.suite import Request, plan
+from flowers_bench.plan.planning import Request, plan
+from flowers_bench.store.folder import Store, TrialFolder, write_json
+from flowers_bench.util.errors import UsageError
 
 TOY = Path(__file__).parents[1] / "toy.py"
 

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from lives import ignore, run_once_interrupted, training_of
 
-from flowers_bench.errors import TrialDisturbed, TrialFailed, UsageError
+from flowers_bench.contract.host import discover
 from flowers_bench.executors.local import run_all
-from flowers_bench.host import discover
-from flowers_bench.store import Store, TrialFolder
-from flowers_bench.suite import Planned, Request, plan
+from flowers_bench.plan.planning import Request, TrialPlan, plan
+from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.training.loop import Interrupted, Training
 from flowers_bench.training.trial import run_trial
+from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError
 
 TOY = Path(__file__).parents[1] / "toy.py"
 Prepare = Callable[..., TrialFolder]
 
 
-def planned(tmp_path: Path, *names: str, seeds: int = 1, **settings: str) -> list[Planned]:
+def planned(tmp_path: Path, *names: str, seeds: int = 1, **settings: str) -> list[TrialPlan]:
     host = discover([TOY])
     return plan(host, Request(list(names), "toy", tmp_path / "cache", seeds, settings=settings), [TOY])
 

@@ -11,12 +11,12 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from flowers_bench import Recipe, UsageError
-from flowers_bench.backbone import freeze_stages, stages
 from flowers_bench.data.pixels import Normalizer, evaluation_transform, stored_side
 from flowers_bench.measure.quality import correct_in_top_k, mean_per_class, negative_log_likelihood, quality
+from flowers_bench.models.backbones import freeze_stages, stages
+from flowers_bench.models.predictors import class_means, knn_logits, mean_logits
 from flowers_bench.nn import Classifier, train_mode
 from flowers_bench.training.optimizer import build_optimizer, revision, schedule_factor
-from flowers_bench.training.prediction import class_means, knn_logits, mean_logits
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"])

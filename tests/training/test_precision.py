@@ -9,10 +9,10 @@ import torch
 from lives import ignore, live, planned, training_of
 from torch import Tensor, nn
 
-from flowers_bench.errors import UsageError
 from flowers_bench.nn import Output
-from flowers_bench.store import Store
+from flowers_bench.store.folder import Store
 from flowers_bench.training.precision import refuse_undefined_gradients
+from flowers_bench.util.errors import UsageError
 
 
 def strided(kernel: int = 3, stride: int = 2, train: bool = True) -> nn.Module:

@@ -11,11 +11,11 @@ from lives import live
 from stored import add_stress, outcomes, store_trial
 
 from flowers_bench.executors.local import run_all
-from flowers_bench.measure.stress import CHANGES
-from flowers_bench.merge import merge_stores
-from flowers_bench.store import Store, TrialFolder, write_json
+from flowers_bench.measure.robustness import CHANGES
+from flowers_bench.store.folder import Store, TrialFolder, write_json
+from flowers_bench.store.merge import merge_stores
 from flowers_bench.training.loop import Interrupted
-from flowers_bench.training.stress import stress_trial
+from flowers_bench.training.robustness import stress_trial
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_figures_are_of_the_images_stored_beside_them(folder: TrialFolder) -> No
 
 
 def test_interrupted_it_writes_nothing(folder: TrialFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowers_bench.training.stress.interrupt_flag", lambda: lambda: True)
+    monkeypatch.setattr("flowers_bench.training.robustness.interrupt_flag", lambda: lambda: True)
     before = folder.result()
     with pytest.raises(Interrupted):
         stress_trial(folder, lambda event: None)

@@ -24,7 +24,7 @@ def main() -> None:
         _let_go(sys.stdout)
         sys.exit(0)
     except Exception as error:
-        from flowers_bench.errors import shortage
+        from flowers_bench.util.errors import shortage
 
         reason = shortage(error)
         if reason is None:
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    from flowers_bench.errors import Unreadable, UsageError, printable
+    from flowers_bench.util.errors import Unreadable, UsageError, printable
 
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("--help", "-h", "--version"):
         arguments = ["run", *arguments]

@@ -28,7 +28,7 @@ Out = Annotated[
 
 
 def _switch_off(names: list[str] | None) -> None:
-    from flowers_bench.host import switch_off
+    from flowers_bench.contract.host import switch_off
 
     switch_off(names or [])
 
@@ -60,7 +60,7 @@ Files = Annotated[list[Path] | None, typer.Option("--plugin-file", help="A .py f
 
 
 def _folder(store: str) -> Path:
-    from flowers_bench.remote import opened
+    from flowers_bench.store.remote import opened
 
     return opened(store)
 
@@ -148,11 +148,11 @@ def run(
     With a suite, the other options replace what the suite says, in all of its trials.
     """
     from flowers_bench.cli import run as command
-    from flowers_bench.cli.asked import Asked
+    from flowers_bench.cli.options import RunOptions
 
     factors = {"data": data, "backbone": backbone, "weights": weights, "loss": loss, "augmentation": augmentation}
     given = {key: value for key, value in factors.items() if value is not None}
-    asked = Asked(
+    asked = RunOptions(
         suite=suite,
         plugin=plugin,
         factors=given,

@@ -7,9 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from flowers_bench.errors import printable
-from flowers_bench.host import Host, Registered, discover
-from flowers_bench.technique import Option, Technique, in_use
+from flowers_bench.contract.host import Host, Registered, discover
+from flowers_bench.contract.technique import Option, Technique, in_use
+from flowers_bench.util.errors import printable
 
 
 def _say(text: str) -> None:

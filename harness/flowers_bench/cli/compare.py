@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowers_bench.errors import Unreadable, UsageError, unknown_name
+from flowers_bench.util.errors import Unreadable, UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from flowers_bench.report.rows import Configuration, Row
-    from flowers_bench.store import TrialFolder
+    from flowers_bench.report.aggregate import Configuration, Row
+    from flowers_bench.store.folder import TrialFolder
 
 
 def compare(names: Sequence[str], out: Path, format: str) -> int:
@@ -22,7 +22,7 @@ def compare(names: Sequence[str], out: Path, format: str) -> int:
     from flowers_bench.cli.damage import read_store
     from flowers_bench.report.comparison import Comparison
     from flowers_bench.report.comparison_text import FORMATS, print_text, refusal
-    from flowers_bench.report.stress import under_stress
+    from flowers_bench.report.robustness import under_stress
 
     if format != "text" and format not in FORMATS:
         raise unknown_name("format", format, ["text", *FORMATS])
@@ -50,9 +50,9 @@ def compare(names: Sequence[str], out: Path, format: str) -> int:
 def rows_of(names: Sequence[str], out: Path, folders: Sequence[TrialFolder] | None = None) -> list[Row]:
     """The row of each name: `NAME[/VARIANT] [KEY=VALUE ...]`, or a trial's id for that trial alone; of these finished trials
     of the store `out`, or of all of them that can be read."""
+    from flowers_bench.report.aggregate import Finished, build_row, by_configuration
     from flowers_bench.report.names import distinct_names
-    from flowers_bench.report.rows import Finished, build_row, by_configuration
-    from flowers_bench.store import Store
+    from flowers_bench.store.folder import Store
 
     if folders is None:
         folders = Store(out).read().finished
@@ -74,8 +74,8 @@ def rows_of(names: Sequence[str], out: Path, folders: Sequence[TrialFolder] | No
 
 
 def _matching(name: str, configurations: Sequence[Configuration], out: Path) -> list[Configuration]:
+    from flowers_bench.report.aggregate import Configuration
     from flowers_bench.report.names import ABSENT, kinds, merged, read_name
-    from flowers_bench.report.rows import Configuration
 
     label, wanted = read_name(name)
     labels = sorted({configuration.label for configuration in configurations})
@@ -103,7 +103,7 @@ def _default_label(label: str, named: Sequence[str]) -> str:
     """Which variant a bare technique name means: the only one there is, or the technique's default."""
     if len(named) == 1:
         return named[0]
-    from flowers_bench.host import discover
+    from flowers_bench.contract.host import discover
 
     registered = discover().techniques.get(label)
     default = f"{label}/{registered.value.default}" if registered else None
@@ -114,7 +114,7 @@ def _default_label(label: str, named: Sequence[str]) -> str:
 
 def _together(candidates: Sequence[list[Configuration]]) -> list[list[Configuration]]:
     """Where a name means several configurations: those that can be compared with one of every other name."""
-    from flowers_bench.report.rows import obstacles
+    from flowers_bench.report.aggregate import obstacles
 
     if all(len(found) == 1 for found in candidates):
         return list(candidates)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowers_bench.cli import FAILED
-from flowers_bench.errors import Unreadable, UsageError, printable
+from flowers_bench.util.errors import Unreadable, UsageError, printable
 
 if TYPE_CHECKING:
-    from flowers_bench.store import Contents
+    from flowers_bench.store.folder import Contents
 
 
 def told(damaged: Sequence[Unreadable]) -> int:
@@ -28,7 +28,7 @@ def read_store(root: Path) -> tuple[Contents, int]:
         UsageError: there is no finished trial.
         Unreadable: there are, and all of them are damaged.
     """
-    from flowers_bench.store import Store
+    from flowers_bench.store.folder import Store
 
     contents = Store(root).read()
     code = told(contents.damaged)

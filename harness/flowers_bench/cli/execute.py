@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from flowers_bench.cli import FAILED, INTERRUPTED
-from flowers_bench.cli.asked import Asked
 from flowers_bench.cli.damage import told
+from flowers_bench.cli.options import RunOptions
 from flowers_bench.cli.progress import TrialProgress, messages
-from flowers_bench.errors import UsageError, printable
+from flowers_bench.util.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from flowers_bench.executors.local import OnEvent, Outcome
-    from flowers_bench.remote import Pusher
-    from flowers_bench.store import Store, TrialFolder
-    from flowers_bench.suite import Planned
+    from flowers_bench.plan.planning import TrialPlan
+    from flowers_bench.store.folder import Store, TrialFolder
+    from flowers_bench.store.remote import Pusher
 
 AGAIN = "interrupted; run the same command again to continue"
 
 
-def execute(planned: Sequence[Planned], asked: Asked, timeout: float, format: str) -> int:
+def execute(planned: Sequence[TrialPlan], asked: RunOptions, timeout: float, format: str) -> int:
     """Run what is not finished yet, with progress, then print the leaderboard of this plan's trials."""
-    from flowers_bench.environment import kernel_in_use
+    from flowers_bench.measure.hardware import kernel_in_use
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.names import distinct_names
     from flowers_bench.report.text import markdown, print_text
-    from flowers_bench.store import Store, read_each
+    from flowers_bench.store.folder import Store, read_each
 
     store = Store(asked.out)
     _announce(planned, asked.store)
@@ -70,13 +70,13 @@ def execute(planned: Sequence[Planned], asked: Asked, timeout: float, format: st
     return FAILED if unpushed or any(outcome.state == "failed" for outcome in outcomes) else damaged
 
 
-def _pusher(asked: Asked) -> contextlib.AbstractContextManager[Pusher | None]:
-    from flowers_bench.remote import Pusher
+def _pusher(asked: RunOptions) -> contextlib.AbstractContextManager[Pusher | None]:
+    from flowers_bench.store.remote import Pusher
 
     return Pusher(asked.remote) if asked.remote else contextlib.nullcontext()
 
 
-def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, asked: Asked) -> Sequence[Outcome]:
+def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, asked: RunOptions) -> Sequence[Outcome]:
     """How each trial ended, on this machine or on a cluster."""
     from flowers_bench.executors import local, ray
 
@@ -92,7 +92,7 @@ def was_interrupted(folders: Sequence[TrialFolder], outcomes: Sequence[Outcome])
 
 
 def prepared(
-    planned: Sequence[Planned], store: Store, *, stress: bool = False, track: Sequence[str] = ()
+    planned: Sequence[TrialPlan], store: Store, *, stress: bool = False, track: Sequence[str] = ()
 ) -> list[TrialFolder]:
     """The folders of those where something is left to do, each once."""
     todo = {}
@@ -109,14 +109,14 @@ def prepared(
 
 def _print_total(folders: Sequence[TrialFolder]) -> None:
     from flowers_bench.measure.cost import total_cost
-    from flowers_bench.report.numbers import duration
+    from flowers_bench.report.formatting import duration
 
     total = total_cost(folders)
     failed = f", {total['failed']} of them failed," if total["failed"] else ""
     messages.print(f"these {total['trials']} trials{failed} took {duration(total['seconds'])} in all", markup=False)
 
 
-def _announce(planned: Sequence[Planned], out: str) -> None:
+def _announce(planned: Sequence[TrialPlan], out: str) -> None:
     datasets: dict[str, list[Mapping[str, Any]]] = {}  # splits of one dataset may differ in their training images alone
     for item in planned:
         data = item.trial.dataset
@@ -130,7 +130,7 @@ def _announce(planned: Sequence[Planned], out: str) -> None:
     messages.print(f"{len(planned)} trials, store {out}", markup=False)
 
 
-def _in_one_line(item: Planned) -> str:
+def _in_one_line(item: TrialPlan) -> str:
     trial, recipe = item.trial, item.trial.recipe
     how = (
         f"at most {recipe.epochs} epochs, {recipe.optimizer} lr {recipe.lr:g}, batch {recipe.batch_size}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowers_bench.errors import UsageError, unknown_name
+from flowers_bench.util.errors import UsageError, unknown_name
 
 FORMATS = ("onnx", "pt2")
 
@@ -28,7 +28,7 @@ def export(
         Unreadable: the trial is damaged.
         UsageError: no such trial, a package is missing, the model cannot be exported, or the file would differ.
     """
-    from flowers_bench.store import Store, file_name
+    from flowers_bench.store.folder import Store, file_name
 
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
@@ -37,7 +37,7 @@ def export(
     path = output or Path(file_name(f"{config['technique']}-{config['variant']}-{folder.id[:8]}.{format}"))
     if not path.parent.is_dir():
         raise UsageError(f"-o {path}: there is no folder {path.parent}.")
-    from flowers_bench.export import export_trial
+    from flowers_bench.training.export import export_trial
     from flowers_bench.training.trained import Sources
 
     sources = Sources.named(folder, plugins, data, cache)

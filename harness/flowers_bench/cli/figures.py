@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flowers_bench.errors import UsageError, printable
+from flowers_bench.util.errors import UsageError, printable
 
 
 def figures(suite: str, runs: Path, output: Path) -> int:
@@ -17,7 +17,7 @@ def figures(suite: str, runs: Path, output: Path) -> int:
         UsageError: an empty store, a suite without figures, a folder that cannot be written.
     """
     from flowers_bench.cli.damage import read_store, told
-    from flowers_bench.grid import read_suite
+    from flowers_bench.plan.suites import read_suite
     from flowers_bench.report.figures import draw_figures
     from flowers_bench.report.pictures import damaged_pictures
 

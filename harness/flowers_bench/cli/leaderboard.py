@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowers_bench.errors import unknown_name
+from flowers_bench.util.errors import unknown_name
 
 
 def print_leaderboard(out: Path, format: str, trials: bool) -> int:

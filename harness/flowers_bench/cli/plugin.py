@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowers_bench.cli import FAILED
-from flowers_bench.errors import UsageError, printable, text_of
-from flowers_bench.host import discover
+from flowers_bench.contract.host import discover
+from flowers_bench.util.errors import UsageError, printable, text_of
 
 #: A package that works as it stands, but for its name.
 TEMPLATE = Path(__file__).parents[1] / "template"
@@ -72,7 +72,7 @@ def _refuse_name(name: str) -> None:
 
 def check(plugin: str, backbone: str | None, settings: Sequence[str], out: Path | None) -> int:
     """Run the conformance kit, one line per check. Returns the exit code: 0 if everything passed, else 1."""
-    from flowers_bench.cli.asked import parse_settings
+    from flowers_bench.cli.options import parse_settings
     from flowers_bench.testing import checks
 
     passed, failed, unplannable = 0, 0, set()

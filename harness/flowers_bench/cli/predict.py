@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench.cli import FAILED
-from flowers_bench.errors import UsageError, printable, unknown_name
+from flowers_bench.util.errors import UsageError, printable, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ def predict(
     Returns:
         0, or `FAILED` where some image could not be read.
     """
-    from flowers_bench.store import Store
+    from flowers_bench.store.folder import Store
 
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
@@ -65,7 +65,7 @@ def predict(
         for (path, _), row in zip(readable, probabilities, strict=True)
     ]
     if format == "json":
-        from flowers_bench.report.numbers import json_text
+        from flowers_bench.report.formatting import json_text
 
         print(json_text(records))
     else:

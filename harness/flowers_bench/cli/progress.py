@@ -17,10 +17,10 @@ from rich.progress import (
 )
 from rich.progress import track as shown_with_a_bar
 
-from flowers_bench.errors import printable
+from flowers_bench.util.errors import printable
 
 if TYPE_CHECKING:
-    from flowers_bench.store import TrialFolder
+    from flowers_bench.store.folder import TrialFolder
 
 T = TypeVar("T")
 messages = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 
 def report(runs: Path, output: Path) -> int:
@@ -13,7 +13,7 @@ def report(runs: Path, output: Path) -> int:
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.page import render
     from flowers_bench.report.pictures import damaged_pictures
-    from flowers_bench.store import Store, write_atomically
+    from flowers_bench.store.folder import Store, write_atomically
 
     contents, code = read_store(runs)
     searches = Store(runs).of_searches().read()

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench.cli import FAILED, INTERRUPTED
-from flowers_bench.cli.asked import (
+from flowers_bench.cli.execute import AGAIN, execute, prepared, run_all, was_interrupted
+from flowers_bench.cli.options import (
     LONGEST,
-    Asked,
+    RunOptions,
     check_devices,
     check_executor,
     parse_settings,
@@ -19,18 +20,17 @@ from flowers_bench.cli.asked import (
     parse_sweeps,
     split_plugins,
 )
-from flowers_bench.cli.execute import AGAIN, execute, prepared, run_all, was_interrupted
 from flowers_bench.cli.progress import TrialProgress, messages, track
-from flowers_bench.errors import TrialDisturbed, TrialFailed, UsageError, printable, unknown_name
-from flowers_bench.host import Host, discover
+from flowers_bench.contract.host import Host, discover
+from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError, printable, unknown_name
 
 if TYPE_CHECKING:
-    from flowers_bench.data.dataset import Dataset
+    from flowers_bench.contract.dataset import Dataset
     from flowers_bench.executors.local import Outcome
-    from flowers_bench.suite import Planned, Request
+    from flowers_bench.plan.planning import Request, TrialPlan
 
 
-def run(asked: Asked, format: str, timeout: float) -> int:
+def run(asked: RunOptions, format: str, timeout: float) -> int:
     """Returns the exit code: 0 done, 1 a trial failed, 130 interrupted. Raises `UsageError` before anything trains."""
     if format not in ("text", "md"):
         raise unknown_name("format", format, ("text", "md"))
@@ -64,10 +64,10 @@ def run(asked: Asked, format: str, timeout: float) -> int:
 
 
 def _run_techniques(
-    host: Host, files: Sequence[Path], asked: Asked, names: Sequence[str], format: str, timeout: float
+    host: Host, files: Sequence[Path], asked: RunOptions, names: Sequence[str], format: str, timeout: float
 ) -> int:
-    from flowers_bench.grid import swept
-    from flowers_bench.suite import in_order, one_by_one, plan
+    from flowers_bench.plan.planning import in_order, one_by_one, plan
+    from flowers_bench.plan.suites import swept
 
     sweep = parse_sweeps(asked.sweeps)
     base = _request(asked)
@@ -91,11 +91,11 @@ def _run_techniques(
     return code if all(found) else code or FAILED
 
 
-def _run_suite(host: Host, files: Sequence[Path], asked: Asked, name: str, format: str, timeout: float) -> int:
-    from flowers_bench.grid import overridden, plan_suite, read_suite, with_found
-    from flowers_bench.report.reported import beside_reported, print_reported
-    from flowers_bench.store import Store
-    from flowers_bench.suite import in_order
+def _run_suite(host: Host, files: Sequence[Path], asked: RunOptions, name: str, format: str, timeout: float) -> int:
+    from flowers_bench.plan.planning import in_order
+    from flowers_bench.plan.suites import overridden, plan_suite, read_suite, with_found
+    from flowers_bench.report.published import beside_reported, print_reported
+    from flowers_bench.store.folder import Store
 
     if asked.sweeps:
         raise UsageError("--sweep goes with --plugin; in a suite, write the list of values into its file.")
@@ -115,9 +115,9 @@ def _run_suite(host: Host, files: Sequence[Path], asked: Asked, name: str, forma
     return code if all(found) else code or FAILED
 
 
-def _request(asked: Asked) -> Request:
+def _request(asked: RunOptions) -> Request:
     """What the command line says of all trials; which techniques, is said elsewhere."""
-    from flowers_bench.suite import Request
+    from flowers_bench.plan.planning import Request
 
     factors: dict[str, Any] = {"data": "petals", **asked.factors}
     return Request(
@@ -144,7 +144,7 @@ def _techniques_of(host: Host, file: Path) -> list[str]:
     return found
 
 
-def _refuse_divided_search(configurations: int, asked: Asked) -> None:
+def _refuse_divided_search(configurations: int, asked: RunOptions) -> None:
     if configurations and asked.shard != "1/1":
         raise UsageError(
             "a search tries one configuration after the other, which --shard cannot divide. Use --jobs, or leave the search "
@@ -156,23 +156,23 @@ def _searched(
     host: Host,
     files: Sequence[Path],
     requests: Sequence[Request],
-    asked: Asked,
+    asked: RunOptions,
     timeout: float,
     loaded: dict[Any, Dataset],
-) -> list[list[Planned]]:
+) -> list[list[TrialPlan]]:
     """Of each request the trials of the best configuration; none where no configuration could be trained, or the search was
     disturbed, which is told."""
-    from flowers_bench.environment import kernel_in_use
-    from flowers_bench.grid import distinct_requests
+    from flowers_bench.measure.hardware import kernel_in_use
+    from flowers_bench.plan.search import search
+    from flowers_bench.plan.suites import distinct_requests
     from flowers_bench.report.names import distinct_names
-    from flowers_bench.search import search
-    from flowers_bench.store import Store
+    from flowers_bench.store.folder import Store
 
     store = Store(asked.out).of_searches()
     kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
     longest = max(request.search for request in requests)
 
-    def run_round(number: int, planned: Sequence[Planned]) -> Sequence[Outcome]:
+    def run_round(number: int, planned: Sequence[TrialPlan]) -> Sequence[Outcome]:
         todo = prepared(planned, store)
         if todo:
             messages.print(f"search: configuration {number} of {longest}")
@@ -184,7 +184,7 @@ def _searched(
             raise KeyboardInterrupt
         return outcomes
 
-    found: list[list[Planned]] = []
+    found: list[list[TrialPlan]] = []
     searches = search(host, requests, files, run_round, loaded)
     for name, one in zip(distinct_requests(requests), searches, strict=True):
         try:
@@ -197,7 +197,7 @@ def _searched(
 
 
 def _in_words(about: Mapping[str, Any]) -> str:
-    from flowers_bench.report.numbers import duration, percent
+    from flowers_bench.report.formatting import duration, percent
 
     settings = ", ".join(f"{key}={value}" for key, value in about["settings"].items()) or "nothing to search"
     tried, different = about["configurations"], len(about["trials"])
@@ -210,7 +210,7 @@ def _in_words(about: Mapping[str, Any]) -> str:
     )
 
 
-def _execute_part(planned: Sequence[Planned], asked: Asked, format: str, timeout: float) -> int:
+def _execute_part(planned: Sequence[TrialPlan], asked: RunOptions, format: str, timeout: float) -> int:
     if not planned:  # no search found anything, which was told
         return FAILED
     part = planned[parse_shard(asked.shard)]

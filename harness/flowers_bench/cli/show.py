@@ -7,20 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench.errors import printable, unknown_name
-from flowers_bench.technique import in_use
+from flowers_bench.contract.technique import in_use
+from flowers_bench.util.errors import printable, unknown_name
 
 if TYPE_CHECKING:
     from flowers_bench.report.measures import Measure
-    from flowers_bench.store import TrialFolder
+    from flowers_bench.store.folder import TrialFolder
 
 Line = tuple[str, str]
 
 
 def show(trial: str, out: Path, format: str) -> None:
     """Print the trial. Raises `UsageError` for an unknown id or format, `Unreadable` for a damaged trial."""
-    from flowers_bench.report.numbers import json_text
-    from flowers_bench.store import Store
+    from flowers_bench.report.formatting import json_text
+    from flowers_bench.store.folder import Store
 
     if format not in ("text", "json"):
         raise unknown_name("format", format, ("text", "json"))
@@ -94,9 +94,9 @@ def _sha(digest: str | None) -> str:
 
 
 def _quality(folder: TrialFolder, result: Mapping[str, Any]) -> list[Line]:
+    from flowers_bench.report.aggregate import Configuration, Finished, build_row
+    from flowers_bench.report.formatting import percent, percent_interval
     from flowers_bench.report.measures import KINDS, QUALITY
-    from flowers_bench.report.numbers import percent, percent_interval
-    from flowers_bench.report.rows import Configuration, Finished, build_row
 
     row = build_row(folder.id, Configuration.alone(Finished.load(folder)))
     shares = {"test top-1 %": row.top1, "mean per class %": row.figures["mean_per_class"]}
@@ -114,7 +114,7 @@ def _quality(folder: TrialFolder, result: Mapping[str, Any]) -> list[Line]:
 
 
 def _stress(result: Mapping[str, Any]) -> list[Line]:
-    from flowers_bench.report.numbers import percent
+    from flowers_bench.report.formatting import percent
 
     return [
         (kind, ", ".join(f"{point['label']} {percent(point['top1'])}" for point in points))
@@ -123,9 +123,9 @@ def _stress(result: Mapping[str, Any]) -> list[Line]:
 
 
 def _cost(folder: TrialFolder, cost: Mapping[str, Any]) -> list[Line]:
+    from flowers_bench.report.aggregate import at
+    from flowers_bench.report.formatting import duration
     from flowers_bench.report.measures import COSTS, SPEEDS
-    from flowers_bench.report.numbers import duration
-    from flowers_bench.report.rows import at
 
     lines = [
         (measure.title, measure.format(value) + _bounds(measure, cost))
@@ -144,7 +144,7 @@ def _cost(folder: TrialFolder, cost: Mapping[str, Any]) -> list[Line]:
 
 def _bounds(measure: Measure, cost: Mapping[str, Any]) -> str:
     """The 95 % interval of a time that was taken many times, where the trial has it; `?` for a bound that it has not."""
-    from flowers_bench.report.rows import at
+    from flowers_bench.report.aggregate import at
 
     beside = at({"cost": cost}, measure.path[:-1])
     if "low" not in beside:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from flowers_bench.data.dataset import Images, Progress, silent
-from flowers_bench.errors import UsageError
-from flowers_bench.files import open_regular
+from flowers_bench.contract.dataset import Images, Progress, silent
+from flowers_bench.util.errors import UsageError
+from flowers_bench.util.files import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -31,7 +31,7 @@ from flowers_bench.data.levels import (
     to_bytes,
 )
 from flowers_bench.data.threads import in_order
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

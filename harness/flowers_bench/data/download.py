@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from flowers_bench.data.dataset import Progress, silent
+from flowers_bench.contract.dataset import Progress, silent
 from flowers_bench.data.files import open_named
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 _BLOCK = 1 << 20
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from flowers_bench.errors import UsageError
-from flowers_bench.files import open_regular, refuse_irregular
+from flowers_bench.util.errors import UsageError
+from flowers_bench.util.files import open_regular, refuse_irregular
 
 #: Formats that are read, in words.
 FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM"

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from flowers_bench.contract.dataset import DataRequest, Dataset, Progress, Split, silent, split_checksum
 from flowers_bench.data.cache import CachedImages, Slice, cached_images
-from flowers_bench.data.dataset import DataRequest, Dataset, Progress, Split, silent, split_checksum
 from flowers_bench.data.decode import DECODER, decode_images, image_size
 from flowers_bench.data.download import fetch, has_md5, unpack
 from flowers_bench.data.files import open_named
 from flowers_bench.data.hashes import content_hashes, copies_note
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 COUNTS = {"train": 1020, "val": 1020, "test": 6149}
 #: Below this median, in pixels, a copy of the photographs is called small in every result.

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from flowers_bench.contract.dataset import DataRequest, Dataset, Split, split_checksum
 from flowers_bench.data.cache import CachedImages, Selection, cached_images
-from flowers_bench.data.dataset import DataRequest, Dataset, Split, split_checksum
 from flowers_bench.data.decode import DECODER, decode_images
 from flowers_bench.data.hashes import Content, copies_note, image_contents
 from flowers_bench.data.levels import Scales, notes_on_levels, scales_of
 from flowers_bench.data.listing import Classes, find_splits, list_classes, look, notes_on_files
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 
 def load(request: DataRequest) -> Dataset:

@@ -11,14 +11,14 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flowers_bench.data.dataset import Progress, silent
+from flowers_bench.contract.dataset import Progress, silent
 from flowers_bench.data.decode import ORDINARY, ImageFacts, image_facts
 from flowers_bench.data.files import check_regular, open_named, read_image, unreadable
 from flowers_bench.data.levels import Levels
 from flowers_bench.data.threads import in_order
-from flowers_bench.errors import UsageError
-from flowers_bench.files import read_regular
-from flowers_bench.store import write_atomically
+from flowers_bench.store.folder import write_atomically
+from flowers_bench.util.errors import UsageError
+from flowers_bench.util.files import read_regular
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

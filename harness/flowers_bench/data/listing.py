@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowers_bench.data.files import FORMATS, files_below, has_image_name, is_image, visible
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 _ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 #: So many kinds of files, or pairs of names, are listed in one note.

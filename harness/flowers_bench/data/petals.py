@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowers_bench.contract.dataset import DataRequest, Dataset, Split, split_checksum
 from flowers_bench.data.cache import Slice, cached_images
-from flowers_bench.data.dataset import DataRequest, Dataset, Split, split_checksum
 from flowers_bench.data.threads import in_order
-from flowers_bench.errors import UsageError, unknown_name
+from flowers_bench.util.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from flowers_bench.data.dataset import Images
-from flowers_bench.trial import derive_seed
+from flowers_bench.contract.dataset import Images
+from flowers_bench.store.identity import derive_seed
 
 #: The share of the stored image's shortest side that the centre crop keeps: 224 of 256, as ImageNet evaluation does.
 CROP_RATIO = 224 / 256

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowers_bench.data.dataset import DataRequest, Dataset
+from flowers_bench.contract.dataset import DataRequest, Dataset
+from flowers_bench.contract.host import Host
 from flowers_bench.data.pixels import stored_side
-from flowers_bench.host import Host
 
 
 def reopen(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 Batches = Iterator[np.ndarray]
 Sampler = Callable[[np.ndarray, int, Mapping[str, Any], np.random.Generator], Batches]

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from flowers_bench.contract.dataset import Dataset, Split
 from flowers_bench.data.cache import Selection
-from flowers_bench.data.dataset import Dataset, Split
-from flowers_bench.errors import UsageError
-from flowers_bench.trial import derive_seed
+from flowers_bench.store.identity import derive_seed
+from flowers_bench.util.errors import UsageError
 
 
 def few_shot(dataset: Dataset, shots: int | None, seed: int) -> Dataset:

@@ -1,1 +1,1 @@
-"""Executors: where trials run. Here: this machine (`local`), or a Ray cluster (`ray`)."""
+"""Where trials run: this machine (`local`), several devices (`devices`), or a Ray cluster (`ray`)."""

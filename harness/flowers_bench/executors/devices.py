@@ -22,9 +22,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from flowers_bench.errors import TrialDisturbed, TrialFailed, UsageError, text_of
+from flowers_bench.training.distributed import ALONE, PeerLost, Ranks, joined, loopback
 from flowers_bench.training.loop import Interrupted
-from flowers_bench.training.ranks import ALONE, PeerLost, Ranks, joined, loopback
+from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError, text_of
 
 Work = Callable[[Ranks], None]
 #: Seconds in which the rank that is to blame must have ended, once another has lost it.

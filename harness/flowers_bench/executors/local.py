@@ -20,10 +20,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from flowers_bench.errors import TrialFailed
 from flowers_bench.executors import worker
 from flowers_bench.executors.memory import MemoryGuard
-from flowers_bench.store import TrialFolder, write_json
+from flowers_bench.store.folder import TrialFolder, write_json
+from flowers_bench.util.errors import TrialFailed
 
 OnEvent = Callable[[TrialFolder, dict[str, Any]], None]
 _PRELOAD = ["flowers_bench.executors.preload"]

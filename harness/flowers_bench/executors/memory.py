@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 
-from flowers_bench.errors import UsageError
-from flowers_bench.store import Store, TrialFolder
+from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.util.errors import UsageError
 
 #: Bytes that a trial is taken to need while nothing has been measured in its store.
 UNKNOWN = 2 * 2**30

@@ -19,10 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowers_bench.errors import UsageError
 from flowers_bench.executors import local
 from flowers_bench.executors.local import OnEvent, Outcome
-from flowers_bench.store import TrialFolder
+from flowers_bench.store.folder import TrialFolder
+from flowers_bench.util.errors import UsageError
 
 #: So many nodes may be lost under one trial.
 RETRIES = 3

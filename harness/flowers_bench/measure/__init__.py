@@ -1,1 +1,1 @@
-"""What is measured about a trial: quality of its predictions, cost of its training."""
+"""What is measured: quality of predictions, their intervals, cost, speed, energy, robustness."""

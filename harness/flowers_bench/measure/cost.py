@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from flowers_bench.store import TrialFolder
+from flowers_bench.store.folder import TrialFolder
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

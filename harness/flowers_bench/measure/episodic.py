@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from flowers_bench.errors import UsageError
-from flowers_bench.statistics import image_mean
-from flowers_bench.training.prediction import mean_logits
+from flowers_bench.measure.statistics import image_mean
+from flowers_bench.models.predictors import mean_logits
+from flowers_bench.util.errors import UsageError
 
 #: Episodes that the mean is taken over, and images per class that are asked about in each.
 EPISODES = 1000

@@ -19,7 +19,7 @@ import torch
 from scipy.stats import quantile_test
 from torch import Tensor
 
-from flowers_bench.environment import bfloat16_in_hardware
+from flowers_bench.measure.hardware import bfloat16_in_hardware
 
 #: A measurement repeats for so many seconds, and at least so many times: fewer give no 95 % interval of a median.
 SECONDS, RUNS = 0.2, 10

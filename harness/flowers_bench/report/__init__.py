@@ -1,1 +1,1 @@
-"""Reports: everything here is computed from the run store, never typed."""
+"""Tables, comparisons, the page and figures, all computed from the run store and never typed."""

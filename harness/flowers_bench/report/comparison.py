@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flowers_bench.environment import describe_hardware
-from flowers_bench.report.names import factors
-from flowers_bench.report.rows import Row, obstacles
-from flowers_bench.statistics import (
+from flowers_bench.contract.technique import in_use
+from flowers_bench.measure.hardware import describe_hardware
+from flowers_bench.measure.statistics import (
     Interval,
     holm,
     mcnemar,
@@ -20,7 +19,8 @@ from flowers_bench.statistics import (
     seeds_needed,
     won_and_lost,
 )
-from flowers_bench.technique import in_use
+from flowers_bench.report.aggregate import Row, obstacles
+from flowers_bench.report.names import factors
 
 #: A difference is claimed where its p-value, adjusted for all pairs, is below this.
 ALPHA = 0.05

@@ -6,12 +6,13 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
-from flowers_bench.errors import printable
-from flowers_bench.report import numbers, stress
+from flowers_bench.report import formatting as numbers
+from flowers_bench.report import robustness as stress
 from flowers_bench.report.comparison import ALPHA, Comparison, Pair, Refusal
-from flowers_bench.report.numbers import inert, markdown_cell, p_value, points_interval
-from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
-from flowers_bench.report.stress import UnderStress
+from flowers_bench.report.formatting import inert, markdown_cell, p_value, points_interval
+from flowers_bench.report.robustness import UnderStress
+from flowers_bench.report.table import Sheet, markdown_lines, print_sheet, stdout
+from flowers_bench.util.errors import printable
 
 COLUMNS = (
     "first",

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowers_bench.errors import Unreadable, printable
-from flowers_bench.grid import Figure
+from flowers_bench.plan.suites import Figure
+from flowers_bench.report.aggregate import Row
+from flowers_bench.report.formatting import percent, percent_interval
 from flowers_bench.report.names import factors, facts_without, told_apart
-from flowers_bench.report.numbers import percent, percent_interval
 from flowers_bench.report.pictures import drawn, read_picture
 from flowers_bench.report.plots import curve, finite
-from flowers_bench.report.rows import Row
-from flowers_bench.store import write_atomically
+from flowers_bench.store.folder import write_atomically
+from flowers_bench.util.errors import Unreadable, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas

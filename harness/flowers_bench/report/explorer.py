@@ -10,9 +10,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from flowers_bench.measure.quality import PerClass, confusion_counts, most_confused
+from flowers_bench.report.aggregate import Row
 from flowers_bench.report.pictures import Examples
 from flowers_bench.report.plots import rounded
-from flowers_bench.report.rows import Row
 
 #: Pairs of classes, examples of each, and images of any other kind.
 CONFUSED, EXAMPLES, PICTURED, HARDEST = 12, 3, 6, 12

@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from flowers_bench.environment import describe_hardware
+from flowers_bench.measure.hardware import describe_hardware
+from flowers_bench.report.aggregate import Finished, Row, build_row, by_configuration, protocol, search_budget
 from flowers_bench.report.comparison import Comparison, Pair
 from flowers_bench.report.names import distinct_names, factors, told_apart
-from flowers_bench.report.rows import Finished, Row, build_row, by_configuration, protocol, search_budget
-from flowers_bench.store import TrialFolder
+from flowers_bench.store.folder import TrialFolder
 
 
 @dataclass(frozen=True)

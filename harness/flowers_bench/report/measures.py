@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from flowers_bench.report.numbers import count, duration, energy, milliseconds, percent, plain, rate, size
-from flowers_bench.report.rows import Row, at
-from flowers_bench.statistics import share_interval
+from flowers_bench.measure.statistics import share_interval
+from flowers_bench.report.aggregate import Row, at
+from flowers_bench.report.formatting import count, duration, energy, milliseconds, percent, plain, rate, size
 
 Format = Callable[[float | None], str]
 

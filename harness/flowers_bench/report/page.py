@@ -14,22 +14,22 @@ from importlib.resources import files
 from typing import Any
 
 from flowers_bench import __version__
-from flowers_bench.environment import describe_hardware
-from flowers_bench.errors import Unreadable
+from flowers_bench.contract.technique import in_use
+from flowers_bench.measure.hardware import describe_hardware
+from flowers_bench.report.aggregate import Finished, Row
 from flowers_bench.report.comparison import Comparison, Pair
 from flowers_bench.report.comparison_text import sentence
 from flowers_bench.report.explorer import MATRICES_BUDGET, Matrices, explore, hardest
+from flowers_bench.report.formatting import duration, p_value, percent, percent_interval, plain, points_interval
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import COSTS, KINDS, QUALITY, SPEEDS, Kind, Measure
 from flowers_bench.report.names import distinct_names
-from flowers_bench.report.numbers import duration, p_value, percent, percent_interval, plain, points_interval
 from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, figures
 from flowers_bench.report.plots import CURVES, series, shots_series, sweeps
-from flowers_bench.report.rows import Finished, Row
+from flowers_bench.report.robustness import sentences, sheet, under_stress
 from flowers_bench.report.shots import Family, families
-from flowers_bench.report.stress import sentences, sheet, under_stress
-from flowers_bench.store import TrialFolder
-from flowers_bench.technique import in_use
+from flowers_bench.store.folder import TrialFolder
+from flowers_bench.util.errors import Unreadable
 
 #: Rows of the comparison matrix, which is about the best ones; `flowers-bench compare` takes any.
 COMPARED = 12

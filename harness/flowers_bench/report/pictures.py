@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowers_bench.data.decode import MAX_PIXELS
-from flowers_bench.errors import Unreadable
-from flowers_bench.files import read_regular
-from flowers_bench.records import damaged
-from flowers_bench.report.rows import Finished, Row
+from flowers_bench.report.aggregate import Finished, Row
+from flowers_bench.store.schema import damaged
+from flowers_bench.util.errors import Unreadable
+from flowers_bench.util.files import read_regular
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from flowers_bench.data.dataset import Dataset
-    from flowers_bench.store import TrialFolder
+    from flowers_bench.contract.dataset import Dataset
+    from flowers_bench.store.folder import TrialFolder
 
 #: Pixels of an example image's side, and of a figure's width at most.
 THUMBNAIL, FIGURE_WIDTH = 88, 1000
@@ -61,9 +61,9 @@ class Examples:
 
 def _dataset(trial: Finished) -> Dataset:
     """As its caches have it: a page is no reason to run a plugin file, to write, to download or to decode."""
+    from flowers_bench.contract.host import discover
     from flowers_bench.data.reopen import reopen
-    from flowers_bench.errors import UsageError
-    from flowers_bench.host import discover
+    from flowers_bench.util.errors import UsageError
 
     run = trial.run
     if not run.get("cache_dir") or not Path(run["cache_dir"]).is_dir():

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from flowers_bench.measure.quality import BINS, equal_width_bins
+from flowers_bench.report.aggregate import Row
 from flowers_bench.report.measures import COSTS
 from flowers_bench.report.names import factors, facts_without, told_apart
-from flowers_bench.report.rows import Row
 from flowers_bench.report.shots import Family
 
 #: Values of a factor that make a sweep.

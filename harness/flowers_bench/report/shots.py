@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from flowers_bench.measure.statistics import Interval
+from flowers_bench.report.aggregate import Row, protocol
+from flowers_bench.report.formatting import percent, percent_interval
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.names import configuration_id, distinct_names, told_apart
-from flowers_bench.report.numbers import percent, percent_interval
-from flowers_bench.report.rows import Row, protocol
-from flowers_bench.report.sheet import Sheet
-from flowers_bench.statistics import Interval
+from flowers_bench.report.table import Sheet
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,17 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
 
-from flowers_bench.errors import printable
-from flowers_bench.report import numbers
+from flowers_bench.measure.statistics import Interval
+from flowers_bench.report import formatting as numbers
+from flowers_bench.report.aggregate import Row
 from flowers_bench.report.comparison_text import sentence
+from flowers_bench.report.formatting import count, duration, inert, latex_cell, percent, percent_interval, size
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import EVERYTHING, KINDS, Measure
-from flowers_bench.report.numbers import count, duration, inert, latex_cell, percent, percent_interval, size
-from flowers_bench.report.rows import Row
-from flowers_bench.report.sheet import Sheet, markdown_lines, print_sheet, stdout
 from flowers_bench.report.shots import families
-from flowers_bench.statistics import Interval
-from flowers_bench.store import TrialFolder
+from flowers_bench.report.table import Sheet, markdown_lines, print_sheet, stdout
+from flowers_bench.store.folder import TrialFolder
+from flowers_bench.util.errors import printable
 
 COLUMNS = (
     "technique/variant",

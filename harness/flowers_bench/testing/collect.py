@@ -12,11 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from flowers_bench.errors import UsageError, unknown_name
-from flowers_bench.host import BUILT_IN, NO_PLUGIN, Host, Registered, discover, installed
-from flowers_bench.technique import Loss, Model, Recipe, Technique, Variant
+from flowers_bench.contract.host import BUILT_IN, NO_PLUGIN, Host, Registered, discover, installed
+from flowers_bench.contract.technique import Loss, Model, Recipe, Technique, Variant
 from flowers_bench.testing.contract import CHECKS
 from flowers_bench.testing.subject import Nonconformance, Subject, require
+from flowers_bench.util.errors import UsageError, unknown_name
 
 #: The variant's name of a technique that is made up here for a part that none has.
 ALONE = "alone"
@@ -114,7 +114,7 @@ def _loads(host: Host, name: str) -> None:
 def _imports_no_torch(name: str, files: Sequence[Path]) -> None:
     others = [p.name for p in installed() if p.name != name and p.dist and p.dist.name != BUILT_IN]
     code = (
-        "import sys; from pathlib import Path; from flowers_bench.host import discover\n"
+        "import sys; from pathlib import Path; from flowers_bench.contract.host import discover\n"
         "discover([Path(p) for p in sys.argv[1:]]); sys.exit('torch' in sys.modules)"
     )
     environment = {**os.environ, NO_PLUGIN: ",".join(others)}

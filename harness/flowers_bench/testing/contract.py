@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowers_bench.errors import UsageError
 from flowers_bench.testing.subject import (
     CONVOLUTIONAL,
     TRANSFORMER,
@@ -19,13 +18,14 @@ from flowers_bench.testing.subject import (
     other_generators,
     require,
 )
+from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+    from flowers_bench.contract.technique import Need
     from flowers_bench.nn import Output
-    from flowers_bench.technique import Need
 
 _LOOK = "look for a division by zero, a root, norm or logarithm of zero, or weights that nobody initialised."
 _FLOAT = "the model should calculate in float32 what needs it (x.float())."
@@ -171,7 +171,7 @@ def overfits_one_batch(subject: Subject) -> None:
     """It learns one batch by heart, as its own predictor sees them."""
     import numpy as np
 
-    from flowers_bench.data.dataset import Split
+    from flowers_bench.contract.dataset import Split
     from flowers_bench.measure.quality import correct_in_top_k
 
     rows = subject.rows()
@@ -449,7 +449,7 @@ def runs_in_a_process_of_its_own(subject: Subject) -> None:
     import torch
 
     from flowers_bench.executors.local import run_all
-    from flowers_bench.store import Store
+    from flowers_bench.store.folder import Store
     from flowers_bench.training.trial import load_trained
 
     with tempfile.TemporaryDirectory() as folder:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_cache_path
 
-from flowers_bench.errors import UsageError
-from flowers_bench.host import Host
+from flowers_bench.contract.host import Host
+from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from flowers_bench.suite import Planned
+    from flowers_bench.plan.planning import TrialPlan
     from flowers_bench.training.loop import Parts
 
 #: Small networks to check with: the first one that fits is taken, transformers first where the default one is one.
@@ -64,7 +64,7 @@ class Subject:
     store: Path | None = None
 
     @functools.cached_property
-    def planned(self) -> Planned:
+    def planned(self) -> TrialPlan:
         """The tiny trial. Raises `UsageError` as a run's planning does."""
         errors: list[UsageError] = []
         for name in [self.backbone] if self.backbone else self._backbones():
@@ -84,8 +84,8 @@ class Subject:
         transformer = known and "vision_transformer" in timm.models.model_entrypoint(default).__module__
         return [TRANSFORMER, CONVOLUTIONAL] if transformer else [CONVOLUTIONAL, TRANSFORMER]
 
-    def _plan(self, backbone: str) -> Planned:
-        from flowers_bench.suite import Request, plan
+    def _plan(self, backbone: str) -> TrialPlan:
+        from flowers_bench.plan.planning import Request, plan
 
         settings = {**TINY, **{k: v for k, v in TINY_SAMPLING.items() if k in self._options()}, **self.settings}
         request = Request(
@@ -121,9 +121,9 @@ class Subject:
 
     def model(self, backbone: str | None = None) -> nn.Module:
         """The model alone, on the trial's backbone with its options, or on another with its part's default options."""
-        from flowers_bench.backbone import Backbone
-        from flowers_bench.technique import ModelContext
-        from flowers_bench.weights import Weights
+        from flowers_bench.contract.technique import ModelContext
+        from flowers_bench.models.backbones import Backbone
+        from flowers_bench.models.weights import Weights
 
         trial = self.planned.trial
         part, classes, size = self.host.models[trial.model].value, self.data.num_classes, trial.recipe.image_size
@@ -181,8 +181,8 @@ class Subject:
 
     def steps(self, parts: Parts, batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> Iterator[float]:
         """The same, one step at a time."""
+        from flowers_bench.contract.technique import Recipe
         from flowers_bench.nn import train_mode
-        from flowers_bench.technique import Recipe
         from flowers_bench.training.optimizer import build_optimizer
 
         if not any(p.requires_grad for p in parts.model.parameters()):

@@ -1,1 +1,1 @@
-"""Training: the one loop, evaluation, checkpoints."""
+"""A trial from its parts to its result: building, the one loop, checkpoints, the trained model again."""

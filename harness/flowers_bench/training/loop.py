@@ -16,21 +16,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from flowers_bench.contract.dataset import Images, Split
 from flowers_bench.data.cache import Selection
-from flowers_bench.data.dataset import Images, Split
 from flowers_bench.data.pixels import Augmented, Normalizer
 from flowers_bench.data.samplers import SAMPLERS
-from flowers_bench.errors import TrialDisturbed, TrialFailed
 from flowers_bench.measure.energy import Meter, joules_of_all
 from flowers_bench.measure.quality import correct_in_top_k, negative_log_likelihood
+from flowers_bench.models.predictors import Evaluator
 from flowers_bench.nn import Output, train_mode
-from flowers_bench.store import write_atomically
+from flowers_bench.store.folder import write_atomically
+from flowers_bench.store.identity import Trial, derive_seed
 from flowers_bench.training.average import Average
+from flowers_bench.training.distributed import ALONE, Ranks
+from flowers_bench.training.frozen_prefix import CachedActivations
 from flowers_bench.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
-from flowers_bench.training.prediction import Evaluator
-from flowers_bench.training.prefix import Stored
-from flowers_bench.training.ranks import ALONE, Ranks
-from flowers_bench.trial import Trial, derive_seed
+from flowers_bench.util.errors import TrialDisturbed, TrialFailed
 
 #: Clean training accuracy is measured each epoch on a fixed sample of at most this many training images, and of no more
 #: than validation has: it must not cost more than validating does.
@@ -68,7 +68,7 @@ class Parts:
     probabilities: bool = True
     views: int | None = None
     drawing: Mapping[str, Any] = field(default_factory=dict)
-    stored: Stored | None = None
+    stored: CachedActivations | None = None
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Training:
         recipe = self.trial.recipe
         self._model = self.parts.model
         self._optimizer = build_optimizer(recipe, self._model, self.parts.criterion) if self._trainable() else None
-        averaged = recipe.ema_decay and self.ranks.leads
+        averaged = recipe.ema_decay and self.ranks.is_main
         self._average = Average(self._model, recipe.ema_decay) if averaged else None
         self._best = (-1.0, -math.inf)
         self._source = Augmented(self.train.images, self.parts.image_transform, self.parts.views)
@@ -107,7 +107,7 @@ class Training:
         sample = np.random.default_rng(derive_seed(self.trial.seed, "train sample"))
         chosen = self._rows = np.sort(sample.permutation(len(self.train))[: min(TRAIN_SAMPLE, len(self.val))])
         images: Images = Selection(self.train.images, chosen)
-        if isinstance(self.train.images, Stored):
+        if isinstance(self.train.images, CachedActivations):
             images = self.train.images.sample(images, chosen)
         self._sample = Split(images, self.train.labels[chosen], chosen.tolist())
 
@@ -148,20 +148,20 @@ class Training:
             self.history.append(record)
             self._save()
             on_epoch(record)
-            if self.ranks.told(self.stop_requested()) and len(self.history) < recipe.epochs:
+            if self.ranks.broadcast(self.stop_requested()) and len(self.history) < recipe.epochs:
                 raise Interrupted
         if self.best_epoch == 0:
             self._save_weights()
-        if self.ranks.leads:
+        if self.ranks.is_main:
             self._load_best(self._best_path)
         return self._model
 
     def _open_stored(self) -> None:
         """Where several processes start from stored activations, the one that leads computes them, and says so."""
         if self.parts.stored is not None and self.ranks.count > 1:
-            if self.ranks.leads:
+            if self.ranks.is_main:
                 self.parts.stored.prepare()
-            self.ranks.told(None)
+            self.ranks.broadcast(None)
 
     def _out_of_patience(self) -> bool:
         patience = self.trial.recipe.patience
@@ -186,14 +186,14 @@ class Training:
         record = {
             "epoch": epoch,
             "train_loss": float(total) / images,
-            **(self._validated() if self.ranks.leads else {}),
+            **(self._validated() if self.ranks.is_main else {}),
             "train_seconds": train_seconds,
             "wait_seconds": self._waited,
             "seconds": time.perf_counter() - started,
             "images": images,
-            **joules_of_all(self.ranks.all(self._energy.lap())),
+            **joules_of_all(self.ranks.all_gather(self._energy.lap())),
         }
-        return self.ranks.told(record)
+        return self.ranks.broadcast(record)
 
     def _validated(self) -> dict[str, float]:
         predict = self.parts.evaluator.fit(self._evaluated, self.train)
@@ -223,8 +223,8 @@ class Training:
                 state = torch.get_rng_state()
             for owner in range(len(turn)):
                 self._seed(epoch, first + owner)
-                handed = ranks.handed(images, owner)
-                torch.set_rng_state(ranks.handed(state, owner))
+                handed = ranks.broadcast_tensor(images, owner)
+                torch.set_rng_state(ranks.broadcast_tensor(state, owner))
                 yield handed
 
     def _draw(self, epoch: int, step: int, indices: np.ndarray) -> Tensor:
@@ -257,7 +257,7 @@ class Training:
             )
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.ranks.sum_gradients(len(indices), self._model, self.parts.criterion)
+        self.ranks.all_reduce_gradients(len(indices), self._model, self.parts.criterion)
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_norm)
         self._optimizer.step()
@@ -292,12 +292,12 @@ class Training:
             self._save_weights()
 
     def _save_weights(self) -> None:
-        if self.ranks.leads:
+        if self.ranks.is_main:
             save_weights(self._evaluated, self._best_path)
 
     def _save(self) -> None:
         assert self._optimizer is not None
-        if not self.ranks.leads:
+        if not self.ranks.is_main:
             return
         criterion = self.parts.criterion
         state = {

@@ -10,8 +10,8 @@ import torch
 from timm.models import group_parameters
 from torch import nn
 
-from flowers_bench.errors import UsageError
-from flowers_bench.technique import Recipe
+from flowers_bench.contract.technique import Recipe
+from flowers_bench.util.errors import UsageError
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module, criterion: object) -> torch.optim.Optimizer:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowers_bench.errors import UsageError
+from flowers_bench.util.errors import UsageError
 
 
 def refuse_undefined_gradients(model: nn.Module, image: Tensor, precision: str) -> None:

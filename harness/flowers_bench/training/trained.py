@@ -12,15 +12,15 @@ from platformdirs import user_cache_path
 from scipy.special import softmax
 from torch import Tensor
 
-from flowers_bench.data.dataset import Dataset
+from flowers_bench.contract.dataset import Dataset
+from flowers_bench.contract.host import discover_for, files_of_trial
 from flowers_bench.data.pixels import Normalizer, evaluation_transform
-from flowers_bench.errors import UsageError
-from flowers_bench.host import discover_for, files_of_trial
 from flowers_bench.measure.quality import fit_temperature
-from flowers_bench.store import TrialFolder
-from flowers_bench.training.prediction import Fitted
+from flowers_bench.models.predictors import Fitted
+from flowers_bench.store.folder import TrialFolder
+from flowers_bench.store.identity import Trial, trial_from_config
 from flowers_bench.training.trial import load_dataset, load_trained
-from flowers_bench.trial import Trial, trial_from_config
+from flowers_bench.util.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -21,18 +21,17 @@ import pandas as pd
 import torch
 from torch import nn
 
-from flowers_bench.backbone import Backbone, check_backbone, mean_and_std
-from flowers_bench.data.dataset import Dataset, Split
+from flowers_bench.contract.dataset import Dataset, Split
+from flowers_bench.contract.host import Host, discover, discover_for
+from flowers_bench.contract.pictures import FigureContext
+from flowers_bench.contract.technique import AugmentationContext, LossContext, ModelContext
 from flowers_bench.data.pixels import Augmented, Normalizer, evaluation_transform
 from flowers_bench.data.reopen import reopen
 from flowers_bench.data.samplers import held_out_classes
 from flowers_bench.data.shots import few_shot
-from flowers_bench.environment import environment
-from flowers_bench.errors import TrialFailed, UsageError
-from flowers_bench.figures import FigureContext
-from flowers_bench.host import Host, discover, discover_for
 from flowers_bench.measure.cost import flops, parameter_counts, peak_memory, peak_of_all, training_cost
 from flowers_bench.measure.episodic import episodic_accuracy
+from flowers_bench.measure.hardware import environment
 from flowers_bench.measure.inference import inference_cost
 from flowers_bench.measure.quality import (
     fit_temperature,
@@ -42,19 +41,20 @@ from flowers_bench.measure.quality import (
     quality_by_class,
 )
 from flowers_bench.measure.retrieval import Retrieval
-from flowers_bench.records import damaged
-from flowers_bench.remote import trust_cache
-from flowers_bench.store import SCHEMA_VERSION, TrialFolder, write_atomically, write_json
-from flowers_bench.technique import AugmentationContext, LossContext, ModelContext
+from flowers_bench.models.backbones import Backbone, check_backbone, mean_and_std
+from flowers_bench.models.predictors import EVALUATION_BATCH, Evaluator, Fitted, gives_probabilities
+from flowers_bench.models.weights import Weights
+from flowers_bench.models.weights.files import read_tensors
+from flowers_bench.models.weights.source import file_sha256
+from flowers_bench.store.folder import SCHEMA_VERSION, TrialFolder, write_atomically, write_json
+from flowers_bench.store.identity import Trial, derive_seed, does_not_match, trial_from_config
+from flowers_bench.store.remote import trust_cache
+from flowers_bench.store.schema import damaged
+from flowers_bench.training.distributed import ALONE, Ranks
+from flowers_bench.training.frozen_prefix import CachedActivations, Prefix, find_cut
 from flowers_bench.training.loop import Emit, Parts, Training
 from flowers_bench.training.precision import refuse_undefined_gradients
-from flowers_bench.training.prediction import EVALUATION_BATCH, Evaluator, Fitted, gives_probabilities
-from flowers_bench.training.prefix import Prefix, Stored, find_cut
-from flowers_bench.training.ranks import ALONE, Ranks
-from flowers_bench.trial import Trial, derive_seed, does_not_match, trial_from_config
-from flowers_bench.weights import Weights
-from flowers_bench.weights.files import read_tensors
-from flowers_bench.weights.source import file_sha256
+from flowers_bench.util.errors import TrialFailed, UsageError
 
 #: So many test images at most are mixed to see which classes are found in them.
 MIXED_SAMPLE = 1000
@@ -74,7 +74,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
         UsageError: data, weights or plugins are not what the plan saw.
     """
     started = time.perf_counter()
-    if not ranks.leads:
+    if not ranks.is_main:
         emit = _unheard
     config, run = folder.config(), folder.run()
     trial = trial_from_config(config)
@@ -90,9 +90,9 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     dataset, prefix = start_from_prefix(trial, parts, dataset, Path(run["cache_dir"]), emit)
     stop = interrupt_flag()
     training = Training(trial, parts, dataset.train, dataset.val, folder.path, emit, stop, ranks=ranks)
-    if not ranks.leads:
+    if not ranks.is_main:
         training.run(lambda record: None)
-        ranks.all(peak_memory(device))
+        ranks.all_gather(peak_memory(device))
         return
 
     def tell(hook: str, **news: Any) -> None:
@@ -107,7 +107,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
         tell("epoch_finished", epoch=record)
 
     model = training.run(on_epoch)
-    _, *others = ranks.all(peak_memory(device))
+    _, *others = ranks.all_gather(peak_memory(device))
     # Once more: killed between the last checkpoint and its line of history, a continuation runs no epoch.
     write_history(folder.path, training.history)
     emit({"event": "testing"})
@@ -268,7 +268,8 @@ def start_from_prefix(
     def stored(name: str, split: Split) -> Split:
         inputs = Augmented(split.images, evaluated)
         return replace(
-            split, images=Stored(prefix, split.images, inputs, {**named(name, split), "inputs": "evaluation"})
+            split,
+            images=CachedActivations(prefix, split.images, inputs, {**named(name, split), "inputs": "evaluation"}),
         )
 
     given = dataset.train.images
@@ -282,7 +283,7 @@ def start_from_prefix(
         else:
             inputs = Augmented(given, parts.image_transform, parts.views)
             identity = {**named("train", dataset.train), "inputs": dict(parts.drawing)}
-            parts.stored = Stored(prefix, given, inputs, identity, trial.recipe.precision)
+            parts.stored = CachedActivations(prefix, given, inputs, identity, trial.recipe.precision)
     return dataset, prefix.facts
 
 

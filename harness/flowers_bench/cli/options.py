@@ -1,0 +1,185 @@
+"""The command line of `run`: what it says, and what in it is wrong or does not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from platformdirs import user_cache_path
+
+from flowers_bench.util.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from flowers_bench.store.remote import RemoteStore
+
+#: Of `--timeout`, in seconds: a year.
+LONGEST = 366 * 86400
+EXECUTORS = ("local", "ray")
+#: What has an option of its own, and is therefore no `KEY` of `--set`.
+OWN_OPTIONS = {
+    "technique": "--plugin",
+    **{key: f"--{key}" for key in ("data", "backbone", "weights", "loss", "augmentation", "shots", "seeds", "search")},
+}
+#: Those of them whose values are no list for `--sweep` either.
+NOT_SWEPT = ("technique", "shots", "seeds", "search")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The command line of `run`.
+
+    Attributes:
+        suite: name or file, or None where `plugin` names techniques.
+        factors: data, backbone, weights, loss and augmentation, as far as given.
+        settings, sweeps: `KEY=VALUE` and `KEY=V1,V2` texts.
+        shard: `I/N`.
+        search: how many configurations to try for each technique; 0: the recipes as they are; None: what the suite says.
+        threads: of each trial, or None where not given.
+        devices: that each trial is divided among.
+        executor: `local` or `ray`; with the latter, `address` of its cluster and `gpus` of each trial.
+        store: folder or URL.
+        shots: `K1,K2`, or empty for the whole training split, or what the suite says.
+        stress: whether to measure on changed test images too.
+        track: names of trackers, with commas.
+    """
+
+    suite: str | None
+    plugin: str
+    factors: Mapping[str, str]
+    seeds: int | None
+    settings: Sequence[str]
+    sweeps: Sequence[str]
+    data_dir: Path | None
+    store: str
+    jobs: int
+    shard: str
+    search: int | None = None
+    threads: int | None = None
+    executor: str = "local"
+    address: str | None = None
+    gpus: float | None = None
+    shots: str = ""
+    stress: bool = False
+    track: str = ""
+    devices: int = 1
+
+    @property
+    def cache(self) -> Path:
+        """Where downloads and caches lie."""
+        return self.data_dir or user_cache_path("flowers-bench")
+
+    @cached_property
+    def remote(self) -> RemoteStore | None:
+        """The store at a URL, if that is where results go."""
+        from flowers_bench.store.remote import RemoteStore, is_url
+
+        return RemoteStore(self.store, self.cache) if is_url(self.store) else None
+
+    @property
+    def out(self) -> Path:
+        """The folder where trials run: the store, or the mirror of the one at a URL."""
+        return self.remote.mirror if self.remote else Path(self.store)
+
+    @property
+    def threads_of_a_trial(self) -> int | None:
+        """As asked for; on a cluster, else `OMP_NUM_THREADS` or 1; None leaves it to the plan."""
+        from flowers_bench.plan.planning import threads_of_environment
+
+        return self.threads or (None if self.executor == "local" else threads_of_environment() or 1)
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names in `track`, each once."""
+        return list(dict.fromkeys(name.strip() for name in self.track.split(",") if name.strip()))
+
+
+def check_executor(asked: RunOptions) -> None:
+    """Raises `UsageError` for an unknown executor, for options of another one, and where Ray is not installed."""
+    if asked.executor not in EXECUTORS:
+        raise unknown_name("executor", asked.executor, EXECUTORS)
+    if asked.executor == "ray":
+        from flowers_bench.executors.ray import require_ray
+
+        require_ray()
+        if asked.jobs > 1:
+            raise UsageError(
+                "--jobs is for one machine. On a cluster, --threads and --gpus say how much a trial takes."
+            )
+    elif asked.address is not None or asked.gpus is not None:
+        raise UsageError("--address and --gpus go with --executor ray.")
+
+
+def check_devices(asked: RunOptions) -> None:
+    """Raises `UsageError` where there are too few devices for each trial, or where something else divides them."""
+    if asked.devices == 1:
+        return
+    if asked.executor != "local":
+        raise UsageError(
+            "--devices is for one machine; a trial on a Ray cluster takes one device (--gpus). Use one of them."
+        )
+    if asked.jobs > 1:
+        raise UsageError(
+            "--jobs gives this machine to several trials, --devices to one. Use one of them; for many trials --jobs is the "
+            "quicker."
+        )
+    from flowers_bench.executors.devices import refuse_missing
+
+    refuse_missing(asked.devices)
+
+
+def parse_shard(text: str) -> slice:
+    """`2/4` to every fourth trial from the second on: shards of one command share nothing and leave nothing out."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise UsageError(f"--shard {text}: expected I/N with I from 1 to N, such as --shard 2/4.")
+    return slice(int(index) - 1, None, int(count))
+
+
+def parse_shots(text: str) -> list[int]:
+    """`1,2,5` to `[1, 2, 5]`, and an empty text to `[]`."""
+    values = [value.strip() for value in text.split(",")] if text else []
+    if not all(value.isdecimal() and int(value) > 0 for value in values) or len(set(map(int, values))) < len(values):
+        raise UsageError(f"--shots {text}: expected different whole numbers from 1, such as --shots 1,2,5,10.")
+    return sorted(map(int, values))
+
+
+def split_plugins(text: str) -> tuple[list[Path], list[str]]:
+    """`a,b/c,./mine.py` to plugin files and technique names."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    files = [Path(item) for item in items if item.endswith(".py")]
+    return files, [item for item in items if not item.endswith(".py")]
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, str]:
+    """`["lr=3e-4"]` to `{"lr": "3e-4"}`; refuses what has no `=` and what is given twice."""
+    found: dict[str, str] = {}
+    for item in settings:
+        key, equals, value = item.partition("=")
+        if not equals or not key or not value:
+            raise UsageError(f"--set {item}: expected KEY=VALUE, such as --set lr=3e-4.")
+        key = key.strip()
+        if key in found:
+            raise UsageError(f"--set {key} is given twice.")
+        if key in OWN_OPTIONS:
+            raise UsageError(f"--set {key}: this has an option of its own, {OWN_OPTIONS[key]}.")
+        found[key] = value.strip()
+    return found
+
+
+def parse_sweeps(sweeps: Sequence[str]) -> dict[str, list[str]]:
+    """`["prompt_length=5,10"]` to `{"prompt_length": ["5", "10"]}`; refuses empty and repeated values."""
+    found = {}
+    for item in sweeps:
+        key, equals, text = (part.strip() for part in item.partition("="))
+        values = [value.strip() for value in text.split(",")]
+        if not equals or not key or not all(values):
+            raise UsageError(f"--sweep {item}: expected KEY=V1,V2,..., such as --sweep prompt_length=5,10,25.")
+        if key in found or len(set(values)) < len(values):
+            raise UsageError(f"--sweep {item}: {key if key in found else 'a value'} is given twice.")
+        if key in NOT_SWEPT:
+            raise UsageError(f"--sweep {key}: this has an option of its own, {OWN_OPTIONS[key]}.")
+        found[key] = values
+    return found

@@ -1,0 +1,421 @@
+"""Discovery: which plugins there are, which of them work, and what they register.
+
+pluggy calls hooks; what is added here is isolation. Stock pluggy stops at the first entry point that fails to
+import and at the first implementation that raises. Here each plugin is loaded and asked on its own: a broken one
+is reported by name and skipped by everything that does not need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import difflib
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+import pluggy
+
+from flowers_bench import hookspecs
+from flowers_bench.contract.dataset import DatasetSource
+from flowers_bench.contract.technique import Augmentation, Loss, Model, Technique
+from flowers_bench.util.errors import UsageError, printable, text_of, unknown_name
+
+T = TypeVar("T")
+BUILT_IN = "flowers-bench"
+#: The environment variable that switches plugins of other packages off: names with commas, or `all`.
+NO_PLUGIN = "FLOWERS_BENCH_NO_PLUGIN"
+#: How a file's identity begins; that of a package is its name and version.
+_BY_CONTENT = "sha256:"
+#: Seconds that a plugin may take to be imported and to answer the `register_*` hooks.
+IMPORT_TIMEOUT = 60.0
+#: Seconds that a tracker may take to note what it is told.
+TRACKER_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class Registered(Generic[T]):
+    """A registered value and the plugin it came from."""
+
+    value: T
+    plugin: str
+
+
+@dataclass
+class PluginStatus:
+    """One plugin as found.
+
+    Attributes:
+        name: entry-point name, or the file's stem.
+        origin: the distribution's name, or the file's path.
+        code: what identifies the code in a trial's id: distribution and version, or the file's SHA-256.
+        version: the distribution's, empty for a file.
+        hooks: the hooks it implements.
+        error: why it is skipped, or None.
+        off: switched off by the user: not even imported.
+        tracker: the package that it needs if it is a tracker, whose observers are called only on demand; else None.
+    """
+
+    name: str
+    origin: str
+    code: str
+    version: str = ""
+    hooks: list[str] = field(default_factory=list)
+    error: str | None = None
+    off: bool = False
+    tracker: str | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a single file, and no package's."""
+        return self.code.startswith(_BY_CONTENT)
+
+
+class Host:
+    """What discovery found. Build one with `discover`.
+
+    Attributes:
+        tracking: names of the trackers whose observers are called.
+        withheld: what to say of plugin files that were not loaded, where a name is unknown.
+    """
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        self.plugins: dict[str, PluginStatus] = {}
+        self.models: dict[str, Registered[Model]] = {}
+        self.losses: dict[str, Registered[Loss]] = {}
+        self.augmentations: dict[str, Registered[Augmentation]] = {}
+        self.techniques: dict[str, Registered[Technique]] = {}
+        self.datasets: dict[str, Registered[DatasetSource]] = {}
+        self.tracking: Collection[str] = ()
+        self.withheld = ""
+
+    def add(self, status: PluginStatus, load: Callable[[], object]) -> None:
+        """Load one plugin and take in what it registers; on any failure note the reason and skip it whole."""
+        if status.name in self.plugins:
+            raise UsageError(
+                f"two plugins are called {status.name!r}: {self.plugins[status.name].origin} and {status.origin}. "
+                "Uninstall or rename one of them."
+            )
+        self.plugins[status.name] = status
+        try:
+            with _stdout_elsewhere(), _time_limit(IMPORT_TIMEOUT):
+                module = load()
+                self._register(status, module)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise anything, SystemExit included
+            status.error = printable(f"{type(error).__name__}: {text_of(error)}")
+            if self._manager.has_plugin(status.name):
+                self._manager.unregister(name=status.name)
+
+    def _register(self, status: PluginStatus, module: object) -> None:
+        wanted = getattr(module, "FLOWERS_BENCH_API", hookspecs.PLUGIN_API)
+        if wanted != hookspecs.PLUGIN_API:
+            raise UsageError(
+                f"written for plugin API {wanted}, this flowers-bench has API {hookspecs.PLUGIN_API}. "
+                "Install matching versions."
+            )
+        status.tracker = getattr(module, "FLOWERS_BENCH_TRACKER", None)
+        self._manager.register(module, name=status.name)
+        callers = self._manager.get_hookcallers(module) or []
+        status.hooks = sorted(caller.name for caller in callers)
+        _refuse_unknown_hooks(callers)
+        if not callers:
+            raise UsageError("has no hook implementations: mark its functions with @flowers_bench.hookimpl")
+        # Everything is checked before anything is taken, so that a broken plugin leaves nothing behind.
+        found = [(table, kind, self._ask(status.name, hook, kind)) for hook, table, kind in self._tables()]
+        for table, kind, values in found:
+            _refuse_collisions(table, kind, values)
+        for table, _, values in found:
+            table.update({value.name: Registered(value, status.name) for value in values})
+
+    def _tables(self) -> list[tuple[str, dict[str, Registered[Any]], type]]:
+        return [
+            ("register_models", self.models, Model),
+            ("register_losses", self.losses, Loss),
+            ("register_augmentations", self.augmentations, Augmentation),
+            ("register_techniques", self.techniques, Technique),
+            ("register_datasets", self.datasets, DatasetSource),
+        ]
+
+    def _ask(self, plugin: str, hook: str, kind: type) -> list[Any]:
+        values: list[Any] = []
+        for implementation in self._implementations(hook, plugin):
+            returned = implementation()
+            if not isinstance(returned, Sequence) or not all(isinstance(v, kind) for v in returned):
+                raise UsageError(f"{hook}() must return a list of {kind.__name__}, but returned {returned!r:.200}")
+            values.extend(returned)
+        return values
+
+    def _implementations(self, hook: str, plugin: str) -> list[Callable[..., Any]]:
+        return [
+            impl.function for impl in getattr(self._manager.hook, hook).get_hookimpls() if impl.plugin_name == plugin
+        ]
+
+    def notify(self, hook: str, **arguments: Any) -> list[str]:
+        """Call an observer hook in every plugin, but for trackers that were not asked for. A plugin that raises does
+        not stop the others. A tracker that raises, or is not done in time, is not called again: its server or disk would
+        hold up every epoch of the trial in the same way.
+
+        Returns the failures, one line each: plugin, hook, error.
+        """
+        failures = []
+        for impl in getattr(self._manager.hook, hook).get_hookimpls():
+            name = impl.plugin_name
+            tracker = self.plugins[name].tracker
+            if tracker and name not in self.tracking:
+                continue
+            try:
+                with _time_limit(TRACKER_TIMEOUT) if tracker else contextlib.nullcontext():
+                    impl.function(**{argument: arguments[argument] for argument in impl.argnames})
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # SystemExit included
+                what = f"{type(error).__name__.lstrip('_')}: {text_of(error)}"
+                if tracker:
+                    self.tracking = [other for other in self.tracking if other != name]
+                    failures.append(f"tracker {name!r} is left out of this trial from here on: {hook}: {what}")
+                else:
+                    failures.append(f"plugin {name!r} raised in {hook}: {what}")
+        return failures
+
+    def refuse_unfit_trackers(self, names: Collection[str]) -> None:
+        """Raises `UsageError` for a name that is no tracker's, and for one whose package is not installed."""
+        trackers = {name: status for name, status in self.plugins.items() if status.tracker and not status.error}
+        for name in names:
+            if name not in trackers:
+                raise unknown_name("tracker", name, trackers)
+            status = trackers[name]
+            if importlib.util.find_spec(str(status.tracker)) is None:
+                extra = f"'flowers-bench[{name}]'" if status.origin.startswith(BUILT_IN) else status.tracker
+                raise UsageError(f"--track {name} needs {status.tracker}, which is not installed: pip install {extra}")
+
+    def broken(self) -> Iterator[PluginStatus]:
+        """The plugins that are skipped."""
+        return (status for status in self.plugins.values() if status.error)
+
+    def find(self, kind: str, table: Mapping[str, Registered[T]], name: str) -> Registered[T]:
+        """The registered value of that name; `UsageError` says what is known and whether a broken plugin has that name."""
+        if name in table:
+            return table[name]
+        status = self.plugins.get(name)
+        if status and status.off:
+            raise UsageError(f"plugin {name!r} ({status.origin}) is switched off by --no-plugin or {NO_PLUGIN}.")
+        if status and status.error:
+            raise UsageError(f"plugin {name!r} ({status.origin}) is broken and was skipped: {status.error}")
+        raise self.unknown(kind, name, table)
+
+    def unknown(self, kind: str, name: str, known: Iterable[str]) -> UsageError:
+        """The error for a name that nobody registered; plugins that are not asked may be the ones that have it."""
+        skipped = [f"{p.name} (switched off by --no-plugin or {NO_PLUGIN})" for p in self.plugins.values() if p.off]
+        skipped += [f"{p.name} (broken)" for p in self.broken()]
+        note = f" It may be registered by a plugin that was skipped: {', '.join(skipped)}." if skipped else ""
+        withheld = f" {self.withheld}" if self.withheld else ""
+        return UsageError(f"{unknown_name(kind, name, known)}{note}{withheld}")
+
+
+@contextlib.contextmanager
+def _stdout_elsewhere() -> Iterator[None]:
+    """What is printed inside goes to stderr, also where it bypasses Python (the file descriptor, a child process): it must
+    not end up in output that scripts parse."""
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as undo:
+        with contextlib.suppress(OSError):  # one of the two is closed: nothing to be kept clean
+            kept = os.dup(1)
+            undo.callback(os.close, kept)
+            os.dup2(2, 1)
+            undo.callback(os.dup2, kept, 1)
+            undo.callback(ctypes.CDLL(None).fflush, None)  # what a C library has printed so far lies in its own buffer
+        yield
+
+
+class _TookTooLong(BaseException):
+    """Not an `Exception`, so that a plugin's own `except Exception` does not swallow it."""
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise in the middle of whatever Python runs inside after so many seconds; does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_alarm(signum: int, frame: object) -> None:
+        raise _TookTooLong(f"was not ready after {seconds:g} s")
+
+    started = time.monotonic()
+    previous = signal.signal(signal.SIGALRM, on_alarm)
+    waiting, _ = signal.setitimer(signal.ITIMER_REAL, seconds)  # somebody else's, such as a test's own limit
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # first, so that it cannot go off in here
+        left = max(1e-3, waiting - (time.monotonic() - started)) if waiting else 0
+        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_REAL, left)
+
+
+def _refuse_unknown_hooks(callers: Sequence[pluggy.HookCaller]) -> None:
+    # pluggy accepts a misspelt hook silently until check_pending(), which stops at the first plugin.
+    known = [name for name, _ in inspect.getmembers(hookspecs, inspect.isfunction)]
+    for caller in callers:
+        if not caller.has_spec():
+            near = difflib.get_close_matches(caller.name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"implements unknown hook {caller.name!r}.{hint}")
+
+
+def _refuse_collisions(table: Mapping[str, Registered[Any]], kind: type, values: Sequence[Any]) -> None:
+    seen: set[str] = set()
+    for value in values:
+        for name in (value.name, *(value.variants if isinstance(value, Technique) else ())):
+            if not isinstance(name, str) or not name or not name.isprintable():
+                raise UsageError(f"registers a {kind.__name__.lower()} of the name {name!r}: expected printable text")
+        if value.name in table:
+            other = table[value.name].plugin
+            raise UsageError(f"{kind.__name__.lower()} {value.name!r} is already registered by plugin {other!r}")
+        if value.name in seen:
+            raise UsageError(f"registers {kind.__name__.lower()} {value.name!r} twice")
+        seen.add(value.name)
+
+
+def discover(files: Sequence[Path] = (), *, only_built_in: bool = False) -> Host:
+    """Find and load plugins: the built-in ones first, then other packages by name, then single files.
+
+    Other packages' plugins that the environment variable `FLOWERS_BENCH_NO_PLUGIN` names are not imported.
+
+    Args:
+        files: `.py` files that are plugins themselves.
+        only_built_in: leave other packages' plugins out.
+
+    Raises:
+        UsageError: a file does not exist or is not a .py file, or two plugins have one name.
+    """
+    host = Host()
+    for point in installed():
+        built_in = _distribution(point) == BUILT_IN
+        if only_built_in and not built_in:
+            continue
+        version = point.dist.version if point.dist else ""
+        status = PluginStatus(point.name, _distribution(point), f"{_distribution(point)} {version}".strip(), version)
+        taken = host.plugins.get(status.name)
+        if taken:
+            # Somebody else's package must not stop the others: it is skipped, under a name that tells them apart.
+            status.name = f"{point.name} of {status.origin}"
+            status.error = f"the name {point.name!r} is taken by a plugin of {taken.origin}. Uninstall one of them."
+        status.off = not built_in and _switched_off(point.name)
+        if taken or status.off:
+            host.plugins[status.name] = status
+        else:
+            host.add(status, point.load)
+    for path in files:
+        _add_file(host, path)
+    return host
+
+
+def discover_for(trial_id: str, code: Mapping[str, str], named: Sequence[Path]) -> Host:
+    """The plugins that a stored trial's parts come from: installed ones, and files as `files_of_trial` chooses them. Where
+    a part is of a file that was not named, the host's error for that part says so."""
+    host = discover(files_of_trial(code, named))
+    found = {_identity(path): path for path in named}
+    missing = {name: identity for name, identity in _files(code).items() if identity not in found}
+    if missing:
+        others = [
+            f" {path} is another file ({identity})."
+            for identity, path in found.items()
+            if identity not in code.values()
+        ]
+        host.withheld = (
+            f"Trial {trial_id} was run with {', '.join(f'{name}.py ({identity})' for name, identity in missing.items())}. A plugin "
+            f"file is never loaded because a run store names it: name that very file, --plugin ./{min(missing)}.py."
+            + "".join(others)
+        )
+    return host
+
+
+def files_of_trial(code: Mapping[str, str], named: Sequence[Path]) -> list[Path]:
+    """Those of the plugin files that the user named now with which a stored trial says that it was run, byte for byte. A
+    run store is data: no code is executed because it stands, or is named, in one.
+
+    Args:
+        code: the trial's, of its `config.json`: plugins by name, a file's by its SHA-256.
+    """
+    return [path for path in named if _identity(path) in _files(code).values()]
+
+
+def _files(code: Mapping[str, str]) -> dict[str, str]:
+    return {name: identity for name, identity in code.items() if identity.startswith(_BY_CONTENT)}
+
+
+def installed() -> list[importlib.metadata.EntryPoint]:
+    """The entry points of all plugin packages: the built-in ones first, then by name."""
+    points = importlib.metadata.entry_points(group=hookspecs.PROJECT)
+    # An editable install beside a source tree lists its entry points twice.
+    unique = {(point.name, point.value): point for point in reversed(list(points))}
+    return sorted(unique.values(), key=lambda point: (_distribution(point) != BUILT_IN, point.name))
+
+
+def switch_off(names: Sequence[str]) -> None:
+    """Have `discover`, here and in the trials' processes, leave out plugins of other packages.
+
+    Raises:
+        UsageError: there is no such plugin, or it is a built-in one.
+    """
+    external = [point.name for point in installed() if _distribution(point) != BUILT_IN]
+    for name in names:
+        if name != "all" and name not in external:
+            raise unknown_name("plugin of another package", name, [*external, "all"])
+    if names:
+        os.environ[NO_PLUGIN] = ",".join([*filter(None, [os.environ.get(NO_PLUGIN)]), *names])
+
+
+def _switched_off(name: str) -> bool:
+    return not {name, "all"}.isdisjoint(item.strip() for item in os.environ.get(NO_PLUGIN, "").split(","))
+
+
+def _distribution(point: importlib.metadata.EntryPoint) -> str:
+    return point.dist.name if point.dist else "unknown"
+
+
+def _add_file(host: Host, path: Path) -> None:
+    source = _source(path)
+    status = PluginStatus(path.stem, str(path), _digest(source))
+    host.add(status, lambda: _load_file(path, source))
+
+
+def _source(path: Path) -> bytes:
+    if path.suffix != ".py" or not path.is_file():
+        raise UsageError(f"{path} is not a plugin file: expected an existing .py file.")
+    return path.read_bytes()
+
+
+def _identity(path: Path) -> str:
+    return _digest(_source(path))
+
+
+def _digest(source: bytes) -> str:
+    return f"{_BY_CONTENT}{hashlib.sha256(source).hexdigest()}"
+
+
+def _load_file(path: Path, source: bytes) -> ModuleType:
+    """The module made of these bytes: those that were hashed, and not what Python may have compiled of them before."""
+    name = f"flowers_bench_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise UsageError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look modules up there
+    exec(compile(source, str(path), "exec"), module.__dict__)
+    return module

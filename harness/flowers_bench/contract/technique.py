@@ -1,0 +1,371 @@
+"""What a plugin contributes, as frozen values: models, losses, augmentations, techniques and their variants.
+
+Nothing here imports torch: plugins are discovered, listed and planned without it. The heavy work happens inside
+the `build` functions, which the trial's own process calls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from flowers_bench.util.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from flowers_bench.models.backbones import Backbone
+    from flowers_bench.nn import Output
+
+Value = bool | int | float | str
+#: In the facts of a recipe that averages weights.
+EMA_WARMUP = "ema_warmup"
+Need = Literal[
+    "hard_targets",  # class indices (N,): not mixed images
+    "soft_targets",  # class probabilities (N, C)
+    "embedding",  # the model's output has an embedding that is meant to be trained
+    "logits",  # the model's output has logits
+    "teacher",  # the model's output has a teacher's logits while it trains
+    "cosines",  # its logits are scaled cosines between embedding and class vectors
+    "class_embedding",  # its embedding has one dimension per class
+    "tokens",  # the backbone is a transformer of patch tokens (timm's VisionTransformer)
+    "conv3x3",  # the backbone has 3x3 convolutions in the chosen stage
+    "stages",  # the backbone has timm's feature stages
+]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting of a part that `--set NAME=VALUE` may change.
+
+    Attributes:
+        default: its value otherwise; its type is the option's type.
+        help: one line.
+        choices: the only valid values, if not empty.
+        minimum, maximum: inclusive bounds of a number.
+        search: where `--search` looks: the bounds of a number (tried on a logarithmic scale where the upper one is at
+            least ten times the lower), or the values to try; empty: it is not searched.
+    """
+
+    default: Value
+    help: str
+    choices: tuple[Value, ...] = ()
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    search: tuple[Value, ...] = ()
+
+    def parse(self, name: str, value: Any) -> Value:
+        """`value` (text or a TOML value) as this option's type; raises `UsageError` naming the valid choices."""
+        parsed = parse_like(self.default, name, value)
+        if self.choices and parsed not in self.choices:
+            raise UsageError(f"{name}={value}: valid choices are {', '.join(map(str, self.choices))}.")
+        if isinstance(parsed, (int, float)) and not self.minimum <= parsed <= self.maximum:
+            raise UsageError(f"{name}={value}: must be between {self.minimum:g} and {self.maximum:g}.")
+        return parsed
+
+
+def parse_like(example: Any, name: str, value: Any) -> Any:
+    """`value` as the type of `example` (bool, int, float, str, or None for an optional int)."""
+    text = str(value).strip()
+    try:
+        if isinstance(example, bool):
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if example is None:
+            return None if text.lower() == "none" else int(text)
+        if isinstance(example, int):
+            return int(text)
+        if isinstance(example, float):
+            number = float(text)
+            if not math.isfinite(number):
+                raise ValueError
+            return number
+    except (KeyError, ValueError):
+        kind = "whole number" if example is None else type(example).__name__
+        wanted = {"bool": "true or false", "int": "a whole number", "float": "a finite number"}.get(kind, kind)
+        raise UsageError(f"{name}={value}: expected {wanted}.") from None
+    return text
+
+
+def _factors(name: str, value: Any) -> dict[str, float]:
+    try:
+        return {str(pattern): float(factor) for pattern, factor in dict(value).items()}
+    except (TypeError, ValueError):
+        raise UsageError(f"{name}={value}: a technique's recipe gives factors by pattern; it cannot be set.") from None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that training needs beyond model, loss and augmentation. Part of every result.
+
+    Attributes:
+        optimizer: `adam`, `adamw` or `sgd` (momentum 0.9, Nesterov).
+        lr: peak learning rate.
+        lr_scale: factor on `lr` for parameters whose name matches the pattern (`fnmatch`), first match wins.
+        layer_decay: layer-wise learning-rate decay, counted from the head, by the layers that timm tells (1 = none;
+            Clark 2020).
+        weight_decay: decoupled for adamw; never on biases, norms and other one-dimensional parameters, nor on what
+            timm exempts (class token, position embedding).
+        schedule: `cosine` to zero, or `constant`, after the warm-up.
+        warmup_epochs: linear from zero. Where `--set`, a sweep or a suite gives `epochs` alone, it becomes `warmup_for` them.
+        batch_size: images per step.
+        epochs: at most this many.
+        patience: stop after this many epochs without a better validation accuracy; None: never.
+        image_size: side of the square that the model sees, in pixels.
+        precision: `float32`, or `bfloat16` for training under autocast; evaluation is in float32 always.
+        clip_norm: largest norm of the gradient; 0 = no clipping.
+        ema_decay: evaluate an exponential moving average of the weights with this decay; 0 = none. It warms up as timm's
+            `ModelEmaV3` does: update n, from 1, keeps min(ema_decay, 1 - n^(-2/3)) of the average, so that nothing of the
+            initial weights stays in it.
+    """
+
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    lr_scale: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    layer_decay: float = 1.0
+    weight_decay: float = 0.05
+    schedule: str = "cosine"
+    warmup_epochs: int = 1
+    batch_size: int = 32
+    epochs: int = 20
+    patience: int | None = None
+    image_size: int = 224
+    precision: str = "float32"
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks: Sequence[tuple[str, bool, str]] = (
+            ("optimizer", self.optimizer in ("adam", "adamw", "sgd"), "adam, adamw or sgd"),
+            ("schedule", self.schedule in ("cosine", "constant"), "cosine or constant"),
+            ("precision", self.precision in ("float32", "bfloat16"), "float32 or bfloat16"),
+            ("lr", 0 < self.lr <= 100, "above 0 and at most 100"),
+            ("lr_scale", all(v >= 0 for v in self.lr_scale.values()), "factors of at least 0"),
+            ("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1"),
+            ("weight_decay", 0 <= self.weight_decay <= 10, "between 0 and 10"),
+            ("epochs", 0 <= self.epochs <= 100000, "between 0 and 100000"),
+            (
+                "warmup_epochs",
+                0 <= self.warmup_epochs <= self.epochs,
+                f"between 0 and epochs ({self.epochs}); set both: --set epochs=... --set warmup_epochs=...",
+            ),
+            ("batch_size", 1 <= self.batch_size <= 65536, "between 1 and 65536"),
+            ("patience", self.patience is None or self.patience >= 1, "at least 1, or none"),
+            ("image_size", 8 <= self.image_size <= 4096, "between 8 and 4096 pixels"),
+            ("clip_norm", 0 <= self.clip_norm < math.inf, "at least 0"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "at least 0 and below 1"),
+        )
+        for name, valid, allowed in checks:
+            if not valid:
+                raise UsageError(f"recipe: {name}={getattr(self, name)} must be {allowed}.")
+
+    def changed(self, **changes: Any) -> Recipe:
+        """A copy with some fields replaced; values may be text. Raises `UsageError` for an unknown field."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, value in changes.items():
+            if name not in fields:
+                raise unknown_name("recipe field", name, fields)
+            if name == "lr_scale":
+                fields[name] = MappingProxyType(_factors(name, value))
+            else:
+                fields[name] = parse_like(None if name == "patience" else fields[name], name, value)
+        return Recipe(**fields)
+
+    def warmup_for(self, epochs: int) -> int:
+        """The warm-up, in epochs, that this recipe has with so many epochs instead of its own: the same share of fewer, from
+        one epoch to all but one; of more as many as it has."""
+        if epochs >= self.epochs:
+            return self.warmup_epochs
+        share = max(1, round(self.warmup_epochs * epochs / self.epochs))
+        return min(share, self.warmup_epochs, max(0, epochs - 1))
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON values, every field; and where weights are averaged, that the average warms up, which it did not
+        always: only trials that average have an id that says so."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        averaging = {EMA_WARMUP: True} if self.ema_decay else {}
+        return {**values, "lr_scale": dict(self.lr_scale), **averaging}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Recipe:
+        """The recipe that has these facts."""
+        return cls().changed(**{name: value for name, value in facts.items() if name != EMA_WARMUP})
+
+
+def in_use(recipe: Mapping[str, Any], *, trained: bool) -> dict[str, Any]:
+    """The facts of a recipe that decide anything: where nothing is trained, the size of the images alone."""
+    return {name: value for name, value in recipe.items() if trained or name == "image_size"}
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """What a model's `build` receives.
+
+    Attributes:
+        backbone: `backbone.create()` gives the timm model with its initial weights and a fresh classifier.
+        num_classes: C.
+        image_size: side of the square input, in pixels.
+        options: the model's own options, every one with a value.
+        dataset: `Dataset.facts()` of what it will be trained on, where known.
+        store: the run store that the trial is kept in, where known: other finished trials are found there.
+        plugin_files: plugins that the user named: what parts of those other trials may come from.
+    """
+
+    backbone: Backbone
+    num_classes: int
+    image_size: int
+    options: Mapping[str, Any]
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    store: Path | None = None
+    plugin_files: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """What a loss's `build` receives: the number of classes, the embedding's dimension and the loss's options."""
+
+    num_classes: int
+    embedding_dim: int
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AugmentationContext:
+    """What an augmentation's `image` and `batch` receive: the input size, the classes, the options."""
+
+    image_size: int
+    num_classes: int
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What models, losses and augmentations have in common: a name to be found by, needs, and options.
+
+    Attributes:
+        revision: raised when the same options would give other numbers; part of a trial's identity where it is not 1.
+    """
+
+    name: str
+    summary: str
+    needs: frozenset[Need] = frozenset()
+    options: Mapping[str, Option] = field(default_factory=dict)
+    revision: int = field(default=1, kw_only=True)
+
+    def option_values(self, given: Mapping[str, Any]) -> dict[str, Value]:
+        """Every option of this part with its value: the given one, parsed, or the default."""
+        return {name: o.parse(name, given.get(name, o.default)) for name, o in self.options.items()}
+
+
+@dataclass(frozen=True)
+class Model(Part):
+    """Maps images (N, 3, H, W) to `flowers_bench.nn.Output`: logits (N, C) and embedding (N, D).
+
+    Attributes:
+        build: makes the module, with its initial weights and what is frozen already set (`requires_grad`).
+        provides: what losses and predictors may rely on.
+    """
+
+    build: Callable[[ModelContext], nn.Module] = field(kw_only=True)
+    provides: frozenset[Need] = frozenset({"logits", "embedding"})
+
+
+@dataclass(frozen=True)
+class Loss(Part):
+    """Maps an `Output` in float32 and a target, hard (N,) int64 or soft (N, C) float, to a scalar.
+
+    Attributes:
+        build: makes the callable; a `nn.Module` may have parameters of its own, which are then trained too.
+        sampler: how batches are drawn for it: `shuffled`, `pk` (P classes x K images) or `episodes`.
+        predictor: how the model that it trained predicts: `classifier`, `nearest-mean`, `knn` or `logistic`.
+        probabilities: whether softmax of the predictor's scores is what it trains; False where only their order is.
+    """
+
+    build: Callable[[LossContext], Callable[[Output, Tensor], Tensor]] = field(kw_only=True)
+    sampler: str = "shuffled"
+    predictor: str = "classifier"
+    probabilities: bool = True
+
+
+@dataclass(frozen=True)
+class Augmentation(Part):
+    """What happens to training images.
+
+    Attributes:
+        image: makes the per-image transform, uint8 (3, H, W) to uint8 (3, image_size, image_size); typically
+            a `torchvision.transforms.v2` transform. Its randomness must come from torch's global generator.
+        batch: makes the per-batch transform, (images (N, 3, S, S) float, labels (N,)) to (images, targets), or None.
+        provides: `soft_targets` where the per-batch part mixes labels, else `hard_targets`.
+        views: how many versions of each training image there are, drawn once and for all (the same for every seed), of
+            which each epoch shows one; None: `image` draws a new one at every step.
+    """
+
+    image: Callable[[AugmentationContext], Callable[[Tensor], Tensor]] = field(kw_only=True)
+    batch: Callable[[AugmentationContext], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] | None = None
+    provides: frozenset[Need] = frozenset({"hard_targets"})
+    views: Callable[[AugmentationContext], int] | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named ablation of a technique: what it changes, and nothing else.
+
+    Attributes:
+        summary: one line.
+        options: values for options of the technique's parts.
+        recipe: recipe fields that differ from the technique's.
+        model, loss, augmentation, predictor, backbone, weights: replacements, or None to keep the technique's.
+        baseline: the variant it is to be compared with (its twin without the idea), or None. Where the variant is a
+            technique's default one, a bare `--plugin NAME` runs both.
+    """
+
+    summary: str
+    options: Mapping[str, Value] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    loss: str | None = None
+    augmentation: str | None = None
+    predictor: str | None = None
+    backbone: str | None = None
+    weights: str | None = None
+    baseline: str | None = None
+
+
+@dataclass(frozen=True)
+class Technique:
+    """A model, a loss and an augmentation by name, the recipe that it is trained by, and named variants.
+
+    Attributes:
+        name: what `--plugin` takes.
+        summary: one line.
+        papers: citations, each with its arXiv number or DOI.
+        model, loss, augmentation: names of parts, of this plugin or any other.
+        recipe: the default one.
+        backbone: default timm model name.
+        weights: default initial weights: `none`, or `pretrained` for timm's default tag of the backbone.
+        variants: by name.
+        default: the variant that a bare `--plugin NAME` means.
+    """
+
+    name: str
+    summary: str
+    papers: tuple[str, ...]
+    model: str
+    loss: str
+    augmentation: str
+    recipe: Recipe
+    variants: Mapping[str, Variant]
+    default: str
+    backbone: str = "resnet18"
+    weights: str = "none"
+
+    def variant(self, name: str | None) -> tuple[str, Variant]:
+        """The variant of that name, or the default one. Raises `UsageError` with the valid names."""
+        chosen = name or self.default
+        if chosen not in self.variants:
+            raise unknown_name(f"variant of {self.name}", chosen, self.variants)
+        return chosen, self.variants[chosen]

@@ -1,0 +1,343 @@
+"""Backbones: any timm model, where its initial weights come from, and what its stages are."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from flowers_bench.models.weights import Weights, WeightsReport
+from flowers_bench.util.errors import UsageError
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+    from torch import nn
+
+    from flowers_bench.models.weights.fit import Converter, Network
+
+
+@dataclass
+class Backbone:
+    """A timm model to be created.
+
+    Attributes:
+        name: timm model name, without tag.
+        weights: initial weights.
+        num_classes: C, outputs of the classifier, which is always freshly initialised.
+        image_size: side of the square input; given to every model that timm builds for one size.
+        report: filled by `create`: how the weights met the model.
+    """
+
+    name: str
+    weights: Weights
+    num_classes: int
+    image_size: int
+    report: WeightsReport = field(default_factory=WeightsReport)
+
+    def create(self) -> nn.Module:
+        """The model with its initial weights. Raises `UsageError` if the weights do not fit the model."""
+        import timm
+
+        arguments = {"num_classes": self.num_classes, **size_argument(self.name, self.image_size)}
+        model: nn.Module = timm.create_model(self.name, pretrained=False, **arguments)
+        if self.weights.path is not None:
+            from flowers_bench.models.weights.files import read_tensors
+            from flowers_bench.models.weights.fit import fitted
+
+            network = replace(bare_network(self.name, self.image_size), model=model)
+            values, self.report = fitted(self.weights.path, read_tensors(self.weights.path), network)
+            model.load_state_dict(values, strict=False)  # all but the classifier, as `fitted` made sure
+        return model
+
+
+@functools.lru_cache(maxsize=8)
+def check_weights(weights: Weights, backbone: str, image_size: int) -> WeightsReport:
+    """Compare weights with a model before anything trains.
+
+    Returns:
+        what will be loaded.
+
+    Raises:
+        UsageError: the file is damaged or does not fit; where the image size is the reason, with the one that does.
+    """
+    from flowers_bench.models.weights.files import read_tensors
+    from flowers_bench.models.weights.fit import fits, fitted
+
+    if weights.path is None:
+        return WeightsReport()
+    tensors = read_tensors(weights.path)
+    network = bare_network(backbone, image_size)
+    sized = bool(size_argument(backbone, image_size))
+    if sized and not fits(tensors, network) and fits(tensors, bare_network(backbone)):
+        raise UsageError(
+            f"weights file {weights.path} fits {backbone} at {usual_size(backbone)} px and not at image_size={image_size}: "
+            "layers of this model are as large as the image, and timm does not resample them. "
+            f"Say --set image_size={usual_size(backbone)}, or --weights none."
+        )
+    return fitted(weights.path, tensors, network)[1]
+
+
+@functools.lru_cache(maxsize=64)
+def bare_network(name: str, image_size: int | None = None) -> Network:
+    """A model without values, built as timm builds it for pretrained weights, with timm's converter for files of its
+    family. `image_size` None: at the model's usual size.
+
+    Raises:
+        UsageError: it cannot be built for that size.
+    """
+    return _bare(name, {} if image_size is None else size_argument(name, image_size))
+
+
+def _bare(name: str, arguments: dict[str, int]) -> Network:
+    from unittest import mock
+
+    import timm
+
+    from flowers_bench.models.meta import without_values
+    from flowers_bench.models.weights.fit import Network
+
+    converters: list[Converter | None] = []
+
+    def load_nothing(model: nn.Module, *_: Any, filter_fn: Converter | None = None, **__: Any) -> None:
+        converters.append(filter_fn)
+
+    # timm knows the converter of each model, but hands it only to this function, at the end of building.
+    with without_values(), mock.patch("timm.models._builder.load_pretrained", load_nothing):
+        try:
+            model = timm.create_model(name, pretrained=True, num_classes=2, **arguments)
+        except Exception as error:  # timm's constructors assert, divide by zero, ...
+            raise UsageError(f"timm cannot build {name} with {arguments} ({type(error).__name__}: {error}).") from error
+    return Network(name, model, converters[0] if converters else None, _classifier_names(model))
+
+
+@functools.lru_cache(maxsize=256)
+def size_argument(name: str, image_size: int) -> dict[str, int]:
+    """What timm has to be told of the image size: `img_size`, for models that are built for one size and would not run
+    at another. Those that run without it are as timm builds them; but plain vision transformers always have a position
+    embedding for each patch of the trial's images, and do not interpolate one at every step."""
+    import timm
+
+    if timm.models.model_entrypoint(name).__module__.endswith((".vision_transformer", ".deit")):
+        return {"img_size": image_size}
+    usual = image_size == usual_size(name)
+    return {"img_size": image_size} if not usual and _takes_size(name) and _problem(name, image_size, {}) else {}
+
+
+@functools.cache
+def _takes_size(name: str) -> bool:
+    import timm
+
+    from flowers_bench.models.meta import without_values
+
+    with without_values():
+        try:
+            timm.create_model(name, img_size=usual_size(name))
+        except TypeError as error:
+            if "img_size" in str(error):
+                return False
+            raise
+    return True
+
+
+def usual_size(name: str) -> int:
+    """Side, in pixels, of the images that the model's default weights were trained with."""
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(name)
+    return int(config.input_size[-1]) if config is not None else 224
+
+
+#: How far from an image size that a backbone does not take others are tried, as a factor, and how many.
+_NEAR, _TRIES = 2.0, 8
+
+
+@functools.lru_cache(maxsize=256)
+def check_image_size(name: str, image_size: int) -> None:
+    """Run one image through the model, without values, before anything trains.
+
+    Raises:
+        UsageError: it does not take images of that size; with the nearest sizes that it takes.
+    """
+    problem = _problem(name, image_size, size_argument(name, image_size))
+    if problem is None:
+        return
+    works = sorted(size for direction in (-1, 1) for size in _nearest(name, image_size, direction))
+    usual = usual_size(name)
+    if not works and _problem(name, usual, {}) is None:
+        works = [usual]
+    advice = " or ".join(f"--set image_size={size}" for size in works)
+    raise UsageError(
+        f"backbone {name} does not take images of image_size={image_size} ({problem}). "
+        + (f"Say {advice}." if works else "Choose another --backbone.")
+    )
+
+
+def _nearest(name: str, image_size: int, direction: int) -> list[int]:
+    """The next size up or down that the model takes, if there is one near: of those that models divide into patches,
+    windows and strides."""
+    far = int(image_size * _NEAR**direction)
+    low, high = min(image_size, far), max(image_size, far)
+    steps = (14, 16, usual_size(name))
+    sizes = {k * step for step in steps for k in range(1, high // step + 1) if low <= k * step <= high} - {image_size}
+    tried = sorted(sizes, reverse=direction < 0)[:_TRIES]
+    found = (size for size in tried if _problem(name, size, size_argument(name, size)) is None)
+    return list(itertools.islice(found, 1))
+
+
+def _problem(name: str, image_size: int, arguments: dict[str, int]) -> str | None:
+    """What timm says of images of that size, or None where it computes scores for them."""
+    import torch
+
+    from flowers_bench.models.meta import without_values
+
+    try:
+        model = _bare(name, arguments).model.eval()
+        with without_values(), torch.no_grad():
+            scores = model(torch.zeros(1, 3, image_size, image_size))
+    except NotImplementedError:  # an operation that needs values: only the trial itself can tell
+        return None
+    except Exception as error:  # assertions, shapes that do not match, divisions by zero
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    if not isinstance(scores, torch.Tensor) or scores.shape != (1, 2):
+        raise UsageError(f"backbone {name} gives no scores of classes. Choose another --backbone.")
+    return None
+
+
+def check_backbone(name: str) -> None:
+    """Raise `UsageError`, with near names, unless timm knows `name`."""
+    import difflib
+
+    import timm
+
+    if "." in name:
+        model = name.partition(".")[0]
+        raise UsageError(f"--backbone {name}: say --backbone {model} --weights {name}.")
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(
+            f"timm has no model {name!r}.{hint} List them: python -c 'import timm; print(timm.list_models())'"
+        )
+
+
+def _classifier_names(model: Any) -> tuple[str, ...]:
+    names = model.default_cfg.get("classifier") or "fc"
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Consecutive modules of a backbone that work at one resolution.
+
+    Attributes:
+        name: the module that timm names as the stage's output.
+        modules: names of the backbone's direct or nested modules that belong to it.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+
+
+def stages(model: nn.Module) -> list[Stage]:
+    """The backbone's stages as timm's `feature_info` names them, in order; the stem belongs to the first, what
+    follows the last stage (but not the classifier) to the last.
+
+    Raises:
+        UsageError: the model has no `feature_info`.
+    """
+    info = getattr(model, "feature_info", None)
+    if not info:
+        raise UsageError(f"{type(model).__name__} has no feature stages (timm's feature_info).")
+    ends = [entry["module"] for entry in (info if isinstance(info, list) else info.info)]
+    owners = _parameter_owners(model)
+    if any(_inside(owner, end) for owner in owners for end in ends):
+        # ResNets list the stem's activation as a feature: a stem is not a stage. (VGGs list activations only.)
+        ends = [end for end in ends if any(_inside(owner, end) for owner in owners)]
+    order = {name: position for position, (name, _) in enumerate(model.named_modules())}
+    found: list[Stage] = []
+    start = 0
+    for end in ends:
+        # VGG names activations, which own nothing: what counts is all that is registered up to there.
+        stop = sum(order[owner] <= order[end] or _inside(owner, end) for owner in owners)
+        if stop > start:
+            found.append(Stage(end, tuple(owners[start:stop])))
+            start = stop
+    if not found:
+        raise UsageError(f"{type(model).__name__} has no feature stages with parameters.")
+    last = found[-1]
+    found[-1] = Stage(last.name, (*last.modules, *owners[start:]))
+    return found
+
+
+def _inside(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def _parameter_owners(model: Any) -> list[str]:
+    """Names of the modules that hold parameters directly, in forward order of registration, classifier excluded."""
+    heads = _classifier_names(model)
+    return [
+        name
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None and not any(_inside(name, head) for head in heads)
+    ]
+
+
+def freeze_stages(model: nn.Module, count: int) -> None:
+    """No gradient for the first `count` stages. Raises `UsageError` if there are fewer."""
+    found = stages(model)
+    if not 0 <= count <= len(found):
+        raise UsageError(
+            f"cannot freeze {count} stages: this backbone has {len(found)} ({', '.join(s.name for s in found)})."
+        )
+    for stage in found[:count]:
+        for name in stage.modules:
+            # The owner's own parameters only: for a ViT the root module holds cls_token and pos_embed.
+            for parameter in model.get_submodule(name).parameters(recurse=False):
+                parameter.requires_grad_(False)
+
+
+def mean_and_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What the backbone's weights were trained with; ImageNet's where the model does not say."""
+    config: Any = next((m.pretrained_cfg for m in model.modules() if hasattr(m, "pretrained_cfg")), {})
+    return tuple(config.get("mean") or (0.485, 0.456, 0.406)), tuple(config.get("std") or (0.229, 0.224, 0.225))
+
+
+def vision_transformer(model: nn.Module) -> VisionTransformer:
+    """`model` itself, known to be a plain timm VisionTransformer: patch tokens through `blocks`, one classifier.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not isinstance(model, VisionTransformer) or isinstance(model.get_classifier(), tuple):
+        raise UsageError(
+            f"{type(model).__name__} is not a vision transformer with one classifier. Choose a timm VisionTransformer such "
+            "as --backbone vit_base_patch16_224, vit_small_patch14_dinov2 or deit3_small_patch16_224."
+        )
+    return model
+
+
+def train_only_classifier(model: nn.Module) -> None:
+    """No gradient for anything but the classifier."""
+    model.requires_grad_(False)
+    for name in _classifier_names(model):
+        model.get_submodule(name).requires_grad_(True)
+
+
+def replace_classifier(model: nn.Module, build: Callable[[int, int], nn.Module]) -> None:
+    """Put `build(embedding_dim, num_classes)` in place of the backbone's linear classifier.
+
+    Raises:
+        UsageError: the backbone's classifier is not one linear layer.
+    """
+    from torch import nn
+
+    names = _classifier_names(model)
+    linear = model.get_submodule(names[0])
+    if len(names) != 1 or not isinstance(linear, nn.Linear):
+        raise UsageError(f"the classifier of {type(model).__name__} is not one linear layer, so it cannot be replaced.")
+    model.set_submodule(names[0], build(linear.in_features, linear.out_features))

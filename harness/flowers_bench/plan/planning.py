@@ -1,0 +1,443 @@
+"""From what the user asks for to trials: every name resolved, every misfit refused before anything trains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Progress, silent
+from flowers_bench.contract.host import Host, Registered
+from flowers_bench.contract.technique import Augmentation, Loss, Model, ModelContext, Option, Recipe, Technique, Variant
+from flowers_bench.data.pixels import stored_side
+from flowers_bench.data.samplers import SAMPLERS
+from flowers_bench.data.shots import few_shot
+from flowers_bench.measure.episodic import queries_per_class
+from flowers_bench.models.backbones import Backbone, check_backbone, check_image_size, check_weights
+from flowers_bench.models.predictors import PREDICTORS
+from flowers_bench.models.weights import Weights
+from flowers_bench.models.weights.source import NoNetwork, resolve_weights
+from flowers_bench.store.identity import Protocol, Trial
+from flowers_bench.training import optimizer
+from flowers_bench.util.errors import UsageError, unknown_name
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for; None means the technique's or dataset's default.
+
+    Attributes:
+        techniques: `NAME` or `NAME/VARIANT`; a bare name brings the technique's baseline along.
+        data: dataset name or path.
+        seeds: how many, from 0.
+        settings: `--set` values: recipe fields, part options, and `data.KEY` for the dataset.
+        store: where the trials will be kept, for techniques that build on finished ones.
+        shots: training images of each class; None: all there are.
+        search: how many configurations `search.search` is to try for each technique; `plan` plans the recipes as they are.
+        jobs: how many trials will run at once; the processor's threads are divided among them.
+        threads: of each trial; where None, `OMP_NUM_THREADS`, else that share.
+        devices: that each trial is divided among. No part of its identity: its batches stay what they are.
+    """
+
+    techniques: Sequence[str]
+    data: str
+    cache_dir: Path
+    seeds: int
+    backbone: str | None = None
+    weights: str | None = None
+    loss: str | None = None
+    augmentation: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    store: Path | None = None
+    shots: int | None = None
+    search: int = 0
+    jobs: int = 1
+    threads: int | None = None
+    devices: int = 1
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """A trial and where it finds what it needs on this machine.
+
+    Attributes:
+        run: the content of `run.json`.
+        trains: whether it takes any step; without, its recipe says nothing but the size of the images.
+        notes: what was understood of its weight file, to be said before it runs.
+    """
+
+    trial: Trial
+    run: Mapping[str, Any]
+    trains: bool = True
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Initial:
+    """Where a technique's training starts: a timm model's name, its weights, and what was understood of them."""
+
+    backbone: str
+    weights: Weights
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    technique: Technique
+    variant_name: str
+    variant: Variant
+    model: Registered[Model]
+    loss: Registered[Loss]
+    augmentation: Registered[Augmentation]
+    predictor: str
+
+    @property
+    def label(self) -> str:
+        """`technique/variant`."""
+        return f"{self.technique.name}/{self.variant_name}"
+
+
+def plan(
+    host: Host,
+    request: Request,
+    plugin_files: Sequence[Path],
+    progress: Progress = silent,
+    loaded: dict[Any, Dataset] | None = None,
+) -> list[TrialPlan]:
+    """The trials of a request, in the order in which they run: all techniques of seed 0, then of seed 1, ...
+
+    Args:
+        loaded: datasets read by earlier calls for the same plan; this call adds its own.
+
+    Raises:
+        UsageError: anything unknown, contradictory or unfit, before anything is trained.
+    """
+    source, path = find_source(host, request.data)
+    data_options, settings = _split_settings(source, request.settings)
+    chosen = [_parts(host, request, name) for name in _with_baselines(host, request.techniques)]
+    _refuse_unknown_settings(chosen, settings)
+    datasets = {} if loaded is None else loaded
+    recipes = [_recipe(source, parts, settings) for parts in chosen]
+    # Before the data, which may take a download, or minutes of drawing.
+    initial = [_initial(request, parts, source, recipe) for parts, recipe in zip(chosen, recipes, strict=True)]
+    planned: list[TrialPlan] = []
+    for parts, recipe, start in zip(chosen, recipes, initial, strict=True):
+        key = (source.name, path, recipe.image_size, tuple(sorted((k, str(v)) for k, v in data_options.items())))
+        if key not in datasets:
+            data = DataRequest(request.cache_dir, path, stored_side(recipe.image_size), data_options, progress)
+            datasets[key] = source.load(data)
+        run = {
+            "data_source": source.name,
+            "data_path": str(path.resolve()) if path else None,
+            "cache_dir": str(request.cache_dir.resolve()),
+            "store": str(request.store.resolve()) if request.store else None,
+            "plugin_files": [str(file.resolve()) for file in plugin_files],
+            "threads": request.threads or threads_of_environment() or _share_of_threads(request.jobs),
+            "devices": request.devices,
+        }
+        dataset = few_shot(datasets[key], request.shots, 0)
+        planned += _trials(host, request, parts, start, recipe, dataset, data_options, run)
+    return in_order(planned)
+
+
+def one_by_one(host: Host, request: Request) -> list[Request]:
+    """The request divided into one for each of its techniques, baselines included."""
+    return [replace(request, techniques=[label]) for label in _with_baselines(host, request.techniques)]
+
+
+def searchable(host: Host, request: Request) -> tuple[Recipe, dict[str, Option]]:
+    """Where a search for the request's only technique starts: its recipe, and its options that declare where to look.
+    What the variant or the request sets is not searched: that is what it is.
+
+    Raises:
+        UsageError: as `plan`.
+    """
+    source, _ = find_source(host, request.data)
+    _, settings = _split_settings(source, request.settings)
+    (label,) = request.techniques
+    parts = _parts(host, request, label)
+    fixed = {*parts.variant.options, *settings}
+    options = {name: option for name, option in _options(parts).items() if option.search and name not in fixed}
+    return _recipe(source, parts, settings), options
+
+
+def in_order(planned: Iterable[TrialPlan]) -> list[TrialPlan]:
+    """Each trial once, all of seed 0 first: whoever stops early has whole comparisons."""
+    unique = {item.trial.id: item for item in planned}
+    return sorted(unique.values(), key=lambda item: item.trial.seed)
+
+
+def threads_of_environment() -> int | None:
+    """`OMP_NUM_THREADS`, where it is set; of a list, as OpenMP allows, the first number."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return (int(first) or None) if first.isdecimal() else None
+
+
+def _share_of_threads(jobs: int) -> int | None:
+    """Threads of each of `jobs` trials that run at once; None (as many as torch takes) for one alone."""
+    return max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 else None
+
+
+def find_source(host: Host, data: str) -> tuple[DatasetSource, Path | None]:
+    """The dataset source for `--data`: by name, or by the layout of a folder."""
+    if data in host.datasets:
+        return host.datasets[data].value, None
+    path = Path(data).expanduser()
+    if not path.is_dir():
+        if "/" in data or path.exists():
+            raise UsageError(f"--data {data}: {'not a folder' if path.exists() else 'no such folder'}.")
+        raise host.unknown("dataset", data, [*host.datasets, "a folder's path"])
+    for name in sorted(host.datasets, key=lambda name: (name == "folder", name)):
+        source = host.datasets[name].value
+        if source.recognises is not None and source.recognises(path):
+            return source, path
+    raise UsageError(
+        f"--data {data}: no dataset plugin recognises this folder. Expected train/ val/ test/ class folders."
+    )
+
+
+def _split_settings(source: DatasetSource, settings: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    data = {key.removeprefix("data."): value for key, value in settings.items() if key.startswith("data.")}
+    for key in data:
+        if key not in source.options:
+            raise unknown_name(f"option of dataset {source.name}", key, source.options)
+    return {**source.options, **data}, {key: value for key, value in settings.items() if not key.startswith("data.")}
+
+
+def _with_baselines(host: Host, names: Sequence[str]) -> list[str]:
+    """`deformable` means its default variant and, to compare with, its baseline; `deformable/stage4` only itself."""
+    found: list[str] = []
+    for name in names:
+        base, _, variant = name.partition("/")
+        technique = host.find("technique", host.techniques, base).value
+        chosen, value = technique.variant(variant or None)
+        found.append(f"{base}/{chosen}")
+        if not variant and value.baseline and len(names) == 1:
+            found.append(f"{base}/{value.baseline}")
+    return list(dict.fromkeys(found))
+
+
+def _parts(host: Host, request: Request, name: str) -> _Parts:
+    base, _, variant_name = name.partition("/")
+    technique = host.find("technique", host.techniques, base).value
+    variant_name, variant = technique.variant(variant_name)
+    model = host.find("model", host.models, variant.model or technique.model)
+    loss = host.find("loss", host.losses, request.loss or variant.loss or technique.loss)
+    augmentation = host.find(
+        "augmentation",
+        host.augmentations,
+        request.augmentation or variant.augmentation or technique.augmentation,
+    )
+    predictor = (variant.predictor if not request.loss else None) or loss.value.predictor
+    parts = _Parts(technique, variant_name, variant, model, loss, augmentation, predictor)
+    _refuse_misfits(parts)
+    return parts
+
+
+def _refuse_misfits(parts: _Parts) -> None:
+    """Needs of the loss and the predictor against what the model and the augmentation provide."""
+    model, loss, augmentation = parts.model.value, parts.loss.value, parts.augmentation.value
+    if parts.predictor not in PREDICTORS:
+        raise unknown_name("predictor", parts.predictor, PREDICTORS)
+    if parts.predictor == "classifier" and "logits" not in model.provides:
+        raise UsageError(
+            f"{parts.label}: predicts by its classifier, and model {model.name!r} has none. "
+            "Choose another --loss, such as one that predicts by neighbours or class means."
+        )
+    provided = model.provides | augmentation.provides
+    for need in sorted(loss.needs - provided):
+        giver = augmentation if need.endswith("_targets") else model
+        raise UsageError(
+            f"{parts.label}: loss {loss.name!r} needs {need}, which "
+            f"{type(giver).__name__.lower()} {giver.name!r} does not provide (it provides {', '.join(sorted(giver.provides))}). "
+            "Choose another --loss or --augmentation; `flowers-bench list` shows what each needs."
+        )
+    if "soft_targets" in augmentation.provides and loss.sampler != "shuffled":
+        raise UsageError(
+            f"loss {loss.name!r} draws {loss.sampler} batches by class, which mixing augmentation {augmentation.name!r} would blur."
+        )
+    for need in sorted(augmentation.needs - model.provides):
+        raise UsageError(
+            f"augmentation {augmentation.name!r} needs {need}, which model {model.name!r} does not provide."
+        )
+
+
+def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, str]) -> None:
+    recipe_fields = set(Recipe().facts())
+    for key in settings:
+        known = recipe_fields | {name for parts in chosen for name in _options(parts)}
+        if key not in known:
+            raise unknown_name("setting", key, known)
+        lacking = [
+            f"{p.technique.name}/{p.variant_name}" for p in chosen if key not in recipe_fields | set(_options(p))
+        ]
+        if lacking:
+            shared = recipe_fields | set.intersection(*(set(_options(parts)) for parts in chosen))
+            raise UsageError(
+                f"{key}: {', '.join(lacking)} has no such option. Valid choices: {', '.join(sorted(shared))}."
+            )
+
+
+def _options(parts: _Parts) -> dict[str, Any]:
+    # What a part declares comes before the predictor's own: its option of the same name is the same setting.
+    given: dict[str, Any] = dict(PREDICTORS[parts.predictor])
+    for part in (parts.model.value, parts.loss.value, parts.augmentation.value):
+        for name, option in part.options.items():
+            given[name] = option
+    return given
+
+
+def _recipe(source: DatasetSource, parts: _Parts, settings: Mapping[str, str]) -> Recipe:
+    recipe = parts.technique.recipe.changed(**{**parts.variant.recipe, **source.recipe})
+    if source.max_epochs is not None and recipe.epochs > source.max_epochs and "epochs" not in settings:
+        recipe = recipe.changed(epochs=source.max_epochs, warmup_epochs=min(1, recipe.warmup_for(source.max_epochs)))
+    given = {key: value for key, value in settings.items() if key in recipe.facts()}
+    changed = recipe.changed(**{"warmup_epochs": 0, **given})
+    if "warmup_epochs" not in given:
+        changed = changed.changed(warmup_epochs=recipe.warmup_for(changed.epochs))
+    return changed
+
+
+def _initial(request: Request, parts: _Parts, source: DatasetSource, recipe: Recipe) -> _Initial:
+    """The backbone and its weights, found on this machine and known to fit each other and the image size."""
+    default = parts.variant.backbone or parts.technique.backbone
+    name = request.backbone or source.backbones.get(default, default)
+    check_backbone(name)
+    check_image_size(name, recipe.image_size)
+    asked = request.weights or parts.variant.weights or parts.technique.weights
+    try:
+        weights = resolve_weights(asked, name)
+    except NoNetwork as error:
+        raise UsageError(f"{parts.label}: {error}\n{_without_weights(parts)}") from error
+    understood = check_weights(weights, name, recipe.image_size).understood
+    return _Initial(name, weights, tuple(f"weights {weights.name}: {words}" for words in understood))
+
+
+def _without_weights(parts: _Parts) -> str:
+    """What needs no weights, for who has none and no network: variants of the technique, or training from scratch."""
+    technique = parts.technique
+    names = [
+        f"{technique.name}/{n}" for n, v in technique.variants.items() if (v.weights or technique.weights) == "none"
+    ]
+    return f"  --plugin {' or '.join(names[:3]) or 'transfer/scratch'}  which needs no weights"
+
+
+def _trials(
+    host: Host,
+    request: Request,
+    parts: _Parts,
+    start: _Initial,
+    recipe: Recipe,
+    dataset: Dataset,
+    data_options: Mapping[str, Any],
+    run: Mapping[str, Any],
+) -> list[TrialPlan]:
+    name, weights = start.backbone, start.weights
+    given = {**parts.variant.options, **request.settings}
+    options = {key: option.parse(key, given.get(key, option.default)) for key, option in _options(parts).items()}
+    model = _try_building(parts, name, dataset, recipe, options, request.store)
+    trains = recipe.epochs > 0 and any(parameter.requires_grad for parameter in model.parameters())
+    _try_sampling(parts, dataset, recipe, options, request.devices)
+    code = _code(host, parts, run["data_source"], recipe, model)
+    return [
+        TrialPlan(
+            Trial(
+                technique=parts.technique.name,
+                variant=parts.variant_name,
+                model=parts.model.value.name,
+                loss=parts.loss.value.name,
+                augmentation=parts.augmentation.value.name,
+                sampler=parts.loss.value.sampler,
+                predictor=parts.predictor,
+                options=options,
+                dataset=dataset.facts(),
+                data_options=data_options,
+                backbone=name,
+                weights=weights.facts(),
+                recipe=recipe,
+                seed=seed,
+                code=code,
+                protocol=Protocol(shots=request.shots),
+            ),
+            {
+                **run,
+                "weights_path": str(weights.path) if weights.path else None,
+                "baseline": parts.variant.baseline,
+            },
+            trains,
+            start.notes,
+        )
+        for seed in range(request.seeds)
+    ]
+
+
+def _code(host: Host, parts: _Parts, source: str, recipe: Recipe, model: nn.Module) -> dict[str, str]:
+    """What identifies the code of a trial: each plugin whose parts are in use, and whatever gives other numbers than it did
+    in its first revision."""
+    in_use: list[Registered[Any]] = [parts.model, parts.loss, parts.augmentation]
+    origins = {host.techniques[parts.technique.name].plugin, *(registered.plugin for registered in in_use)}
+    # What a package's dataset is like, its fingerprint says; a file must be known to be loaded again for a stored trial.
+    if host.plugins[host.datasets[source].plugin].is_file:
+        origins.add(host.datasets[source].plugin)
+    revisions = {f"{type(r.value).__name__.lower()} {r.value.name}": r.value.revision for r in in_use}
+    revisions["optimizer"] = optimizer.revision(recipe, model)
+    return {
+        **{plugin: host.plugins[plugin].code for plugin in sorted(origins)},
+        **{what: f"revision {number}" for what, number in revisions.items() if number > 1},
+    }
+
+
+def _try_building(
+    parts: _Parts,
+    backbone: str,
+    dataset: Dataset,
+    recipe: Recipe,
+    options: Mapping[str, Any],
+    store: Path | None,
+) -> nn.Module:
+    """The model, built without memory: a technique that does not fit the backbone says so now, not in the trial."""
+    from flowers_bench.models.meta import without_values
+
+    model = parts.model.value
+    values = {key: options[key] for key in model.options}
+    with without_values():
+        try:
+            return model.build(
+                ModelContext(
+                    Backbone(backbone, Weights(), dataset.num_classes, recipe.image_size),
+                    dataset.num_classes,
+                    recipe.image_size,
+                    values,
+                    dataset.facts(),
+                    store,
+                )
+            )
+        except UsageError as error:
+            raise UsageError(f"{parts.label} does not fit backbone {backbone}: {error}") from error
+        except Exception as error:  # a plugin's own mistake: told like every other reason not to start
+            raise UsageError(
+                f"{parts.label} cannot be built: model {model.name!r} of plugin {parts.model.plugin!r} raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapping[str, Any], devices: int) -> None:
+    """Draw one batch, without its images: batches that the data cannot give are refused now, not in the trial."""
+    sampler = parts.loss.value.sampler
+    try:
+        if sampler not in SAMPLERS:
+            raise unknown_name("sampler", sampler, SAMPLERS)
+        labels = np.asarray(dataset.train.labels)
+        batch = next(iter(SAMPLERS[sampler](labels, recipe.batch_size, options, np.random.default_rng(0))))
+        if len(batch) < devices:
+            raise UsageError(f"--devices {devices}: batches of {len(batch)} images cannot be divided among so many.")
+        if sampler == "episodes":
+            test = np.asarray(dataset.test.labels)
+            queries_per_class(test, options.get("eval_way", 5), options.get("eval_shot", 5), "the test split")
+    except UsageError as error:
+        raise UsageError(f"{parts.label} on {dataset.name}: {error}") from error

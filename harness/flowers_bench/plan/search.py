@@ -1,0 +1,211 @@
+"""`--search N`: each technique's recipe and options, found on validation alone, with as many tries for every technique.
+
+Optuna's tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for hyper-parameter optimization") proposes
+the configurations; the first is the technique's own. Each is a trial of seed 0 in a run store of its own, `search/`
+inside the run store, which never reads the test split. Nothing else is kept: proposals follow from the seed and from
+what the stored trials found, so that the same command continues a search that was stopped, and a larger N extends it.
+
+A configuration that cannot be trained counts as tried. A trial that anything else kept from its end stops its search:
+whatever was proposed without it would be another search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowers_bench.contract.dataset import Dataset, silent
+from flowers_bench.contract.host import Host
+from flowers_bench.contract.technique import Option, Recipe
+from flowers_bench.measure.cost import total_cost
+from flowers_bench.plan.planning import Request, TrialPlan, plan, searchable
+from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.store.identity import derive_seed
+from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+
+    from flowers_bench.executors.local import Outcome
+
+#: Learning rate and weight decay are looked for between the recipe's over this and times this.
+AROUND = 10.0
+#: Runs the trials of one round, one for each search that goes on.
+Run = Callable[[int, Sequence[TrialPlan]], "Sequence[Outcome]"]
+
+
+def search(
+    host: Host, requests: Sequence[Request], files: Sequence[Path], run: Run, data: dict[Any, Dataset] | None = None
+) -> list[Search]:
+    """Try `request.search` configurations for each request, all side by side.
+
+    Args:
+        requests: of one technique each (`suite.one_by_one`), with a `store` that the trials are kept in; what their
+            settings set is not searched.
+        run: told the round's number, from 1, and its trials; leaves them finished in `Store.of_searches`, or says how those
+            ended that are not.
+        data: datasets read before.
+
+    Returns:
+        One search for each request, which knows its `best`.
+
+    Raises:
+        UsageError: Optuna is missing, or as `plan`.
+    """
+    data = {} if data is None else data
+    searches = [Search.begin(host, request, files, data) for request in requests]
+    for number in range(1, max(request.search for request in requests) + 1):
+        going = [one for one in searches if number <= one.request.search and one.disturbed is None]
+        ended = run(number, [one.propose() for one in going]) if going else []
+        for one in going:
+            one.learn({outcome.folder.id: outcome for outcome in ended})
+    return searches
+
+
+def distributions(
+    recipe: Recipe, options: Mapping[str, Option], fixed: Mapping[str, str]
+) -> dict[str, BaseDistribution]:
+    """What is searched, by name: learning rate and weight decay of a recipe that trains, as far as it has them and
+    they are not `fixed`, and every option within the bounds that it declares."""
+    from optuna.distributions import FloatDistribution
+
+    found: dict[str, BaseDistribution] = {}
+    for name in ("lr", "weight_decay"):
+        value = getattr(recipe, name)
+        if recipe.epochs and value and name not in fixed:
+            found[name] = FloatDistribution(value / AROUND, value * AROUND, log=True)
+    return found | {name: _distribution(option) for name, option in options.items()}
+
+
+def _distribution(option: Option) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(option.default, (bool, str)):
+        return CategoricalDistribution(option.search)
+    low, high = (float(bound) for bound in option.search)
+    log = 0 < AROUND * low <= high
+    if isinstance(option.default, int):
+        return IntDistribution(int(low), int(high), log=log)
+    return FloatDistribution(low, high, log=log)
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as a user would write them: numbers to four digits."""
+    return {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+
+
+@dataclass
+class Search:
+    """One technique's search.
+
+    Attributes:
+        tried: settings and folder of each configuration, in order.
+        failed: how many of them could not be trained.
+        disturbed: why it goes no further: the configuration tried last was kept from its end, and what would be proposed
+            next depends on that. The same command tries it again.
+    """
+
+    host: Host
+    request: Request
+    files: Sequence[Path]
+    data: dict[Any, Dataset]
+    study: Study
+    space: Mapping[str, BaseDistribution]
+    tried: list[tuple[dict[str, str], TrialFolder]] = field(default_factory=list)
+    failed: int = 0
+    disturbed: TrialDisturbed | None = None
+
+    @classmethod
+    def begin(cls, host: Host, request: Request, files: Sequence[Path], data: dict[Any, Dataset]) -> Search:
+        try:
+            import optuna
+        except ImportError:
+            raise UsageError("--search needs Optuna: pip install 'flowers-bench[search]'") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        (label,) = request.techniques
+        recipe, options = searchable(host, request)
+        (own_trial,) = plan(host, replace(request, seeds=1), files, silent, data)
+        if not own_trial.trains:
+            recipe = replace(recipe, epochs=0, warmup_epochs=0)
+        space = distributions(recipe, options, request.settings)
+        sampler = optuna.samplers.TPESampler(seed=derive_seed(0, "search", label) % 2**32)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        own = {name: getattr(recipe, name) for name in space if name in recipe.facts()}
+        own |= {name: option.default for name, option in options.items()}
+        study.enqueue_trial(own)
+        return cls(host, request, files, data, study, space)
+
+    def propose(self) -> TrialPlan:
+        """The next configuration, as a trial that does not read the test split."""
+        self._asked = self.study.ask(dict(self.space))
+        settings = _texts(self._asked.params)
+        (item,) = self._plan(settings, seeds=1)
+        trial = replace(item.trial, protocol=replace(item.trial.protocol, report="none"))
+        self.tried.append((settings, Store(self._out).of_searches().folder(trial.id)))
+        return replace(item, trial=trial)
+
+    def learn(self, ended: Mapping[str, Outcome]) -> None:
+        """Tell the study what the configuration proposed last came to; `ended` has the outcomes of trials by their ids."""
+        from optuna.trial import TrialState
+
+        _, folder = self.tried[-1]
+        outcome = ended.get(folder.id)
+        if folder.finished():
+            self.study.tell(self._asked, float(folder.result()["val"]["top1"]))
+        elif outcome is not None and outcome.untrainable:
+            self.study.tell(self._asked, state=TrialState.FAIL)
+            self.failed += 1
+        else:
+            kind, reason = ("", "it was not run") if outcome is None else (outcome.kind, outcome.reason)
+            self.disturbed = TrialDisturbed(
+                kind,
+                f"configuration {len(self.tried)} of {self.request.search} ({folder.id}) did not come to its end: {reason}. "
+                "The search stops there, and nothing of it is run on the test split. The same command continues it.",
+            )
+
+    def best(self) -> list[TrialPlan]:
+        """The trials, of all the request's seeds, of the configuration with the best validation accuracy; of equals the
+        first.
+
+        Raises:
+            TrialFailed: none could be trained.
+            TrialDisturbed: not all were tried to their end.
+        """
+        if self.disturbed is not None:
+            raise self.disturbed
+        budget = self.request.search
+        finished = [(settings, folder) for settings, folder in self.tried if folder.finished()]
+        if not finished:
+            raise TrialFailed(f"none of {budget} configurations could be trained.")
+        settings, chosen = max(finished, key=lambda pair: float(pair[1].result()["val"]["top1"]))
+        folders = {folder.id: folder for _, folder in self.tried}
+        about = {
+            "configurations": budget,
+            "failed": self.failed,
+            "trials": list(folders),
+            "chosen": chosen.id,
+            "settings": settings,
+            "val_top1": chosen.result()["val"]["top1"],
+            "seconds": total_cost(folders.values())["seconds"],
+        }
+        planned = self._plan(settings, self.request.seeds)
+        return [
+            replace(
+                item,
+                trial=replace(item.trial, protocol=replace(item.trial.protocol, search=budget)),
+                run={**item.run, "search": about},
+            )
+            for item in planned
+        ]
+
+    def _plan(self, settings: Mapping[str, str], seeds: int) -> list[TrialPlan]:
+        request = replace(self.request, settings={**self.request.settings, **settings}, seeds=seeds)
+        return plan(self.host, request, self.files, silent, self.data)
+
+    @property
+    def _out(self) -> Path:
+        assert self.request.store is not None
+        return self.request.store

@@ -1,0 +1,400 @@
+"""Grids of trials: `--sweep` on the command line, and suites, which are TOML files of `[[trials]]` tables.
+
+In a table any factor may be a list, and the table means every combination of its lists. A suite is planned whole
+before anything trains, and what is wrong with it is said with the line that it stands on. Its `[[figures]]` say what
+is to be drawn of the finished trials.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from flowers_bench.contract.dataset import Dataset, Progress, silent
+from flowers_bench.contract.host import Host
+from flowers_bench.contract.technique import Recipe
+from flowers_bench.models.predictors import PREDICTORS
+from flowers_bench.plan.planning import Request, TrialPlan, plan
+from flowers_bench.util.errors import UsageError, unknown_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+#: The suites that come with the package.
+BUILT_IN = Path(__file__).parent / "built_in"
+#: Keys of a table that are not settings but fields of a `Request`; each may be a list.
+FACTORS = ("technique", "data", "backbone", "weights", "loss", "augmentation", "shots")
+#: Keys of a table that are counts, one for the whole table: the least, the most, and what holds without the key.
+COUNTS = {"seeds": (1, 1000, 3), "search": (0, 10000, 0)}
+_TOP = ("summary", "source", "defaults", "trials", "figures")
+_REPORTED = ("row", "top1")
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """What a publication reports for a row.
+
+    Attributes:
+        row: its name there.
+        top1: test accuracy in percent.
+    """
+
+    row: str
+    top1: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a suite wants drawn of its finished trials.
+
+    Attributes:
+        name: stem of its files' names.
+        title: what it shows.
+        technique: `NAME/VARIANT` of the rows that it shows.
+        draw: `curves` over epochs, `sweep` over a factor, or `pictures` that the techniques drew.
+        factor: of a sweep: a recipe field or an option.
+    """
+
+    name: str
+    title: str
+    technique: tuple[str, ...]
+    draw: str
+    factor: str | None = None
+
+
+#: How figures are drawn.
+DRAWN = ("curves", "sweep", "pictures")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One `[[trials]]` table, defaults filled in.
+
+    Attributes:
+        values: factors and settings, each a list of at least one value.
+        seeds: how many, from 0.
+        search: how many configurations to try for each combination; 0: the recipes as they are.
+        reported: the published figure it is to be seen beside, or None.
+        line: of its header, from 1.
+        lines: of each key.
+    """
+
+    values: Mapping[str, Sequence[Any]]
+    seeds: int
+    search: int
+    reported: PublishedResult | None
+    line: int
+    lines: Mapping[str, int]
+
+    def cells(self) -> Iterable[dict[str, str]]:
+        """Every combination, values as text."""
+        for combination in itertools.product(*self.values.values()):
+            yield dict(zip(self.values, map(str, combination), strict=True))
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite as read: names are not resolved yet.
+
+    Attributes:
+        path: the file.
+        source: where the reported figures come from.
+        tables: in the file's order.
+        figures: likewise.
+    """
+
+    path: Path
+    summary: str
+    source: str
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...] = ()
+
+    def error(self, line: int, problem: object) -> UsageError:
+        """A mistake of the file's author: where it stands, and what it is."""
+        return UsageError(f"{self.path}, line {line}: {problem}")
+
+
+@dataclass(frozen=True)
+class PlannedTable:
+    """A table's trials: of its recipes as they stand, and, once `with_found`, of those that were found.
+
+    Attributes:
+        requests: one for each combination.
+    """
+
+    table: Table
+    requests: tuple[Request, ...]
+    planned: tuple[TrialPlan, ...]
+
+
+def read_suite(name: str) -> Suite:
+    """The suite of that name or in that file.
+
+    Raises:
+        UsageError: no such suite, not TOML, a key or a value that no suite may have; with the line.
+    """
+    path = _find(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+        raise UsageError(f"{path}: {error}") from error  # tomllib says the line
+    lines = _lines(text)
+    suite = Suite(path, str(content.get("summary", "")), str(content.get("source", "")), ())
+    for key in content:
+        if key not in _TOP:
+            raise suite.error(lines.top.get(key, 1), unknown_name("key", key, _TOP))
+    defaults, tables = content.get("defaults", {}), content.get("trials", [])
+    if not isinstance(defaults, dict):
+        raise suite.error(lines.top.get("defaults", 1), "defaults must be a table: [defaults]")
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise suite.error(lines.top.get("trials", 1), "a suite names its trials in at least one [[trials]] table.")
+    if len(lines.tables) != len(tables):
+        raise suite.error(1, "write each table of trials with a header line of its own: [[trials]].")
+    found = [_table(suite, defaults, *item) for item in zip(tables, lines.tables, strict=True)]
+    return replace(suite, tables=tuple(found), figures=_figures(suite, content.get("figures", []), lines))
+
+
+def _figures(suite: Suite, content: Any, lines: _Lines) -> tuple[Figure, ...]:
+    """A suite's figures: tables, or the name of another suite that has the same."""
+    at = lines.top.get("figures", 1)
+    if isinstance(content, str):
+        try:
+            return read_suite(content).figures
+        except RecursionError as error:
+            raise suite.error(at, f"figures = {content!r} leads back to this suite.") from error
+    if not isinstance(content, list) or not all(isinstance(table, dict) for table in content):
+        raise suite.error(at, 'expected [[figures]] tables, or figures = "the name of a suite that has the same"')
+    return tuple(_figure(suite, table, *where) for table, where in zip(content, lines.figures, strict=False))
+
+
+def _figure(suite: Suite, table: Mapping[str, Any], line: int, lines: Mapping[str, int]) -> Figure:
+    known = [f.name for f in fields(Figure)]
+    for key in table:
+        if key not in known:
+            raise suite.error(lines.get(key, line), unknown_name("key", key, known))
+    draw, wanted = table.get("draw"), ["name", "title", "technique", "draw"]
+    if draw not in DRAWN:
+        raise suite.error(lines.get("draw", line), unknown_name("draw", str(draw), DRAWN))
+    for key in [*wanted, *(["factor"] if draw == "sweep" else [])]:
+        if key not in table:
+            raise suite.error(line, f"this figure has no {key}. Needed: {', '.join(wanted)}; a sweep: factor.")
+    techniques = table["technique"] if isinstance(table["technique"], list) else [table["technique"]]
+    texts = [*techniques, *(value for key, value in table.items() if key != "technique")]
+    if not techniques or not all(isinstance(text, str) for text in texts):
+        raise suite.error(line, "a figure's values are text; technique may be a list.")
+    if not re.fullmatch(r"[\w][\w.-]*", table["name"]):
+        raise suite.error(lines.get("name", line), f"name = {table['name']!r}: letters, digits, '.', '-' and '_' only.")
+    return Figure(table["name"], table["title"], tuple(techniques), draw, table.get("factor"))
+
+
+def _find(name: str) -> Path:
+    if name.endswith(".toml"):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UsageError(f"suite {name}: no such file.")
+        return path
+    known = {path.stem: path for path in BUILT_IN.glob("*.toml")}
+    if name not in known:
+        raise unknown_name("suite", name, [*known, "a file ending in .toml"])
+    return known[name]
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Where things stand, which `tomllib` does not tell: keys before the first table, then each table of a list."""
+
+    top: dict[str, int]
+    defaults: dict[str, int]
+    tables: list[tuple[int, dict[str, int]]]
+    figures: list[tuple[int, dict[str, int]]]
+
+
+def _lines(text: str) -> _Lines:
+    found = _Lines({}, {}, [], [])
+    keys = found.top
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\[\s*(trials|figures)\s*\]\]", line):
+            keys = {}
+            (found.tables if header[1] == "trials" else found.figures).append((number, keys))
+        elif header := re.match(r"\s*\[\s*\"?([\w-]+)", line):
+            found.top.setdefault(header[1], number)
+            keys = found.defaults if header[1] == "defaults" else {}
+        elif key := re.match(r"\s*(?:\"([^\"]+)\"|([\w-]+))[\s.\w-]*=", line):
+            keys.setdefault(key[1] or key[2], number)
+    return found
+
+
+def _table(
+    suite: Suite, defaults: Mapping[str, Any], own: Mapping[str, Any], where: tuple[int, dict[str, int]]
+) -> Table:
+    line, lines = where
+    values = {**defaults, **own}
+    if "technique" not in values:
+        raise suite.error(line, 'these trials have no technique. Say: technique = "NAME/VARIANT"')
+    counts = {key: values.pop(key, default) for key, (_, _, default) in COUNTS.items()}
+    for key, count in counts.items():
+        low, high, _ = COUNTS[key]
+        if type(count) is not int or not low <= count <= high:
+            raise suite.error(lines.get(key, line), f"{key} = {count!r}: expected how many, from {low} to {high}.")
+    reported = values.pop("reported", None)
+    factors = {key: value if isinstance(value, list) else [value] for key, value in values.items()}
+    for key, choices in factors.items():
+        if not choices or not all(isinstance(choice, (str, int, float, bool)) for choice in choices):
+            raise suite.error(lines.get(key, line), f"{key} = {values[key]!r}: expected a value, or a list of values.")
+    for shots in factors.get("shots", ()):
+        if type(shots) is not int or shots < 1:
+            raise suite.error(lines.get("shots", line), f"shots = {shots!r}: expected images of each class, from 1.")
+    table = Table(factors, **counts, reported=None, line=line, lines=lines)
+    if reported is None:
+        return table
+    at = lines.get("reported", line)
+    if not isinstance(reported, dict) or set(reported) != set(_REPORTED):
+        raise suite.error(at, 'expected reported = {row = "its name", top1 = 88.16}')
+    if not isinstance(reported["top1"], (int, float)) or not 0 <= reported["top1"] <= 100:
+        raise suite.error(at, f"top1 = {reported['top1']!r}: expected a percentage.")
+    if len(list(table.cells())) > 1:
+        raise suite.error(at, "a reported figure belongs to one configuration, and this table has several.")
+    return replace(table, reported=PublishedResult(str(reported["row"]), float(reported["top1"])))
+
+
+def overridden(
+    suite: Suite,
+    given: Mapping[str, Sequence[Any]],
+    seeds: int | None = None,
+    shots: Sequence[int] = (),
+    search: int | None = None,
+) -> Suite:
+    """The suite with factors, settings and counts of the command line in place of its own.
+
+    Options of the suite's own data do not outlive it: another `data` drops them. Nor do reported figures outlive other
+    `shots`: nobody reports one for that many images.
+    """
+    given = {**given, "shots": shots} if shots else given
+    tables = []
+    for table in suite.tables:
+        kept = {k: v for k, v in table.values.items() if not ("data" in given and k.startswith("data."))}
+        tables.append(
+            replace(
+                table,
+                values={**kept, **given},
+                seeds=table.seeds if seeds is None else seeds,
+                search=table.search if search is None else search,
+                reported=None if shots else table.reported,
+            )
+        )
+    return replace(suite, tables=tuple(tables))
+
+
+def plan_suite(
+    host: Host,
+    suite: Suite,
+    request: Request,
+    files: Sequence[Path],
+    progress: Progress = silent,
+    loaded: dict[Any, Dataset] | None = None,
+) -> list[PlannedTable]:
+    """The trials of every table.
+
+    Args:
+        request: gives the folders; its factors are the defaults of tables that do not name them.
+        loaded: as of `plan`.
+
+    Raises:
+        UsageError: an unknown key, a technique without that option, a combination that does not fit; with the line.
+    """
+    loaded = {} if loaded is None else loaded
+    return [_planned(host, suite, table, request, files, progress, loaded) for table in suite.tables]
+
+
+def _planned(
+    host: Host,
+    suite: Suite,
+    table: Table,
+    request: Request,
+    files: Sequence[Path],
+    progress: Progress,
+    loaded: dict[Any, Dataset],
+) -> PlannedTable:
+    known = _known_keys(host)
+    for key in table.values:
+        if key not in known:
+            raise suite.error(table.lines.get(key, table.line), unknown_name("key", key, known))
+    base = replace(request, seeds=table.seeds, search=table.search)
+    requests: list[Request] = []
+    planned: list[TrialPlan] = []
+    for cell in table.cells():
+        try:
+            requests.append(of_cell(host, base, cell))
+            planned += plan(host, requests[-1], files, progress, loaded)
+        except UsageError as error:
+            raise suite.error(_line_of(table, cell, str(error)), error) from error
+    return PlannedTable(table, tuple(requests), tuple(planned))
+
+
+def with_found(tables: Sequence[PlannedTable], found: Sequence[Sequence[TrialPlan]]) -> list[PlannedTable]:
+    """The tables with what was found for each request that has a search, in their order, in place of what it began with."""
+    each = iter(found)
+    return [
+        replace(table, planned=tuple(item for _ in table.requests for item in next(each)))
+        if table.table.search
+        else table
+        for table in tables
+    ]
+
+
+def _known_keys(host: Host) -> set[str]:
+    parts = [entry.value for kind in (host.models, host.losses, host.augmentations) for entry in kind.values()]
+    options = {name for part in parts for name in part.options} | {name for own in PREDICTORS.values() for name in own}
+    data = {f"data.{name}" for entry in host.datasets.values() for name in entry.value.options}
+    return {*FACTORS, *COUNTS, "reported", *Recipe().facts(), *options, *data}
+
+
+def _line_of(table: Table, cell: Mapping[str, str], problem: str) -> int:
+    """The line of the key that the problem names, or whose value it names; else of the table's header."""
+    wrong = re.split(r"Did you mean|[Vv]alid", problem)[0]  # what follows are other names
+    words = set(re.findall(r"[\w./-]*\w", wrong)) | set(re.findall(r"[\w.-]*\w", wrong))
+    # Named keys before named values, settings before factors: `freeze: mixing/mixup has no such option` is about freeze.
+    keys = sorted(cell, key=lambda key: (key not in words, key in FACTORS))
+    for key in keys:
+        if key in table.lines and (key in words or words & {cell[key], *cell[key].split("/")}):
+            return table.lines[key]
+    return table.line
+
+
+def of_cell(host: Host, request: Request, cell: Mapping[str, str]) -> Request:
+    """The request for one combination. A grid runs what it names: a bare name is the default variant alone."""
+    base, _, variant = cell["technique"].partition("/")
+    technique = host.find("technique", host.techniques, base).value
+    name = f"{base}/{technique.variant(variant or None)[0]}"
+    factors: dict[str, Any] = {key: cell[key] for key in FACTORS[1:] if key in cell}
+    if "shots" in factors:
+        factors["shots"] = int(factors["shots"])
+    settings = {key: value for key, value in cell.items() if key not in FACTORS}
+    return replace(request, techniques=[name], **factors, settings={**request.settings, **settings})
+
+
+def swept(host: Host, request: Request, sweep: Mapping[str, Sequence[str]]) -> list[Request]:
+    """The request's techniques with every combination of the swept settings (or factors, such as `backbone`); with
+    nothing swept the request itself, whose bare names mean their baselines too."""
+    if not sweep:
+        return [request]
+    grid = Table({"technique": list(request.techniques), **sweep}, request.seeds, request.search, None, 1, {})
+    return [of_cell(host, request, cell) for cell in grid.cells()]
+
+
+def distinct_requests(requests: Sequence[Request]) -> list[str]:
+    """Names of requests of one technique each: its own, followed by what is not the same in all of them."""
+    facts = [{**{key: getattr(one, key) for key in FACTORS[1:]}, **one.settings} for one in requests]
+    differing = [key for key in dict.fromkeys(itertools.chain(*facts)) if len({str(own.get(key)) for own in facts}) > 1]
+    return [
+        " ".join([*one.techniques, *(f"{key}={own[key]}" for key in differing if own.get(key) is not None)])
+        for one, own in zip(requests, facts, strict=True)
+    ]

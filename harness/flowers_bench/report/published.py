@@ -1,0 +1,97 @@
+"""A suite's rows beside the figures that a publication reports for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flowers_bench.plan.suites import PlannedTable, PublishedResult
+from flowers_bench.report.aggregate import Configuration, Finished, Row, build_row, search_budget
+from flowers_bench.report.formatting import percent, percent_interval
+from flowers_bench.report.names import distinct_names
+from flowers_bench.report.table import Sheet, markdown_lines, print_sheet, stdout
+from flowers_bench.store.folder import Store, read_each
+
+COLUMNS = (
+    "reported as",
+    "technique/variant",
+    "data",
+    "backbone",
+    "weights",
+    "seeds",
+    "n",
+    "test top-1 %",
+    "95 % interval",
+    "reported %",
+)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A reported figure, and the row that was measured here, or None while no trial of it is finished."""
+
+    reported: PublishedResult
+    name: str
+    row: Row | None
+
+
+def beside_reported(tables: Sequence[PlannedTable], store: Store) -> list[Beside]:
+    """A line for each table of trials that names a reported figure, from the finished trials in the store."""
+    found = []
+    wanted = [(item, item.table.reported) for item in tables if item.table.reported]
+    # Of a search that found nothing no trial is planned, and only what was asked for is known.
+    names = iter(distinct_names([item.planned[0].trial.facts() for item, _ in wanted if item.planned]))
+    for item, reported in wanted:
+        name = next(names) if item.planned else " ".join(item.requests[0].techniques)
+        folders = [store.folder(planned.trial.id) for planned in item.planned]
+        trials = list(map(Finished.load, read_each(folder for folder in folders if folder.finished()).finished))
+        row = build_row(name, Configuration.of(trials)) if trials else None
+        found.append(Beside(reported, name, row))
+    return found
+
+
+def cells(line: Beside) -> tuple[str, ...]:
+    """One line as text, in the order of `COLUMNS`."""
+    reported = f"{line.reported.top1:.2f}"
+    row = line.row
+    if row is None:
+        return (line.reported.row, line.name, *["-"] * 6, "not finished", reported)
+    return (
+        line.reported.row,
+        line.name,
+        row.config["dataset"]["name"],
+        row.config["backbone"],
+        row.config["weights"]["name"],
+        str(len(row.seeds)),
+        str(len(row.keys)),
+        percent(row.top1.value),
+        percent_interval(row.top1.low, row.top1.high),
+        reported,
+    )
+
+
+def notes(lines: Sequence[Beside], source: str) -> list[str]:
+    """What must stand under the table."""
+    found = [f"reported: {source}"] if source else []
+    overs = sorted({line.row.top1.over for line in lines if line.row})
+    if overs:
+        found.append(f"n: test images; intervals: 95 %, over {'; '.join(overs)}")
+    budgets = sorted({budget for line in lines if line.row and (budget := search_budget(line.row.config))})
+    if budgets:
+        found.append(f"recipes searched: {'; '.join(budgets)}")
+    if any(line.row is None or line.row.config["dataset"]["name"] != "flowers102" for line in lines):
+        found.append(
+            "measured and reported figures are of different data, backbones or weights where the columns say so: "
+            "what can be compared is the order of the rows, not the figures"
+        )
+    return found
+
+
+def print_reported(lines: Sequence[Beside], source: str, format: str) -> None:
+    """To stdout, as `text` or `md`."""
+    title = "Measured here, beside what was reported"
+    sheet = Sheet(title, COLUMNS, tuple(map(cells, lines)), 5, tuple(notes(lines, source)))
+    if format == "md":
+        print("\n".join(markdown_lines(sheet)))
+    else:
+        print_sheet(sheet, stdout())

@@ -1,0 +1,186 @@
+"""Does one technique stand change better than another? Paired on the same images and seeds, for each kind of change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from flowers_bench.measure.statistics import Interval, holm, paired_difference, paired_p_value
+from flowers_bench.report.aggregate import Finished, Row, obstacles
+from flowers_bench.report.comparison import ALPHA
+from flowers_bench.report.formatting import p_value, points_interval
+from flowers_bench.report.table import Sheet
+
+COLUMNS = (
+    "change",
+    "from",
+    "to",
+    "difference",
+    "95 % interval",
+    "grows by",
+    "95 % interval of that",
+    "p (Holm)",
+)
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """One kind of change, `first` minus `second`.
+
+    Attributes:
+        kind: of change, or `factor NAME`.
+        weakest, strongest: its ends, as people read them; unchanged images are the weak end of a change.
+        difference: of accuracy, mean over the five levels.
+        growth: the difference at the strong end minus that at the weak end: above zero, `first` stands it better.
+        p, p_holm: that `growth` is zero; adjusted for all kinds of this pair.
+    """
+
+    kind: str
+    weakest: str
+    strongest: str
+    difference: Interval
+    growth: Interval
+    p: float
+    p_holm: float
+
+    @property
+    def claimed(self) -> bool:
+        """Whether one of the two techniques stands it better, which one training of each cannot show."""
+        return self.growth.n_seeds > 1 and self.p_holm < ALPHA
+
+
+@dataclass(frozen=True)
+class UnderStress:
+    """Two rows on changed test images, on the seeds that both were measured with; `ids` are the rows'."""
+
+    ids: tuple[str, str]
+    first: str
+    second: str
+    seeds: tuple[int, ...]
+    kinds: tuple[Robustness, ...]
+
+
+def under_stress(first: Row, second: Row) -> UnderStress | None:
+    """None where the two may not be compared, or were not both measured with `--stress` on a common seed."""
+    if obstacles(first.trials[0], second.trials[0]):
+        return None
+    measured = [
+        {int(t.config["seed"]): t for t in row.trials if t.result.get("stress_revision") is not None}
+        for row in (first, second)
+    ]
+    seeds = tuple(sorted(set(measured[0]) & set(measured[1])))
+    trials = [[of_seed[seed] for seed in seeds] for of_seed in measured]
+    if not seeds or len({trial.result["stress_revision"] for side in trials for trial in side}) > 1:
+        return None
+    one, other = (_outcomes(side) for side in trials)
+    plain = [row.correct[[row.seeds.index(seed) for seed in seeds]].astype(float) for row in (first, second)]
+    points = trials[0][0].result.get("stress") or {}
+    kinds = [
+        _endured(kind, points[kind], one[kind], other[kind], plain) for kind in points if kind in one and kind in other
+    ]
+    adjusted = holm([kind.p for kind in kinds])
+    held = tuple(replace(kind, p_holm=p) for kind, p in zip(kinds, adjusted, strict=True))
+    return UnderStress((first.id, second.id), first.name, second.name, seeds, held)
+
+
+def _outcomes(trials: list[Finished]) -> dict[str, np.ndarray]:
+    """By kind: float (S seeds, L levels, N images), images in order of their keys."""
+    found: dict[str, list[np.ndarray]] = {}
+    for table in (trial.folder.stress() for trial in trials):
+        for kind, rows in table.groupby("kind", sort=False):
+            found.setdefault(str(kind), []).append(_by_level(rows))
+    return {kind: np.stack(seeds) for kind, seeds in found.items() if len(seeds) == len(trials)}
+
+
+def _by_level(rows: pd.DataFrame) -> np.ndarray:
+    ordered = rows.sort_values(["level", "key"])
+    return ordered["correct"].to_numpy(dtype=float).reshape(ordered["level"].nunique(), -1)
+
+
+def _endured(
+    kind: str, points: list[dict[str, Any]], one: np.ndarray, other: np.ndarray, plain: list[np.ndarray]
+) -> Robustness:
+    # A dataset's factor is never absent: its weak end is its easiest value, not the images as they are.
+    is_factor = plain[0].shape[1] != one.shape[2] or kind.startswith("factor ")
+    weak = (one[:, 0], other[:, 0]) if is_factor else plain
+    ends = one[:, -1] - weak[0], other[:, -1] - weak[1]
+    p = paired_p_value(*ends)
+    levels, summed = one.shape[1], paired_difference(one.sum(1), other.sum(1))
+    return Robustness(
+        kind=kind,
+        weakest=points[0]["label"] if is_factor else "none",
+        strongest=points[-1]["label"],
+        difference=replace(summed, **{key: getattr(summed, key) / levels for key in ("value", "low", "high")}),
+        growth=paired_difference(*ends),
+        p=p,
+        p_holm=p,
+    )
+
+
+def sentences(found: UnderStress) -> list[str]:
+    """What may be said about the two."""
+    lines = [
+        f"from {kind.weakest} to {kind.strongest} of {kind.kind}, {found.first} "
+        f"{'gains' if kind.growth.value > 0 else 'loses'} {abs(100 * kind.growth.value):.1f} points on {found.second} "
+        f"{points_interval(kind.growth.low, kind.growth.high)}"
+        for kind in found.kinds
+        if kind.claimed
+    ]
+    basis = f"{len(found.seeds)} seeds" if len(found.seeds) > 1 else "one seed: run at least 3"
+    return lines or [
+        f"of no kind of change can it be claimed that {found.first} or {found.second} stands it better "
+        f"({len(found.kinds)} kinds, {basis})"
+    ]
+
+
+def sheet(found: UnderStress) -> Sheet:
+    """Every kind of change as a table."""
+    body = tuple(
+        (
+            kind.kind,
+            kind.weakest,
+            kind.strongest,
+            f"{100 * kind.difference.value:+.1f}",
+            points_interval(kind.difference.low, kind.difference.high),
+            f"{100 * kind.growth.value:+.1f}",
+            points_interval(kind.growth.low, kind.growth.high),
+            p_value(kind.p_holm),
+        )
+        for kind in found.kinds
+    )
+    images = sorted({kind.difference.n_images for kind in found.kinds})
+    notes = (
+        f"points of test top-1 accuracy, first minus second, on {len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''} "
+        f"x {' or '.join(map(str, images))} images; intervals: 95 %, over {found.kinds[0].difference.over}",
+        "difference: mean over the levels; grows by: the difference at the strong end minus that at the weak end: above "
+        "zero, the first stands the change better; p: of this, adjusted for all kinds",
+        "read by the checkpoints that unchanged validation images chose; nothing was chosen by these figures",
+        *(() if len(found.seeds) > 1 else ("one seed: nothing is claimed about the techniques, whatever p is",)),
+    )
+    return Sheet(f"{found.first} against {found.second} under stress", COLUMNS, body, 3, notes)
+
+
+def records(found: UnderStress) -> list[dict[str, object]]:
+    """Every kind of change, full precision."""
+    return [
+        {
+            "kind": kind.kind,
+            "weakest": kind.weakest,
+            "strongest": kind.strongest,
+            "seeds": list(found.seeds),
+            "images": kind.difference.n_images,
+            "difference": kind.difference.value,
+            "low": kind.difference.low,
+            "high": kind.difference.high,
+            "growth": kind.growth.value,
+            "growth_low": kind.growth.low,
+            "growth_high": kind.growth.high,
+            "p": kind.p,
+            "p_holm": kind.p_holm,
+            "claimed": kind.claimed,
+        }
+        for kind in found.kinds
+    ]

@@ -1,0 +1,1 @@
+"""What is written of a trial, and the only place that knows its files' names."""

@@ -1,0 +1,500 @@
+"""The run store: one folder per trial, plain JSON and Parquet, written atomically, merged by copying.
+
+```
+runs/<trial id>/config.json         the trial: what the id is a hash of
+                run.json            where it ran from: paths, command (not part of the id)
+                environment.json    machine, versions, kernel
+                history.jsonl       a line per epoch
+                checkpoint.pt       last finished epoch, until the trial is finished
+                model.safetensors   the checkpoint chosen on validation
+                predictions.parquet split, key, label, logits per image, validation and test; test images' shares of retrieval
+                stress.parquet      kind, level, key, correct: test images under change, where `--stress` asked for it
+                result.json         the figures; written last: its presence means the trial is finished
+                attempts.jsonl      a line per attempt to run the trial: how long, and how it ended
+                failure.json        why the last attempt failed; removed when the next one begins
+                files.json          SHA-256 of each file, of a trial that was pushed to a URL
+                log.txt             what the trial's process printed
+                figures/            pictures
+runs/search/                        a run store of its own: trials of `--search`, which have no test figures
+```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import stat
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from flowers_bench.store import schema as records
+from flowers_bench.store.identity import Trial, config_id
+from flowers_bench.store.schema import damaged, read_json, read_lines, read_record, read_table, refuse_other_form
+from flowers_bench.util.errors import Unreadable, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+
+#: Of `result.json` and `config.json`. Readers refuse a newer one.
+SCHEMA_VERSION = 1
+#: Of the changes that `--stress` makes to images; raised when an image would be changed otherwise. Figures of different
+#: revisions are not comparable.
+STRESS_REVISION = 1
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one.
+
+    Args:
+        path: where the file shall stand.
+        write: receives the temporary path.
+        durable: also survive a power cut (fsync), not only the death of the process.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        if durable:
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """`value` as indented JSON, atomically. NaN and infinity are refused (they are not JSON)."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"), durable=durable)
+
+
+def file_name(words: str) -> str:
+    """Words as a file's name: that of a technique or of a dataset among them may hold anything, and must not lead elsewhere."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in words)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a trial predicted for one split, in the order of the images' keys.
+
+    Attributes:
+        keys: N image names.
+        labels: int (N,).
+        logits: float32 (N, C).
+    """
+
+    keys: tuple[str, ...]
+    labels: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """The folder of one trial, and what is in it."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The trial's id: the folder's name."""
+        return self.path.name
+
+    def finished(self) -> bool:
+        """Whether there is a result, in whatever state."""
+        return os.path.lexists(self.path / "result.json")
+
+    def stressed(self) -> bool:
+        """Whether it is finished and was measured under changes as this version makes them (`--stress`)."""
+        return self.finished() and self.result().get("stress_revision") == STRESS_REVISION
+
+    def complete(self, *, stress: bool) -> bool:
+        """Whether nothing is left to do for it."""
+        return self.stressed() if stress else self.finished()
+
+    def config(self) -> dict[str, Any]:
+        """The trial's `facts()`."""
+        return _supported(self.path / "config.json", records.CONFIG)
+
+    def is_of_its_config(self) -> bool:
+        """Whether the folder's name and the id in `config.json` are what that file describes: neither was edited."""
+        config = self.config()
+        return bool(self.id == config["id"] == config_id(config))
+
+    def run(self) -> dict[str, Any]:
+        """Where the trial ran from: paths, command, the variant it is to be compared with. Nothing of it is in the trial's
+        id: what it names is for people to read, and is neither executed nor written to."""
+        return read_record(self.path / "run.json", records.RUN)
+
+    def result(self) -> dict[str, Any]:
+        """The figures, of a finished trial."""
+        config, path = self.config(), self.path / "result.json"
+        searched = config["protocol"]["report"] == "none"
+        result = _supported(path, records.SEARCHED if searched else records.RESULT)
+        data = config["dataset"]
+        label = f"{config['technique']}/{config['variant']}"
+        agreeing: list[tuple[str, Any, Any]] = [
+            ("id", result["id"], config["id"]),
+            ("label", result["label"], label),
+            ("seed", result["seed"], config["seed"]),
+            ("val.n", result["val"]["n"], data["n_val"]),
+        ]
+        if not searched:
+            agreeing.append(("test.n", result["test"]["n"], data["n_test"]))
+        for name, found, expected in agreeing:
+            if found != expected:
+                raise damaged(path, f"is damaged: {name} is {found!r:.40}, and {expected!r:.40} in config.json")
+        if not searched and len(result["class_names"]) != data["classes"]:
+            raise damaged(path, f"is damaged: it names {len(result['class_names'])} classes of {data['classes']}")
+        return result
+
+    def environment(self) -> dict[str, Any]:
+        """The machine, versions and kernel of a finished trial."""
+        return read_record(self.path / "environment.json", records.ENVIRONMENT)
+
+    def weights(self) -> Path:
+        """The file of the chosen checkpoint of a finished trial; fetched, where the store is a mirror of one at a URL.
+        Raises `UsageError` where it cannot be had."""
+        path = self.path / "model.safetensors"
+        if not os.path.lexists(path):
+            from flowers_bench.store.remote import pull_weights
+
+            pull_weights(self)
+        if path.is_symlink() or not path.is_file():
+            raise damaged(path, "is not a file")
+        return path
+
+    def refuse_links(self) -> None:
+        """Raises `Unreadable` where the folder is a link or has one in it, or a device: who writes or copies would follow."""
+        for path in [self.path, *self.path.rglob("*")]:
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # not there yet, or half a file that another process has renamed
+                mode = path.lstat().st_mode
+                if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    raise damaged(path, "is a link or a device: a run store has plain files only")
+
+    def failure(self) -> dict[str, Any] | None:
+        """Why the last attempt failed, or None."""
+        path = self.path / "failure.json"
+        return read_record(path, records.FAILURE) if os.path.lexists(path) else None
+
+    def history(self) -> list[dict[str, Any]]:
+        """A dictionary per finished epoch, in order."""
+        path = self.path / "history.jsonl"
+        found = read_lines(path, records.EPOCH) if os.path.lexists(path) else []
+        if [record["epoch"] for record in found] != list(range(1, len(found) + 1)):
+            raise damaged(path, "is damaged: its epochs do not follow each other from 1 on")
+        return found
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Every time that the trial was run: `seconds` until its process ended, and its `state` then."""
+        path = self.path / "attempts.jsonl"
+        return read_lines(path, records.ATTEMPT) if os.path.lexists(path) else []
+
+    def check(self) -> str | None:
+        """Read every file of the trial, but for weights and pictures, and see that they agree with each other.
+
+        Returns:
+            of a trial with predictions, a digest of what they are about: the keys and labels of both splits' images.
+
+        Raises:
+            Unreadable: names the first file that is of no use.
+        """
+        config = self.config()
+        if not self.is_of_its_config():
+            raise damaged(
+                self.path / "config.json",
+                f"is not of the trial that it describes ({config_id(config)}): its folder was renamed, or it was edited",
+            )
+        self.run()
+        epochs = len(self.history())
+        self.attempts()
+        self.failure()
+        if os.path.lexists(self.path / "environment.json"):
+            self.environment()
+        self.digests()
+        if not self.finished():
+            return None
+        result = self.result()
+        if result["cost"]["epochs"] != epochs or result["best_epoch"] > epochs:
+            text = (
+                f"has {epochs} epochs; result.json tells of epoch {result['best_epoch']} of {result['cost']['epochs']}"
+            )
+            raise damaged(self.path / "history.jsonl", f"is damaged: it {text}")
+        if config["protocol"]["report"] == "none":
+            return None
+        table = self._predictions()
+        self.retrieval_shares()
+        if result.get("stress_revision") is not None:
+            self._check_stress(result, set(self.scores("test").keys))
+        images = zip(*(table.column(name).to_pylist() for name in ("split", "key", "label")), strict=True)
+        return hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of its files by name, of a trial that was pushed to a URL; else nothing."""
+        path = self.path / "files.json"
+        return dict(read_record(path, records.MANIFEST)["sha256"]) if os.path.lexists(path) else {}
+
+    def note_attempt(self, seconds: float, state: str) -> None:
+        """Add to `attempts`: whole or not at all, and beside other runs that had to do with the same trial. A damaged file
+        stays as it is: every command names it."""
+        path = self.path / "attempts.jsonl"
+        line = json.dumps({"seconds": round(seconds, 3), "state": state}) + "\n"
+        # The lock's name is without a second dot, unlike half files.
+        with FileLock(self.path / ".attempts-lock"), contextlib.suppress(Unreadable):
+            text = "".join(json.dumps(record) + "\n" for record in self.attempts()) + line
+            write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), durable=False)
+
+    def remove_half_files(self) -> None:
+        """Remove what killed processes did not finish writing. For the process that has the trial to itself: whoever
+        prepares the trial meanwhile writes these two files."""
+        for path in self.path.glob(".*.*"):
+            if not path.name.startswith((".config.json.", ".run.json.")):
+                path.unlink(missing_ok=True)
+
+    def discard_leftovers(self) -> None:
+        """Remove what a finished trial has no use for: the checkpoint, and the weights that a search does not keep."""
+        (self.path / "checkpoint.pt").unlink(missing_ok=True)
+        if self.config()["protocol"]["report"] == "none":
+            (self.path / "model.safetensors").unlink(missing_ok=True)
+
+    def predictions(self) -> pd.DataFrame:
+        """Columns split, key, label, prediction, logits (a list of C floats): validation and test images of a finished
+        trial. Raises `Unreadable` where the file is missing, damaged, or not of these images and classes."""
+        return self._predictions().to_pandas()
+
+    def _predictions(self) -> pa.Table:
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        path, data = self.path / "predictions.parquet", self.config()["dataset"]
+        sizes = {"val": data["n_val"], "test": data["n_test"]}
+        table = read_table(path, records.PREDICTIONS, sum(sizes.values()))
+        for split, size in sizes.items():
+            rows = table.filter(pc.equal(table.column("split"), split))
+            if len(rows) != size:
+                raise damaged(path, f"is damaged: it has {len(rows)} {split} images of {size}")
+            if len(pc.unique(rows.column("key"))) != size:
+                raise damaged(path, f"is damaged: a key stands twice among its {split} images")
+        logits = table.column("logits").combine_chunks()
+        if not pc.all(pc.equal(pc.list_value_length(logits), data["classes"])).as_py():
+            raise damaged(path, f"is damaged: it has images without {data['classes']} logits, one for each class")
+        if not np.isfinite(logits.flatten().to_numpy(zero_copy_only=False)).all():
+            raise damaged(path, "is damaged: it has logits that are not finite")
+        for name in ("label", "prediction"):
+            values = table.column(name).cast(pa.int64()) if name in table.column_names else []
+            if len(values) and not 0 <= pc.min(values).as_py() <= pc.max(values).as_py() < data["classes"]:
+                raise damaged(path, f"is damaged: it has a {name} that is none of {data['classes']} classes")
+        return table
+
+    def stress(self) -> pd.DataFrame:
+        """Columns kind, level, value, key, correct: each test image under each change, of a trial with `--stress`.
+        Raises `Unreadable` where the file is missing or damaged."""
+        return read_table(self.path / "stress.parquet", records.STRESS).to_pandas()
+
+    def _check_stress(self, result: Mapping[str, Any], keys: set[str]) -> None:
+        """The file has the kinds and levels that the result has, of test images, the same at each level of a kind."""
+        path, table = self.path / "stress.parquet", self.stress()
+        points = {kind: [point["level"] for point in levels] for kind, levels in (result.get("stress") or {}).items()}
+        for kind, levels in points.items():
+            if levels != list(range(1, len(levels) + 1)):
+                raise damaged(self.path / "result.json", f"is damaged: the levels of stress.{kind} are {levels}")
+        found = {(kind, level): tuple(sorted(rows)) for (kind, level), rows in table.groupby(["kind", "level"])["key"]}
+        wanted = {(kind, level) for kind, levels in points.items() for level in levels}
+        if found.keys() != wanted:
+            raise damaged(path, "is damaged: its kinds and levels are not those in result.json")
+        for (kind, level), rows in found.items():
+            # A dataset's own factors are set in some of its images only.
+            right = keys.issuperset(rows) if str(kind).startswith("factor ") else keys == set(rows)
+            if not right or len(set(rows)) != len(rows) or rows != found[kind, 1]:
+                raise damaged(
+                    path, f"is damaged: level {level} of {kind} is not of the test images that it should be of"
+                )
+
+    def scores(self, split: str = "test") -> Scores:
+        """The predictions of one split as arrays, images in order of their keys: many times quicker than
+        `predictions`. Raises `Unreadable` where the file is missing or damaged."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        table = self._predictions()
+        table = table.filter(pc.equal(table.column("split"), split)).sort_by("key").combine_chunks()
+        logits = table.column("logits").combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+        labels = table.column("label").cast(pa.int64()).to_numpy()
+        return Scores(tuple(table.column("key").to_pylist()), labels, logits)
+
+    def retrieval_shares(self) -> Mapping[str, np.ndarray]:
+        """By `recall_at_1` and `map_at_r`, float64 (N,): each test image's share of the figure, in order of the images'
+        keys. Empty where it was not measured, or by a version that did not store it. Raises `Unreadable` where the file
+        is missing or damaged."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        path = self.path / "predictions.parquet"
+        table = read_table(path, records.SHARES)
+        table = table.filter(pc.equal(table.column("split"), "test")).sort_by("key")
+        found = {name: table.column(name).to_numpy() for name in table.column_names if name not in ("split", "key")}
+        for name, shares in found.items():
+            if not np.isfinite(shares).all():  # a null is NaN here
+                raise damaged(path, f"is damaged: it has test images whose {name} is missing")
+        return {name: np.asarray(shares, np.float64) for name, shares in found.items()}
+
+
+def _supported(path: Path, form: records.Record) -> dict[str, Any]:
+    value = read_json(path)
+    version = value.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise damaged(path, "is damaged: it has no schema version")
+    if version > SCHEMA_VERSION:
+        raise Unreadable(
+            f"{path} has schema version {version}; this flowers-bench reads up to {SCHEMA_VERSION}. Upgrade flowers-bench."
+        )
+    refuse_other_form(path, value, form)
+    return value
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is in a store, each trial read on its own.
+
+    Attributes:
+        finished, unfinished: trials of which every file can be read, by id.
+        damaged: of each of the others, which file cannot be, why, and what to do.
+    """
+
+    finished: list[TrialFolder]
+    unfinished: list[TrialFolder]
+    damaged: list[Unreadable]
+
+
+def read_each(folders: Iterable[TrialFolder]) -> Contents:
+    """Sort trials by `TrialFolder.check`. Trials on one split must also be about the same images: those that are not about
+    what most are about are damaged, all of them where there is no such majority."""
+    contents = Contents([], [], [])
+    images: dict[TrialFolder, str] = {}
+    for folder in folders:
+        try:
+            digest = folder.check()
+        except Unreadable as error:
+            contents.damaged.append(error)
+            continue
+        (contents.finished if folder.finished() else contents.unfinished).append(folder)
+        if digest:
+            images[folder] = digest
+    together: dict[str, list[TrialFolder]] = {}
+    for folder in images:
+        data = folder.config()["dataset"]
+        together.setdefault(f"{data['split_checksum']} {data['n_val']} {data['n_test']}", []).append(folder)
+    for alike in together.values():
+        counts = Counter(images[folder] for folder in alike).most_common(2)
+        usual = counts[0][0] if len(counts) == 1 or counts[0][1] > counts[1][1] else None
+        for folder in alike:
+            if images[folder] != usual:
+                contents.finished.remove(folder)
+                what = "is damaged: its keys and labels are not those of other trials with the same split"
+                contents.damaged.append(damaged(folder.path / "predictions.parquet", what))
+    return contents
+
+
+class Store:
+    """A folder of trials."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, trial_id: str) -> TrialFolder:
+        """The folder of that id, whether or not it exists."""
+        return TrialFolder(self.root / trial_id)
+
+    def prepare(self, trial: Trial, run: Mapping[str, Any]) -> TrialFolder:
+        """Create the trial's folder, and note what the trial is and how it is run."""
+        folder = self.folder(trial.id)
+        try:
+            folder.refuse_links()  # whatever the trial writes would go where they lead
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_json(
+                folder.path / "config.json",
+                {"schema_version": SCHEMA_VERSION, "id": trial.id, **trial.facts()},
+            )
+            write_json(folder.path / "run.json", dict(run))
+        except OSError as error:
+            raise UsageError(
+                f"the run store {self.root} cannot be written: {error}. Choose another with --out."
+            ) from error
+        return folder
+
+    def trials(self) -> Iterator[TrialFolder]:
+        """Every trial folder, finished or not, damaged or not, by id. Raises `UsageError` where the store cannot be read."""
+        try:
+            paths = sorted(self.root.iterdir()) if self.root.is_dir() else []
+        except OSError as error:
+            raise UsageError(f"the run store {self.root} cannot be read: {error}.") from error
+        for path in paths:
+            named = re.fullmatch(records.ID.pattern or "", path.name)
+            if _there(path / "config.json") or (named and _there(path / "result.json")):
+                yield TrialFolder(path)
+
+    def read(self) -> Contents:
+        """Every trial, each read on its own: see `read_each`."""
+        return read_each(self.trials())
+
+    def of_searches(self) -> Store:
+        """The trials of `--search`, beside those that have a test accuracy; it may not exist."""
+        return Store(self.root / "search")
+
+    def finished(self) -> list[TrialFolder]:
+        """Every finished trial."""
+        return [folder for folder in self.trials() if folder.finished()]
+
+    def find_trained(self, text: str) -> TrialFolder:
+        """`find`, for commands that need its model. Raises `UsageError` where it is not finished."""
+        folder = self.find(text)
+        folder.check()
+        if not folder.finished():
+            raise UsageError(f"trial {folder.id} is not finished: it has no model yet.")
+        if folder.config()["protocol"]["report"] == "none":
+            raise UsageError(f"trial {folder.id} is of a search, which keeps no models.")
+        return folder
+
+    def find(self, text: str) -> TrialFolder:
+        """The one trial whose id begins with `text`. Raises `UsageError` for none or several."""
+        found = [folder for folder in self.trials() if folder.id.startswith(text)]
+        if len(found) == 1:
+            return found[0]
+        what = "no trial" if not found else f"{len(found)} trials"
+        raise UsageError(
+            f"{what} in {self.root} with an id that begins with {text!r}. List them: flowers-bench leaderboard --trials"
+        )
+
+
+def leave_places_behind(folder: TrialFolder) -> None:
+    """Take from `run.json` of a trial that came from another machine the places on that one: see `records.PLACES`."""
+    path = folder.path / "run.json"
+    kept = {name: value for name, value in folder.run().items() if name not in records.PLACES}
+    write_json(path, kept, durable=False)
+
+
+def _there(path: Path) -> bool:
+    """Whether there is anything of that name, or that cannot be told: whoever reads it finds out why."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True

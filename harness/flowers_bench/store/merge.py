@@ -1,0 +1,135 @@
+"""Unites run stores of several machines.
+
+Everything is looked at before anything is written: each trial by the readers that every command has, and two finished
+trials of one id must have the same predictions. A trial that is damaged, or has a link or a device in its folder, is left
+out and named. Each of the others arrives whole, by a rename, but without the places in its `run.json`, which are another
+machine's.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowers_bench.store.folder import Store, TrialFolder, leave_places_behind, read_each
+from flowers_bench.util.errors import Unreadable, UsageError
+
+
+@dataclass(frozen=True)
+class Merged:
+    """How many trials were `taken` from the sources, `present` in the target as good as theirs, and there in `total`;
+    those of searches included. Of each trial that was left out, `damaged` says why."""
+
+    taken: int
+    present: int
+    total: int
+    damaged: tuple[Unreadable, ...] = ()
+
+
+def merge_stores(sources: Sequence[Path], target: Path) -> Merged:
+    """Bring every trial of `sources` into `target`, a store or a folder yet to be made; those of their searches too.
+
+    Of a trial that several have, the finished one is taken, rather with `--stress` than without, or else the one with most epochs behind it.
+
+    Raises:
+        UsageError: a source is no store, or a trial contradicts another of its id; nothing is written then.
+    """
+    searches = [search.root for root in sources if any((search := Store(root).of_searches()).trials())]
+    parts = [_Part.of(sources, target)]
+    if searches:
+        parts.append(_Part.of(searches, Store(target).of_searches().root))
+    for part in parts:
+        part.target.mkdir(parents=True, exist_ok=True)
+        for folder in part.new:
+            _bring(folder, part.target)
+    return Merged(
+        sum(len(part.new) for part in parts),
+        sum(part.present for part in parts),
+        sum(part.total for part in parts),
+        tuple(error for part in parts for error in part.damaged),
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is to be brought into one store: `new` trials, beside `present` ones, which makes a `total`; and what is not."""
+
+    target: Path
+    new: list[TrialFolder]
+    present: int
+    total: int
+    damaged: list[Unreadable]
+
+    @classmethod
+    def of(cls, sources: Sequence[Path], target: Path) -> _Part:
+        chosen: dict[str, TrialFolder] = {}
+        stays = {
+            folder.id for folder in Store(target).trials()
+        }  # damaged or not; what is removed is for the user to say
+        present = 0
+        damaged: list[Unreadable] = []
+        for root in dict.fromkeys([*([target] if target.exists() else []), *sources]):
+            sound, left_out = _checked(root, may_be_empty=root == target)
+            damaged += left_out
+            for folder in sound:
+                other = chosen.get(folder.id)
+                chosen[folder.id] = folder if other is None else _better(other, folder)
+                present += other is not None
+            if root == target:
+                stays -= chosen.keys()
+        for trial_id in stays & chosen.keys():
+            del chosen[trial_id]
+        new = [folder for folder in chosen.values() if folder.path.parent != target]
+        return cls(target, new, present, len(chosen), damaged)
+
+
+def _checked(root: Path, *, may_be_empty: bool) -> tuple[list[TrialFolder], list[Unreadable]]:
+    """The trials that may be taken, and why the others may not."""
+    found = list(Store(root).trials())
+    if not found and not may_be_empty:
+        raise UsageError(f"{root} is not a run store: no folder in it has a config.json.")
+    contents = read_each(found)
+    sound: list[TrialFolder] = []
+    for folder in (*contents.finished, *contents.unfinished):
+        try:
+            folder.refuse_links()
+            sound.append(folder)
+        except Unreadable as error:
+            contents.damaged.append(error)
+    return sorted(sound, key=lambda folder: folder.id), contents.damaged
+
+
+def _better(first: TrialFolder, second: TrialFolder) -> TrialFolder:
+    if first.finished() and second.finished():
+        _refuse_contradiction(first, second)
+    rank = [(folder.finished(), folder.stressed(), len(folder.history())) for folder in (first, second)]
+    return second if rank[1] > rank[0] else first
+
+
+def _refuse_contradiction(first: TrialFolder, second: TrialFolder) -> None:
+    results = [folder.result() for folder in (first, second)]
+    split = (
+        "test" if "test" in results[0] else "val"
+    )  # a trial of a search reads no test split, and keeps no predictions
+    if first.predictions().equals(second.predictions()) if split == "test" else results[0]["val"] == results[1]["val"]:
+        return
+    accuracy = [f"{split} {100 * result[split]['top1']:.2f} %" for result in results]
+    raise UsageError(
+        f"trial {first.id} has other predictions in {second.path.parent} ({accuracy[1]}) than in {first.path.parent} "
+        f"({accuracy[0]}): machines that calculate differently gave one trial two results. Keep one of them."
+    )
+
+
+def _bring(folder: TrialFolder, target: Path) -> None:
+    """Copy beside its place, then rename; locks and half-written files stay behind."""
+    place = target / folder.id
+    with tempfile.TemporaryDirectory(dir=target, prefix=".merging-") as temporary:
+        copy = Path(temporary) / "new"
+        shutil.copytree(folder.path, copy, symlinks=True, ignore=shutil.ignore_patterns(".*"))
+        leave_places_behind(TrialFolder(copy))
+        if place.exists():
+            place.rename(Path(temporary) / "old")
+        copy.rename(place)

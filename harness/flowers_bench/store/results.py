@@ -1,0 +1,72 @@
+"""The results of a run store as a table, for notebooks and other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.util.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Long lists that `result.json` holds beside the figures; they stay there.
+_LISTS = ("class_names", "weights_report")
+
+
+def load_results(runs: str | Path = "runs") -> pd.DataFrame:
+    """The finished trials of a run store, one row each, in order of technique, variant and seed.
+
+    Columns are named by where a value stands in the trial's files (docs/results-format.md): those of `config.json`
+    (`technique`, `dataset.name`, `recipe.lr`, `options.freeze`, ...) and of `result.json` (`test.top1`, `val.top1`,
+    `cost.seconds`, `hardware.processor`, ...). `id` is the trial's, and names its folder. What a trial does not have is
+    missing (NaN or None). Lists by class are left in the file. Rows of different datasets, splits or protocols must not
+    be compared: `flowers-bench compare` knows which may. A trial with a damaged file, or of a newer schema than this
+    version reads, is left out, and named in a warning (`UserWarning`).
+
+    Args:
+        runs: the run store: a folder, or a URL (as text).
+
+    Raises:
+        UsageError: the folder does not exist.
+    """
+    import warnings
+
+    import pandas as pd
+
+    from flowers_bench.store.remote import opened  # here: listing plugins must stay quick
+
+    root = opened(str(runs))
+    if not root.is_dir():
+        raise UsageError(f"{root} is not a folder: name a run store, such as the --out of flowers-bench run.")
+    contents = Store(root).read()
+    for error in contents.damaged:
+        warnings.warn(f"left out: {printable(str(error))}", stacklevel=2)
+    table = pd.DataFrame([_row(folder) for folder in contents.finished])
+    if table.empty:
+        return pd.DataFrame(columns=["id", "technique", "variant", "seed"])
+    return table.sort_values(["technique", "variant", "seed", "id"], kind="stable").reset_index(drop=True)
+
+
+def _row(folder: TrialFolder) -> dict[str, Any]:
+    result = {key: value for key, value in folder.result().items() if key not in _LISTS}
+    return flat({"id": folder.id, **folder.config(), **result})
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of `flat`: what a tracker can draw."""
+    return {key: v for key, v in flat(values).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries under dotted names. A list of numbers or texts is one value; lists by class are left out."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            if key != "per_class":
+                found.update(flat(value, f"{prefix}{key}."))
+        elif not (isinstance(value, list) and value and isinstance(value[0], (dict, list))):
+            found[f"{prefix}{key}"] = value
+    return found
