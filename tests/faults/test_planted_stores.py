@@ -17,10 +17,10 @@ from stored import outcomes, store_trial
 
 from flowers_bench import cli
 from flowers_bench.cli.execute import prepared
-from flowers_bench.errors import Unreadable, UsageError
-from flowers_bench.store import Store, TrialFolder, write_json
+from flowers_bench.store.folder import Store, TrialFolder, write_json
+from flowers_bench.store.identity import config_id
 from flowers_bench.training.trial import load_trained
-from flowers_bench.trial import config_id
+from flowers_bench.util.errors import Unreadable, UsageError
 
 EVIL = "from pathlib import Path\nPath({witness!r}).touch()\nfrom flowers_bench import hookimpl\n"
 

@@ -139,8 +139,9 @@ def test_a_frozen_embedding_is_no_reason_for_another_id() -> None:
 def test_a_backbone_that_does_not_tell_its_layers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Classifier(timm.create_model("test_resnet", num_classes=3))
     monkeypatch.setattr(type(model.backbone), "group_matcher", None)
-    with pytest.raises(UsageError, match="does not tell its layers"):
-        build_optimizer(Recipe(layer_decay=0.5), model, None)
+    for planning in (revision, lambda recipe, model: build_optimizer(recipe, model, None)):
+        with pytest.raises(UsageError, match="does not tell its layers"):
+            planning(Recipe(layer_decay=0.5), model)
 
 
 def test_no_weight_decay_on_vectors() -> None:

@@ -39,10 +39,11 @@ def build_optimizer(recipe: Recipe, model: nn.Module, criterion: object) -> torc
 
 def revision(recipe: Recipe, model: nn.Module) -> int:
     """Which rules these groups follow: 2 where they are not what they were in the first version, which decayed layers by
-    stages and had no exemptions from weight decay but vectors. Part of a trial's identity where it is not 1."""
+    stages and had no exemptions from weight decay but vectors. Part of a trial's identity where it is not 1. Raises
+    `UsageError` as `build_optimizer`, so that what cannot be grouped is refused when it is planned."""
     exempt = _never_decayed(model)
     decays_otherwise = recipe.weight_decay and any(p.ndim > 1 and name in exempt for name, p in _trainable(model))
-    return 2 if recipe.layer_decay != 1 or decays_otherwise else 1
+    return 2 if _layer_scales(recipe, model) or decays_otherwise else 1
 
 
 def _trainable(module: object) -> list[tuple[str, nn.Parameter]]:
