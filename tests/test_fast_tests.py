@@ -23,6 +23,8 @@ TESTS = """
 import multiprocessing
 import time
 
+import pytest
+
 
 def test_quick():
     pass

@@ -12,7 +12,7 @@ from flowers_bench.cli.execute import _in_one_line
 from flowers_bench.cli.show import show
 from flowers_bench.contract.host import discover
 from flowers_bench.plan.planning import Request
-from flowers_bench.report.aggregate import Finished, Row, build_row
+from flowers_bench.report.aggregate import Configuration, Finished, Row, build_row
 from flowers_bench.report.comparison import Comparison
 from flowers_bench.report.page import _row, _trial
 
@@ -29,7 +29,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
         "trained": live(folder, "toy/short"),
         "longer": live(folder, "toy/short", epochs="2"),
     }
-    return {name: build_row(name, [Finished.load(trial)]) for name, trial in lives.items()}
+    return {name: build_row(name, Configuration.of([Finished.load(trial)])) for name, trial in lives.items()}
 
 
 def differing(rows: dict[str, Row], first: str, second: str) -> str:
