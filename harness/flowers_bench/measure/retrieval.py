@@ -15,12 +15,15 @@ QUERIES = 256
 
 
 def retrieval(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Recall@1 and MAP@R: embeddings (N, D), labels (N,). Images that are alone in their class are no queries.
+    """Recall@1 and MAP@R: embeddings (N, D), labels (N,). Images that are alone in their class are no queries; where there
+    are no others, neither figure is there.
 
     recall_at_1: share of queries whose nearest image is of their class.
     map_at_r: with R the number of other images of the query's class, the mean over queries of 1/R times the sum of
         the precisions at those of the first R ranks that are of its class. 1 means that all of them come first.
     """
+    if len(labels) < 2:
+        return {}
     unit = F.normalize(torch.from_numpy(embeddings).float(), dim=1)
     classes = torch.from_numpy(np.asarray(labels))
     others = torch.bincount(classes)[classes] - 1
