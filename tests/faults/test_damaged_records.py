@@ -267,7 +267,7 @@ def check_commands(command: Any, whole: Path, runs: Path, folder: TrialFolder, t
         seen = bool(Store(runs).read().damaged)
     except Unreadable:
         seen = True
-    before = content(runs), content(whole.parent)
+    before = content(runs)
     labels = ["wise/a", "wise/c", "wise/d"]
     asked: list[tuple[list[object], bool]] = [
         (["leaderboard", "--out", runs, *LEADERBOARDS[turn % len(LEADERBOARDS)]], True),
@@ -299,7 +299,8 @@ def check_commands(command: Any, whole: Path, runs: Path, folder: TrialFolder, t
     assert any(folder.id in str(warning.message) for warning in said) == seen
     unfinished = {found for found in ids if not os.path.lexists(runs / found / "result.json")}
     assert set(table["id"]) == ids - unfinished - ({folder.id} if seen else set())
-    assert (content(runs), content(whole.parent)) == before, "a command wrote into the store, or beside it"
+    assert content(runs) == before, "a command wrote into the store"
+    assert {path.name for path in runs.parent.iterdir()} <= {runs.name, "out"}, "a command wrote beside the store"
     shutil.rmtree(out)
     return seen
 
@@ -325,7 +326,7 @@ def test_commands_name_a_damaged_trial_and_show_the_others(
     command: Any, whole: Path, tmp_path: Path, patience: Callable[[], None], turn: int
 ) -> None:
     patience()
-    damaged_once(command, whole, tmp_path, turn, drawn=turn % 4 == 0)
+    damaged_once(command, whole, tmp_path, turn, drawn=turn % 3 == 0)
 
 
 @pytest.mark.slow
@@ -337,7 +338,7 @@ def test_commands_name_any_of_300_damages(
     for turn in range(MANY):
         patience()
         try:
-            seen += damaged_once(command, whole, tmp_path, turn, drawn=True)
+            seen += damaged_once(command, whole, tmp_path, turn, drawn=turn % 7 == 0)
         except AssertionError as error:
             wrong.append(f"{error}: {error.__cause__!r:.2000}")
             shutil.rmtree(tmp_path / "out", ignore_errors=True)

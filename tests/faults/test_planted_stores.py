@@ -17,6 +17,7 @@ from stored import outcomes, store_trial
 
 from flowers_bench import cli
 from flowers_bench.cli.execute import prepared
+from flowers_bench.data.decode import MAX_PIXELS
 from flowers_bench.store.folder import Store, TrialFolder, write_json
 from flowers_bench.store.identity import config_id
 from flowers_bench.training.trial import load_trained
@@ -238,3 +239,8 @@ def test_a_command_that_is_shown_is_text(command: Any, tmp_path: Path) -> None:
         json.loads(command("show", folder.id, "--out", tmp_path / "runs", "--format", "json")[1])["run"]["command"]
         == acts
     )
+
+
+def test_the_limit_of_pixels_is_said_as_it_is() -> None:
+    text = (Path(__file__).parents[2] / "SECURITY.md").read_text(encoding="utf-8")
+    assert f"more than {MAX_PIXELS:,} pixels" in text
