@@ -9,10 +9,14 @@ from typing import Any
 import torch
 
 from flowers_bench.contract.host import discover
+from flowers_bench.data.reopen import load_dataset
 from flowers_bench.plan.planning import Request, TrialPlan, plan
 from flowers_bench.store.folder import Store, TrialFolder
-from flowers_bench.training.loop import Emit, Training
-from flowers_bench.training.trial import build_parts, load_dataset, run_trial, trial_from_config
+from flowers_bench.store.identity import trial_from_config
+from flowers_bench.training.build import build_parts
+from flowers_bench.training.loop import Training
+from flowers_bench.training.process import Emit
+from flowers_bench.training.trial import run_trial
 
 TOY = Path(__file__).parent / "toy.py"
 

@@ -12,8 +12,9 @@ import pandas as pd
 
 from flowers_bench.contract.technique import Recipe
 from flowers_bench.measure.quality import quality
-from flowers_bench.store.folder import SCHEMA_VERSION, STRESS_REVISION, Store, TrialFolder, write_json
+from flowers_bench.store.folder import SCHEMA_VERSION, STRESS_REVISION, Store, TrialFolder
 from flowers_bench.store.identity import Protocol, Trial
+from flowers_bench.util.files import write_json
 
 CLASSES = 4
 HARDWARE = {

@@ -107,7 +107,7 @@ def load_teacher(
 
     from flowers_bench.models.backbones import mean_and_std
     from flowers_bench.store.folder import TrialFolder
-    from flowers_bench.training.trial import load_trained
+    from flowers_bench.training.trained import load_trained
 
     folder = TrialFolder(path)
     model = load_trained(folder, device, plugins).model

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench import hookimpl
-from flowers_bench.store.folder import file_name
 from flowers_bench.store.results import numbers
+from flowers_bench.util.files import file_name
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

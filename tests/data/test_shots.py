@@ -11,10 +11,10 @@ from toy import load
 
 from flowers_bench.contract.dataset import DataRequest
 from flowers_bench.contract.host import discover
+from flowers_bench.data.reopen import load_dataset
 from flowers_bench.data.shots import few_shot
 from flowers_bench.plan.planning import Request, plan
 from flowers_bench.store.identity import Trial, trial_from_config
-from flowers_bench.training.trial import load_dataset
 from flowers_bench.util.errors import UsageError
 
 TOY = Path(__file__).parents[1] / "toy.py"

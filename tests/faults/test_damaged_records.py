@@ -20,10 +20,11 @@ from PIL import Image
 from stored import add_stress, outcomes, store_trial
 
 from flowers_bench import cli, load_results
-from flowers_bench.store.folder import Store, TrialFolder, write_json
+from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.identity import Protocol
 from flowers_bench.store.schema import parse_json
 from flowers_bench.util.errors import Unreadable
+from flowers_bench.util.files import write_json
 
 SUITE = """summary = "s"
 [[trials]]

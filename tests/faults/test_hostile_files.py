@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from flowers_bench import cli
 from flowers_bench.store.folder import Store, TrialFolder
-from flowers_bench.training.loop import Interrupted
+from flowers_bench.training.process import Interrupted
 from flowers_bench.training.trial import run_trial
 from flowers_bench.util.errors import TrialDisturbed
 

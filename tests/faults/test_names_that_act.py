@@ -23,8 +23,9 @@ from flowers_bench.cli.leaderboard import print_leaderboard
 from flowers_bench.cli.show import show
 from flowers_bench.contract.host import discover
 from flowers_bench.report.formatting import inert, latex_cell, markdown_cell
-from flowers_bench.store.folder import Store, file_name, write_json
-from flowers_bench.util.errors import printable
+from flowers_bench.store.folder import Store
+from flowers_bench.util.files import file_name, write_json
+from flowers_bench.util.text import printable
 
 ACTS = "\x1b[2J\x1b]0;owned\x07\x9b31m\r\u202e"
 FORMULA = "=cmd|'/c calc'!A1"

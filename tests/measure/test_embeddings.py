@@ -18,8 +18,9 @@ from flowers_bench.measure.episodic import episodic_accuracy, queries_per_class
 from flowers_bench.measure.quality import mixed_quality
 from flowers_bench.measure.retrieval import Retrieval, retrieval
 from flowers_bench.measure.statistics import image_mean
-from flowers_bench.models.predictors import Evaluator, fit_logistic, mean_logits
+from flowers_bench.models.predictors import fit_logistic, mean_logits
 from flowers_bench.nn import Output
+from flowers_bench.training.evaluation import Evaluator
 
 torch.set_num_threads(1)  # waking other threads costs more than they save
 

@@ -12,7 +12,8 @@ import torch
 
 from flowers_bench import UsageError
 from flowers_bench.contract.host import discover
-from flowers_bench.models.backbones import Backbone, check_image_size, size_argument
+from flowers_bench.models.backbones import Backbone, check_image_size
+from flowers_bench.models.network import size_argument
 from flowers_bench.models.weights import Weights
 from flowers_bench.nn import Classifier
 from flowers_bench.plan.planning import Request, plan

@@ -20,8 +20,9 @@ from flowers_bench.contract.host import discover
 from flowers_bench.executors import local, worker
 from flowers_bench.executors.local import OnEvent, Outcome
 from flowers_bench.plan.planning import Request, TrialPlan, plan
-from flowers_bench.store.folder import Store, TrialFolder, write_json
+from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError
+from flowers_bench.util.files import write_json
 
 pytest.importorskip("optuna", reason='pip install "flowers-bench[search]"')
 BUDGET = 3

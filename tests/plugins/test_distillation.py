@@ -18,7 +18,8 @@ from flowers_bench.contract.host import discover
 from flowers_bench.nn import Classifier, Distilled, Output, train_mode
 from flowers_bench.plan.planning import Request, TrialPlan, plan
 from flowers_bench.store.folder import Store
-from flowers_bench.training.trial import load_trained, run_trial
+from flowers_bench.training.trained import load_trained
+from flowers_bench.training.trial import run_trial
 from flowers_bench_plugins.distillation import build_distillation, find_teacher, load_teacher
 
 TOY = Path(__file__).parents[1] / "toy.py"

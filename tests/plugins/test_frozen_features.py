@@ -15,8 +15,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from flowers_bench.contract.host import discover
+from flowers_bench.data.reopen import load_dataset
 from flowers_bench.store.folder import TrialFolder
-from flowers_bench.training.trial import build_parts, load_dataset, trial_from_config
+from flowers_bench.store.identity import trial_from_config
+from flowers_bench.training.build import build_parts
 
 
 def _features(folder: TrialFolder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,8 +14,9 @@ from stored import CLASSES, cost, outcomes, store_trial
 from flowers_bench.cli.report import report
 from flowers_bench.contract.dataset import DataRequest
 from flowers_bench.data import petals
-from flowers_bench.store.folder import Store, write_json
+from flowers_bench.store.folder import Store
 from flowers_bench.store.identity import Protocol
+from flowers_bench.util.files import write_json
 
 #: Drawn images under the keys of the stored trials: those of the page's examples.
 DRAWN = {"grammar_seed": 0, "size": 32, "species": CLASSES, "train": 10, "val": 5, "test": 100}

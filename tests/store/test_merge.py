@@ -16,10 +16,11 @@ from stored import finish, result_record, train
 
 from flowers_bench.plan.planning import TrialPlan
 from flowers_bench.store import merge
-from flowers_bench.store.folder import Store, TrialFolder, write_json
+from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.identity import Protocol, config_id
 from flowers_bench.store.merge import Merged, merge_stores
 from flowers_bench.util.errors import UsageError
+from flowers_bench.util.files import write_json
 
 Make = Callable[..., TrialFolder]
 

@@ -99,7 +99,7 @@ def test_what_is_pushed_while_another_process_pulls_is_kept(
 ) -> None:
     remote = RemoteStore(URL, tmp_path)
     folder = finished(remote.mirror)
-    look = remote._files.ls
+    look = remote.files.system.ls
 
     def look_and_then_push(*arguments: Any, **more: Any) -> Any:
         names = look(*arguments, **more) if memory.exists(ROOT) else []
@@ -107,7 +107,7 @@ def test_what_is_pushed_while_another_process_pulls_is_kept(
         remote.push(folder)
         return names
 
-    monkeypatch.setattr(remote._files, "ls", look_and_then_push)
+    monkeypatch.setattr(remote.files.system, "ls", look_and_then_push)
     remote.pull()
     assert Store(remote.mirror).finished() == [folder]
     memory.rm(f"{ROOT}/{folder.id}", recursive=True)

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from stored import outcomes, store_trial
 
-from flowers_bench.store.folder import SCHEMA_VERSION, Store, read_json, write_atomically, write_json
+from flowers_bench.store.folder import SCHEMA_VERSION, Store, read_json
 from flowers_bench.store.identity import Protocol
 from flowers_bench.util.errors import UsageError
+from flowers_bench.util.files import write_atomically, write_json
 
 
 def test_json_round_trip_leaves_no_temporary_file(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from torch import nn
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.identity import config_id
 from flowers_bench.training.average import Average, kept_share
-from flowers_bench.training.loop import Interrupted
-from flowers_bench.training.trial import load_trained, run_trial
+from flowers_bench.training.process import Interrupted
+from flowers_bench.training.trained import load_trained
+from flowers_bench.training.trial import run_trial
 from flowers_bench.util.errors import UsageError
 
 

@@ -24,6 +24,7 @@ from torch import nn
 
 from flowers_bench.cli.options import RunOptions, check_devices
 from flowers_bench.contract.host import discover
+from flowers_bench.data.reopen import load_dataset
 from flowers_bench.executors.devices import run_on_devices
 from flowers_bench.executors.local import run_all
 from flowers_bench.measure.cost import peak_of_all
@@ -32,9 +33,11 @@ from flowers_bench.nn import Output
 from flowers_bench.plan.planning import Request, plan
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.identity import trial_from_config
+from flowers_bench.training.build import build_parts
 from flowers_bench.training.distributed import Ranks
-from flowers_bench.training.loop import Interrupted, Training
-from flowers_bench.training.trial import build_parts, load_dataset, on_this_machine, start_from_prefix
+from flowers_bench.training.frozen_prefix import start_from_prefix
+from flowers_bench.training.loop import Training
+from flowers_bench.training.process import Interrupted, prepare_process
 from flowers_bench.util.errors import UsageError
 
 #: A step is proportional to the gradient, so that a difference in the last digits stays one.
@@ -88,7 +91,7 @@ def train_one(folder: TrialFolder, ranks: Ranks, stop: bool) -> None:
     """Trains, and leaves what this rank's model saw, what targets its loss saw, and what became of the model."""
     run = folder.run()
     trial, host = trial_from_config(folder.config()), discover([Path(path) for path in run["plugin_files"]])
-    device = on_this_machine(run, ranks.count)
+    device = prepare_process(run, ranks.count)
     dataset = load_dataset(host, trial, run)
     parts, _ = build_parts(host, trial, run, device)
     dataset, _ = start_from_prefix(trial, parts, dataset, Path(run["cache_dir"]), lambda event: None)

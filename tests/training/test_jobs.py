@@ -22,8 +22,9 @@ from flowers_bench.executors import worker
 from flowers_bench.executors.local import run_all
 from flowers_bench.executors.memory import UNKNOWN, MemoryGuard, expected_peak
 from flowers_bench.plan.planning import Request, plan
-from flowers_bench.store.folder import Store, TrialFolder, write_json
+from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.util.errors import UsageError
+from flowers_bench.util.files import write_json
 
 TOY = Path(__file__).parents[1] / "toy.py"
 

@@ -17,7 +17,8 @@ from flowers_bench.contract.host import discover
 from flowers_bench.executors.local import run_all
 from flowers_bench.plan.planning import Request, TrialPlan, plan
 from flowers_bench.store.folder import Store, TrialFolder
-from flowers_bench.training.loop import Interrupted, Training
+from flowers_bench.training.loop import Training
+from flowers_bench.training.process import Interrupted
 from flowers_bench.training.trial import run_trial
 from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError
 

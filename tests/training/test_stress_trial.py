@@ -12,10 +12,11 @@ from stored import add_stress, outcomes, store_trial
 
 from flowers_bench.executors.local import run_all
 from flowers_bench.measure.robustness import CHANGES
-from flowers_bench.store.folder import Store, TrialFolder, write_json
+from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.merge import merge_stores
-from flowers_bench.training.loop import Interrupted
+from flowers_bench.training.process import Interrupted
 from flowers_bench.training.robustness import stress_trial
+from flowers_bench.util.files import write_json
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import faulthandler
 import os
 import sys
 
-#: Exit codes: 0 done, 1 a trial failed, 2 bad usage, 130 interrupted.
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED, USAGE
 
 
 def main() -> None:
@@ -35,7 +34,8 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    from flowers_bench.util.errors import Unreadable, UsageError, printable
+    from flowers_bench.util.errors import Unreadable, UsageError
+    from flowers_bench.util.text import printable
 
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("--help", "-h", "--version"):
         arguments = ["run", *arguments]

@@ -9,7 +9,7 @@ from typing import Any
 
 from flowers_bench.contract.host import Host, Registered, discover
 from flowers_bench.contract.technique import Option, Technique, in_use
-from flowers_bench.util.errors import printable
+from flowers_bench.util.text import printable
 
 
 def _say(text: str) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowers_bench.cli import FAILED
-from flowers_bench.util.errors import Unreadable, UsageError, printable
+from flowers_bench.cli.exit_codes import FAILED
+from flowers_bench.util.errors import Unreadable, UsageError
+from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
     from flowers_bench.store.folder import Contents

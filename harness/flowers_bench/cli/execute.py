@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from flowers_bench.cli import FAILED, INTERRUPTED
 from flowers_bench.cli.damage import told
+from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
 from flowers_bench.cli.options import RunOptions
 from flowers_bench.cli.progress import TrialProgress, messages
-from flowers_bench.util.errors import UsageError, printable
+from flowers_bench.util.errors import UsageError
+from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
     from flowers_bench.executors.local import OnEvent, Outcome

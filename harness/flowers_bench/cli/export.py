@@ -28,7 +28,8 @@ def export(
         Unreadable: the trial is damaged.
         UsageError: no such trial, a package is missing, the model cannot be exported, or the file would differ.
     """
-    from flowers_bench.store.folder import Store, file_name
+    from flowers_bench.store.folder import Store
+    from flowers_bench.util.files import file_name
 
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flowers_bench.util.errors import UsageError, printable
+from flowers_bench.util.errors import UsageError
+from flowers_bench.util.text import printable
 
 
 def figures(suite: str, runs: Path, output: Path) -> int:

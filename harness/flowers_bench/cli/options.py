@@ -74,7 +74,8 @@ class RunOptions:
     @cached_property
     def remote(self) -> RemoteStore | None:
         """The store at a URL, if that is where results go."""
-        from flowers_bench.store.remote import RemoteStore, is_url
+        from flowers_bench.store.mirror import is_url
+        from flowers_bench.store.remote import RemoteStore
 
         return RemoteStore(self.store, self.cache) if is_url(self.store) else None
 

@@ -13,9 +13,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowers_bench.cli import FAILED
+from flowers_bench.cli.exit_codes import FAILED
 from flowers_bench.contract.host import discover
-from flowers_bench.util.errors import UsageError, printable, text_of
+from flowers_bench.util.errors import UsageError
+from flowers_bench.util.text import printable, text_of
 
 #: A package that works as it stands, but for its name.
 TEMPLATE = Path(__file__).parents[1] / "template"

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench.cli import FAILED
-from flowers_bench.util.errors import UsageError, printable, unknown_name
+from flowers_bench.cli.exit_codes import FAILED
+from flowers_bench.util.errors import UsageError, unknown_name
+from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
     import numpy as np

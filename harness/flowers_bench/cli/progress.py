@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.progress import track as shown_with_a_bar
 
-from flowers_bench.util.errors import printable
+from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
     from flowers_bench.store.folder import TrialFolder

@@ -13,7 +13,8 @@ def report(runs: Path, output: Path) -> int:
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.page import render
     from flowers_bench.report.pictures import damaged_pictures
-    from flowers_bench.store.folder import Store, write_atomically
+    from flowers_bench.store.folder import Store
+    from flowers_bench.util.files import write_atomically
 
     contents, code = read_store(runs)
     searches = Store(runs).of_searches().read()

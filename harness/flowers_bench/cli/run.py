@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench.cli import FAILED, INTERRUPTED
 from flowers_bench.cli.execute import AGAIN, execute, prepared, run_all, was_interrupted
+from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
 from flowers_bench.cli.options import (
     LONGEST,
     RunOptions,
@@ -22,7 +22,8 @@ from flowers_bench.cli.options import (
 )
 from flowers_bench.cli.progress import TrialProgress, messages, track
 from flowers_bench.contract.host import Host, discover
-from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError, printable, unknown_name
+from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError, unknown_name
+from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
     from flowers_bench.contract.dataset import Dataset

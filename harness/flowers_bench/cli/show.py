@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench.contract.technique import in_use
-from flowers_bench.util.errors import printable, unknown_name
+from flowers_bench.util.errors import unknown_name
+from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
     from flowers_bench.report.measures import Measure

@@ -30,7 +30,8 @@ import pluggy
 from flowers_bench import hookspecs
 from flowers_bench.contract.dataset import DatasetSource
 from flowers_bench.contract.technique import Augmentation, Loss, Model, Technique
-from flowers_bench.util.errors import UsageError, printable, text_of, unknown_name
+from flowers_bench.util.errors import UsageError, unknown_name
+from flowers_bench.util.text import printable, text_of
 
 T = TypeVar("T")
 BUILT_IN = "flowers-bench"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from flowers_bench.store.folder import write_atomically
+from flowers_bench.util.files import write_atomically
 
 #: Bytes that all files of the folder may have together. One file may take half of the disk's free space at most.
 LIMIT = 8 * 2**30

@@ -16,9 +16,8 @@ from flowers_bench.data.decode import ORDINARY, ImageFacts, image_facts
 from flowers_bench.data.files import check_regular, open_named, read_image, unreadable
 from flowers_bench.data.levels import Levels
 from flowers_bench.data.threads import in_order
-from flowers_bench.store.folder import write_atomically
 from flowers_bench.util.errors import UsageError
-from flowers_bench.util.files import read_regular
+from flowers_bench.util.files import read_regular, write_atomically
 
 T = TypeVar("T")
 

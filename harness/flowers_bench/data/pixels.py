@@ -109,6 +109,10 @@ class Normalizer:
         images = images.to(self.device, memory_format=torch.channels_last)
         return (images.float() - self.mean) * self.scale
 
+    def blank(self, image_size: int) -> Tensor:
+        """Make one black image (1, 3, S, S), as the model takes them: to see what a model does with any."""
+        return self(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8))
+
 
 def evaluation_batches(images: Images, image_size: int, normalize: Normalizer, batch_size: int) -> Iterator[Tensor]:
     """All images in order, ready for the model."""

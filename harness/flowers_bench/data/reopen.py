@@ -1,4 +1,4 @@
-"""The dataset of a stored trial, from the place that its `run.json` names."""
+"""The dataset of a trial, from the place that its `run.json` names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 from flowers_bench.contract.dataset import DataRequest, Dataset
 from flowers_bench.contract.host import Host
 from flowers_bench.data.pixels import stored_side
+from flowers_bench.data.shots import few_shot
+from flowers_bench.store.identity import Trial
+from flowers_bench.util.errors import UsageError
 
 
 def reopen(
@@ -26,3 +29,14 @@ def reopen(
     path = Path(run["data_path"]) if run["data_path"] else None
     request = DataRequest(Path(run["cache_dir"]), path, stored_side(image_size), dict(options), read_only=read_only)
     return source.load(request)
+
+
+def load_dataset(host: Host, trial: Trial, run: Mapping[str, Any]) -> Dataset:
+    """Open the trial's dataset, with the training images that its protocol allows. Raises `UsageError` if its content has
+    changed since the trial was planned."""
+    dataset = reopen(host, run, trial.recipe.image_size, trial.data_options)
+    if dataset.fingerprint != trial.dataset["fingerprint"]:
+        raise UsageError(
+            f"the images of dataset {dataset.name} changed since this trial was planned. Run the command again."
+        )
+    return few_shot(dataset, trial.protocol.shots, trial.seed)

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from flowers_bench.training.distributed import ALONE, PeerLost, Ranks, joined, loopback
-from flowers_bench.training.loop import Interrupted
-from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError, text_of
+from flowers_bench.training.process import Interrupted
+from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError
+from flowers_bench.util.text import text_of
 
 Work = Callable[[Ranks], None]
 #: Seconds in which the rank that is to blame must have ended, once another has lost it.

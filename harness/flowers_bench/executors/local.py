@@ -22,8 +22,9 @@ from typing import Any
 
 from flowers_bench.executors import worker
 from flowers_bench.executors.memory import MemoryGuard
-from flowers_bench.store.folder import TrialFolder, write_json
+from flowers_bench.store.folder import TrialFolder
 from flowers_bench.util.errors import TrialFailed
+from flowers_bench.util.files import write_json
 
 OnEvent = Callable[[TrialFolder, dict[str, Any]], None]
 _PRELOAD = ["flowers_bench.executors.preload"]

@@ -17,8 +17,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from flowers_bench.store.folder import TrialFolder, write_json
-from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError, text_of
+from flowers_bench.store.folder import TrialFolder
+from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError
+from flowers_bench.util.files import write_json
+from flowers_bench.util.text import text_of
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 #: The trial itself cannot be trained (`TrialFailed`). A code of its own, which is there when nothing can be stored, and
@@ -75,7 +77,7 @@ def _alone(folder: TrialFolder, emit: Any) -> Iterator[None]:
 
 def _run(folder: TrialFolder, emit: Any) -> int:
     from flowers_bench.executors.devices import run_on_devices
-    from flowers_bench.training.loop import Interrupted
+    from flowers_bench.training.process import Interrupted
     from flowers_bench.training.robustness import stress_trial
     from flowers_bench.training.trial import run_trial
 

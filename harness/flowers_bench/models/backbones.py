@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from flowers_bench.models.network import bare_network, classifier_names, refusal, size_argument, usual_size
 from flowers_bench.models.weights import Weights, WeightsReport
 from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
     from torch import nn
-
-    from flowers_bench.models.weights.fit import Converter, Network
 
 
 @dataclass
@@ -79,76 +78,6 @@ def check_weights(weights: Weights, backbone: str, image_size: int) -> WeightsRe
     return fitted(weights.path, tensors, network)[1]
 
 
-@functools.lru_cache(maxsize=64)
-def bare_network(name: str, image_size: int | None = None) -> Network:
-    """A model without values, built as timm builds it for pretrained weights, with timm's converter for files of its
-    family. `image_size` None: at the model's usual size.
-
-    Raises:
-        UsageError: it cannot be built for that size.
-    """
-    return _bare(name, {} if image_size is None else size_argument(name, image_size))
-
-
-def _bare(name: str, arguments: dict[str, int]) -> Network:
-    from unittest import mock
-
-    import timm
-
-    from flowers_bench.models.meta import without_values
-    from flowers_bench.models.weights.fit import Network
-
-    converters: list[Converter | None] = []
-
-    def load_nothing(model: nn.Module, *_: Any, filter_fn: Converter | None = None, **__: Any) -> None:
-        converters.append(filter_fn)
-
-    # timm knows the converter of each model, but hands it only to this function, at the end of building.
-    with without_values(), mock.patch("timm.models._builder.load_pretrained", load_nothing):
-        try:
-            model = timm.create_model(name, pretrained=True, num_classes=2, **arguments)
-        except Exception as error:  # timm's constructors assert, divide by zero, ...
-            raise UsageError(f"timm cannot build {name} with {arguments} ({type(error).__name__}: {error}).") from error
-    return Network(name, model, converters[0] if converters else None, _classifier_names(model))
-
-
-@functools.lru_cache(maxsize=256)
-def size_argument(name: str, image_size: int) -> dict[str, int]:
-    """What timm has to be told of the image size: `img_size`, for models that are built for one size and would not run
-    at another. Those that run without it are as timm builds them; but plain vision transformers always have a position
-    embedding for each patch of the trial's images, and do not interpolate one at every step."""
-    import timm
-
-    if timm.models.model_entrypoint(name).__module__.endswith((".vision_transformer", ".deit")):
-        return {"img_size": image_size}
-    usual = image_size == usual_size(name)
-    return {"img_size": image_size} if not usual and _takes_size(name) and _problem(name, image_size, {}) else {}
-
-
-@functools.cache
-def _takes_size(name: str) -> bool:
-    import timm
-
-    from flowers_bench.models.meta import without_values
-
-    with without_values():
-        try:
-            timm.create_model(name, img_size=usual_size(name))
-        except TypeError as error:
-            if "img_size" in str(error):
-                return False
-            raise
-    return True
-
-
-def usual_size(name: str) -> int:
-    """Side, in pixels, of the images that the model's default weights were trained with."""
-    from timm.models import get_pretrained_cfg
-
-    config = get_pretrained_cfg(name)
-    return int(config.input_size[-1]) if config is not None else 224
-
-
 #: How far from an image size that a backbone does not take others are tried, as a factor, and how many.
 _NEAR, _TRIES = 2.0, 8
 
@@ -160,12 +89,12 @@ def check_image_size(name: str, image_size: int) -> None:
     Raises:
         UsageError: it does not take images of that size; with the nearest sizes that it takes.
     """
-    problem = _problem(name, image_size, size_argument(name, image_size))
+    problem = refusal(name, image_size, size_argument(name, image_size))
     if problem is None:
         return
     works = sorted(size for direction in (-1, 1) for size in _nearest(name, image_size, direction))
     usual = usual_size(name)
-    if not works and _problem(name, usual, {}) is None:
+    if not works and refusal(name, usual, {}) is None:
         works = [usual]
     advice = " or ".join(f"--set image_size={size}" for size in works)
     raise UsageError(
@@ -182,27 +111,8 @@ def _nearest(name: str, image_size: int, direction: int) -> list[int]:
     steps = (14, 16, usual_size(name))
     sizes = {k * step for step in steps for k in range(1, high // step + 1) if low <= k * step <= high} - {image_size}
     tried = sorted(sizes, reverse=direction < 0)[:_TRIES]
-    found = (size for size in tried if _problem(name, size, size_argument(name, size)) is None)
+    found = (size for size in tried if refusal(name, size, size_argument(name, size)) is None)
     return list(itertools.islice(found, 1))
-
-
-def _problem(name: str, image_size: int, arguments: dict[str, int]) -> str | None:
-    """What timm says of images of that size, or None where it computes scores for them."""
-    import torch
-
-    from flowers_bench.models.meta import without_values
-
-    try:
-        model = _bare(name, arguments).model.eval()
-        with without_values(), torch.no_grad():
-            scores = model(torch.zeros(1, 3, image_size, image_size))
-    except NotImplementedError:  # an operation that needs values: only the trial itself can tell
-        return None
-    except Exception as error:  # assertions, shapes that do not match, divisions by zero
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-    if not isinstance(scores, torch.Tensor) or scores.shape != (1, 2):
-        raise UsageError(f"backbone {name} gives no scores of classes. Choose another --backbone.")
-    return None
 
 
 def check_backbone(name: str) -> None:
@@ -220,11 +130,6 @@ def check_backbone(name: str) -> None:
         raise UsageError(
             f"timm has no model {name!r}.{hint} List them: python -c 'import timm; print(timm.list_models())'"
         )
-
-
-def _classifier_names(model: Any) -> tuple[str, ...]:
-    names = model.default_cfg.get("classifier") or "fc"
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 @dataclass(frozen=True)
@@ -277,7 +182,7 @@ def _inside(name: str, module: str) -> bool:
 
 def _parameter_owners(model: Any) -> list[str]:
     """Names of the modules that hold parameters directly, in forward order of registration, classifier excluded."""
-    heads = _classifier_names(model)
+    heads = classifier_names(model)
     return [
         name
         for name, module in model.named_modules()
@@ -324,7 +229,7 @@ def vision_transformer(model: nn.Module) -> VisionTransformer:
 def train_only_classifier(model: nn.Module) -> None:
     """No gradient for anything but the classifier."""
     model.requires_grad_(False)
-    for name in _classifier_names(model):
+    for name in classifier_names(model):
         model.get_submodule(name).requires_grad_(True)
 
 
@@ -336,7 +241,7 @@ def replace_classifier(model: nn.Module, build: Callable[[int, int], nn.Module])
     """
     from torch import nn
 
-    names = _classifier_names(model)
+    names = classifier_names(model)
     linear = model.get_submodule(names[0])
     if len(names) != 1 or not isinstance(linear, nn.Linear):
         raise UsageError(f"the classifier of {type(model).__name__} is not one linear layer, so it cannot be replaced.")

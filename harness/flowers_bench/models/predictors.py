@@ -5,23 +5,19 @@ Whatever has to be fitted is fitted on the training split, without augmentation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowers_bench.contract.dataset import Images, Split
 from flowers_bench.contract.technique import Option
-from flowers_bench.data.pixels import Normalizer, evaluation_batches
-from flowers_bench.training.frozen_prefix import CachedActivations
-from flowers_bench.util.errors import UsageError, unknown_name
+from flowers_bench.util.errors import UsageError
 
-#: Images per evaluation batch. Fixed, so that results do not depend on the training batch size.
-EVALUATION_BATCH = 64
+#: A model's logits (N, C or 0) and embeddings (N, D) of images, and their rows in the training split (N,) or None if they
+#: are not of it, to scores (N, C).
+Score = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 #: So many similarities between queries and training images are held at a time by `knn` (float32: 256 MiB).
 SIMILARITIES = 2**26
 #: The predictors, each with its options. A part's option of the same name is the same setting, with the part's default.
@@ -44,132 +40,46 @@ def gives_probabilities(predictor: str, trained: bool) -> bool:
     return predictor == "logistic" or (predictor != "knn" and trained)
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Of N images, in order.
-
-    Attributes:
-        logits: scores (N, C) float32: larger is more likely.
-        embeddings: (N, D) float32.
-    """
-
-    logits: np.ndarray
-    embeddings: np.ndarray
+def classifier_scores(logits: Tensor, embeddings: Tensor, rows: Tensor | None) -> Tensor:
+    """Give the scores of the model's own classifier: a `Score`."""
+    return logits
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A model and what its predictor took from the training split: predicts images.
+def fit_predictor(
+    predictor: str, options: Mapping[str, Any], support: Tensor, labels: Tensor, num_classes: int
+) -> Score:
+    """Fit a predictor on the training split.
 
-    Attributes:
-        evaluator: how.
-        model: images to `Output`.
-        score: a model's logits and embeddings (N, D), and the images' rows in the training split (N,) or None, to
-            scores (N, C).
-    """
-
-    evaluator: Evaluator
-    model: nn.Module
-    score: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-    def __call__(self, images: Images, rows: np.ndarray | None = None) -> Predictions:
-        """Predict a whole split's images. `rows` (N,) says which training images they are, if they are: an image is
-        not its own neighbour, and no part of the class mean that it is compared with."""
-        return self._predictions(*self.evaluator.forward(self.model, images), rows)
-
-    def batches(self, batches: Iterable[Tensor]) -> Predictions:
-        """Predict batches (N, 3, S, S) as the model takes them."""
-        return self._predictions(*forward(self.model, batches), None)
-
-    def _predictions(self, logits: Tensor, embeddings: Tensor, rows: np.ndarray | None) -> Predictions:
-        own = None if rows is None else torch.from_numpy(rows)
-        return Predictions(self.score(logits, embeddings, own).numpy(), embeddings.numpy())
-
-    def scores(self, batch: Tensor) -> Tensor:
-        """Scores (N, C) of one batch, as `batches` gives them, of a model that is in evaluation mode already."""
-        output = self.model(batch)
-        return self.score(output.logits.float().cpu(), output.embedding.float().cpu(), None)
-
-
-@dataclass(frozen=True)
-class Evaluator:
-    """Runs a model over whole splits and predicts as the trial says.
-
-    Attributes:
-        predictor: a name in `PREDICTORS`.
-        options: its options, among others.
+    Args:
+        predictor: a name in `PREDICTORS`, but not `classifier`, which training has fitted.
+        options: its own, among others; those that are left out have their defaults.
+        support: the training images' embeddings (N, D).
+        labels: theirs, int (N,).
         num_classes: C.
-        image_size: pixels.
-        normalize: for the backbone's mean and standard deviation.
     """
-
-    predictor: str
-    options: Mapping[str, Any]
-    num_classes: int
-    image_size: int
-    normalize: Normalizer
-
-    def __post_init__(self) -> None:
-        if self.predictor not in PREDICTORS:
-            raise unknown_name("predictor", self.predictor, PREDICTORS)
-
-    def batches(self, images: Images) -> Iterable[Tensor]:
-        """Images in order, in evaluation crops, normalised."""
-        return evaluation_batches(images, self.image_size, self.normalize, EVALUATION_BATCH)
-
-    def forward(self, model: nn.Module, images: Images) -> tuple[Tensor, Tensor]:
-        """Logits and embeddings of images, as `forward` below."""
-        model.eval()
-        if isinstance(images, CachedActivations):
-            return forward(images.prefix.tail(model), images.batches(EVALUATION_BATCH))
-        return forward(model, self.batches(images))
-
-    def fit(self, model: nn.Module, train: Split | None) -> Fitted:
-        """Fit what the predictor needs on the training split, which a classifier does without."""
-        if self.predictor == "classifier":
-            return Fitted(self, model, lambda logits, queries, rows: logits)
-        assert train is not None, f"{self.predictor} is fitted on training images"
-        _, support = self.forward(model, train.images)
-        labels, classes = torch.from_numpy(np.asarray(train.labels)), self.num_classes
-        options: dict[str, Any] = {
-            name: self.options.get(name, option.default) for name, option in PREDICTORS[self.predictor].items()
-        }
-        if self.predictor == "knn":
-            k = options["k"]
-            return Fitted(self, model, lambda _, queries, rows: knn_logits(support, labels, queries, classes, k, rows))
-        if self.predictor == "logistic":
-            head = fit_logistic(support, labels, classes, options["l2"])
-            return Fitted(self, model, lambda _, queries, rows: head(queries))
-        means = class_means(support, labels, classes)
-
-        def nearest_mean(_: Tensor, queries: Tensor, rows: Tensor | None) -> Tensor:
-            scores = mean_logits(queries, means, options["distance"])
-            if rows is not None:
-                own = labels[rows]
-                count = torch.bincount(labels, minlength=classes)[own, None]
-                # The mean of the others; an image that is alone in its class is compared with itself.
-                left = torch.where(count > 1, (means[own] * count - queries) / (count - 1).clamp_min(1), means[own])
-                scores[torch.arange(len(own)), own] = mean_logits(queries, left, options["distance"]).diagonal()
-            return scores / float(options["temperature"])
-
-        return Fitted(self, model, nearest_mean)
-
-    def logits(self, model: nn.Module, train: Split, images: Images) -> np.ndarray:
-        """Scores (N, C) float32 of the images. To predict several sets, `fit` once: that passes over `train`."""
-        return self.fit(model, train)(images).logits
+    own = {name: options.get(name, option.default) for name, option in PREDICTORS[predictor].items()}
+    if predictor == "knn":
+        return lambda logits, queries, rows: knn_logits(support, labels, queries, num_classes, own["k"], rows)
+    if predictor == "logistic":
+        head = fit_logistic(support, labels, num_classes, own["l2"])
+        return lambda logits, queries, rows: head(queries)
+    return _nearest_mean(support, labels, num_classes, own["distance"], float(own["temperature"]))
 
 
-def forward(model: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits (N, C), or (N, 0) of a model that only embeds, and embeddings (N, D) of batches of images (N, 3, S, S);
-    float32 on the CPU, in evaluation mode."""
-    model.eval()
-    logits, embeddings = [], []
-    with torch.inference_mode():
-        for batch in batches:
-            output = model(batch)
-            logits.append(output.logits.float().cpu())
-            embeddings.append(output.embedding.float().cpu())
-    return torch.cat(logits), torch.cat(embeddings)
+def _nearest_mean(support: Tensor, labels: Tensor, num_classes: int, distance: str, temperature: float) -> Score:
+    means = class_means(support, labels, num_classes)
+
+    def score(logits: Tensor, queries: Tensor, rows: Tensor | None) -> Tensor:
+        scores = mean_logits(queries, means, distance)
+        if rows is not None:
+            own = labels[rows]
+            count = torch.bincount(labels, minlength=num_classes)[own, None]
+            # The mean of the others; an image that is alone in its class is compared with itself.
+            left = torch.where(count > 1, (means[own] * count - queries) / (count - 1).clamp_min(1), means[own])
+            scores[torch.arange(len(own)), own] = mean_logits(queries, left, distance).diagonal()
+        return scores / temperature
+
+    return score
 
 
 def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -12,7 +12,7 @@ from flowers_bench.report.comparison import ALPHA, Comparison, Pair, Refusal
 from flowers_bench.report.formatting import inert, markdown_cell, p_value, points_interval
 from flowers_bench.report.robustness import UnderStress
 from flowers_bench.report.table import Sheet, markdown_lines, print_sheet, stdout
-from flowers_bench.util.errors import printable
+from flowers_bench.util.text import printable
 
 COLUMNS = (
     "first",

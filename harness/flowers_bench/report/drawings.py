@@ -20,8 +20,9 @@ from flowers_bench.report.formatting import percent, percent_interval
 from flowers_bench.report.names import factors, facts_without, told_apart
 from flowers_bench.report.pictures import drawn, read_picture
 from flowers_bench.report.plots import curve, finite
-from flowers_bench.store.folder import write_atomically
-from flowers_bench.util.errors import Unreadable, printable
+from flowers_bench.util.errors import Unreadable
+from flowers_bench.util.files import write_atomically
+from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas

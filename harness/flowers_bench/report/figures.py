@@ -12,7 +12,8 @@ from flowers_bench.plan.suites import Figure
 from flowers_bench.report.aggregate import Finished, Row, build_row, by_configuration, protocol
 from flowers_bench.report.drawings import DRAWINGS, Panel
 from flowers_bench.report.names import distinct_names, told_apart
-from flowers_bench.store.folder import TrialFolder, file_name
+from flowers_bench.store.folder import TrialFolder
+from flowers_bench.util.files import file_name
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from flowers_bench.util.errors import printable
+from flowers_bench.util.text import printable
 
 
 def percent(share: float | None) -> str:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flowers_bench.util.errors import printable
+from flowers_bench.util.text import printable
 
 #: The value of a setting that a configuration does not have.
 ABSENT = "absent"

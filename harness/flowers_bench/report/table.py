@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flowers_bench.report.formatting import markdown_cell
-from flowers_bench.util.errors import printable
+from flowers_bench.util.text import printable
 
 
 @dataclass(frozen=True)

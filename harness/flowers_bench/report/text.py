@@ -16,7 +16,7 @@ from flowers_bench.report.measures import EVERYTHING, KINDS, Measure
 from flowers_bench.report.shots import families
 from flowers_bench.report.table import Sheet, markdown_lines, print_sheet, stdout
 from flowers_bench.store.folder import TrialFolder
-from flowers_bench.util.errors import printable
+from flowers_bench.util.text import printable
 
 COLUMNS = (
     "technique/variant",

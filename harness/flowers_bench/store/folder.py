@@ -24,12 +24,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import stat
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +38,10 @@ from filelock import FileLock
 
 from flowers_bench.store import schema as records
 from flowers_bench.store.identity import Trial, config_id
+from flowers_bench.store.mirror import WEIGHTS, fetch_weights
 from flowers_bench.store.schema import damaged, read_json, read_lines, read_record, read_table, refuse_other_form
 from flowers_bench.util.errors import Unreadable, UsageError
+from flowers_bench.util.files import write_atomically, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,40 +53,6 @@ SCHEMA_VERSION = 1
 #: Of the changes that `--stress` makes to images; raised when an image would be changed otherwise. Figures of different
 #: revisions are not comparable.
 STRESS_REVISION = 1
-
-
-def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one.
-
-    Args:
-        path: where the file shall stand.
-        write: receives the temporary path.
-        durable: also survive a power cut (fsync), not only the death of the process.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        if durable:
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """`value` as indented JSON, atomically. NaN and infinity are refused (they are not JSON)."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"), durable=durable)
-
-
-def file_name(words: str) -> str:
-    """Words as a file's name: that of a technique or of a dataset among them may hold anything, and must not lead elsewhere."""
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in words)
 
 
 @dataclass(frozen=True)
@@ -168,11 +136,9 @@ class TrialFolder:
     def weights(self) -> Path:
         """The file of the chosen checkpoint of a finished trial; fetched, where the store is a mirror of one at a URL.
         Raises `UsageError` where it cannot be had."""
-        path = self.path / "model.safetensors"
+        path = self.path / WEIGHTS
         if not os.path.lexists(path):
-            from flowers_bench.store.remote import pull_weights
-
-            pull_weights(self)
+            fetch_weights(self.path, self.digests().get(WEIGHTS))
         if path.is_symlink() or not path.is_file():
             raise damaged(path, "is not a file")
         return path
@@ -259,6 +225,28 @@ class TrialFolder:
             text = "".join(json.dumps(record) + "\n" for record in self.attempts()) + line
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), durable=False)
 
+    def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write what `history` reads. A number that is not finite, such as the loss of scores that overflow on validation
+        images, becomes null."""
+        finite = [
+            {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
+            for record in history
+        ]
+        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in finite)
+        write_atomically(self.path / "history.jsonl", lambda path: path.write_text(text), durable=False)
+
+    def write_predictions(self, table: pd.DataFrame) -> None:
+        """Write what `predictions` reads."""
+        write_atomically(self.path / "predictions.parquet", lambda path: table.to_parquet(path, index=False))
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the result, and with it that the trial is finished: whatever else there is must have been written."""
+        if "hardware" in result:
+            write_json(self.path / "environment.json", result["hardware"])
+        (self.path / "failure.json").unlink(missing_ok=True)
+        write_json(self.path / "result.json", result)
+        self.discard_leftovers()
+
     def remove_half_files(self) -> None:
         """Remove what killed processes did not finish writing. For the process that has the trial to itself: whoever
         prepares the trial meanwhile writes these two files."""
@@ -270,7 +258,7 @@ class TrialFolder:
         """Remove what a finished trial has no use for: the checkpoint, and the weights that a search does not keep."""
         (self.path / "checkpoint.pt").unlink(missing_ok=True)
         if self.config()["protocol"]["report"] == "none":
-            (self.path / "model.safetensors").unlink(missing_ok=True)
+            (self.path / WEIGHTS).unlink(missing_ok=True)
 
     def predictions(self) -> pd.DataFrame:
         """Columns split, key, label, prediction, logits (a list of C floats): validation and test images of a finished

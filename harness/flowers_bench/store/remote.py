@@ -5,44 +5,31 @@ one is pushed, file by file, `result.json` last: its presence means that the tri
 `files.json`, pushed just before, holds the SHA-256 of every file, so that a trial which two machines pushed at the same
 time is noticed and left out, and never a mixture of both. What is at the URL is an ordinary run store when copied to a disk.
 
-Weights, the bulk of a trial, are pulled when something asks for them (`TrialFolder.weights`).
+Weights, the bulk of a trial, are pulled when something asks for them (`TrialFolder.weights`, `mirror.fetch_weights`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from flowers_bench.models.weights.source import file_sha256
-from flowers_bench.store.folder import Store, TrialFolder, leave_places_behind, write_json
-from flowers_bench.store.schema import PLACE, Record, damaged, read_record
-from flowers_bench.util.errors import Unreadable, UsageError, printable
+from flowers_bench.store.folder import Store, TrialFolder, leave_places_behind
+from flowers_bench.store.mirror import WEIGHTS, FilesAt, is_url, make_mirror
+from flowers_bench.util.errors import Unreadable, UsageError
+from flowers_bench.util.files import file_sha256, write_json
+from flowers_bench.util.text import printable
 
-WEIGHTS = "model.safetensors"
-#: Have no folders; to make one there would make a bucket of a misspelt name.
-_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az"}
 _AT_ONCE = 8  # trials that are pulled side by side: it is waiting, not work
 _MANIFEST, _RESULT = "files.json", "result.json"
 _PUSHED = ".pushed"  # in a trial's folder: it is, or was, at the URL too
-_ORIGIN = ".remote.json"  # in the mirror: the URL
-#: Folders that hold mirrors of the user's own: what a `.remote.json` elsewhere says, such as in a store that came from
-#: somebody else, is not acted upon.
-_CACHES: set[Path] = set()
-
-
-def is_url(text: str) -> bool:
-    """Whether a store is named by a URL, not by a path."""
-    return "://" in text
 
 
 def opened(text: str) -> Path:
@@ -56,16 +43,6 @@ def opened(text: str) -> Path:
     return remote.mirror
 
 
-def trust_cache(cache: Path) -> None:
-    """Let this process fetch what the mirrors in `cache`/stores lack from where they are mirrors of."""
-    _CACHES.add(cache.resolve())
-
-
-def _mirror(url: str, cache: Path) -> Path:
-    readable = re.sub(r"[^A-Za-z0-9.-]+", "-", url)[-60:]
-    return cache / "stores" / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
-
-
 class RemoteStore:
     """A run store at `url`, and its mirror under `cache`/stores.
 
@@ -74,21 +51,17 @@ class RemoteStore:
     """
 
     def __init__(self, url: str, cache: Path) -> None:
-        self.url = url.rstrip("/")
-        self.mirror = _mirror(self.url, cache)
-        trust_cache(cache)
-        with self._errors_said():
-            import fsspec
+        self.files = FilesAt(url)
+        self.mirror = make_mirror(self.files.url, cache)
 
-            self._files, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        protocol = self._files.protocol
-        self._has_folders = _OBJECT_STORES.isdisjoint([protocol] if isinstance(protocol, str) else protocol)
-        self.mirror.mkdir(parents=True, exist_ok=True)
-        write_json(self.mirror / _ORIGIN, {"url": self.url})
+    @property
+    def url(self) -> str:
+        """Where it is, without a slash at the end."""
+        return self.files.url
 
     def pull(self) -> None:
         """Bring finished trials that the mirror lacks, without weights; forget those that were removed at the URL."""
-        with self._errors_said():
+        with self.files.errors_said():
             # Before it is looked what is there: what another process pushes meanwhile was not removed.
             pushed = [folder for folder in Store(self.mirror).finished() if (folder.path / _PUSHED).exists()]
             there = self._listed()
@@ -105,41 +78,28 @@ class RemoteStore:
 
     def push(self, folder: TrialFolder) -> None:
         """Bring a finished trial to the URL, unless it is there already; the first one there stands."""
-        with self._errors_said():
-            if not self._files.exists(self._at(folder.id, _RESULT)):
+        with self.files.errors_said():
+            if not self.files.system.exists(self.files.place(folder.id, _RESULT)):
                 names = sorted(_names(folder.path) - {_MANIFEST, _RESULT})
                 digests = {name: file_sha256(folder.path / name) for name in [*names, _RESULT]}
                 write_json(folder.path / _MANIFEST, {"sha256": digests})
                 for name in [*names, _MANIFEST, _RESULT]:
-                    place = self._at(folder.id, name)
-                    if self._has_folders:
-                        self._files.makedirs(place.rpartition("/")[0], exist_ok=True)
-                    self._files.put_file(str(folder.path / name), place)
+                    place = self.files.place(folder.id, name)
+                    if self.files.has_folders:
+                        self.files.system.makedirs(place.rpartition("/")[0], exist_ok=True)
+                    self.files.system.put_file(str(folder.path / name), place)
         (folder.path / _PUSHED).touch()
-
-    def pull_weights(self, folder: TrialFolder) -> None:
-        """Bring `model.safetensors` of a trial of the mirror."""
-        with self._errors_said(), tempfile.TemporaryDirectory(dir=self.mirror, prefix=".pull-") as temporary:
-            arrived = Path(temporary) / WEIGHTS
-            self._files.get_file(self._at(folder.id, WEIGHTS), str(arrived))
-            expected = folder.digests().get(WEIGHTS)
-            if expected not in (None, file_sha256(arrived)):
-                raise UsageError(f"{self.url}/{folder.id}/{WEIGHTS} is not the one that was pushed with its result.")
-            arrived.replace(folder.path / WEIGHTS)
-
-    def _at(self, *names: str) -> str:
-        return "/".join([self._root, *names])
 
     def _listed(self) -> set[str]:
         try:
-            names = self._files.ls(self._root, detail=False)
+            names = self.files.system.ls(self.files.place(), detail=False)
         except FileNotFoundError:  # nothing was pushed yet; a bucket that does not exist is said by the first push
             return set()
         return {name for path in names if re.fullmatch("[0-9a-f]{16}", name := path.rstrip("/").rpartition("/")[2])}
 
     def _pull_trial(self, folder: TrialFolder) -> None:
         """Into a temporary folder, checked, then in: `result.json` last. Not where that trial runs at the moment."""
-        if not self._files.exists(self._at(folder.id, _RESULT)):
+        if not self.files.system.exists(self.files.place(folder.id, _RESULT)):
             return
         folder.path.mkdir(exist_ok=True)
         with (
@@ -165,45 +125,18 @@ class RemoteStore:
             (folder.path / _PUSHED).touch()
 
     def _download(self, trial_id: str, target: Path) -> list[str]:
-        prefix = self._at(trial_id) + "/"
+        prefix = self.files.place(trial_id) + "/"
         names = []
-        for path in self._files.find(prefix.rstrip("/")):
+        for path in self.files.system.find(prefix.rstrip("/")):
             name = "/" + path.lstrip("/")
             name = name.removeprefix("/" + prefix.lstrip("/"))
             # Whoever may write to the URL chooses these names.
             if name == WEIGHTS or name.startswith(("/", ".")) or "\\" in name or ".." in name.split("/"):
                 continue
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            self._files.get_file(path, str(target / name))
+            self.files.system.get_file(path, str(target / name))
             names.append(name)
         return names
-
-    @contextlib.contextmanager
-    def _errors_said(self) -> Iterator[None]:
-        try:
-            yield
-        except UsageError:
-            raise
-        except ImportError as error:
-            extra = ' Install it: pip install "flowers-bench[remote]"' if self.url.startswith("s3:") else ""
-            raise UsageError(f"{self.url}: {error}.{extra}") from error
-        except Exception as error:  # of every kind of store its own: no credentials, no bucket, no network
-            raise UsageError(f"the run store {self.url} cannot be used: {type(error).__name__}: {error}") from error
-
-
-def pull_weights(folder: TrialFolder) -> None:
-    """Bring a trial's weights from where its store is a mirror of. Raises `UsageError` where it is none."""
-    from platformdirs import user_cache_path
-
-    store = folder.path.resolve().parent
-    trust_cache(user_cache_path("flowers-bench"))
-    if (store / _ORIGIN).exists():
-        url = read_record(store / _ORIGIN, Record({"url": PLACE}))["url"]
-        for cache in _CACHES:
-            if store == _mirror(url, cache):
-                RemoteStore(url, cache).pull_weights(folder)
-                return
-    raise damaged(folder.path / WEIGHTS, "is missing")
 
 
 class Pusher:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench.store.folder import Store, TrialFolder
-from flowers_bench.util.errors import UsageError, printable
+from flowers_bench.util.errors import UsageError
+from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd

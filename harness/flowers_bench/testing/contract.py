@@ -450,7 +450,7 @@ def runs_in_a_process_of_its_own(subject: Subject) -> None:
 
     from flowers_bench.executors.local import run_all
     from flowers_bench.store.folder import Store
-    from flowers_bench.training.trial import load_trained
+    from flowers_bench.training.trained import load_trained
 
     with tempfile.TemporaryDirectory() as folder:
         trial = Store(Path(folder)).prepare(subject.planned.trial, {**subject.planned.run, "command": []})

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flowers_bench.plan.planning import TrialPlan
-    from flowers_bench.training.loop import Parts
+    from flowers_bench.training.build import Parts
 
 #: Small networks to check with: the first one that fits is taken, transformers first where the default one is one.
 CONVOLUTIONAL, TRANSFORMER = "test_resnet", "test_vit"
@@ -115,7 +115,7 @@ class Subject:
     @functools.cached_property
     def data(self) -> Any:
         """The trial's dataset."""
-        from flowers_bench.training.trial import load_dataset
+        from flowers_bench.data.reopen import load_dataset
 
         return load_dataset(self.host, self.planned.trial, self.planned.run)
 
@@ -135,7 +135,7 @@ class Subject:
         """The parts, newly initialised from the trial's seed, on the CPU."""
         import torch
 
-        from flowers_bench.training.trial import build_parts
+        from flowers_bench.training.build import build_parts
 
         return build_parts(self.host, self.planned.trial, self.planned.run, torch.device("cpu"))[0]
 

@@ -15,19 +15,24 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowers_bench.contract.dataset import Images
+from flowers_bench.contract.dataset import Dataset, Images, Split
 from flowers_bench.data.activations import stored_rows
-from flowers_bench.data.pixels import Augmented, Normalizer
+from flowers_bench.data.pixels import Augmented, Normalizer, evaluation_transform
 from flowers_bench.measure.hardware import environment
 from flowers_bench.nn import Classifier, Embedder, Extended, train_mode
+from flowers_bench.store.identity import Trial
+from flowers_bench.training.process import Emit
+
+if TYPE_CHECKING:
+    from flowers_bench.training.build import Parts
 
 #: Images per batch in which activations are computed.
 BATCH = 64
@@ -373,3 +378,51 @@ def _as_tensor(rows: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch knows no read-only tensors; nobody writes to this one
         return torch.from_numpy(rows)
+
+
+def start_from_prefix(
+    trial: Trial, parts: Parts, dataset: Dataset, cache_dir: Path, emit: Emit
+) -> tuple[Dataset, dict[str, Any]]:
+    """Let training and evaluation start behind the model's frozen first layers, where it has some.
+
+    Returns:
+        the dataset, its images with activations that are stored under `cache_dir`; and what is used, for the result. It
+        is completed while the trial runs.
+    """
+    size = trial.recipe.image_size
+    cut = find_cut(parts.model, parts.normalize.blank(size))
+    if isinstance(cut, str):
+        return dataset, {"until": None, "reason": cut}
+    prefix = Prefix.of(
+        cut,
+        parts.model,
+        parts.normalize,
+        cache_dir / "activations",
+        {"backbone": trial.backbone, "dataset": trial.dataset["fingerprint"], "image_size": size},
+        lambda text: emit({"event": "storing", "text": text}),
+    )
+    evaluated = evaluation_transform(size)
+
+    def named(name: str, split: Split) -> dict[str, Any]:
+        return {"split": name, "keys": hashlib.sha256(json.dumps(list(split.keys)).encode()).hexdigest()}
+
+    def stored(name: str, split: Split) -> Split:
+        inputs = Augmented(split.images, evaluated)
+        return replace(
+            split,
+            images=CachedActivations(prefix, split.images, inputs, {**named(name, split), "inputs": "evaluation"}),
+        )
+
+    given = dataset.train.images
+    train, val, test = (stored(name, getattr(dataset, name)) for name in ("train", "val", "test"))
+    dataset = replace(dataset, train=train, val=val, test=test)
+    prefix.facts["training"] = parts.views is not None and parts.batch_transform is None
+    if prefix.facts["training"]:
+        exact = trial.recipe.precision == "float32"
+        if parts.views == 1 and parts.image_transform == evaluated and exact:
+            parts.stored = train.images  # type: ignore[assignment]
+        else:
+            inputs = Augmented(given, parts.image_transform, parts.views)
+            identity = {**named("train", dataset.train), "inputs": dict(parts.drawing)}
+            parts.stored = CachedActivations(prefix, given, inputs, identity, trial.recipe.precision)
+    return dataset, prefix.facts

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,57 +18,52 @@ from torch import Tensor, nn
 
 from flowers_bench.contract.dataset import Images, Split
 from flowers_bench.data.cache import Selection
-from flowers_bench.data.pixels import Augmented, Normalizer
+from flowers_bench.data.pixels import Augmented
 from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.measure.energy import Meter, joules_of_all
 from flowers_bench.measure.quality import correct_in_top_k, negative_log_likelihood
-from flowers_bench.models.predictors import Evaluator
-from flowers_bench.nn import Output, train_mode
-from flowers_bench.store.folder import write_atomically
+from flowers_bench.nn import train_mode
 from flowers_bench.store.identity import Trial, derive_seed
 from flowers_bench.training.average import Average
+from flowers_bench.training.build import Parts
 from flowers_bench.training.distributed import ALONE, Ranks
 from flowers_bench.training.frozen_prefix import CachedActivations
 from flowers_bench.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
+from flowers_bench.training.process import Emit, Interrupted
 from flowers_bench.util.errors import TrialDisturbed, TrialFailed
+from flowers_bench.util.files import write_atomically
 
 #: Clean training accuracy is measured each epoch on a fixed sample of at most this many training images, and of no more
 #: than validation has: it must not cost more than validating does.
 TRAIN_SAMPLE = 200
-Emit = Callable[[dict[str, Any]], None]
 
 
-class Interrupted(Exception):
-    """The user asked to stop; the last finished epoch is on disk."""
-
-
-@dataclass
-class Parts:
-    """What is trained, built.
+@dataclass(frozen=True)
+class Drawn:
+    """The images of one batch, as they were drawn.
 
     Attributes:
-        model: images to `Output`.
-        criterion: `Output` and target to a scalar.
-        image_transform: uint8 (3, H, W) to uint8 (3, S, S).
-        stored: activations of the training images in these versions, where training starts from them.
-        views: how many fixed versions of each training image there are; None: `image_transform` draws anew.
-        drawing: what decides them: the augmentation, its options, its plugin's code.
-        batch_transform: (float images, labels) to (images, targets), or None.
-        normalize: uint8 batch to what the model takes.
-        evaluator: predicts whole splits.
-        probabilities: whether softmax of what it predicts is meant as such.
+        images: augmented, uint8 (N, 3, S, S).
+        random_state: torch's on the CPU, as drawing them left it: what else the step draws goes on from there.
     """
 
-    model: nn.Module
-    criterion: Callable[[Output, Tensor], Tensor]
-    image_transform: Callable[[Tensor], Tensor]
-    batch_transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
-    normalize: Normalizer
-    evaluator: Evaluator
-    probabilities: bool = True
-    views: int | None = None
-    drawing: Mapping[str, Any] = field(default_factory=dict)
-    stored: CachedActivations | None = None
+    images: Tensor
+    random_state: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on.
+
+    Attributes:
+        inputs: what the model, or what follows its stored activations, takes: this rank's share.
+        targets: of the whole batch.
+        size: of the whole batch, in images.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    size: int
 
 
 @dataclass
@@ -175,11 +170,14 @@ class Training:
         self._waited = 0.0
         total, images = torch.zeros((), dtype=torch.float64), 0
         batches = self._batches(epoch)
-        drawn = self._drawn(epoch, batches)
+        drawing = self._draw_all(epoch, batches)
         for step, indices in enumerate(batches):
-            loss = self._step(epoch, step, len(batches), indices, drawn)
-            total += loss * len(indices)
-            images += len(indices)
+            waiting = time.perf_counter()
+            drawn = None if self.parts.stored is not None else next(drawing)
+            batch = self._batch(epoch, step, indices, drawn)
+            self._waited += time.perf_counter() - waiting
+            total += self._step(epoch, step, len(batches), batch) * batch.size
+            images += batch.size
             rate = images / (time.perf_counter() - started)
             self.emit({"event": "step", "epoch": epoch, "step": step + 1, "steps": len(batches), "rate": rate})
         train_seconds = time.perf_counter() - started
@@ -210,26 +208,24 @@ class Training:
         sampler = SAMPLERS[self.trial.sampler]
         return list(sampler(np.asarray(self.train.labels), self.trial.recipe.batch_size, self.trial.options, rng))
 
-    def _drawn(self, epoch: int, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """Each step's augmented images, uint8 (N, 3, S, S), and torch's random state as drawing them leaves it. Of several
-        ranks, each draws one batch of a turn and hands it to the others: drawing is divided by steps, since the draws
-        within one follow each other."""
+    def _draw_all(self, epoch: int, batches: Sequence[np.ndarray]) -> Iterator[Drawn]:
+        """Draw each step's images. Of several ranks, each draws one batch of a turn and hands it to the others: drawing is
+        divided by steps, since the draws within one follow each other."""
         ranks = self.ranks
         for first in range(0, len(batches), ranks.count):
             turn = batches[first : first + ranks.count]
-            images = state = None
-            if ranks.rank < len(turn):
-                images = self._draw(epoch, first + ranks.rank, turn[ranks.rank])
-                state = torch.get_rng_state()
+            own = self._draw(epoch, first + ranks.rank, turn[ranks.rank]) if ranks.rank < len(turn) else None
             for owner in range(len(turn)):
-                self._seed(epoch, first + owner)
-                handed = ranks.broadcast_tensor(images, owner)
-                torch.set_rng_state(ranks.broadcast_tensor(state, owner))
-                yield handed
+                images = ranks.broadcast_tensor(None if own is None else own.images, owner)
+                state = ranks.broadcast_tensor(None if own is None else own.random_state, owner)
+                yield Drawn(images, state)
 
-    def _draw(self, epoch: int, step: int, indices: np.ndarray) -> Tensor:
-        self._seed(epoch, step)
-        return torch.stack([self._source[int(row)] for row in self._rows_of(epoch, indices)])
+    def _draw(self, epoch: int, step: int, indices: np.ndarray) -> Drawn:
+        """Draw one step's images. Torch's random state on the CPU, where they are drawn, is left as it was."""
+        with torch.random.fork_rng(devices=()):
+            self._seed(epoch, step)
+            images = torch.stack([self._source[int(row)] for row in self._rows_of(epoch, indices)])
+            return Drawn(images, torch.get_rng_state())
 
     def _seed(self, epoch: int, step: int) -> None:
         torch.manual_seed(derive_seed(self.trial.seed, "augment", epoch, step))
@@ -237,18 +233,15 @@ class Training:
     def _rows_of(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         return self._source.rows(indices, derive_seed(self.trial.seed, "views", epoch))
 
-    def _step(self, epoch: int, step: int, steps: int, indices: np.ndarray, drawn: Iterator[Tensor]) -> float:
+    def _step(self, epoch: int, step: int, steps: int, batch: Batch) -> float:
         recipe = self.trial.recipe
         assert self._optimizer is not None
         set_learning_rate(self._optimizer, recipe.lr * schedule_factor(recipe, epoch - 1 + (step + 1) / steps))
-        started = time.perf_counter()
-        inputs, targets = self._inputs(epoch, step, indices, drawn)
-        self._waited += time.perf_counter() - started
         seed = derive_seed(self.trial.seed, "rank", self.ranks.rank, epoch, step)
         with self._autocast():
-            output = self.ranks.forward(self._forward, inputs, len(indices), seed)
+            output = self.ranks.forward(self._forward, batch.inputs, batch.size, seed)
         # In float32 and outside of autocast, which on a processor computes a softmax in bfloat16.
-        loss = self.parts.criterion(output.widened(), targets)
+        loss = self.parts.criterion(output.widened(), batch.targets)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrialFailed(
@@ -257,7 +250,7 @@ class Training:
             )
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.ranks.all_reduce_gradients(len(indices), self._model, self.parts.criterion)
+        self.ranks.all_reduce_gradients(batch.size, self._model, self.parts.criterion)
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_norm)
         self._optimizer.step()
@@ -265,19 +258,22 @@ class Training:
             self._average.update()
         return value
 
-    def _inputs(self, epoch: int, step: int, indices: np.ndarray, drawn: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
-        """What `_forward` takes of a batch, images or stored activations, in this rank's share; and the whole batch's
-        targets."""
-        mine = self.ranks.share(len(indices))
+    def _batch(self, epoch: int, step: int, indices: np.ndarray, drawn: Drawn | None) -> Batch:
+        """Make a step's batch of drawn images or, without any, of stored activations. Leaves torch's random generator where
+        the step goes on from."""
+        size = len(indices)
+        mine = self.ranks.share(size)
         targets = torch.from_numpy(np.asarray(self.train.labels)[indices]).to(self.parts.normalize.device)
-        if self.parts.stored is not None:
-            self._seed(epoch, step)
+        self._seed(epoch, step)
+        if drawn is None:
+            assert self.parts.stored is not None
             with self._autocast():
-                return self.parts.stored.batch(self._rows_of(epoch, indices)[mine]), targets
+                return Batch(self.parts.stored.batch(self._rows_of(epoch, indices)[mine]), targets, size)
+        torch.set_rng_state(drawn.random_state)
         if self.parts.batch_transform is None:
-            return self.parts.normalize(next(drawn)[mine]), targets
-        images, targets = self.parts.batch_transform(self.parts.normalize(next(drawn)), targets)
-        return images[mine], targets
+            return Batch(self.parts.normalize(drawn.images[mine]), targets, size)
+        images, targets = self.parts.batch_transform(self.parts.normalize(drawn.images), targets)
+        return Batch(images[mine], targets, size)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.trial.recipe.precision == "bfloat16":

@@ -10,14 +10,15 @@ import pandas as pd
 import torch
 
 from flowers_bench.contract.host import discover
+from flowers_bench.data.reopen import load_dataset
 from flowers_bench.measure.quality import correct_in_top_k
 from flowers_bench.measure.robustness import CHANGES, Condition, conditions
 from flowers_bench.measure.statistics import accuracy_interval
-from flowers_bench.store.folder import STRESS_REVISION, TrialFolder, write_atomically, write_json
+from flowers_bench.store.folder import STRESS_REVISION, TrialFolder
 from flowers_bench.store.identity import trial_from_config
-from flowers_bench.training.loop import Emit, Interrupted
+from flowers_bench.training.process import Emit, Interrupted, interrupt_flag, prepare_process
 from flowers_bench.training.trained import Sources, Trained
-from flowers_bench.training.trial import interrupt_flag, load_dataset, on_this_machine
+from flowers_bench.util.files import write_atomically, write_json
 
 
 def stress_trial(folder: TrialFolder, emit: Emit) -> None:
@@ -29,7 +30,7 @@ def stress_trial(folder: TrialFolder, emit: Emit) -> None:
         UsageError: data or plugins are not what the trial saw, or the trial is not finished.
     """
     run = folder.run()
-    device = on_this_machine(run)
+    device = prepare_process(run)
     stop_requested = interrupt_flag()
     files = [Path(path) for path in run["plugin_files"]]
     dataset = load_dataset(discover(files), trial_from_config(folder.config()), run)

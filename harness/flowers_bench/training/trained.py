@@ -15,11 +15,15 @@ from torch import Tensor
 from flowers_bench.contract.dataset import Dataset
 from flowers_bench.contract.host import discover_for, files_of_trial
 from flowers_bench.data.pixels import Normalizer, evaluation_transform
+from flowers_bench.data.reopen import load_dataset
 from flowers_bench.measure.quality import fit_temperature
-from flowers_bench.models.predictors import Fitted
+from flowers_bench.models.backbones import check_backbone
+from flowers_bench.models.weights.files import read_tensors
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.store.identity import Trial, trial_from_config
-from flowers_bench.training.trial import load_dataset, load_trained
+from flowers_bench.store.schema import damaged
+from flowers_bench.training.build import Parts, build_parts
+from flowers_bench.training.evaluation import Fitted
 from flowers_bench.util.errors import UsageError
 
 
@@ -90,6 +94,36 @@ class Trained:
     def probabilities(self, images: Iterable[Tensor]) -> np.ndarray:
         """Calibrated probabilities (N, C) of decoded images; uncalibrated ones without a temperature."""
         return np.asarray(softmax(self.scores(images).astype(np.float64) / (self.temperature or 1.0), axis=1))
+
+
+def load_trained(
+    folder: TrialFolder, device: torch.device, plugins: Sequence[Path] = (), store: Path | None = None
+) -> Parts:
+    """Build the parts of a finished trial again, its model with the trained weights and in evaluation mode. Leaves torch's
+    random generator as it was.
+
+    Args:
+        plugins: files that the user named; see `discover_for`. Nothing is taken from `run.json`.
+        store: where other trials that the model builds on are found; None: beside this one.
+
+    Raises:
+        UsageError: the trial is not finished, is damaged, or was run with a plugin file that was not named.
+    """
+    trial = trial_from_config(folder.config())
+    if not folder.finished():
+        raise UsageError(f"trial {folder.id} is not finished.")
+    host = discover_for(trial.id, trial.code, plugins)
+    check_backbone(trial.backbone)  # timm would also take a name that makes it ask the Hugging Face Hub
+    places = {"weights_path": None, "store": str(store or folder.path.parent), "plugin_files": list(map(str, plugins))}
+    with torch.random.fork_rng():
+        parts, _ = build_parts(host, trial, places, device)
+    path = folder.weights()
+    try:
+        parts.model.load_state_dict(read_tensors(path))
+    except (RuntimeError, UsageError) as error:
+        raise damaged(path, f"does not fit its trial: {str(error)[:200]}") from error
+    parts.model.eval().requires_grad_(False)
+    return parts
 
 
 def dataset_of(folder: TrialFolder, sources: Sources) -> Dataset:

@@ -1,11 +1,19 @@
-"""Files of others, opened with care: a name may lead to a pipe that never ends, a device, a folder, or a link elsewhere."""
+"""Files, read and written with care.
+
+Where others wrote them, a name may lead to a pipe that never ends, a device, a folder, or a link elsewhere. Where others
+read them, they must find the old file or the new one, and never half of it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import stat
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
@@ -46,3 +54,46 @@ def refuse_irregular(mode: int) -> None:
     """Raise `OSError`, which says what it is, unless a `st_mode` is that of a regular file."""
     if not stat.S_ISREG(mode):
         raise OSError(f"it is {_KINDS.get(stat.S_IFMT(mode), 'a device')}, not a file")
+
+
+def file_sha256(path: Path) -> str:
+    """Compute the SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one.
+
+    Args:
+        path: where the file shall stand.
+        write: receives the temporary path.
+        durable: also survive a power cut (fsync), not only the death of the process.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        if durable:
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """`value` as indented JSON, atomically. NaN and infinity are refused (they are not JSON)."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"), durable=durable)
+
+
+def file_name(words: str) -> str:
+    """Words as a file's name: that of a technique or of a dataset among them may hold anything, and must not lead elsewhere."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in words)

@@ -13,56 +13,25 @@ import difflib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowers_bench.models.network import Network, bare_network
 from flowers_bench.models.weights import WeightsReport
 from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 Tensors = Mapping[str, "Tensor"]
-#: timm's converter of a family: its file's tensors and the model to those of the model.
-Converter = Callable[..., dict[str, "Tensor"]]
 #: Buffers that older versions of timm stored and newer ones compute.
 _COMPUTED = ("attn_mask", "relative_coords_table", "inv_freq", "periods")
 #: Of checkpoints that hold a network twice, what is meant to be used: averaged weights, then the teacher's.
 _PREFERRED = (("ema", "averaged"), ("teacher",))
 #: Seconds for looking which other model a file fits.
 _LOOKING = 4.0
-
-
-@dataclass(frozen=True)
-class Network:
-    """What a file is compared with.
-
-    Attributes:
-        name: timm model name.
-        model: with or without values (on the meta device).
-        convert: timm's converter, or None.
-        classifier: names of the modules that are initialised afresh.
-    """
-
-    name: str
-    model: nn.Module
-    convert: Converter | None
-    classifier: tuple[str, ...]
-
-    def converted(self, tensors: Tensors) -> dict[str, Tensor]:
-        """Give a file's tensors under the model's names. Raises whatever timm's converter raises."""
-        if self.convert is None:
-            return dict(tensors)
-        try:
-            return self.convert(dict(tensors), self.model)
-        except TypeError:
-            return self.convert(dict(tensors))  # some take the tensors alone
-
-    def is_classifier(self, name: str) -> bool:
-        """Tell whether a tensor of that name belongs to the classifier."""
-        return name.startswith(tuple(f"{module}." for module in self.classifier))
 
 
 @dataclass
@@ -257,8 +226,6 @@ def _other_models(path: Path, reading: _Reading, name: str) -> Iterator[str]:
     """Models of which the file has every tensor: those that its name tells first, then the family's, the nearest name
     first. Stops looking after a few seconds."""
     import timm
-
-    from flowers_bench.models.backbones import bare_network
 
     until = time.monotonic() + _LOOKING
     every = timm.list_models()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import threading
 import urllib.parse
@@ -12,6 +11,7 @@ from pathlib import Path
 from flowers_bench.models.weights import Weights
 from flowers_bench.models.weights.files import check_file
 from flowers_bench.util.errors import UsageError
+from flowers_bench.util.files import file_sha256
 
 
 class NoNetwork(UsageError):
@@ -24,15 +24,6 @@ _FILE = "model.safetensors"
 _CONNECTS_IN = 3.0
 #: ... and in which, once connected, it answers; the hub's own variable may say more.
 _ANSWERS_IN = 30
-
-
-def file_sha256(path: Path) -> str:
-    """Compute the SHA-256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def resolve_weights(asked: str, backbone: str) -> Weights:

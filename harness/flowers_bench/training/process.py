@@ -1,0 +1,48 @@
+"""The trial's own process: how it calculates, how it is stopped, and whom it tells what happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+#: Tells the executor of something: see `cli/progress.py` for what it shows of it.
+Emit = Callable[[dict[str, Any]], None]
+
+
+class Interrupted(Exception):
+    """The user asked to stop; the last finished epoch is on disk."""
+
+
+def prepare_process(run: Mapping[str, Any], processes: int = 1) -> torch.device:
+    """Make torch calculate reproducibly, with the threads that `run.json` allots, divided among the trial's `processes`.
+
+    Returns:
+        the device to calculate on.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product on CUDA: sums in one order
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Writing NaN into each new tensor finds reads of what was never written; on a GPU it is a kernel more for each.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.allow_tf32 = False  # a float32 convolution would keep ten bits of its factors
+    if run.get("threads") or processes > 1:
+        threads = int(run.get("threads") or torch.get_num_threads())
+        torch.set_num_threads(max(1, threads // processes))
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def interrupt_flag() -> Callable[[], bool]:
+    """Listen for SIGINT from now on, and return a function that says whether it has come. The first one lets the epoch
+    finish, the second ends the process at once."""
+    asked: list[int] = []
+
+    def on_interrupt(signum: int, frame: object) -> None:
+        if asked:
+            os._exit(130)
+        asked.append(signum)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    return lambda: bool(asked)
