@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flowers_bench.store.schema import CONFIG, ENVIRONMENT, EPOCH, RESULT, RUN, SEARCHED, ByName, Each, Form, OrNull, Record
-from flowers_bench.training.stress import stress_trial
-from flowers_bench.store.identity import Protocol
 from lives import live, planned
 from PIL import Image
 
@@ -20,6 +17,21 @@ from flowers_bench.cli.leaderboard import print_leaderboard
 from flowers_bench.cli.report import report
 from flowers_bench.cli.show import show
 from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.store.identity import Protocol
+from flowers_bench.store.schema import (
+    CONFIG,
+    ENVIRONMENT,
+    EPOCH,
+    RESULT,
+    RUN,
+    SEARCHED,
+    ByName,
+    Each,
+    Form,
+    OrNull,
+    Record,
+)
+from flowers_bench.training.robustness import stress_trial
 from flowers_bench.training.trial import run_trial
 
 WHOLE_LABELS = """
