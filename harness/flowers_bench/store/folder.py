@@ -83,7 +83,8 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
 
 
 def file_name(words: str) -> str:
-    """Words as a file's name: that of a technique or of a dataset among them may hold anything, and must not lead elsewhere."""
+    """Make a file's name of words: the name of a technique or of a dataset may hold anything, and must not lead to
+    another folder."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in words)
 
 

@@ -22,8 +22,8 @@ from flowers_bench.data.pixels import Augmented, Normalizer
 from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.measure.energy import Meter, joules_of_all
 from flowers_bench.measure.quality import correct_in_top_k, negative_log_likelihood
+from flowers_bench.models.layers import Output, train_mode
 from flowers_bench.models.predictors import Evaluator
-from flowers_bench.nn import Output, train_mode
 from flowers_bench.store.folder import write_atomically
 from flowers_bench.store.identity import Trial, derive_seed
 from flowers_bench.training.average import Average
