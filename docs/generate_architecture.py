@@ -308,7 +308,9 @@ def table(graph: Arrows, known: Mapping[str, Room]) -> str:
         room = known[name]
         others = ", ".join(sorted(graph[name])) or "none of these"
         place = (
-            f"[`{room.place}`](../{room.place})" if room.place else "`flowers_bench`, `flowers_bench.nn`, `.hookspecs`"
+            f"[`{room.place}`](../{room.place})"
+            if room.place
+            else "`flowers_bench`, `flowers_bench.nn`, `.backbones`, `.hookspecs`"
         )
         if name == LOOSE:
             place = "`harness/flowers_bench/*.py`"

@@ -26,6 +26,7 @@ from flowers_bench.contract.technique import (
     Variant,
 )
 from flowers_bench.nn import Output
+from flowers_bench.training.finished import FinishedTrial
 
 TARGET = Path(__file__).with_name("hooks.md")
 VALUES = {
@@ -35,6 +36,7 @@ VALUES = {
     "What a technique is": (Technique, Variant, Recipe),
     "What a dataset is": (DatasetSource, DataRequest, Dataset, Split),
     "What figures are drawn from": (FigureContext,),
+    "What a model can build on": (FinishedTrial,),
 }  # fmt: skip
 
 

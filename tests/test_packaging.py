@@ -24,9 +24,11 @@ def test_every_package_is_listed() -> None:
     assert set(SETTINGS["tool"]["setuptools"]["packages"]) == found
 
 
-def test_every_plugin_file_has_an_entry_point() -> None:
+def test_every_plugin_has_an_entry_point() -> None:
     points = SETTINGS["project"]["entry-points"]["flowers_bench"]
-    files = {path.stem for path in (ROOT / "plugins" / "flowers_bench_plugins").glob("*.py")} - {"__init__"}
+    folder = ROOT / "plugins" / "flowers_bench_plugins"
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    files |= {path.parent.name for path in folder.glob("*/__init__.py")}
     assert {value.rpartition(".")[2] for value in points.values()} == files
 
 

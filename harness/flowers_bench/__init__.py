@@ -1,12 +1,14 @@
 """flowers-bench: fine-grained few-example image techniques, trained, measured and compared under one protocol.
 
 This is the public API for plugin authors and notebooks. Importing it does not import torch.
-The custom op lives in `flowers_bench.ops`, module building blocks in `flowers_bench.nn`.
+What computes stands in `flowers_bench.nn` (layers), `flowers_bench.backbones` (timm's networks) and
+`flowers_bench.ops` (the operator).
 """
 
 from importlib.metadata import PackageNotFoundError, version
 
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Split
+from flowers_bench.contract.pictures import FigureContext
 from flowers_bench.contract.technique import (
     Augmentation,
     AugmentationContext,
@@ -19,9 +21,12 @@ from flowers_bench.contract.technique import (
     Technique,
     Variant,
 )
+from flowers_bench.data.sources import load_flowers102, load_folder, load_petals
 from flowers_bench.hookspecs import PLUGIN_API, hookimpl
-from flowers_bench.store.results import load_results
+from flowers_bench.store.results import flatten, load_results, metrics_of
+from flowers_bench.training.finished import FinishedTrial
 from flowers_bench.util.errors import TrialFailed, UsageError
+from flowers_bench.util.files import file_name
 
 try:
     __version__ = version("flowers-bench")
@@ -35,6 +40,8 @@ __all__ = [
     "DataRequest",
     "Dataset",
     "DatasetSource",
+    "FigureContext",
+    "FinishedTrial",
     "Loss",
     "LossContext",
     "Model",
@@ -47,6 +54,12 @@ __all__ = [
     "UsageError",
     "Variant",
     "__version__",
+    "file_name",
+    "flatten",
     "hookimpl",
+    "load_flowers102",
+    "load_folder",
+    "load_petals",
     "load_results",
+    "metrics_of",
 ]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def build_classifier(context: ModelContext) -> nn.Module:
     """The backbone with a fresh linear classifier, its first `freeze` stages frozen (-1: all but the classifier)."""
-    from flowers_bench.models.backbones import freeze_stages, stages
+    from flowers_bench.backbones import freeze_stages, stages
     from flowers_bench.nn import Classifier
 
     backbone = context.backbone.create()
@@ -47,7 +47,7 @@ def build_cross_entropy(context: LossContext) -> Callable[[Output, Tensor], Tens
 
 def no_augmentation(context: AugmentationContext) -> Callable[[Tensor], Tensor]:
     """The evaluation crop: what a deterministic, cacheable training needs."""
-    from flowers_bench.data.pixels import evaluation_transform
+    from flowers_bench.nn import evaluation_transform
 
     return evaluation_transform(context.image_size)
 

@@ -14,12 +14,13 @@ training does not end up pushing logits towards infinity, as cross-entropy does 
 nearest one-hot vector, the combination by g. Class vectors other than one-hot ones (the paper's hierarchy) are left
 out.
 
-What differs: the paper trains ResNet-50 at 448 px by SGD with warm restarts, momentum without Nesterov, and gradients
-clipped at norm 10; here one cosine cycle with Nesterov's momentum, the usual augmentation without its random erasing,
-and whatever backbone is asked for. The authors searched the maximal rate for each loss and data set; for Flowers102, in
-batches of 96, they name 0.5 for both cosine losses, 1 for cross-entropy and 0.1 with label smoothing. In batches of 32
-these are a third: 0.33 and 0.033, and 0.2 for the cosine losses. g starts as the identity, so that it begins by
-agreeing with the cosines: at weight 0.1 it would learn that slowly. Their label smoothing is 0.1, as here.
+What differs from the paper: the paper trains ResNet-50 at 448 px by SGD with warm restarts, momentum without Nesterov,
+and gradients clipped at norm 10; here one cosine cycle with Nesterov's momentum, the usual augmentation without its
+random erasing, and whatever backbone is asked for. The authors searched the maximal rate for each loss and data set;
+for Flowers102, in batches of 96, they name 0.5 for both cosine losses, 1 for cross-entropy and 0.1 with label
+smoothing. In batches of 32 these are a third: 0.33 and 0.033, and 0.2 for the cosine losses. g starts as the identity,
+so that it begins by agreeing with the cosines: at weight 0.1 it would learn that slowly. Their label smoothing is 0.1,
+as here.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def build_class_embedding(context: ModelContext) -> nn.Module:
     """The backbone with psi as its embedding; logits are g of it, or psi itself where g would not be trained."""
     from torch import nn
 
-    from flowers_bench.models.backbones import replace_classifier
+    from flowers_bench.backbones import replace_classifier
     from flowers_bench.nn import Embedder, L2Normalize
 
     backbone = context.backbone.create()

@@ -4,25 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowers_bench import DataRequest, Dataset, DatasetSource, hookimpl
-
-
-def load_petals(request: DataRequest) -> Dataset:
-    from flowers_bench.data import petals
-
-    return petals.load(request)
-
-
-def load_flowers102(request: DataRequest) -> Dataset:
-    from flowers_bench.data import flowers102
-
-    return flowers102.load(request)
-
-
-def load_folder(request: DataRequest) -> Dataset:
-    from flowers_bench.data import folder
-
-    return folder.load(request)
+from flowers_bench import DatasetSource, hookimpl, load_flowers102, load_folder, load_petals
 
 
 def is_flowers102(path: Path) -> bool:

@@ -10,12 +10,12 @@ mask 1, and the new layer inherits the replaced one's weight: at the first step 
 computed before, pretrained or not. Offsets and masks learn at a tenth of the rate, as in v2: they move pixels by whole
 units where weights move by hundredths. In v1 (`stage3-v1`) they learn at the full one.
 
-What differs: v2's masks are sigmoids and start at one half, which halves a pretrained layer's response; here they are
-twice that, from 0 to 2, and start at one. All input channels of a layer share one set of offsets, where v1's
-detectors have four. The papers replace layers of the last stage (v1) or of the last three (v2) of an ImageNet network,
-train detectors and segmenters by SGD, and v1 widens the last stage (stride 1, dilation 2); here it is one stage of a
-classifier, its strides as they were, trained by AdamW. Deformable RoI pooling and v2's feature mimicking, which are for
-detectors, are left out.
+What differs from the paper: v2's masks are sigmoids and start at one half, which halves a pretrained layer's response;
+here they are twice that, from 0 to 2, and start at one. All input channels of a layer share one set of offsets, where
+v1's detectors have four. The papers replace layers of the last stage (v1) or of the last three (v2) of an ImageNet
+network, train detectors and segmenters by SGD, and v1 widens the last stage (stride 1, dilation 2); here it is one
+stage of a classifier, its strides as they were, trained by AdamW. Deformable RoI pooling and v2's feature mimicking,
+which are for detectors, are left out.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from flowers_bench import Model, ModelContext, Option, Recipe, Technique, UsageE
 if TYPE_CHECKING:
     from torch import nn
 
-    from flowers_bench.contract.pictures import FigureContext
+    from flowers_bench import FigureContext
 
 
 def build_deformable(context: ModelContext) -> nn.Module:
     """The backbone with every 3x3 convolution of stage `stage` (from 1) made deformable; earlier stages frozen if
     `freeze_earlier`. Raises `UsageError` if the backbone has no such stage or no 3x3 convolution there."""
-    from flowers_bench.models.backbones import freeze_stages
+    from flowers_bench.backbones import freeze_stages
     from flowers_bench.nn import Classifier
 
     backbone = context.backbone.create()
@@ -49,7 +49,7 @@ def replace_convolutions(backbone: nn.Module, stage: int, modulated: bool) -> li
     """Replace in place; returns the names of the replaced modules."""
     from torch import nn
 
-    from flowers_bench.models.backbones import stages
+    from flowers_bench.backbones import stages
     from flowers_bench.ops import OffsetDeformConv2d
 
     found = stages(backbone)

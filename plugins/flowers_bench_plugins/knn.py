@@ -8,9 +8,9 @@ section 3.4: with s_i the cosine between a test image and training image i, of c
 and Caron et al. 2021 (DINO, arXiv:2104.14294), who judge pretrained networks by it. Seconds, no settings but k, and no
 seed: a number that every trained technique should beat. `nearest-mean` keeps one mean per class instead of all images.
 
-What differs: Wu votes among k = 200, Caron reports the best of several k (10 or 20 as a rule), on data sets with
-hundreds of images of each class; with ten, k is 5 here, and `--set k=` any other. The scores are normalised, which
-makes them probabilities and changes no order.
+What differs from the paper: Wu votes among k = 200, Caron reports the best of several k (10 or 20 as a rule), on data
+sets with hundreds of images of each class; with ten, k is 5 here, and `--set k=` any other. The scores are normalised,
+which makes them probabilities and changes no order.
 """
 
 from __future__ import annotations

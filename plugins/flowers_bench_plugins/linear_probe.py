@@ -12,10 +12,11 @@ With f the frozen features, standardised, of N training images, the probe (W, b)
 exactly, on images without augmentation, in seconds: the problem is convex, and there is no seed, rate or schedule to
 choose. What the probe reaches is what the features know; what full fine-tuning (`full`) adds is what they did not.
 
-What differs: neither Kornblith nor Radford standardises the features, on whose scale the penalty depends; both choose
-l2 on validation data for each data set; here it is an option (`--set l2=`), with a default, and chosen so by
-`--search`. `head` is trained by AdamW, SimCLR's by SGD with Nesterov's momentum and without colour jitter. `logistic`
-keeps its coefficients out of the stored network: they are fitted again from the training split whenever it predicts.
+What differs from the paper: neither Kornblith nor Radford standardises the features, on whose scale the penalty
+depends; both choose l2 on validation data for each data set; here it is an option (`--set l2=`), with a default, and
+chosen so by `--search`. `head` is trained by AdamW, SimCLR's by SGD with Nesterov's momentum and without colour jitter.
+`logistic` keeps its coefficients out of the stored network: they are fitted again from the training split whenever it
+predicts.
 """
 
 from __future__ import annotations

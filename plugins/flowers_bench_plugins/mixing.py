@@ -21,9 +21,9 @@ Mixed images say little about how well the training images are known: the clean 
 any of this. How many of the mixed classes are found among the top m is measured on mixed test images (`mixed` in the
 result).
 
-What differs: the mixup paper's alpha on ImageNet is 0.2, CutMix's is 1; both are options. CutMix mixes half of the
-batches of CIFAR, all of ImageNet's and all of them here; `mix_probability` changes it. Both papers train from scratch;
-here a pretrained network is fine-tuned, as in the study, but longer than plainly: mixing needs time.
+What differs from the paper: the mixup paper's alpha on ImageNet is 0.2, CutMix's is 1; both are options. CutMix mixes
+half of the batches of CIFAR, all of ImageNet's and all of them here; `mix_probability` changes it. Both papers train
+from scratch; here a pretrained network is fine-tuned, as in the study, but longer than plainly: mixing needs time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from flowers_bench_plugins.common import STANDARD, standard_augmentation
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowers_bench.contract.pictures import FigureContext
+    from flowers_bench import FigureContext
 
 # The study's recipe, for comparison with its numbers.
 STUDY = {

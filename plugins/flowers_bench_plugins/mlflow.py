@@ -13,15 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench import hookimpl
-from flowers_bench.store.results import flat, numbers
+from flowers_bench import flatten, hookimpl, metrics_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FLOWERS_BENCH_TRACKER = "mlflow"
 #: The tag that a trial's run is found by.
-TAG = "flowers_bench.store.identity"
+TAG = "flowers_bench.trial"
 #: Characters of a parameter, and how many metrics and parameters at once, that every MLflow server takes.
 LONGEST, BATCH, PARAMETERS = 500, 1000, 100
 #: MLflow would wait for two minutes, and seven times again. Whoever sets these variables is asked for.
@@ -87,7 +86,7 @@ def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         return
     label = f"{trial['technique']}/{trial['variant']} seed {trial['seed']}"
     run_id = client.create_run(_experiment(client, _name(trial)), run_name=label, tags={TAG: trial["id"]}).info.run_id
-    values = flat({k: v for k, v in trial.items() if k != "id"}).items()
+    values = flatten({k: v for k, v in trial.items() if k != "id"}).items()
     params = [Param(key, str(value)[:LONGEST]) for key, value in values]
     for start in range(0, len(params), PARAMETERS):
         client.log_batch(run_id, params=params[start : start + PARAMETERS])
@@ -98,7 +97,7 @@ def epoch_finished(trial: Mapping[str, Any], run: Mapping[str, Any], epoch: Mapp
     client = _client(run)
     run_id = _run_of(client, trial)
     if run_id is not None:
-        values = {f"epoch.{key}": value for key, value in numbers(epoch).items() if key != "epoch"}
+        values = {f"epoch.{key}": value for key, value in metrics_of(epoch).items() if key != "epoch"}
         _log(client, run_id, values, epoch["epoch"])
 
 
@@ -107,5 +106,5 @@ def trial_finished(trial: Mapping[str, Any], run: Mapping[str, Any], result: Map
     client = _client(run)
     run_id = _run_of(client, trial)
     if run_id is not None:
-        _log(client, run_id, numbers({key: result[key] for key in ("val", "test", "cost")}), result["best_epoch"])
+        _log(client, run_id, metrics_of({key: result[key] for key in ("val", "test", "cost")}), result["best_epoch"])
         client.set_terminated(run_id)

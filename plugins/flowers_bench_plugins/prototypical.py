@@ -16,14 +16,14 @@ the means taken over the training split; `episodic` in the result is few-shot ac
 each known by `eval_shot` images, with its interval. In the variant `held-out` a fifth of the classes is never seen in
 an episode, and `episodic.held_out_classes` is the accuracy among those: what the paper is about.
 
-What differs: embeddings have length 1, as in the study (`unnormalized` is the paper's), so that squared distances
-lie in [0, 4], and a temperature T gives them contrast. On unit vectors the squared distance is 2 - 2 cosine; the two
-differ here only by the prototypes, which are shorter than 1. The paper trains from scratch on hundreds of episodes of
-up to 60 classes; here a pretrained network is tuned, by 10 episodes an epoch of 10 classes, 5 + 5 images each: as
-many images as one pass over a data set of 1,020. Its Adam starts at 1e-3 and halves that every 2,000 episodes; here it
-is 3e-4 and a cosine. With cosines, Vinyals weighs each support image; here, as in the paper's own comparison, it is
-their mean. The checkpoint is chosen by the accuracy over all classes on the
-validation split; in `held-out` that includes the classes that are held out of training.
+What differs from the paper: embeddings have length 1, as in the study (`unnormalized` is the paper's), so that squared
+distances lie in [0, 4], and a temperature T gives them contrast. On unit vectors the squared distance is 2 - 2 cosine;
+the two differ here only by the prototypes, which are shorter than 1. The paper trains from scratch on hundreds of
+episodes of up to 60 classes; here a pretrained network is tuned, by 10 episodes an epoch of 10 classes, 5 + 5 images
+each: as many images as one pass over a data set of 1,020. Its Adam starts at 1e-3 and halves that every 2,000 episodes;
+here it is 3e-4 and a cosine. With cosines, Vinyals weighs each support image; here, as in the paper's own comparison,
+it is their mean. The checkpoint is chosen by the accuracy over all classes on the validation split; in `held-out` that
+includes the classes that are held out of training.
 """
 
 from __future__ import annotations

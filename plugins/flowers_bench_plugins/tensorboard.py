@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench import hookimpl
-from flowers_bench.store.results import numbers
-from flowers_bench.util.files import file_name
+from flowers_bench import file_name, hookimpl, metrics_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -34,7 +32,7 @@ def _writer(trial: Mapping[str, Any], run: Mapping[str, Any]) -> SummaryWriter:
 
 
 def _add(writer: SummaryWriter, prefix: str, values: Mapping[str, Any], step: int) -> None:
-    for name, value in numbers(values).items():
+    for name, value in metrics_of(values).items():
         tag = f"{prefix}/{name.replace('.', '/')}"
         writer.add_scalar(tag, value, step, new_style=True, double_precision=True)
 

@@ -8,10 +8,10 @@ The idea: early layers learn edges and textures that serve any task, late ones l
 images per class, training fewer layers overfits less, and training more adapts better; k sets the balance.
 A frozen stage is frozen whole: its weights get no gradient, and its batch norms keep the source's statistics.
 
-What differs: Yosinski starts the layers after the k-th afresh, and asks what the first k are worth by themselves; here
-all are pretrained but the classifier, as in the study. Kornblith trains 20,000 steps of 256 images by SGD with
-Nesterov's momentum, the rate and weight decay chosen for each data set on validation; here AdamW, 20 epochs, and rates
-that are defaults (`--search` looks for others).
+What differs from the paper: Yosinski starts the layers after the k-th afresh, and asks what the first k are worth by
+themselves; here all are pretrained but the classifier, as in the study. Kornblith trains 20,000 steps of 256 images by
+SGD with Nesterov's momentum, the rate and weight decay chosen for each data set on validation; here AdamW, 20 epochs,
+and rates that are defaults (`--search` looks for others).
 """
 
 from __future__ import annotations

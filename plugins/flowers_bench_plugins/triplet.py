@@ -21,13 +21,14 @@ Which triplets of a batch count (`mining`), each loss being the mean over them:
 Nothing here classifies: an image's class is voted by its nearest training images, or is that of the nearest class mean
 (variant `nearest-mean`). `entropy` adds a linear classifier on the embedding, with cross-entropy, and predicts by that.
 
-What differs: FaceNet's distance is squared, and Hermans' embedding is not normalised; here it is 128-dimensional and
-normalised, as in FaceNet and the study. Distances between such vectors are at most 2, so that a soft margin never comes
-near zero, as it does in Hermans. His embedding is two layers with batch norm, here one linear layer. Hermans trains
-25,000 steps of P = 18, K = 4, by Adam at 3e-4, which falls after 15,000; on few images such a run only memorises, so
-there are 60 epochs with a cosine here, and P = 16 fits data sets with 17 classes. FaceNet takes semi-hard negatives
-from within the margin; where the nearest one beyond the positive is farther than that, the loss is zero here, and where
-there is none beyond it, the farthest counts. Van der Merwe's networks are of speech, and their margin is not soft.
+What differs from the paper: FaceNet's distance is squared, and Hermans' embedding is not normalised; here it is
+128-dimensional and normalised, as in FaceNet and the study. Distances between such vectors are at most 2, so that a
+soft margin never comes near zero, as it does in Hermans. His embedding is two layers with batch norm, here one linear
+layer. Hermans trains 25,000 steps of P = 18, K = 4, by Adam at 3e-4, which falls after 15,000; on few images such a run
+only memorises, so there are 60 epochs with a cosine here, and P = 16 fits data sets with 17 classes. FaceNet takes
+semi-hard negatives from within the margin; where the nearest one beyond the positive is farther than that, the loss is
+zero here, and where there is none beyond it, the farthest counts. Van der Merwe's networks are of speech, and their
+margin is not soft.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def build_embedding_classifier(context: ModelContext) -> nn.Module:
 def _embedder(context: ModelContext, classify: bool) -> nn.Module:
     from torch import nn
 
-    from flowers_bench.models.backbones import freeze_stages, replace_classifier, stages
+    from flowers_bench.backbones import freeze_stages, replace_classifier, stages
     from flowers_bench.nn import Embedder, L2Normalize
 
     dim, normalize = context.options["embedding_dim"], context.options["normalize"]

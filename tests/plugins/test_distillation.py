@@ -13,14 +13,16 @@ from built import CLASSES, Built, build, check_round_trip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowers_bench import LossContext, Recipe, UsageError
+from flowers_bench import FinishedTrial, LossContext, Recipe, UsageError
 from flowers_bench.contract.host import discover
-from flowers_bench.nn import Classifier, Distilled, Output, train_mode
+from flowers_bench.nn import Classifier, Output, train_mode
 from flowers_bench.plan.planning import Request, TrialPlan, plan
 from flowers_bench.store.folder import Store
 from flowers_bench.training.trained import load_trained
 from flowers_bench.training.trial import run_trial
-from flowers_bench_plugins.distillation import build_distillation, find_teacher, load_teacher
+from flowers_bench_plugins.distillation import build_distillation
+from flowers_bench_plugins.distillation.layers import Distilled
+from flowers_bench_plugins.distillation.teacher import find_teacher, load_teacher
 
 TOY = Path(__file__).parents[1] / "toy.py"
 
@@ -98,7 +100,8 @@ def test_the_teacher_is_beside_the_student_and_only_while_it_trains(taught: tupl
     backbone = parts.model.backbone
     images = torch.randn(4, 3, 32, 32)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.1)
-    student = Distilled(backbone, lambda device: load_teacher(tmp_path / "runs" / teacher, mean, std, device))
+    trial = FinishedTrial.find(tmp_path / "runs", teacher)
+    student = Distilled(backbone, lambda device: load_teacher(trial, mean, std, device))
     plain = Classifier(backbone)
     assert list(student.state_dict()) == list(plain.state_dict())
     backbone.requires_grad_(True)
@@ -124,7 +127,8 @@ def test_round_trip(taught: tuple[Path, str]) -> None:
     def make() -> Built:
         torch.manual_seed(0)
         base = build("transfer", "scratch", "test_resnet", 32)
-        load = functools.partial(load_teacher, tmp_path / "runs" / teacher, (0.5,) * 3, (0.2,) * 3)
+        trial = FinishedTrial.find(tmp_path / "runs", teacher)
+        load = functools.partial(load_teacher, trial, (0.5,) * 3, (0.2,) * 3)
         loss = build_distillation(LossContext(CLASSES, 8, {"distill_weight": 0.5, "temperature": 4.0}))
         return Built(Distilled(base.model.backbone, load), loss, Recipe(), base.images, base.labels)
 
@@ -141,7 +145,7 @@ def test_trials_that_cannot_teach_are_refused(taught: tuple[Path, str]) -> None:
     tmp_path, teacher = taught
     runs = tmp_path / "runs"
     facts = Store(runs).folder(teacher).config()["dataset"]
-    assert find_teacher(teacher, runs, facts) == runs / teacher
+    assert find_teacher(teacher, runs, facts).folder == runs / teacher
     with pytest.raises(UsageError, match="does not exist"):
         find_teacher("0" * 16, runs, facts)
     (runs / ("1" * 16)).mkdir(exist_ok=True)

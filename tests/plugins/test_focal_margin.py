@@ -14,15 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowers_bench import LossContext, UsageError
-from flowers_bench.nn import CosineLinear, Output
+from flowers_bench.nn import Output
 from flowers_bench.training.optimizer import build_optimizer
-from flowers_bench_plugins.focal_margin import (
-    build_focal,
-    build_focal_margin,
-    build_hybrid_focal_margin,
-    focal,
-    focal_tversky,
-)
+from flowers_bench_plugins.focal_margin import build_focal, build_focal_margin, build_hybrid_focal_margin
+from flowers_bench_plugins.focal_margin.layers import CosineLinear
+from flowers_bench_plugins.focal_margin.loss import focal, focal_tversky
 
 GAMMAS = st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0])
 

@@ -26,8 +26,7 @@ from torch import nn
 from flowers_bench import ModelContext, UsageError
 from flowers_bench.models.backbones import Backbone
 from flowers_bench.models.weights import Weights
-from flowers_bench.nn import LowRank
-from flowers_bench_plugins.lora import adapt_attention
+from flowers_bench_plugins.lora.layers import LowRank, adapt_attention
 
 TARGETS = ("qv", "qkv", "qkvo")
 
@@ -134,7 +133,7 @@ def test_other_backbones_are_refused(backbone: str) -> None:
 
 def test_attention_without_a_fused_layer_is_refused() -> None:
     with pytest.raises(UsageError, match="block 0"):
-        adapt_attention(nn.Sequential(nn.Linear(2, 2)), 8, 16.0, "qv")
+        adapt_attention(nn.Sequential(nn.Linear(2, 2)), 8, 16.0, (0, 2), False)
 
 
 def test_every_variant_can_be_planned(tmp_path: Path) -> None:

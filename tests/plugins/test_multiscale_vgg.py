@@ -18,7 +18,7 @@ from flowers_bench import ModelContext, UsageError
 from flowers_bench.models.backbones import Backbone
 from flowers_bench.models.weights import Weights
 from flowers_bench.nn import train_mode
-from flowers_bench_plugins.multiscale_vgg import keep_features, multiscale_block
+from flowers_bench_plugins.multiscale_vgg.layers import keep_features, multiscale_block
 
 CNNS = ["test_resnet", "test_efficientnet", "test_convnext"]
 

@@ -90,7 +90,7 @@ def test_mlflow_has_the_numbers_of_history_and_result(tmp_path: Path, monkeypatc
     assert run.data.metrics["test.top1"] == result["test"]["top1"]
     assert run.data.metrics["cost.seconds"] == result["cost"]["seconds"]
     assert run.data.params["recipe.lr"] == str(folder.config()["recipe"]["lr"])
-    assert run.data.tags["flowers_bench.store.identity"] == folder.id
+    assert run.data.tags["flowers_bench.trial"] == folder.id
     assert run.info.status == "FINISHED"
 
 

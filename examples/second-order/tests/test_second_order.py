@@ -56,8 +56,7 @@ def test_the_loss_confuses_pairs_of_different_classes():
 
 def test_a_transformer_is_refused_in_words():
     from flowers_bench import ModelContext, UsageError
-    from flowers_bench.models.backbones import Backbone
-    from flowers_bench.models.weights import Weights
+    from flowers_bench.backbones import Backbone, Weights
 
     context = ModelContext(Backbone("test_vit", Weights(), 3, 32), 3, 32, {"pooling": "bilinear", "channels": 4})
     with pytest.raises(UsageError, match="convolutional backbone"):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flowers_bench.models.backbones import Backbone
-    from flowers_bench.nn import Output
+    from flowers_bench.models.layers import Output
 
 Value = bool | int | float | str
 #: In the facts of a recipe that averages weights.

@@ -53,21 +53,22 @@ def load_results(runs: str | Path = "runs") -> pd.DataFrame:
 
 def _row(folder: TrialFolder) -> dict[str, Any]:
     result = {key: value for key, value in folder.result().items() if key not in _LISTS}
-    return flat({"id": folder.id, **folder.config(), **result})
+    return flatten({"id": folder.id, **folder.config(), **result})
 
 
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of `flat`: what a tracker can draw."""
-    return {key: v for key, v in flat(values).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+def metrics_of(values: Mapping[str, Any]) -> dict[str, float]:
+    """Pick the numbers of `flatten(values)`: what a tracker can draw."""
+    return {key: v for key, v in flatten(values).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries under dotted names. A list of numbers or texts is one value; lists by class are left out."""
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Put nested dictionaries under dotted names, as `load_results` names its columns. A list of numbers or
+    texts is one value; lists by class are left out."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
             if key != "per_class":
-                found.update(flat(value, f"{prefix}{key}."))
+                found.update(flatten(value, f"{prefix}{key}."))
         elif not (isinstance(value, list) and value and isinstance(value[0], (dict, list))):
             found[f"{prefix}{key}"] = value
     return found

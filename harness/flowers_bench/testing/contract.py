@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flowers_bench.contract.technique import Need
-    from flowers_bench.nn import Output
+    from flowers_bench.models.layers import Output
 
 _LOOK = "look for a division by zero, a root, norm or logarithm of zero, or weights that nobody initialised."
 _FLOAT = "the model should calculate in float32 what needs it (x.float())."
@@ -55,7 +55,7 @@ def outputs_have_their_shapes(subject: Subject) -> None:
     """Logits (N, C) and embedding (N, D), float32, and whatever else the model says that it provides."""
     import torch
 
-    from flowers_bench.nn import Output, train_mode
+    from flowers_bench.models.layers import Output, train_mode
 
     trial, model = subject.planned.trial, subject.model()
     provides = subject.host.models[trial.model].value.provides
@@ -103,7 +103,7 @@ def outputs_have_their_shapes(subject: Subject) -> None:
 
 def loss_is_a_finite_scalar(subject: Subject) -> None:
     """On an augmented batch, as training sees it."""
-    from flowers_bench.nn import train_mode
+    from flowers_bench.models.layers import train_mode
 
     parts = subject.build()
     images, targets = subject.augmented(parts, 0)
@@ -313,7 +313,7 @@ def runs_under_autocast(subject: Subject) -> None:
     """bfloat16, as `--set precision=bfloat16` trains."""
     import torch
 
-    from flowers_bench.nn import train_mode
+    from flowers_bench.models.layers import train_mode
 
     parts = subject.build()
     images, targets = subject.augmented(parts, 0)
@@ -337,7 +337,7 @@ def loss_says_what_it_needs(subject: Subject) -> None:
     import torch
     import torch.nn.functional as F
 
-    from flowers_bench.nn import Output, train_mode
+    from flowers_bench.models.layers import Output, train_mode
 
     loss = subject.host.losses[subject.planned.trial.loss].value
     parts = subject.build()

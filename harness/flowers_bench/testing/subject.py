@@ -182,7 +182,7 @@ class Subject:
     def steps(self, parts: Parts, batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> Iterator[float]:
         """The same, one step at a time."""
         from flowers_bench.contract.technique import Recipe
-        from flowers_bench.nn import train_mode
+        from flowers_bench.models.layers import train_mode
         from flowers_bench.training.optimizer import build_optimizer
 
         if not any(p.requires_grad for p in parts.model.parameters()):

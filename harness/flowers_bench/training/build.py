@@ -14,9 +14,9 @@ from flowers_bench.contract.host import Host
 from flowers_bench.contract.technique import Augmentation, AugmentationContext, Loss, LossContext, Model, ModelContext
 from flowers_bench.data.pixels import Normalizer
 from flowers_bench.models.backbones import Backbone, mean_and_std
+from flowers_bench.models.layers import Output
 from flowers_bench.models.predictors import gives_probabilities
 from flowers_bench.models.weights import Weights
-from flowers_bench.nn import Output
 from flowers_bench.store.identity import Trial, derive_seed
 from flowers_bench.training.evaluation import Evaluator
 from flowers_bench.training.frozen_prefix import CachedActivations

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flowers_bench.nn import Output
+from flowers_bench.models.layers import Output
 
 T = TypeVar("T")
 #: How long a rank waits for another, which may be evaluating. One that died is noticed without it.

@@ -27,7 +27,7 @@ from flowers_bench.contract.dataset import Dataset, Images, Split
 from flowers_bench.data.activations import stored_rows
 from flowers_bench.data.pixels import Augmented, Normalizer, evaluation_transform
 from flowers_bench.measure.hardware import environment
-from flowers_bench.nn import Classifier, Embedder, Extended, train_mode
+from flowers_bench.models.layers import train_mode
 from flowers_bench.store.identity import Trial
 from flowers_bench.training.process import Emit
 
@@ -115,7 +115,8 @@ def find_cut(model: Any, image: Tensor) -> Cut | str:
         model: of any kind; its mode is restored.
         image: one, (1, 3, S, S), as the model takes them.
     """
-    if type(model) not in (Classifier, Embedder, Extended):
+    # The class itself must say so: one that inherits it may look at the images elsewhere, too.
+    if not vars(type(model)).get("only_backbone_sees_images", False):
         return f"{type(model).__name__} is not known to use the images in its backbone only"
     modes = {module: module.training for module in model.modules()}
     train_mode(model)

@@ -22,7 +22,7 @@ from flowers_bench.data.pixels import Augmented
 from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.measure.energy import Meter, joules_of_all
 from flowers_bench.measure.quality import correct_in_top_k, negative_log_likelihood
-from flowers_bench.nn import train_mode
+from flowers_bench.models.layers import train_mode
 from flowers_bench.store.identity import Trial, derive_seed
 from flowers_bench.training.average import Average
 from flowers_bench.training.build import Parts

@@ -19,18 +19,18 @@ VGG's two (Simonyan & Zisserman 2015, section 3.1; torchvision's VGG has it, tim
 new. `frozen` trains all that follows the features, as freezing torchvision's `features` does: 119.5 million
 parameters of VGG16, and of a ResNet the last layer.
 
-What differs: the study names the parts and not their widths, nor where the attention stands; those are ours.
-Inception's figure 2a has a fourth branch, which pools, and what it trained has 1x1 convolutions before the larger
+What differs from the paper: the study names the parts and not their widths, nor where the attention stands; those are
+ours. Inception's figure 2a has a fourth branch, which pools, and what it trained has 1x1 convolutions before the larger
 ones (2b); in SENet the attention is in every block, here it is once, after the features. VGG was trained by SGD on
-crops of several sizes; `study...` variants have the study's recipe, the others AdamW, with pretrained layers at a
-tenth of the new ones' rate and a plain network at that small rate throughout.
+crops of several sizes; `study...` variants have the study's recipe, the others AdamW, with pretrained layers at a tenth
+of the new ones' rate and a plain network at that small rate throughout.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flowers_bench import Model, ModelContext, Option, Recipe, Technique, UsageError, Variant, hookimpl
+from flowers_bench import Model, ModelContext, Option, Recipe, Technique, Variant, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,8 +57,9 @@ def build_multiscale(context: ModelContext) -> nn.Module:
     from timm.layers import SEModule
     from torch import nn
 
-    from flowers_bench.models.backbones import freeze_stages
-    from flowers_bench.nn import Extended, freeze
+    from flowers_bench.backbones import freeze_stages
+    from flowers_bench.nn import freeze
+    from flowers_bench_plugins.multiscale_vgg.layers import Extended, keep_features, multiscale_block
 
     options = context.options
     backbone = context.backbone.create()
@@ -90,8 +91,9 @@ def build_plain(context: ModelContext) -> nn.Module:
     from timm.models.vgg import VGG
     from torch import nn
 
-    from flowers_bench.models.backbones import freeze_stages, stages
+    from flowers_bench.backbones import freeze_stages, stages
     from flowers_bench.nn import Classifier
+    from flowers_bench_plugins.multiscale_vgg.layers import features
 
     backbone = context.backbone.create()
     _, after = features(backbone, context.image_size)
@@ -104,60 +106,6 @@ def build_plain(context: ModelContext) -> nn.Module:
             if isinstance(module, nn.Dropout):
                 module.p = VGG_DROPOUT
     return Classifier(backbone)
-
-
-def multiscale_block(channels: int) -> nn.Module:
-    """M above: starts as the identity."""
-    from torch import nn
-
-    from flowers_bench.nn import Parallel, Residual
-
-    width = max(1, channels // 4)
-    branches = [
-        nn.Sequential(nn.Conv2d(channels, width, size, padding=size // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        for size in (1, 3, 5)
-    ]
-    last = nn.BatchNorm2d(channels)
-    nn.init.zeros_(last.weight)
-    return Residual(nn.Sequential(Parallel(*branches), nn.Conv2d(3 * width, channels, 1, bias=False), last))
-
-
-def features(backbone: nn.Module, image_size: int) -> tuple[int, list[str]]:
-    """How many channels `forward_features` gives, and the names of the modules with parameters that it does not use: what
-    follows the features.
-
-    Raises:
-        UsageError: it does not give features (N, C, H, W).
-    """
-    import torch
-
-    used: set[str] = set()
-    handles = [
-        module.register_forward_hook(lambda *_, name=name: used.add(name)) for name, module in backbone.named_modules()
-    ]
-    blank = next(backbone.parameters()).new_zeros(1, 3, image_size, image_size)
-    with torch.no_grad():
-        found = backbone.eval().forward_features(blank)  # type: ignore[operator]
-    for handle in handles:
-        handle.remove()
-    if not isinstance(found, torch.Tensor) or found.ndim != 4 or found.shape[2] != found.shape[3]:
-        raise UsageError(
-            f"{type(backbone).__name__} gives no feature map (channels, height, width) to extend. Choose a CNN such as "
-            "--backbone vgg16, resnet18 or efficientnet_b0."
-        )
-    owners = [n for n, m in backbone.named_modules() if next(m.parameters(recurse=False), None) is not None]
-    return int(found.shape[1]), [name for name in owners if name and name not in used]
-
-
-def keep_features(backbone: nn.Module, image_size: int) -> int:
-    """Drop, in place, what `forward_features` does not use; returns the number of its channels. Raises `UsageError` as
-    `features`."""
-    from torch import nn
-
-    channels, after = features(backbone, image_size)
-    for name in after:
-        backbone.set_submodule(name, nn.Identity())
-    return channels
 
 
 @hookimpl

@@ -17,19 +17,17 @@ It must have been trained on the same dataset and the same split, or images that
 that judge the student. It sees the student's images, augmented alike (Beyer et al. 2022, arXiv:2106.05237: "a good
 teacher is patient and consistent"), resized and normalised to what it was trained with.
 
-What differs: the paper names no a, only a "considerably lower" weight for the labels, which is 0.1 here; its
-temperatures are 1 to 20, and 4 is ours. Its students are smaller networks of the teacher's kind, on digits and speech;
-here the student is pretrained like its teacher and may be of any kind. Beyer's patience is thousands of epochs, here it
-is 60.
+What differs from the paper: the paper names no a, only a "considerably lower" weight for the labels, which is 0.1 here;
+its temperatures are 1 to 20, and 4 is ours. Its students are smaller networks of the teacher's kind, on digits and
+speech; here the student is pretrained like its teacher and may be of any kind. Beyer's patience is thousands of epochs,
+here it is 60.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowers_bench import (
     Loss,
@@ -39,13 +37,11 @@ from flowers_bench import (
     Option,
     Recipe,
     Technique,
-    UsageError,
     Variant,
     hookimpl,
 )
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from flowers_bench.nn import Output
@@ -53,8 +49,10 @@ if TYPE_CHECKING:
 
 def build_distilled(context: ModelContext) -> nn.Module:
     """The student, and the teacher where the loss listens to it. Raises `UsageError` if that trial cannot teach."""
-    from flowers_bench.models.backbones import mean_and_std
-    from flowers_bench.nn import Classifier, Distilled
+    from flowers_bench.backbones import mean_and_std
+    from flowers_bench.nn import Classifier
+    from flowers_bench_plugins.distillation.layers import Distilled
+    from flowers_bench_plugins.distillation.teacher import find_teacher, load_teacher
 
     teacher = find_teacher(context.options["teacher"], context.store, context.dataset)
     backbone = context.backbone.create()
@@ -64,84 +62,12 @@ def build_distilled(context: ModelContext) -> nn.Module:
     return Distilled(backbone, partial(load_teacher, teacher, mean, std, plugins=context.plugin_files))
 
 
-def find_teacher(name: str, store: Path | None, dataset: Mapping[str, Any]) -> Path:
-    """The folder of the trial with that id. Raises `UsageError` unless it is finished, predicts by a classifier, and
-    was trained on the same data."""
-    from flowers_bench.store.folder import Store
-
-    if not re.fullmatch(r"[0-9a-f]{16}", name):
-        raise UsageError(
-            f"teacher={name!r} is not a trial's id of 16 digits. Train one, then say --set teacher=ID; "
-            "`flowers-bench leaderboard --trials` shows the ids."
-        )
-    if store is None:
-        raise UsageError("distillation needs a run store to find its teacher in.")
-    folder = Store(store).folder(name)
-    if not folder.finished():
-        what = "is not finished" if folder.path.is_dir() else "does not exist"
-        raise UsageError(f"teacher {name} {what} in run store {store}. Run it first, or choose its store with --out.")
-    config = folder.config()
-    for key in ("name", "classes", "n_train", "split_checksum") if dataset else ():
-        if config["dataset"][key] != dataset[key]:
-            raise UsageError(
-                f"teacher {name} was trained on {config['dataset']['name']} with {key} {config['dataset'][key]}; the student's "
-                f"dataset {dataset['name']} has {dataset[key]}. Both must have the same images in the same splits."
-            )
-    if config["predictor"] != "classifier":
-        raise UsageError(f"teacher {name} predicts by {config['predictor']}: its logits were not trained to be right.")
-    return folder.path
-
-
-def load_teacher(
-    path: Path,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    device: torch.device,
-    *,
-    plugins: Sequence[Path] = (),
-) -> Callable[[Tensor], Tensor]:
-    """The trained network of a trial as a function from images, normalised by the student's `mean` and `std`, to
-    logits: it gets them at the size and with the normalisation that it was trained with."""
-    import torch
-    import torch.nn.functional as F
-
-    from flowers_bench.models.backbones import mean_and_std
-    from flowers_bench.store.folder import TrialFolder
-    from flowers_bench.training.trained import load_trained
-
-    folder = TrialFolder(path)
-    model = load_trained(folder, device, plugins).model
-    size = folder.config()["recipe"]["image_size"]
-    own_mean, own_std, mine, spread = (
-        torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (*mean_and_std(model), mean, std)
-    )
-
-    def teacher(images: Tensor) -> Tensor:
-        pixels = (images * spread + mine - own_mean) / own_std
-        if pixels.shape[-1] != size:
-            pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
-        logits: Tensor = model(pixels).logits
-        return logits
-
-    return teacher
-
-
 def build_distillation(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
     """L above; targets hard (N,) or soft (N, C)."""
-    import torch.nn.functional as F
+    from flowers_bench_plugins.distillation.loss import distillation
 
-    weight, temperature = context.options["distill_weight"], context.options["temperature"]
-
-    def distillation(output: Output, target: Tensor) -> Tensor:
-        loss = (1 - weight) * F.cross_entropy(output.logits, target)
-        if weight and output.teacher is not None:
-            student = F.log_softmax(output.logits / temperature, dim=1)
-            teacher = F.log_softmax(output.teacher / temperature, dim=1)
-            divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-            loss = loss + weight * temperature**2 * divergence
-        return loss
-
-    return distillation
+    options = context.options
+    return partial(distillation, weight=options["distill_weight"], temperature=options["temperature"])
 
 
 WEIGHT = Option(0.9, "a, the teacher's share of the loss; 0: no teacher", minimum=0, maximum=1, search=(0.5, 1.0))

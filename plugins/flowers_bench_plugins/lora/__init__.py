@@ -5,23 +5,23 @@ Paper: Hu et al. 2021, "LoRA: low-rank adaptation of large language models" (arX
     h = W x + (alpha / r) B A x        A is r x in, B is out x r; only A and B are trained
 
 A starts random and B at zero, so the first step is the plain network. Afterwards W + (alpha / r) B A can be written
-into W (`flowers_bench.nn.LowRank.merged`): unlike prompts, the trained network costs nothing extra.
+into W (`LowRank.merged` in `layers.py`): unlike prompts, the trained network costs nothing extra.
 
 The paper adapts the attention's query and value projections (its table 5: better than one of them at twice the rank).
 timm computes query, key and value by one linear layer; its three parts are adapted each by an A and a B of their own,
 as if they were three layers. The classifier, which is new, is trained in full; everything else is frozen.
 
-What differs: the paper says that A starts Gaussian, its library (loralib) draws it as a linear layer's weight, uniform
-within +-1 / sqrt(in); so it is here. alpha is twice the rank in every variant, so that a rank changes nothing else; the
-paper sets it to the first rank tried, or to a constant. Its models are of language, trained by AdamW with linear decay,
-some with dropout before A; here it is a cosine and no dropout.
+What differs from the paper: the paper says that A starts Gaussian, its library (loralib) draws it as a linear layer's
+weight, uniform within +-1 / sqrt(in); so it is here. alpha is twice the rank in every variant, so that a rank changes
+nothing else; the paper sets it to the first rank tried, or to a constant. Its models are of language, trained by AdamW
+with linear decay, some with dropout before A; here it is a cosine and no dropout.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flowers_bench import Model, ModelContext, Option, Recipe, Technique, UsageError, Variant, hookimpl
+from flowers_bench import Model, ModelContext, Option, Recipe, Technique, Variant, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,30 +33,16 @@ TARGETS = {"qv": ((0, 2), False), "qkv": ((0, 1, 2), False), "qkvo": ((0, 1, 2),
 def build_lora(context: ModelContext) -> nn.Module:
     """A frozen VisionTransformer with low-rank updates in every attention and a trainable classifier. Raises
     `UsageError` for any other kind of backbone, or attention."""
-    from flowers_bench.models.backbones import train_only_classifier, vision_transformer
+    from flowers_bench.backbones import train_only_classifier, vision_transformer
     from flowers_bench.nn import Classifier
+    from flowers_bench_plugins.lora.layers import adapt_attention
 
     backbone = vision_transformer(context.backbone.create())
     train_only_classifier(backbone)
     options = context.options
-    adapt_attention(backbone.blocks, options["rank"], options["lora_alpha"], options["targets"])
+    thirds, output = TARGETS[options["targets"]]
+    adapt_attention(backbone.blocks, options["rank"], options["lora_alpha"], thirds, output)
     return Classifier(backbone)
-
-
-def adapt_attention(blocks: nn.Module, rank: int, alpha: float, targets: str) -> None:
-    """Wrap each block's `attn.qkv`, and for `qkvo` its `attn.proj`, in place."""
-    from torch import nn
-
-    from flowers_bench.nn import LowRank
-
-    thirds, output = TARGETS[targets]
-    for name, block in blocks.named_children():
-        attention: Any = getattr(block, "attn", None)
-        if not isinstance(getattr(attention, "qkv", None), nn.Linear):
-            raise UsageError(f"block {name} ({type(block).__name__}) has no attention with a linear layer `qkv`.")
-        attention.qkv = LowRank(attention.qkv, rank, alpha, chunks=3, adapted=thirds)
-        if output:
-            attention.proj = LowRank(attention.proj, rank, alpha, chunks=1, adapted=(0,))
 
 
 @hookimpl

@@ -9,10 +9,10 @@ tokens, P the prompts, L_i the i-th block:
 Only the prompts and the classifier are trained: p D values (shallow) or depth p D (deep), and D C + C for the head.
 Prompts start uniform within +-sqrt(6 / (3 patch^2 + D)), as Xavier would start a patch embedding.
 
-What differs: any timm VisionTransformer is taken as it is. Registers and other prefix tokens stay in front, prompts
-come after them (without a position they would do the same anywhere). Prompts are removed after the last block, so the
-network's own norm and pooling (class token, average, attention) see the tokens that they were trained on, and never a
-prompt. Where a network normalises before its first block (CLIP's), prompts are added after that.
+What differs from the paper: any timm VisionTransformer is taken as it is. Registers and other prefix tokens stay in
+front, prompts come after them (without a position they would do the same anywhere). Prompts are removed after the last
+block, so the network's own norm and pooling (class token, average, attention) see the tokens that they were trained on,
+and never a prompt. Where a network normalises before its first block (CLIP's), prompts are added after that.
 
 The paper trains ViT-B/16 in batches of 128 by SGD with momentum 0.9, on images of 256 px cropped at random to 224 and
 flipped, and chooses rate, weight decay and prompt length on validation; the gradient is not clipped. Here the batch is
@@ -64,8 +64,9 @@ FULL = {
 def build_prompted(context: ModelContext) -> nn.Module:
     """A frozen VisionTransformer with `prompt_length` learned tokens and a trainable classifier. Raises `UsageError`
     for any other kind of backbone."""
-    from flowers_bench.models.backbones import train_only_classifier, vision_transformer
-    from flowers_bench.nn import Classifier, PromptedBlocks
+    from flowers_bench.backbones import train_only_classifier, vision_transformer
+    from flowers_bench.nn import Classifier
+    from flowers_bench_plugins.prompt_tuning.layers import PromptedBlocks
 
     backbone = vision_transformer(context.backbone.create())
     train_only_classifier(backbone)

@@ -29,13 +29,14 @@ withhold from it, and that the other images give to c. The hybrid (equation 13) 
 takes their plain sum (equation 14), which is lambda = 1/2 but for a factor. Constants are the paper's; its gamma is 2,
 and m from 0.5 to 1.5, more where a class is rarer.
 
-What differs: Chen segments cracks, two classes a pixel, and in the experiments leaves the rare class undiscounted (the
-asymmetric FM, equation 11). Here no class is the rare one, so it is the symmetric FM, with images for pixels, and FT is
-a mean over the C classes instead of a sum over one. The additive cosine margin is CosFace's, with Lin's factor in
-front; in Lin's paper the loss is a sigmoid's, here (as usual for classification) a softmax's, without his weight alpha
-for the rare class and his prior for the bias. CosFace has s = 64 and m = 0.35 (and bounds s from below by the number of
-classes); 30 and 0.2 are ours, for a hundredth of its classes, and the sweeps vary m. The recipe is BEiT's kind, without
-its drop path, MixUp and CutMix, and with a layer decay of 0.75 where it has 0.65 for a network of this size.
+What differs from the paper: Chen segments cracks, two classes a pixel, and in the experiments leaves the rare class
+undiscounted (the asymmetric FM, equation 11). Here no class is the rare one, so it is the symmetric FM, with images for
+pixels, and FT is a mean over the C classes instead of a sum over one. The additive cosine margin is CosFace's, with
+Lin's factor in front; in Lin's paper the loss is a sigmoid's, here (as usual for classification) a softmax's, without
+his weight alpha for the rare class and his prior for the bias. CosFace has s = 64 and m = 0.35 (and bounds s from below
+by the number of classes); 30 and 0.2 are ours, for a hundredth of its classes, and the sweeps vary m. The recipe is
+BEiT's kind, without its drop path, MixUp and CutMix, and with a layer decay of 0.75 where it has 0.65 for a network of
+this size.
 """
 
 from __future__ import annotations
@@ -77,14 +78,13 @@ STUDY = {
 }
 # Training a linear classifier alone: nothing pretrained can be spoilt, so a larger rate.
 PROBE = {"lr": 3e-3, "layer_decay": 1.0, "weight_decay": 0.0}
-# Of the focal Tversky loss, as Chen 2023 uses it: delta, the weight of what is missed, and its exponent.
-TVERSKY, TVERSKY_FOCUS = 0.7, 0.75
 
 
 def build_cosine_classifier(context: ModelContext) -> nn.Module:
     """The backbone with a cosine classifier, its first `freeze` stages frozen (-1: all but the classifier)."""
-    from flowers_bench.models.backbones import freeze_stages, replace_classifier, stages
-    from flowers_bench.nn import Classifier, CosineLinear
+    from flowers_bench.backbones import freeze_stages, replace_classifier, stages
+    from flowers_bench.nn import Classifier
+    from flowers_bench_plugins.focal_margin.layers import CosineLinear
 
     backbone = context.backbone.create()
     count, scale = context.options["freeze"], context.options["cosine_scale"]
@@ -93,64 +93,28 @@ def build_cosine_classifier(context: ModelContext) -> nn.Module:
     return Classifier(backbone)
 
 
-def focal(logits: Tensor, target: Tensor, gamma: float, margin: float = 0.0) -> Tensor:
-    """Mean over the batch of -(1 - p_y)^gamma log p'_y, where p' is p of logits with the true one `margin` lower.
-
-    Soft targets (N, C), for which there is no margin, weigh the same term of every class.
-    """
-    import torch
-    import torch.nn.functional as F
-
-    log_p = F.log_softmax(logits, dim=1)
-    # Not quite zero: for gamma below 1 the slope of (1 - p)^gamma at p = 1 is infinite.
-    factor = (1 - log_p.exp()).clamp_min(torch.finfo(log_p.dtype).eps) ** gamma
-    if target.ndim == 2:
-        return -(target * factor * log_p).sum(1).mean()
-    if margin:
-        log_p = F.log_softmax(logits - margin * F.one_hot(target, logits.shape[1]), dim=1)
-    return -(factor * log_p).gather(1, target[:, None]).mean()
-
-
-def focal_tversky(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean over the classes of (1 - TI)^0.75, TI from the batch's probabilities; hard targets (N,)."""
-    import torch
-    import torch.nn.functional as F
-
-    p, true = logits.softmax(1), F.one_hot(target, logits.shape[1])
-    hit, missed, wrong = (p * true).sum(0), ((1 - p) * true).sum(0), (p * (1 - true)).sum(0)
-    index = (hit + 1) / (hit + TVERSKY * missed + (1 - TVERSKY) * wrong + 1)
-    # As above: the slope of x^0.75 at 0 is infinite.
-    return ((1 - index).clamp_min(torch.finfo(p.dtype).eps) ** TVERSKY_FOCUS).mean()
-
-
 def build_focal(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
     """F(z): hard or soft targets."""
+    from flowers_bench_plugins.focal_margin.loss import focal
+
     gamma = context.options["gamma"]
     return lambda output, target: focal(output.logits, target, gamma)
 
 
 def build_focal_margin(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
-    """F(z'): the true class's cosine counts `margin` less. `cosine_scale` is the model's, so that both have one value."""
-    import torch.nn.functional as F
+    """F(z'). `cosine_scale` is the model's, so that both have one value."""
+    from flowers_bench_plugins.focal_margin.loss import focal_margin
 
-    gamma, shift = context.options["gamma"], context.options["cosine_scale"] * context.options["margin"]
-
-    def focal_margin(output: Output, target: Tensor) -> Tensor:
-        logits = output.logits - shift * F.one_hot(target, output.logits.shape[1])
-        return focal(logits, target, gamma)
-
-    return focal_margin
+    gamma, scale, margin = (context.options[name] for name in ("gamma", "cosine_scale", "margin"))
+    return lambda output, target: focal_margin(output.logits, target, gamma, scale * margin)
 
 
 def build_hybrid_focal_margin(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
     """lambda FM(z) + (1 - lambda) FT(p)."""
+    from flowers_bench_plugins.focal_margin.loss import hybrid
+
     gamma, margin, weight = (context.options[name] for name in ("gamma", "logit_margin", "focal_weight"))
-
-    def hybrid(output: Output, target: Tensor) -> Tensor:
-        entropy = focal(output.logits, target, gamma, margin)
-        return weight * entropy + (1 - weight) * focal_tversky(output.logits, target)
-
-    return hybrid
+    return lambda output, target: hybrid(output.logits, target, gamma, margin, weight)
 
 
 GAMMA = Option(2.0, "how strongly easy images are discounted; 0: not at all", minimum=0, maximum=20, search=(0.0, 5.0))
