@@ -22,7 +22,8 @@ from flowers_bench.models.backbones import Backbone, freeze_stages
 from flowers_bench.models.weights import Weights
 from flowers_bench.nn import Classifier
 from flowers_bench.store.folder import TrialFolder
-from flowers_bench.training import trial as life
+from flowers_bench.training import frozen_prefix
+from flowers_bench.training import trial as trial_module
 from flowers_bench.training.frozen_prefix import CachedActivations, Cut, find_cut
 from flowers_bench_plugins.prompt_tuning import build_prompted
 
@@ -41,7 +42,7 @@ def outcome(folder: TrialFolder) -> tuple[Any, ...]:
 
 def uncached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: Any, **settings: Any) -> TrialFolder:
     with monkeypatch.context() as patch:
-        patch.setattr(life, "find_cut", lambda model, image: "switched off")
+        patch.setattr(frozen_prefix, "find_cut", lambda model, image: "switched off")
         return live(tmp_path, *arguments, store="uncached", **settings)
 
 
@@ -76,7 +77,7 @@ SLOW = [
 def test_bit_equal_to_the_uncached_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, training: bool, until: str, settings: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(life, "_prediction_cost", lambda *parts: {})
+    monkeypatch.setattr(trial_module, "prediction_cost", lambda *parts: {})
     size = "32" if settings.get("backbone") == "test_vit" else "16"
     settings = {"epochs": "2", "warmup_epochs": "0", "batch_size": "16", "image_size": size, **settings}
     plain = uncached(tmp_path, monkeypatch, name, **settings)
@@ -92,7 +93,7 @@ def test_bit_equal_to_the_uncached_run(
 def test_techniques_and_seeds_with_one_prefix_share_what_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(life, "_prediction_cost", lambda *parts: {})
+    monkeypatch.setattr(trial_module, "prediction_cost", lambda *parts: {})
     weights = tmp_path / "weights.pt"
     torch.save(timm.create_model("test_resnet").state_dict(), weights)
     for name, settings in (("linear-probe/plain-head", {"epochs": "1", "warmup_epochs": "0"}), ("knn/k1", {})):
@@ -104,7 +105,7 @@ def test_techniques_and_seeds_with_one_prefix_share_what_is_stored(
 def test_versions_of_images_are_shared_by_what_draws_them_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(life, "_prediction_cost", lambda *parts: {})
+    monkeypatch.setattr(trial_module, "prediction_cost", lambda *parts: {})
     common = {"augmentation": "fixed-views", "views": "2", "epochs": "1", "warmup_epochs": "0", "image_size": "32"}
 
     def stored(store: str, **settings: str) -> int:
