@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -42,8 +43,9 @@ def test_output_that_cannot_be_written_is_said(runs: Path, arguments: list[str])
     assert done.stderr == "error: the output cannot be written: No space left on device\n"
 
 
-def test_a_reader_who_has_seen_enough_is_no_failure(runs: Path) -> None:
-    words = [SCRIPT, "leaderboard", "--out", str(runs), "--format", "json"]
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_a_reader_who_has_seen_enough_is_no_failure(runs: Path, format: str) -> None:
+    words = [SCRIPT, "leaderboard", "--out", str(runs), "--format", format]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stderr
@@ -51,6 +53,14 @@ def test_a_reader_who_has_seen_enough_is_no_failure(runs: Path) -> None:
         told = process.stderr.read()
         assert process.wait(240) == 0
     assert told == b""
+
+
+def test_a_name_that_the_encoding_lacks_is_escaped(runs: Path, tmp_path: Path) -> None:
+    """Such as a file's of bytes that are no UTF-8, or a flower's where stdout is ASCII."""
+    strict = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = run("report", runs, "-o", tmp_path / "Übersicht.html", stdout=subprocess.PIPE, env=strict)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\xdcbersicht.html: 2 trials" in done.stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from lives import TOY, live
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 
 from flowers_bench import cli
@@ -88,6 +91,22 @@ def test_predict_gives_the_calibrated_probabilities_of_the_test_split(
         assert [f["probability"] for f in found] == pytest.approx(sorted(row, reverse=True), abs=1e-4)
         assert found[0]["class"] == f"class {row.argmax()}"
         assert found[0]["label"] == row.argmax()
+
+
+@pytest.mark.parametrize(("change", "words"), [("nan", "is not finite"), ("complex64", "is of torch.complex64")])
+def test_weights_that_no_trial_stores_are_named(
+    command, trial: TrialFolder, tmp_path: Path, change: str, words: str
+) -> None:
+    (path,) = pictures(trial, tmp_path, 1)
+    copy = TrialFolder(Path(shutil.copytree(trial.path, tmp_path / "runs" / trial.id)))
+    tensors = load_file(copy.path / "model.safetensors")
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name] = tensors[name] * float("nan") if change == "nan" else tensors[name].to(torch.complex64)
+    (copy.path / "model.safetensors").unlink()
+    save_file(tensors, copy.path / "model.safetensors")
+    code, _, told = command("predict", trial.id, path, *named(copy))
+    assert code == 1
+    assert f"{trial.id}/model.safetensors does not fit its trial: {name} {words}" in told
 
 
 def test_predict_prints_the_best_classes(command, trial: TrialFolder, tmp_path: Path) -> None:

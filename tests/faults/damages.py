@@ -83,7 +83,7 @@ USELESS = ("pipe", "folder", "link to nothing", "link to a device", "link to ano
 
 #: What may stand in the place of a value of a JSON file, as it is written.
 TOKENS = [
-    "null", "true", "-1", "0.5", "1e400", "-1e400", "NaN", "Infinity", "-Infinity", "9" * 4001, str(2**70), "1e-320",
+    "null", "true", "-1", "0.5", "1e400", "-1e400", "1.7e308", "NaN", "Infinity", "-Infinity", "9" * 4001, str(2**70), "1e-320",
     '"text"', '""', '"\\ud800"', '"a\\udfffb"', '"\\u0000"', '"../../../etc/passwd"', '"' + "x" * 2_000_000 + '"',
     "[]", "{}", "[null]", '{"a": 1, "a": 2}', DEEP, '{"x":' * 700 + "1" + "}" * 700,
 ]  # fmt: skip
@@ -185,10 +185,19 @@ TABLE: dict[str, Damage] = {
         )
     ),
 }
+
+
+def _long(table: pd.DataFrame) -> list[str]:
+    return [f"{key}{'x' * 100_000}" for key in table["key"]]
+
+
 PREDICTIONS: dict[str, Damage] = {
     "a label below": in_table(_set("label", -1)),
     "a label above": in_table(_set("label", 4)),
     "a label far above": in_table(_set("label", 2**62)),
+    "a label that int64 does not have": in_table(
+        lambda table, rng: _set("label", 2**63 + 5)(table, rng).astype({"label": np.uint64})
+    ),
     "a label that is null": in_table(_set("label", None)),
     "labels that are text": in_table(lambda table, rng: table.assign(label=table["label"].astype(str))),
     "labels that are fractions": in_table(lambda table, rng: table.assign(label=table["label"] + 0.5)),
@@ -202,6 +211,11 @@ PREDICTIONS: dict[str, Damage] = {
     "a logit that is null": in_table(_set("logits", [0.0, None, 1.0, 2.0])),
     "a logit that is no number": in_table(_set("logits", np.array([0, np.nan, 1, 2], np.float32))),
     "a logit without end": in_table(_set("logits", np.array([0, np.inf, 1, 2], np.float32))),
+    "logits whose squares are infinite": in_table(
+        lambda table, rng: table.assign(logits=[np.array([1.7e308, -1.7e308, 1, 2])] * len(table))
+    ),
+    "shares of a figure that is not there": in_table(lambda table, rng: table.assign(recall_at_1=0.5, map_at_r=0.5)),
+    "keys that unpack to gigabytes": in_table(lambda table, rng: table.assign(key=_long(table))),
     "logits that are text": in_table(lambda table, rng: table.assign(logits=[["a"] * 4] * len(table))),
     "logits that are whole": in_table(lambda table, rng: table.assign(logits=[[1, 2, 3, 4]] * len(table))),
     "logits that are one number": in_table(lambda table, rng: table.assign(logits=1.0)),
@@ -216,6 +230,7 @@ STRESS: dict[str, Damage] = {
     "correct as numbers": in_table(lambda table, rng: table.assign(correct=table["correct"].astype(int))),
     "correct that is null": in_table(_set("correct", None)),
     "no levels": in_table(lambda table, rng: table.drop(columns="level")),
+    "a million rows": in_table(lambda table, rng: table.iloc[np.zeros(1_000_000, int)]),
 }
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from damages import TOKENS, certain, damages, places, with_token
 from PIL import Image
@@ -166,10 +167,11 @@ REQUIRED: dict[str, dict[tuple[Any, ...], list[str]]] = {
         ("dataset", "n_test"): ["-1", "61", str(2**70)],
         ("options",): ["[]", '{"x": {"y": 1}}'],
         ("recipe", "image_size"): ["NaN", "[]"],
+        ("recipe", "ema_warmup"): ['"x"', "1"],
         ("schema_version",): ["true", "null", "0", "2"],
     },
     "result.json": {
-        ("cost", "seconds"): ["null", "-1", '"x"', "Infinity", "true"],
+        ("cost", "seconds"): ["null", "-1", '"x"', "Infinity", "true", "1.7e308"],
         ("cost", "epochs"): ["-1", "0.5"],
         ("test", "top1"): ["1.5", "-0.5", "null", '"x"'],
         ("test", "n"): ["59", "0"],
@@ -188,12 +190,12 @@ REQUIRED: dict[str, dict[tuple[Any, ...], list[str]]] = {
         ("baseline",): ["{}"],
     },
     "history.jsonl": {
-        ("train_loss",): ['"x"', "NaN", "[]"],
+        ("train_loss",): ['"x"', "NaN", "[]", "1.7e308", "-1" + "0" * 200],
         ("epoch",): ["0", "2.5", '"1"', "7"],
         ("seconds",): ["-1", '"x"'],
         ("val_top1",): ["2"],
     },
-    "attempts.jsonl": {("seconds",): ["null", "-1", '"x"'], ("state",): ["null", "1"]},
+    "attempts.jsonl": {("seconds",): ["null", "-1", '"x"', "1.7e308"], ("state",): ["null", "1"]},
     "failure.json": {("error",): ["null", "[]"], ("kind",): ["1"]},
     "files.json": {("sha256",): ["null", "[]", '{"a": "b"}', '{"a": 1}']},
     "environment.json": {("threads",): ['"x"', "null"], ("versions",): ["[]"]},
@@ -228,7 +230,17 @@ def test_a_missing_record_is_named(runs: Path, command: Any, name: str) -> None:
 
 @pytest.mark.parametrize("token", [token for token in TOKENS if len(token) > 3])
 def test_json_is_what_the_standard_says(token: str) -> None:
-    standard = token in ("null", "true", '"text"', '"../../../etc/passwd"', '"\\u0000"', "[null]", "1e-320", str(2**70))
+    standard = token in (
+        "null",
+        "true",
+        '"text"',
+        '"../../../etc/passwd"',
+        '"\\u0000"',
+        "[null]",
+        "1e-320",
+        "1.7e308",
+        str(2**70),
+    )
     try:
         parse_json(token)
     except (ValueError, RecursionError):
@@ -364,6 +376,45 @@ def test_a_damaged_picture_is_named_and_the_trial_shown(runs: Path, command: Any
     assert code == 1
     assert "seen.png cannot be read: it is a pipe, not a file. Remove it" in told
     assert folder.id in (tmp_path / "report.html").read_text()
+
+
+def test_names_that_are_not_unicode_are_shown_escaped(runs: Path, command: Any, tmp_path: Path) -> None:
+    folder = chosen(runs, seed=0)
+    (folder.path / "figures" / "seen.png").rename(os.fsdecode(os.fsencode(folder.path) + b"/figures/s\xff.png"))
+    shutil.copytree(folder.path, os.fsdecode(os.fsencode(runs) + b"/copy\xff"))
+    code, _, told = command("report", runs, "-o", tmp_path / "report.html")
+    assert code == 1
+    assert "copy\\udcff/config.json is not of the trial" in told
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "copy\\udcff/config.json" in page
+    assert "s\\udcff" in page
+
+
+def test_shares_are_of_the_figures_in_the_result(tmp_path: Path) -> None:
+    folder = store_trial(
+        tmp_path, "wise/a", 0, outcomes(0, 0.5, 60), result={"retrieval": {"recall_at_1": 0.5, "map_at_r": 0.25}}
+    )
+    path = folder.path / "predictions.parquet"
+    table = pd.read_parquet(path)
+    for shares, fault in (
+        ({"recall_at_1": 0.5, "map_at_r": 0.25}, None),
+        ({"recall_at_1": 0.5, "map_at_r": 0.5}, "the mean of map_at_r is not that in result.json"),
+        ({"recall_at_1": 0.5}, "it has shares of recall_at_1; result.json has figures of recall_at_1 and map_at_r"),
+    ):
+        table.assign(**shares).to_parquet(path, index=False)
+        if fault is None:
+            folder.check()
+        else:
+            with pytest.raises(Unreadable, match=fault):
+                folder.check()
+
+
+def test_a_device_is_not_replaced_by_the_page(runs: Path, command: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    code, _, told = command("report", runs, "-o", tmp_path / "pipe")
+    assert code == 2
+    assert "pipe cannot be written: it is a pipe, not a file" in told
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_picture_of_somebody_else_is_not_shown(runs: Path, command: Any, tmp_path: Path) -> None:

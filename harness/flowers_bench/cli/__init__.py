@@ -14,6 +14,8 @@ def main() -> None:
     """The `flowers-bench` command. `flowers-bench --plugin NAME` is short for `flowers-bench run --plugin NAME`."""
     with contextlib.suppress(OSError, ValueError):  # stderr may be closed
         faulthandler.enable(2)  # a plugin whose import crashes the interpreter is named by its file and line
+    if getattr(sys.stdout, "errors", None) == "strict":  # names of files and classes that its encoding does not have
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     _refuse_little_memory()
     try:
         _run(sys.argv[1:])

@@ -38,6 +38,8 @@ def export(
     path = output or Path(file_name(f"{config['technique']}-{config['variant']}-{folder.id[:8]}.{format}"))
     if not path.parent.is_dir():
         raise UsageError(f"-o {path}: there is no folder {path.parent}.")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"-o {path}: that is no file.")
     from flowers_bench.training.export import export_trial
     from flowers_bench.training.trained import Sources
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.text import printable
 
@@ -21,6 +19,7 @@ def figures(suite: str, runs: Path, output: Path) -> int:
     from flowers_bench.plan.suites import read_suite
     from flowers_bench.report.figures import draw_figures
     from flowers_bench.report.pictures import damaged_pictures
+    from flowers_bench.report.table import stdout
 
     wanted = read_suite(suite)
     if not wanted.figures:
@@ -32,13 +31,17 @@ def figures(suite: str, runs: Path, output: Path) -> int:
         drawn = draw_figures(wanted.figures, contents.finished, output)
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error}.") from error
-    console = Console(highlight=False, emoji=False, soft_wrap=True)
+    console = stdout()
     for item in drawn:
         for path in item.files:
-            console.print(printable(f"{path}: {item.figure.title}"), markup=False)
+            console.print(printable(f"{path}: {item.figure.title}"), markup=False, soft_wrap=True)
     absent = [item for item in drawn if not item.files]
     for item in absent:
-        console.print(printable(f"absent: {item.figure.name} ({item.figure.title}): {item.why}"), markup=False)
+        console.print(
+            printable(f"absent: {item.figure.name} ({item.figure.title}): {item.why}"), markup=False, soft_wrap=True
+        )
     if absent:
-        console.print(f"what is absent comes with: flowers-bench run {suite} --out {runs}", markup=False)
+        console.print(
+            f"what is absent comes with: flowers-bench run {suite} --out {runs}", markup=False, soft_wrap=True
+        )
     return code

@@ -30,6 +30,7 @@ from flowers_bench.report.robustness import sentences, sheet, under_stress
 from flowers_bench.report.shots import Family, families
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.util.errors import Unreadable
+from flowers_bench.util.text import printable
 
 #: Rows of the comparison matrix, which is about the best ones; `flowers-bench compare` takes any.
 COMPARED = 12
@@ -69,7 +70,7 @@ def render(
         data={group["id"]: group.pop("data") for group in groups},
         machines=list(machines.values()),
         unfinished=_unfinished(unfinished),
-        damaged=list(map(str, damaged)),
+        damaged=[printable(str(error)) for error in damaged],
         total=_total(board, [*unfinished, *searched]),
         trials=sum(len(row.trials) for group in board.groups for row in group.rows),
         rows=sum(len(group.rows) for group in board.groups),

@@ -13,6 +13,7 @@ from flowers_bench.report.aggregate import Finished, Row
 from flowers_bench.store.schema import damaged
 from flowers_bench.util.errors import Unreadable
 from flowers_bench.util.files import read_regular
+from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -106,7 +107,8 @@ def figures(rows: Sequence[Row], budget: int) -> list[dict[str, str]]:
             uri = _data_uri(picture, 80)
             if len(uri) <= budget:
                 budget -= len(uri)
-                found.append({"row": row.name, "name": path.stem.replace("_", " ").replace("-", " "), "uri": uri})
+                name = printable(path.stem.replace("_", " ").replace("-", " "))
+                found.append({"row": row.name, "name": name, "uri": uri})
     return found
 
 

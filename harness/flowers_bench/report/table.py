@@ -29,10 +29,17 @@ class Sheet:
     notes: tuple[str, ...]
 
 
+class _Stdout(Console):
+    """A closed pipe is the command's to answer, not rich's, which ends the process with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def stdout() -> Console:
     """As wide as the terminal, or as wide as tables need where stdout is no terminal."""
-    console = Console(highlight=False, emoji=False)
-    return console if console.is_terminal else Console(highlight=False, emoji=False, width=200)
+    console = _Stdout(highlight=False, emoji=False)
+    return console if console.is_terminal else _Stdout(highlight=False, emoji=False, width=200)
 
 
 def print_sheet(sheet: Sheet, console: Console) -> None:

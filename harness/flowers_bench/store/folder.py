@@ -204,7 +204,7 @@ class TrialFolder:
         if config["protocol"]["report"] == "none":
             return None
         table = self._predictions()
-        self.retrieval_shares()
+        self._check_shares(result)
         if result.get("stress_revision") is not None:
             self._check_stress(result, set(self.scores("test").keys))
         images = zip(*(table.column(name).to_pylist() for name in ("split", "key", "label")), strict=True)
@@ -266,13 +266,11 @@ class TrialFolder:
         return self._predictions().to_pandas()
 
     def _predictions(self) -> pa.Table:
-        import numpy as np
-        import pyarrow as pa
         import pyarrow.compute as pc
 
         path, data = self.path / "predictions.parquet", self.config()["dataset"]
         sizes = {"val": data["n_val"], "test": data["n_test"]}
-        table = read_table(path, records.PREDICTIONS, sum(sizes.values()))
+        table = read_table(path, records.PREDICTIONS, sum(sizes.values()), classes=data["classes"])
         for split, size in sizes.items():
             rows = table.filter(pc.equal(table.column("split"), split))
             if len(rows) != size:
@@ -282,10 +280,8 @@ class TrialFolder:
         logits = table.column("logits").combine_chunks()
         if not pc.all(pc.equal(pc.list_value_length(logits), data["classes"])).as_py():
             raise damaged(path, f"is damaged: it has images without {data['classes']} logits, one for each class")
-        if not np.isfinite(logits.flatten().to_numpy(zero_copy_only=False)).all():
-            raise damaged(path, "is damaged: it has logits that are not finite")
         for name in ("label", "prediction"):
-            values = table.column(name).cast(pa.int64()) if name in table.column_names else []
+            values = table.column(name) if name in table.column_names else []
             if len(values) and not 0 <= pc.min(values).as_py() <= pc.max(values).as_py() < data["classes"]:
                 raise damaged(path, f"is damaged: it has a {name} that is none of {data['classes']} classes")
         return table
@@ -293,7 +289,9 @@ class TrialFolder:
     def stress(self) -> pd.DataFrame:
         """Columns kind, level, value, key, correct: each test image under each change, of a trial with `--stress`.
         Raises `Unreadable` where the file is missing or damaged."""
-        return read_table(self.path / "stress.parquet", records.STRESS).to_pandas()
+        points = sum(map(len, (self.result().get("stress") or {}).values()))
+        most = points * self.config()["dataset"]["n_test"]
+        return read_table(self.path / "stress.parquet", records.STRESS, most, fewer=True).to_pandas()
 
     def _check_stress(self, result: Mapping[str, Any], keys: set[str]) -> None:
         """The file has the kinds and levels that the result has, of test images, the same at each level of a kind."""
@@ -317,13 +315,12 @@ class TrialFolder:
     def scores(self, split: str = "test") -> Scores:
         """The predictions of one split as arrays, images in order of their keys: many times quicker than
         `predictions`. Raises `Unreadable` where the file is missing or damaged."""
-        import pyarrow as pa
         import pyarrow.compute as pc
 
         table = self._predictions()
         table = table.filter(pc.equal(table.column("split"), split)).sort_by("key").combine_chunks()
         logits = table.column("logits").combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-        labels = table.column("label").cast(pa.int64()).to_numpy()
+        labels = table.column("label").to_numpy()
         return Scores(tuple(table.column("key").to_pylist()), labels, logits)
 
     def retrieval_shares(self) -> Mapping[str, np.ndarray]:
@@ -334,13 +331,30 @@ class TrialFolder:
         import pyarrow.compute as pc
 
         path = self.path / "predictions.parquet"
-        table = read_table(path, records.SHARES)
+        data = self.config()["dataset"]
+        table = read_table(path, records.SHARES, data["n_val"] + data["n_test"])
         table = table.filter(pc.equal(table.column("split"), "test")).sort_by("key")
         found = {name: table.column(name).to_numpy() for name in table.column_names if name not in ("split", "key")}
         for name, shares in found.items():
             if not np.isfinite(shares).all():  # a null is NaN here
                 raise damaged(path, f"is damaged: it has test images whose {name} is missing")
         return {name: np.asarray(shares, np.float64) for name, shares in found.items()}
+
+    def _check_shares(self, result: Mapping[str, Any]) -> None:
+        """The images' shares, where there are any, are of the figures in the result: each one's mean."""
+        figures, shares = result.get("retrieval") or {}, self.retrieval_shares()
+        if shares and shares.keys() != figures.keys():
+            what = f"is damaged: it has shares of {_named(shares)}; result.json has figures of {_named(figures)}"
+            raise damaged(self.path / "predictions.parquet", what)
+        for name, values in shares.items():
+            if abs(values.mean() - figures[name]) > 1e-6:
+                raise damaged(
+                    self.path / "predictions.parquet", f"is damaged: the mean of {name} is not that in result.json"
+                )
+
+
+def _named(names: Iterable[str]) -> str:
+    return " and ".join(names) or "nothing"
 
 
 def _supported(path: Path, form: records.Record) -> dict[str, Any]:

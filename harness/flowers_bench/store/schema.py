@@ -24,6 +24,7 @@ from flowers_bench.util.files import open_regular, read_regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 #: Bytes of a JSON file: the result of 100,000 classes has a tenth of it in lists by class.
 LARGEST = 64 << 20
@@ -31,6 +32,10 @@ LARGEST = 64 << 20
 DEEPEST = 32
 #: Digits of a whole number: as many as still make a floating-point number.
 DIGITS = 300
+#: Of any number: sums and squares of smaller ones stay finite, so that no table has an infinite mean.
+HUGE = 1e100
+#: Bytes of a text in a table: as long as a path may be.
+LONGEST = 4096
 
 
 class Form(Protocol):
@@ -44,8 +49,8 @@ class Form(Protocol):
 class Number:
     """A number between two bounds, both allowed; `whole` for an integer."""
 
-    low: float = -math.inf
-    high: float = math.inf
+    low: float = -HUGE
+    high: float = HUGE
     whole: bool = False
 
     def fault(self, value: Any, name: str) -> str | None:
@@ -202,6 +207,7 @@ CONFIG = Record(
                 "schedule?": NAME,
                 "precision?": NAME,
                 **_all(("layer_decay?", "weight_decay?", "clip_norm?", "ema_decay?"), AMOUNT),
+                "ema_warmup?": Flag(),
                 **_all(("epochs", "image_size", "batch_size", "warmup_epochs?", "patience?"), COUNT),
             }
         ),
@@ -229,6 +235,7 @@ RUN = Record(
         "search?": Record(
             {
                 "configurations": COUNT,
+                "failed?": COUNT,
                 "trials": Each(ID),
                 "chosen": ID,
                 "settings": ByName(Plain()),
@@ -270,7 +277,12 @@ _COST = Record(
         "prefix_cache?": Anything(),
     }
 )
-_PROBABILITIES = {"nll?": AMOUNT, "brier?": Number(0, 2 + 1e-6), **_all(("ece?", "ece_adaptive?"), SHARE)}
+_CALIBRATION = ("ece", "ece_adaptive", "ece_if_calibrated", "ece_adaptive_if_calibrated")
+_PROBABILITIES = {
+    "nll?": AMOUNT,
+    "brier?": Number(0, 2 + 1e-6),
+    **_all([f"{name}?" for name in _CALIBRATION], SHARE),
+}
 _JUDGED = {
     "n": Number(1, 2**31, whole=True),
     "top1": SHARE,
@@ -500,6 +512,7 @@ Kind = Callable[["pa.DataType"], bool]
 def _is_text(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
@@ -548,11 +561,15 @@ STRESS: Mapping[str, Kind] = {
 }
 
 
-def read_table(path: Path, columns: Mapping[str, Kind], rows: int | None = None) -> pa.Table:
-    """The columns of a Parquet file, without what pandas or Arrow noted beside them; no row has a null but in `_NULLABLE`.
+def read_table(
+    path: Path, columns: Mapping[str, Kind], rows: int, *, fewer: bool = False, classes: int = 0
+) -> pa.Table:
+    """The columns of a Parquet file, without what pandas or Arrow noted beside them: texts as such, whole numbers as int64;
+    no row has a null but in `_NULLABLE`, and no number is infinite or larger than `HUGE`.
 
     Args:
-        rows: how many there must be; looked up before anything is unpacked.
+        rows: how many there must be, with `fewer` at most; looked up before anything is unpacked, as is what it takes.
+        classes: scores of a row.
 
     Raises:
         Unreadable: the file cannot be read, lacks a column, or has one of another type, with nulls or of another length.
@@ -561,22 +578,62 @@ def read_table(path: Path, columns: Mapping[str, Kind], rows: int | None = None)
     import pyarrow.parquet as pq
 
     try:
+        texts = [name.removesuffix("?") for name, fits in columns.items() if fits is _is_text]
         with open_regular(path, follow_links=False) as stream:
-            file = pq.ParquetFile(stream, page_checksum_verification=True)
-            if rows is not None and file.metadata.num_rows != rows:
-                raise ValueError(f"it has {file.metadata.num_rows} rows, not {rows}")
+            # Texts as dictionaries: one that stands in every row is unpacked once.
+            file = pq.ParquetFile(stream, page_checksum_verification=True, read_dictionary=texts)
+            if file.metadata.num_rows > rows or (file.metadata.num_rows < rows and not fewer):
+                raise ValueError(f"it has {file.metadata.num_rows} rows, not {rows}{' at most' if fewer else ''}")
             there = file.schema_arrow
             names = _columns(columns, there)
+            _refuse_bomb(file.metadata, names, rows, classes)
             table = file.read(columns=names).select(names).replace_schema_metadata(None).combine_chunks()
         table.validate(full=True)
-        for name in names:
-            column = table.column(name)
-            inner = column.combine_chunks().flatten() if pa.types.is_list(column.type) else column
-            if name not in _NULLABLE and (column.null_count or inner.null_count):
-                raise ValueError(f"column {name} has nulls")
-        return table
+        return pa.table({name: _plain(table.column(name).combine_chunks(), name) for name in names})
     except (pa.ArrowException, ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from error
+
+
+def _refuse_bomb(metadata: pq.FileMetaData, names: Sequence[str], rows: int, classes: int) -> None:
+    """A few kilobytes may unpack to any size. Raises `ValueError` for more than these columns of so many rows can have, and
+    for more than this machine's memory."""
+    import psutil
+
+    parts = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    chunks = [chunk for part in parts for chunk in map(part.column, range(part.num_columns))]
+    for name in names:
+        own = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == name]
+        if sum(chunk.num_values for chunk in own) > rows * max(1, classes):
+            raise ValueError(f"column {name} has more values than {rows} rows can have")
+        if sum(chunk.total_uncompressed_size for chunk in own) > (1 << 20) + rows * max(LONGEST, 16 * classes):
+            raise ValueError(f"column {name} would unpack to more than {rows} rows can have")
+    size = rows * 8 * (classes + len(names))
+    if size > psutil.virtual_memory().total:
+        raise ValueError(f"it would unpack to {size / 2**30:.1f} GiB, more than this machine has memory")
+
+
+def _plain(column: pa.Array, name: str) -> pa.Array:
+    """A column that was read: a text decoded, whole numbers as int64. Raises `ValueError` for values that nothing can be
+    calculated with."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    inner = column.flatten() if pa.types.is_list(column.type) else column
+    if name not in _NULLABLE and (column.null_count or inner.null_count):
+        raise ValueError(f"column {name} has nulls")
+    if pa.types.is_dictionary(column.type):
+        if (pc.max(pc.binary_length(column.dictionary)).as_py() or 0) > LONGEST:
+            raise ValueError(f"column {name} has a text of more than {LONGEST} bytes")
+        return column.dictionary_decode().cast(pa.string())
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.int64())
+    if (
+        pa.types.is_floating(inner.type)
+        and not pc.all(pc.less_equal(pc.abs(inner.cast(pa.float64())), HUGE)).as_py()
+        and len(inner)
+    ):
+        raise ValueError(f"column {name} has values that are not finite")
+    return column
 
 
 def _columns(wanted: Mapping[str, Kind], there: pa.Schema) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from platformdirs import user_cache_path
 from scipy.special import softmax
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowers_bench.contract.dataset import Dataset
 from flowers_bench.contract.host import discover_for, files_of_trial
@@ -119,11 +119,23 @@ def load_trained(
         parts, _ = build_parts(host, trial, places, device)
     path = folder.weights()
     try:
-        parts.model.load_state_dict(read_tensors(path))
+        tensors = read_tensors(path)
+        _refuse_other_values(tensors, parts.model)
+        parts.model.load_state_dict(tensors)
     except (RuntimeError, UsageError) as error:
         raise damaged(path, f"does not fit its trial: {str(error)[:200]}") from error
     parts.model.eval().requires_grad_(False)
     return parts
+
+
+def _refuse_other_values(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+    """No trial stores weights of other types than its model's, which torch would convert, or that are not finite."""
+    for name, own in model.state_dict().items():
+        found = tensors.get(name, own)
+        if found.dtype != own.dtype:
+            raise UsageError(f"{name} is of {found.dtype}, not {own.dtype}")
+        if not found.isfinite().all():
+            raise UsageError(f"{name} is not finite")
 
 
 def dataset_of(folder: TrialFolder, sources: Sources) -> Dataset:

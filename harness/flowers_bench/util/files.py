@@ -6,6 +6,7 @@ read them, they must find the old file or the new one, and never half of it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -72,7 +73,12 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bo
         path: where the file shall stand.
         write: receives the temporary path.
         durable: also survive a power cut (fsync), not only the death of the process.
+
+    Raises:
+        OSError: it cannot be written, or what is there is no file.
     """
+    with contextlib.suppress(FileNotFoundError):  # a device must not be replaced by a file
+        refuse_irregular(path.stat().st_mode)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
