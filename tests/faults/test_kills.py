@@ -93,8 +93,8 @@ def assert_whole(trial: TrialFolder) -> None:
 
 
 def files(trial: TrialFolder) -> set[str]:
-    """But for the executor's own record of attempts: one that is killed adds nothing to it."""
-    return {path.name for path in trial.path.iterdir()} - {"attempts.jsonl"}
+    """But for the executor's own record of attempts, and its lock: one that is killed adds nothing to it."""
+    return {path.name for path in trial.path.iterdir()} - {"attempts.jsonl", ".attempts-lock"}
 
 
 def outcome(trial: TrialFolder) -> tuple[Any, ...]:
