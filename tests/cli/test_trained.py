@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -158,6 +159,32 @@ def test_predict_takes_folders(command, trial: TrialFolder, tmp_path: Path) -> N
     code, _, err = command("predict", trial.id, tmp_path / "empty", *out)
     assert code == 2
     assert f"folder {tmp_path / 'empty'} has no images (JPEG" in err
+
+
+def test_a_folder_without_images_is_named_and_the_others_are_predicted(
+    command, trial: TrialFolder, tmp_path: Path
+) -> None:
+    (path,) = pictures(trial, tmp_path, 1)
+    (tmp_path / "empty").mkdir()
+    code, out, err = command("predict", trial.id, tmp_path / "empty", path, "--format", "json", *named(trial))
+    assert code == 1
+    assert [record["image"] for record in json.loads(out)] == [str(path)]
+    assert err.startswith(f"error: folder {tmp_path / 'empty'} has no images (JPEG")
+
+
+def test_what_is_named_as_an_image_in_a_folder_and_is_no_file_is_said(
+    command, trial: TrialFolder, tmp_path: Path
+) -> None:
+    (path,) = pictures(trial, tmp_path, 1)
+    (tmp_path / "album").mkdir()
+    path = path.rename(tmp_path / "album/a.png")
+    os.symlink("nothing", tmp_path / "album/b.jpg")
+    os.mkfifo(tmp_path / "album/c.jpg")
+    code, out, err = command("predict", trial.id, tmp_path / "album", "--format", "json", *named(trial))
+    assert code == 1
+    assert [record["image"] for record in json.loads(out)] == [str(path)]
+    assert "b.jpg is missing or cannot be read: No such file" in err
+    assert "c.jpg is missing or cannot be read: it is a pipe" in err
 
 
 @pytest.fixture

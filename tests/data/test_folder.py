@@ -27,6 +27,7 @@ from flowers_bench.util.errors import UsageError
 
 DEFAULTS = {"val": 0.2, "test": 0.2, "split_seed": 0}
 SPLITS = ("train", "val", "test")
+PASSED_OVER = "were passed over that are no JPEG, PNG, WebP, BMP, GIF, TIFF or PPM images"
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_what_is_hidden_or_no_image_is_passed_over(three: Path, load: Callable[.
     (three / "test/rose/README").write_text("BM, or P5: not the beginning of an image")
     (three / "test/rose/empty").mkdir()
     found = load(three)
-    assert found.notes == ("4 files that are not images were passed over (2 .csv, 1 .txt, 1 without extension)",)
+    assert found.notes == (f"4 files {PASSED_OVER} (2 .csv, 1 .txt, 1 without extension)",)
     assert found.fingerprint == before.fingerprint
 
 
@@ -208,12 +209,20 @@ def test_images_of_any_name_are_recognised_by_their_content(
     assert found.notes[0].startswith(f"{said} were recognised by their content (1 ")
 
 
+@pytest.mark.parametrize("name", ["a.heic", "a.avif", "a.jxl"])
+def test_images_of_formats_that_are_not_read_are_not_called_something_else(
+    three: Path, load: Callable[..., Dataset], name: str
+) -> None:
+    (three / "train/rose" / name).write_bytes(b"\0\0\0\x18ftypheic")
+    assert load(three).notes == (f"1 files {PASSED_OVER} (1 {Path(name).suffix})",)
+
+
 @pytest.mark.parametrize(("name", "format"), [("0.nef", "TIFF"), ("0.jpg.part", "JPEG"), ("0.bak", "PNG")])
 def test_raw_files_of_cameras_and_spare_ones_are_passed_over(
     three: Path, load: Callable[..., Dataset], name: str, format: str
 ) -> None:
     (three / "train/rose" / name).write_bytes(saved(photo(), format))
-    assert load(three).notes == (f"1 files that are not images were passed over (1 {Path(name).suffix})",)
+    assert load(three).notes == (f"1 files {PASSED_OVER} (1 {Path(name).suffix})",)
 
 
 def test_images_beside_the_classes_and_folders_beside_the_splits_are_said(
@@ -304,7 +313,8 @@ def test_a_file_that_became_a_pipe_is_named(three: Path, load: Callable[..., Dat
     load(three)
     (three / "train/rose/0.png").unlink()
     os.mkfifo(three / "train/rose/0.png")
-    assert load(three).notes == ("1 files that are not images were passed over (1 .png)",)
+    with pytest.raises(UsageError, match=r"rose/0\.png is missing or cannot be read: it is a pipe, not a file"):
+        load(three)
 
 
 def test_images_that_change_while_they_are_read_do_not_poison_the_cache(
@@ -362,7 +372,9 @@ def test_every_broken_image_is_named(three: Path, load: Callable[..., Dataset]) 
         (lambda root: shutil.copytree(root / "val/rose", root / "val/lily"), r"'lily' is in val/ but not in train/"),
         (lambda root: [shutil.rmtree(path) for path in root.iterdir()], r"has no class folders with images"),
         (lambda root: os.symlink("/usr", root / "train/usr"), r"train/usr is a link that leaves"),
-        (lambda root: os.symlink(root / "../outside", root / "train/rose/x.png"), None),  # a dangling link
+        (lambda root: os.symlink(root / "../outside", root / "train/rose/x.png"), r"rose/x.png is a link that leaves"),
+        (lambda root: os.symlink("nothing.png", root / "train/rose/x.png"), r"rose/x.png is missing or cannot be read"),
+        (lambda root: os.symlink("/dev/zero", root / "train/rose/x"), None),
         (lambda root: os.symlink("/", root / "test/root"), r"test/root is a link that leaves"),
         (lambda root: os.mkdir(os.fsencode(root) + b"/train/caf\xe9"), r"not UTF-8. Rename it"),
     ],

@@ -123,7 +123,18 @@ def test_numbers_that_are_not_floating_point_are_refused(tmp_path: Path, kind: t
     values = state()
     name = next(name for name in values if name.endswith("weight"))
     message = refused(tmp_path, {**values, name: values[name].to(kind)})
-    assert f"{name} must hold floating-point numbers and not {str(kind).removeprefix('torch.')}" in message
+    assert (
+        f"{name} must hold floating-point numbers of 16 bits or more and not {str(kind).removeprefix('torch.')}"
+        in message
+    )
+    assert message.endswith("Use the file from before it was quantised or converted.")
+
+
+def test_a_quantised_file_is_not_said_to_fit_a_network_alike(tmp_path: Path) -> None:
+    """resnetblur18 has the tensors of resnet18, but for a file that has them in whole numbers this is no help."""
+    values = state("resnet18")
+    message = refused(tmp_path, {**values, "conv1.weight": values["conv1.weight"].to(torch.int8)}, "resnet18")
+    assert message.endswith("Use the file from before it was quantised or converted.")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
@@ -168,6 +179,22 @@ def test_a_larger_network_of_the_family_is_recognised(tmp_path: Path) -> None:
     message = refused(tmp_path, state("resnet34"), "resnet18")
     assert "more parts, which this one has not: layer1.2.conv1.weight" in message
     assert message.endswith("The file fits --backbone resnet34.")
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(("file", "backbone"), [("resnet26", "resnet18"), ("vgg11_bn", "vgg11")])
+def test_a_network_of_the_family_with_other_parts_is_recognised(
+    tmp_path: Path, file: str, backbone: str, prefix: str
+) -> None:
+    """These have enough tensors under `layer2.` or `features.` to be a whole network there, of which none fits."""
+    message = refused(tmp_path, prefixed(prefix, state(file)), backbone)
+    assert "none of the network's tensors" not in message
+    assert message.endswith(f"The file fits --backbone {file}.")
+
+
+def test_a_network_of_another_family_is_named_from_its_beginning(tmp_path: Path) -> None:
+    message = refused(tmp_path, state("test_vit"), "test_resnet")
+    assert "none of the network's tensors is in it. It has names such as cls_token, pos_embed;" in message
 
 
 def test_layer_scales_and_tokens_that_the_network_has_not_are_refused(tmp_path: Path) -> None:

@@ -242,6 +242,18 @@ def test_what_is_no_integer_is_refused_by_the_arguments_name(name: str, wrong: o
         DeformConv2d(2, 2, **{"kernel_size": 3, name: wrong})
 
 
+@pytest.mark.parametrize("name", ["input", "offset", "weight"])
+def test_a_missing_tensor_is_refused_by_the_arguments_name(name: str) -> None:
+    with pytest.raises(RuntimeError, match=f"Expected argument `{name}` to be a tensor, but got None"):
+        deform_conv2d(**{**arguments(dtype=torch.float32), name: None})
+
+
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+def test_what_is_too_large_for_the_kernels_is_not_called_too_small(name: str) -> None:
+    with pytest.raises(RuntimeError, match=rf"`{name}` to be at least \d and below 2\*\*31, but got \(2147483648"):
+        deform_conv2d(**{**arguments(dtype=torch.float32), name: 2**31})
+
+
 def test_state_dicts_of_torchvisions_module_load_and_agree() -> None:
     theirs, ours = torchvision.ops.DeformConv2d(6, 4, 3, padding=1), DeformConv2d(6, 4, 3, padding=1)
     ours.load_state_dict(theirs.state_dict())

@@ -30,32 +30,31 @@ def predict(
 ) -> int:
     """Print the `top` classes of each image, and of each in a folder, with their probabilities; the exit code.
 
-    Images that cannot be read are named on stderr, and the others predicted all the same.
+    Images that cannot be read, and folders without any, are named on stderr, and the others predicted all the same.
 
     Args:
         plugins, data, cache: where the trial's code and images may come from: `training.trained.Sources`.
 
     Raises:
-        UsageError: no such trial, a folder without images, none of the images can be read, or a plugin file that was not
-            named.
+        UsageError: no such trial, none of the images can be read, or a plugin file that was not named.
         Unreadable: the trial is damaged.
 
     Returns:
-        0, or `FAILED` where some image could not be read.
+        0, or `FAILED` where some image, or folder, could not be read.
     """
     from flowers_bench.store.folder import Store
 
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
     folder = Store(out).find_trained(trial)
-    paths = _listed(images)
+    paths, missing = _listed(images)
     pixels = _decoded(paths, folder.config())
     import torch
 
     from flowers_bench.training.trained import Sources, Trained
 
     readable = [(path, array) for path, array in zip(paths, pixels, strict=True) if not isinstance(array, UsageError)]
-    failures = [str(error) for error in pixels if isinstance(error, UsageError)]
+    failures = [str(error) for error in (*missing, *pixels) if isinstance(error, UsageError)]
     if not readable:
         raise UsageError("\n".join(failures))
     sources = Sources.named(folder, plugins, data, cache)
@@ -76,11 +75,18 @@ def predict(
     return FAILED if failures else 0
 
 
-def _listed(images: Sequence[Path]) -> list[Path]:
-    """The files, and in place of each folder the images below it."""
+def _listed(images: Sequence[Path]) -> tuple[list[Path], list[UsageError]]:
+    """The files, and in place of each folder the images below it; and why there are none of some folders."""
     from flowers_bench.data.files import images_below
 
-    return [path for given in images for path in (images_below(given) if os.path.isdir(given) else [given])]
+    found: list[Path] = []
+    missing: list[UsageError] = []
+    for given in images:
+        try:
+            found += images_below(given) if os.path.isdir(given) else [given]
+        except UsageError as error:
+            missing.append(error)
+    return found, missing
 
 
 def _decoded(images: Sequence[Path], config: Mapping[str, Any]) -> list[np.ndarray | UsageError]:
@@ -120,4 +126,6 @@ def _print(records: Sequence[dict[str, Any]]) -> None:
         for found in record["predictions"]:
             print(f"  {100 * found['probability']:5.1f} %  {printable(found['class'])}")
     if records and not records[0]["calibrated"]:
-        print("not calibrated: every validation image was right, so no temperature could be fitted")
+        print(
+            "not calibrated: no temperature is the best one, as where every validation image was right, or the scores say nothing"
+        )

@@ -130,10 +130,13 @@ def has_image_name(name: str) -> bool:
 
 
 def is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether this is an image by its name or, failing that, by how its content begins; a regular file in any case."""
-    if not entry.is_file():
-        return False
-    return has_image_name(entry.name) or _begins_like_an_image(entry)
+    """Whether this is an image by its name or, failing that, by how its content begins.
+
+    What has an image's name and is no file (a link to nothing, a pipe) counts: who reads it says what it is.
+    """
+    if has_image_name(entry.name):
+        return not entry.is_dir()
+    return entry.is_file() and _begins_like_an_image(entry)
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from flowers_bench.data.files import FORMATS, files_below, has_image_name, is_im
 from flowers_bench.util.errors import UsageError
 
 _ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+_READ = FORMATS.replace(", PPM", " or PPM")
 #: So many kinds of files, or pairs of names, are listed in one note.
 _LISTED = 5
 
@@ -151,7 +152,7 @@ def notes_on_files(layout: Layout, listings: Iterable[Listing]) -> list[str]:
     if outside:
         notes.append(f"{outside} images that are in no class folder were left out")
     if others:
-        notes.append(f"{others.total()} files that are not images were passed over ({_counts(others)})")
+        notes.append(f"{others.total()} files were passed over that are no {_READ} images ({_counts(others)})")
     for one, other in alike[:_LISTED]:
         notes.append(f"the classes {one!r} and {other!r} look alike, and count as two")
     return notes

@@ -114,12 +114,15 @@ def _check_arguments(
     dilation: Sequence[int],
 ) -> tuple[int, int, int, int]:
     """Raises unless the arguments fit together; returns the shape of the output."""
+    for name, tensor in (("input", input), ("offset", offset), ("weight", weight)):
+        if tensor is None:  # PyTorch's dispatcher refuses all else that is no tensor, and lets None pass
+            raise RuntimeError(f"Expected argument `{name}` to be a tensor, but got None")
     _check_kinds(input, {"offset": offset, "weight": weight, "bias": bias, "mask": mask})
     for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         _check(
             len(pair) == 2 and min(pair) >= least and max(pair) < 2**31,
             lambda name=name, pair=pair, least=least: (  # type: ignore[misc]
-                f"Expected argument `{name}` to be at least {least}, but got {tuple(pair)}"
+                f"Expected argument `{name}` to be at least {least} and below 2**31, but got {tuple(pair)}"
             ),
         )
     batch, channels, height, width = input.shape

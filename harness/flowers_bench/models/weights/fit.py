@@ -62,6 +62,11 @@ class _Reading:
         """How far from fitting, 0: it fits."""
         return sum(map(len, (self.missing, self.misshapen, self.mistyped, self.foreign))) + bool(self.problem)
 
+    @property
+    def only_mistyped(self) -> bool:
+        """Whether it is of this network, in numbers that cannot be used."""
+        return self.faults == len(self.mistyped)
+
 
 def fitted(path: Path, tensors: Tensors, network: Network) -> tuple[dict[str, Tensor], WeightsReport]:
     """Read a file's tensors as the network's.
@@ -78,7 +83,8 @@ def fitted(path: Path, tensors: Tensors, network: Network) -> tuple[dict[str, Te
     readings = _readings(tensors, network)
     whole = [reading for reading in readings if not reading.faults]
     if not whole:
-        nearest = min(readings, key=lambda reading: reading.faults)
+        # What is foreign does not count here: under a prefix of the file's own network (`layer2.`) nothing is, and nothing is found.
+        nearest = min(readings, key=lambda reading: (len(reading.missing), len(reading.misshapen)))
         raise UsageError(
             f"weights file {path} does not fit the backbone {network.name}: {_why_not(nearest, own)} "
             f"{_what_fits(path, nearest, network)}"
@@ -207,17 +213,21 @@ def _why_not(reading: _Reading, own: Tensors) -> str:
     if reading.mistyped:
         first = reading.mistyped[0]
         found.append(
-            f"{_some(reading.mistyped)} must hold {'floating-point' if own[first].is_floating_point() else 'whole'} numbers "
+            f"{_some(reading.mistyped)} must hold {'floating-point numbers of 16 bits or more' if own[first].is_floating_point() else 'whole numbers'} "
             f"and not {str(reading.body[first].dtype).removeprefix('torch.')}."
         )
     if reading.foreign and not reading.missing:
-        found.append(f"the file's network has more parts, which this one has not: {_some(reading.foreign)}.")
+        found.append(
+            f"{'The' if found else 'the'} file's network has more parts, which this one has not: {_some(reading.foreign)}."
+        )
     if reading.problem and not found:
         found.append(f"{reading.problem}.")
     return " ".join(found)
 
 
 def _what_fits(path: Path, reading: _Reading, network: Network) -> str:
+    if reading.only_mistyped:
+        return "Use the file from before it was quantised or converted."
     found = next(_other_models(path, reading, network.name), None)
     return f"The file fits --backbone {found}." if found else "Choose the --backbone that it was trained as."
 
@@ -246,7 +256,7 @@ def _has_every(given: Tensors, network: Network) -> bool:
     own = network.model.state_dict()
     body = {name: tensor for name, tensor in given.items() if not network.is_classifier(name)}
     needed = [name for name in own if not network.is_classifier(name) and not _counts(name)]
-    return all(name in body and body[name].shape == own[name].shape for name in needed) and not any(
+    return all(name in body and _alike(own[name], body[name]) for name in needed) and not any(
         name not in own and _would_compute(name, tensor, network) for name, tensor in body.items()
     )
 
