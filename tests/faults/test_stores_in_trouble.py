@@ -17,6 +17,7 @@ import pytest
 from filelock import FileLock
 from lives import TOY, planned
 
+from flowers_bench.cli.execute import prepared as trials_to_run
 from flowers_bench.executors.local import Outcome, run_all
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.util.errors import UsageError
@@ -160,3 +161,14 @@ def test_a_clock_that_is_set_back_changes_nothing(
         cost = trial.result()["cost"]
         assert all(cost[key] > 0 for key in ("seconds", "train_seconds", "setup_seconds", "test_seconds"))
         assert [attempt["seconds"] > 0 for attempt in trial.attempts()] == [True]
+
+
+def test_a_trial_that_cannot_be_run_does_not_stop_the_others(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    items = [planned(tmp_path, name) for name in ("toy/short", "toy/plain")]
+    broken = store.prepare(items[0].trial, items[0].run)
+    (broken.path / "log.txt").unlink(missing_ok=True)
+    os.mkfifo(broken.path / "log.txt")
+    todo, unfit = trials_to_run(items, store)
+    assert [folder.id for folder in todo] == [items[1].trial.id]
+    assert [str(error).split(" ")[0] for error in unfit] == [str(broken.path / "log.txt")]

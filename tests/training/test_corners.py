@@ -174,8 +174,6 @@ def test_what_is_measured_can_be_read_and_is_in_the_schema(
 
 
 def test_a_loss_without_end_on_validation_images_is_null_in_the_history(tmp_path: Path) -> None:
-    from flowers_bench.training.trial import write_history
-
-    write_history(tmp_path, [{"epoch": 1, "val_nll": float("nan"), "train_loss": 1.5, "images": 3}])
+    TrialFolder(tmp_path).write_history([{"epoch": 1, "val_nll": float("nan"), "train_loss": 1.5, "images": 3}])
     (record,) = TrialFolder(tmp_path).history()
     assert record == {"epoch": 1, "val_nll": None, "train_loss": 1.5, "images": 3}

@@ -13,7 +13,7 @@ from flowers_bench.cli.damage import told
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
 from flowers_bench.cli.options import RunOptions
 from flowers_bench.cli.progress import TrialProgress, messages
-from flowers_bench.util.errors import UsageError
+from flowers_bench.util.errors import Unreadable, UsageError
 from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def execute(planned: Sequence[TrialPlan], asked: RunOptions, timeout: float, for
     kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
     folders = [store.folder(item.trial.id) for item in planned]
     finished_before = sum(folder.finished() for folder in folders)
-    todo = prepared(planned, store, stress=asked.stress, track=asked.trackers)
+    todo, unfit = prepared(planned, store, stress=asked.stress, track=asked.trackers)
     if finished_before:
-        unmeasured = len(todo) - (len(planned) - finished_before)
+        unmeasured = len(todo) + len(unfit) - (len(planned) - finished_before)
         rest = f"; {unmeasured} of them are still to be measured under stress" if unmeasured else ""
         messages.print(f"{finished_before} of {len(planned)} trials are finished already{rest}")
     names = distinct_names([item.trial.facts() for item in planned])
@@ -54,7 +54,7 @@ def execute(planned: Sequence[TrialPlan], asked: RunOptions, timeout: float, for
 
         outcomes = run_all(todo, on_event, timeout, asked)
     contents = read_each(folder for folder in dict.fromkeys(folders) if folder.path.is_dir())
-    damaged = told(contents.damaged)
+    damaged = told(list({str(error): error for error in (*unfit, *contents.damaged)}.values()))
     if contents.finished and format == "md":
         print(markdown(Leaderboard.of(contents.finished)))
     elif contents.finished:
@@ -94,18 +94,23 @@ def was_interrupted(folders: Sequence[TrialFolder], outcomes: Sequence[Outcome])
 
 def prepared(
     planned: Sequence[TrialPlan], store: Store, *, stress: bool = False, track: Sequence[str] = ()
-) -> list[TrialFolder]:
-    """The folders of those where something is left to do, each once."""
-    todo = {}
-    for item in planned:
+) -> tuple[list[TrialFolder], list[Unreadable]]:
+    """The folders of those where something is left to do, each once; and why others cannot be run: their files are damaged,
+    or lead elsewhere."""
+    todo: list[TrialFolder] = []
+    unfit: list[Unreadable] = []
+    more = {"command": sys.argv[1:], "stress": stress, "track": list(track)}
+    for item in {item.trial.id: item for item in planned}.values():
         folder = store.folder(item.trial.id)
         if folder.finished():  # its process may have been killed right after the result was there
             with contextlib.suppress(OSError, UsageError):  # not to be written to, or damaged: said by who needs it
                 folder.discard_leftovers()
-        if not folder.complete(stress=stress):
-            todo[item.trial.id] = item
-    more = {"command": sys.argv[1:], "stress": stress, "track": list(track)}
-    return [store.prepare(item.trial, {**item.run, **more}) for item in todo.values()]
+        try:
+            if not folder.complete(stress=stress):
+                todo.append(store.prepare(item.trial, {**item.run, **more}))
+        except Unreadable as error:
+            unfit.append(error)
+    return todo, unfit
 
 
 def _print_total(folders: Sequence[TrialFolder]) -> None:

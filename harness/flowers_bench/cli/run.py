@@ -174,7 +174,9 @@ def _searched(
     longest = max(request.search for request in requests)
 
     def run_round(number: int, planned: Sequence[TrialPlan]) -> Sequence[Outcome]:
-        todo = prepared(planned, store)
+        todo, unfit = prepared(planned, store)
+        if unfit:  # without it, this would be another search
+            raise unfit[0]
         if todo:
             messages.print(f"search: configuration {number} of {longest}")
         names = distinct_names([item.trial.facts() for item in planned])
