@@ -113,8 +113,8 @@ def searched(tmp_path: Path) -> TrialFolder:
 
 #: What each of them leaves out of its result, or has empty there.
 CORNERS: dict[Callable[[Path], TrialFolder], dict[str, object]] = {
-    one_test_image_of_each_class: {"retrieval": {}},
-    one_test_image: {"retrieval": {}},
+    one_test_image_of_each_class: {"retrieval": None},
+    one_test_image: {"retrieval": None},
     whole_labels_of_a_batch: {"mixed": {}},
     mixed_labels_of_a_batch: {},
     neighbours: {},

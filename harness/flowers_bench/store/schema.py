@@ -300,7 +300,7 @@ _EPISODES = Record(
         "accuracy": SHARE,
         **_all(("low?", "high?"), Number()),
         **_all(("n_way", "k_shot", "episodes"), COUNT),
-        "n_query?": COUNT,
+        **_all(("n?", "n_query?"), COUNT),
     }
 )
 #: Of a trial of a search, which never reads the test split.
@@ -334,8 +334,8 @@ RESULT = Record(
         "temperature?": Number(1e-9),
         "class_names": Each(WORDS),
         "hardware": ENVIRONMENT,
-        # Of images that are alone in their class nobody can be found; of images that were mixed into one class each,
-        # nothing can be told apart: then these are empty.
+        # Where every test image is alone in its class, there is nothing to retrieve, and where a batch keeps whole
+        # labels, no mixture to recognise: trials of before 0.2 have an empty record then, later ones none.
         "retrieval?": Record(_all(("recall_at_1?", "map_at_r?"), SHARE)),
         "mixed?": Record({"n?": COUNT, "m?": AMOUNT, **_all(("top_m?", "all_m?"), SHARE)}),
         "episodic?": Record({"test?": _EPISODES, "held_out_classes?": _EPISODES}),
