@@ -118,3 +118,21 @@ def test_find_by_prefix(tmp_path: Path) -> None:
         store.find("ab")
     with pytest.raises(UsageError, match="no trial"):
         store.find("x")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_reading_a_trial_starts_no_threads(tmp_path: Path) -> None:
+    """Where Arrow's own threads are still starting when the process ends, C++ aborts it: exit code 134 after a good page."""
+    store_trial(tmp_path, "a/b", 0, outcomes(0, 0.7, 40))
+    program = f"""
+import os, numpy, pyarrow
+from pathlib import Path
+from flowers_bench.store.folder import Store
+def threads(): return len(os.listdir("/proc/self/task"))
+before = threads()
+(folder,) = Store(Path({str(tmp_path)!r})).trials()
+folder.check(); folder.predictions(); folder.scores(); folder.retrieval_shares()
+print(threads() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0"]

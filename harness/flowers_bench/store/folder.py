@@ -263,7 +263,7 @@ class TrialFolder:
     def predictions(self) -> pd.DataFrame:
         """Columns split, key, label, prediction, logits (a list of C floats): validation and test images of a finished
         trial. Raises `Unreadable` where the file is missing, damaged, or not of these images and classes."""
-        return self._predictions().to_pandas()
+        return self._predictions().to_pandas(use_threads=False)
 
     def _predictions(self) -> pa.Table:
         import pyarrow.compute as pc
@@ -291,7 +291,7 @@ class TrialFolder:
         Raises `Unreadable` where the file is missing or damaged."""
         points = sum(map(len, (self.result().get("stress") or {}).values()))
         most = points * self.config()["dataset"]["n_test"]
-        return read_table(self.path / "stress.parquet", records.STRESS, most, fewer=True).to_pandas()
+        return read_table(self.path / "stress.parquet", records.STRESS, most, fewer=True).to_pandas(use_threads=False)
 
     def _check_stress(self, result: Mapping[str, Any], keys: set[str]) -> None:
         """The file has the kinds and levels that the result has, of test images, the same at each level of a kind."""

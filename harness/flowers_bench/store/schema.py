@@ -580,14 +580,17 @@ def read_table(
     try:
         texts = [name.removesuffix("?") for name, fits in columns.items() if fits is _is_text]
         with open_regular(path, follow_links=False) as stream:
-            # Texts as dictionaries: one that stands in every row is unpacked once.
-            file = pq.ParquetFile(stream, page_checksum_verification=True, read_dictionary=texts)
+            # Texts as dictionaries: one that stands in every row is unpacked once. No threads, here and below: a process that
+            # ends while Arrow still starts some is aborted.
+            file = pq.ParquetFile(stream, page_checksum_verification=True, read_dictionary=texts, pre_buffer=False)
             if file.metadata.num_rows > rows or (file.metadata.num_rows < rows and not fewer):
                 raise ValueError(f"it has {file.metadata.num_rows} rows, not {rows}{' at most' if fewer else ''}")
             there = file.schema_arrow
             names = _columns(columns, there)
             _refuse_bomb(file.metadata, names, rows, classes)
-            table = file.read(columns=names).select(names).replace_schema_metadata(None).combine_chunks()
+            table = (
+                file.read(columns=names, use_threads=False).select(names).replace_schema_metadata(None).combine_chunks()
+            )
         table.validate(full=True)
         return pa.table({name: _plain(table.column(name).combine_chunks(), name) for name in names})
     except (pa.ArrowException, ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
