@@ -114,8 +114,7 @@ void each_worker(int64_t workers, const F& f) {
 
 template <typename T>
 void zero_in_parallel(T* data, int64_t count) {
-  share(count, 1 << 15,
-        [&](int64_t begin, int64_t end) { std::memset(data + begin, 0, (end - begin) * sizeof(T)); });
+  share(count, 1 << 15, [&](int64_t begin, int64_t end) { std::memset(data + begin, 0, (end - begin) * sizeof(T)); });
 }
 
 // Enough positions that a worker fills its microkernels.
@@ -273,9 +272,7 @@ Buffer<T> bias_of(const Call& c) {
   return bias;
 }
 
-int64_t size_of(Storage storage) {
-  return storage == Storage::kFloat64 ? 8 : storage == Storage::kFloat32 ? 4 : 2;
-}
+int64_t size_of(Storage storage) { return storage == Storage::kFloat64 ? 8 : storage == Storage::kFloat32 ? 4 : 2; }
 
 // The part of a problem with one weight group that computes outputs [begin, end), from the unpacked weight.
 template <typename T>

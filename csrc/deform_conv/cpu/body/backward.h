@@ -5,9 +5,9 @@ template <typename T>
 struct BackwardBuffers {
   Tile<T> tile;
   int64_t size;
-  T* columns;  // first the gradient's, then overwritten by the samples
-  T* grad;     // the tile's gradient of the output in panels, for the gradient of the weight
-  T* dots;     // gradients of y, x and mask: [3][offset group][tap][position]
+  T* columns;   // first the gradient's, then overwritten by the samples
+  T* grad;      // the tile's gradient of the output in panels, for the gradient of the weight
+  T* dots;      // gradients of y, x and mask: [3][offset group][tap][position]
   T** scatter;  // of each position: what to add Neighbours::at to, for the gradient of its image
 
   BackwardBuffers(const Problem<T>& q, Arena& arena)

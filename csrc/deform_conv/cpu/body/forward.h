@@ -5,7 +5,8 @@
 template <typename Of, typename T>
 FB_INLINE void blend(const T* const from[4], const T weight[4], int64_t i, T* to) {
   const auto at = [&](int corner) { return *reinterpret_cast<const typename Of::loose*>(from[corner] + i); };
-  *reinterpret_cast<typename Of::loose*>(to + i) = weight[0] * at(0) + weight[1] * at(1) + weight[2] * at(2) + weight[3] * at(3);
+  *reinterpret_cast<typename Of::loose*>(to + i) =
+      weight[0] * at(0) + weight[1] * at(1) + weight[2] * at(2) + weight[3] * at(3);
 }
 
 // Channels that `sample_taps` samples in one go.
@@ -109,8 +110,7 @@ template <typename T>
 bool sums_in_place(const Problem<T>& q) {
   const int64_t outputs = q.g.out_channels;
   return q.out.storage == (sizeof(T) == 4 ? Storage::kFloat32 : Storage::kFloat64) && q.out.stride[1] == 1 &&
-         q.out.stride[2] == outputs && q.out.stride[0] == q.g.positions() * outputs &&
-         q.padded(q.width()) == q.width();
+         q.out.stride[2] == outputs && q.out.stride[0] == q.g.positions() * outputs && q.padded(q.width()) == q.width();
 }
 
 template <typename T>

@@ -104,7 +104,9 @@ void unpack_weight(const Problem<T>& q, const T* buffers, int64_t parts, int64_t
       int64_t done = 0;
       for (; walk.dense() && used == kPanel<T> && done + L <= q.depth(); done += L) {
         Vector<T> squares[2][L];
-        for (int64_t i = 0; i < L; ++i, walk.step()) squares[0][i] = summed(walk.k, 0), squares[1][i] = summed(walk.k, L);
+        for (int64_t i = 0; i < L; ++i, walk.step()) {
+          squares[0][i] = summed(walk.k, 0), squares[1][i] = summed(walk.k, L);
+        }
         turn<T>(squares[0]), turn<T>(squares[1]);
         for (int64_t i = 0; i < kPanel<T>; ++i) store_narrowed<T>(to + i * row_stride + done, squares[i / L][i % L]);
       }
@@ -145,8 +147,8 @@ void from_rows(const T* from, int64_t channels, int64_t positions, int64_t begin
   with_storage(to.storage, T(0), [&](auto* kind) {
     auto* data = static_cast<decltype(kind)>(to.data);
     for_each_part(positions, begin, end, [&](int64_t image, int64_t place, int64_t count, int64_t at) {
-      scatter_rows(from + at * channels, channels, channels, count,
-                   data + image * to.stride[0] + place * to.stride[2], to.stride[1], to.stride[2]);
+      scatter_rows(from + at * channels, channels, channels, count, data + image * to.stride[0] + place * to.stride[2],
+                   to.stride[1], to.stride[2]);
     });
   });
 }

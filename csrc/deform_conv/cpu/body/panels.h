@@ -35,8 +35,7 @@ void pack_panel(const Problem<T>& q, const Strided& weight, int64_t unit, int64_
   const int64_t panels = q.padded(q.width()) / kPanel<T>, row_stride = weight.stride[0], depth = k1 - k0;
   const int64_t first = unit % panels * kPanel<T>, used = smaller(kPanel<T>, q.width() - first);
   with_storage(weight.storage, T(0), [&](auto* kind) {
-    const auto* from =
-        static_cast<decltype(kind)>(weight.data) + (unit / panels * q.width() + first) * row_stride + k0;
+    const auto* from = static_cast<decltype(kind)>(weight.data) + (unit / panels * q.width() + first) * row_stride + k0;
     // What to fetch meanwhile, more rows lying side by side than the hardware follows: further on in them, or, of a
     // part of K, the same part of the next panel.
     const int64_t next = depth == q.depth() ? 256 / int64_t(sizeof(*kind)) : kPanel<T> * row_stride;
