@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../geometry.h"
+#include "instruction_sets.h"
 
 namespace flowers_bench {
 
@@ -92,8 +93,16 @@ struct Kernels {
   Kernel<double> f64;
 };
 
-const Kernels& kernels_generic();
-const Kernels* kernels_avx2();  // null where not compiled for x86
-const Kernels* kernels_avx512();
+namespace generic {
+const Kernels& kernels();
+}
+#if defined(__x86_64__)
+namespace avx2 {
+const Kernels& kernels();
+}
+namespace avx512 {
+const Kernels& kernels();
+}
+#endif
 
 }  // namespace flowers_bench

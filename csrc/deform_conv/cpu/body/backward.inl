@@ -1,5 +1,12 @@
-// Backward. A part of kernel_body.h,
-// which includes it inside its namespace, once for each instruction set.
+// Computes the gradients.
+#pragma once
+
+#include "forward.inl"
+#include "products.inl"
+#include "tiles.inl"
+
+namespace flowers_bench::FB_ISA {
+namespace {
 
 template <typename T>
 struct BackwardBuffers {
@@ -249,3 +256,6 @@ int64_t backward_scratch(const Problem<T>& q) {
   BackwardBuffers<T> b(q, arena);
   return reinterpret_cast<uintptr_t>(arena.next);
 }
+
+}  // namespace
+}  // namespace flowers_bench::FB_ISA

@@ -1,5 +1,10 @@
-// Tiles: where the taps of some positions sample; and blocks of K. A part of kernel_body.h,
-// which includes it inside its namespace, once for each instruction set.
+// Computes where the taps of a tile of positions sample, and cuts K into blocks.
+#pragma once
+
+#include "vectors.inl"
+
+namespace flowers_bench::FB_ISA {
+namespace {
 
 constexpr int32_t kOutside = -1;    // in place of the first neighbour: the sample is 0
 constexpr int32_t kNotFinite = -2;  // the sample is NaN
@@ -251,3 +256,6 @@ FB_INLINE void for_each_run(const Problem<T>& q, const Block& block, F f) {
     k += length;
   }
 }
+
+}  // namespace
+}  // namespace flowers_bench::FB_ISA

@@ -1,11 +1,19 @@
-// Forward. A part of kernel_body.h,
-// which includes it inside its namespace, once for each instruction set.
+// Computes the output.
+#pragma once
+
+#include "products.inl"
+#include "rows.inl"
+#include "tiles.inl"
+#include "weights.inl"
+
+namespace flowers_bench::FB_ISA {
+namespace {
 
 // `Of` names the vector rather than being it: a template argument would lose its alignment.
 template <typename Of, typename T>
 FB_INLINE void blend(const T* const from[4], const T weight[4], int64_t i, T* to) {
-  const auto at = [&](int corner) { return *reinterpret_cast<const typename Of::loose*>(from[corner] + i); };
-  *reinterpret_cast<typename Of::loose*>(to + i) =
+  const auto at = [&](int corner) { return *reinterpret_cast<const typename Of::Loose*>(from[corner] + i); };
+  *reinterpret_cast<typename Of::Loose*>(to + i) =
       weight[0] * at(0) + weight[1] * at(1) + weight[2] * at(2) + weight[3] * at(3);
 }
 
@@ -53,7 +61,7 @@ int64_t sample_runs(const Problem<T>& q, const Tile<T>& given, const Run* runs, 
       constexpr int64_t kSmall = 16 / sizeof(T);
       int64_t i = 0;
       for (; i + kLanes<T> <= run.length; i += kLanes<T>) blend<VectorOf<T>>(from, s.weight, i, to);
-      for (; i + kSmall <= run.length; i += kSmall) blend<SmallVectorOf<T>>(from, s.weight, i, to);
+      for (; i + kSmall <= run.length; i += kSmall) blend<VectorOf<T, 16>>(from, s.weight, i, to);
       for (; i < run.length; ++i) blend<ScalarOf<T>>(from, s.weight, i, to);
     }
   });
@@ -237,3 +245,6 @@ int64_t forward_scratch(const Problem<T>& q) {
   ForwardBuffers<T> b(q, arena);
   return reinterpret_cast<uintptr_t>(arena.next);
 }
+
+}  // namespace
+}  // namespace flowers_bench::FB_ISA
