@@ -130,14 +130,14 @@ def test_it_overfits_one_batch() -> None:
 def test_a_trial_measures_mixed_images_draws_them_and_repeats(tmp_path: Path) -> None:
     settings = {"epochs": "2", "warmup_epochs": "0", "batch_size": "16", "lr": "3e-3"}
     folder = live(tmp_path, "mixing/both", **settings)
-    result = folder.result()
+    result = folder.result().json()
     mixed = result["mixed"]
     assert mixed["n"] == 40
     assert 1 <= mixed["m"] <= 4
     assert 0 <= mixed["all_m"] <= mixed["top_m"] <= 1
-    assert 0 <= folder.history()[0]["train_top1_clean"] <= 1
+    assert 0 <= folder.history()[0].train_top1_clean <= 1
     assert (folder.path / "figures" / "mixed.png").stat().st_size > 1000
-    again = live(tmp_path, "mixing/both", store="again", **settings).result()
+    again = live(tmp_path, "mixing/both", store="again", **settings).result().json()
     assert {k: again[k] for k in ("mixed", "test", "retrieval")} == {
         k: result[k] for k in ("mixed", "test", "retrieval")
     }

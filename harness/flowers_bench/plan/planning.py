@@ -23,6 +23,7 @@ from flowers_bench.models.predictors import PREDICTORS
 from flowers_bench.models.weights import Weights
 from flowers_bench.models.weights.source import NoNetwork, resolve_weights
 from flowers_bench.store.identity import Protocol, Trial
+from flowers_bench.store.records import Run
 from flowers_bench.training import optimizer
 from flowers_bench.util.errors import UsageError, unknown_name
 
@@ -66,13 +67,13 @@ class TrialPlan:
     """A trial and where it finds what it needs on this machine.
 
     Attributes:
-        run: the content of `run.json`.
+        run: `run.json` as far as the plan knows it.
         trains: whether it takes any step; without, its recipe says nothing but the size of the images.
         notes: what was understood of its weight file, to be said before it runs.
     """
 
     trial: Trial
-    run: Mapping[str, Any]
+    run: Run
     trains: bool = True
     notes: tuple[str, ...] = ()
 
@@ -131,17 +132,19 @@ def plan(
         if key not in datasets:
             data = DataRequest(request.cache_dir, path, stored_side(recipe.image_size), data_options, progress)
             datasets[key] = source.load(data)
-        run = {
-            "data_source": source.name,
-            "data_path": str(path.resolve()) if path else None,
-            "cache_dir": str(request.cache_dir.resolve()),
-            "store": str(request.store.resolve()) if request.store else None,
-            "plugin_files": [str(file.resolve()) for file in plugin_files],
-            "threads": request.threads or threads_of_environment() or _share_of_threads(request.jobs),
-            "devices": request.devices,
-        }
+        run = Run(
+            data_source=source.name,
+            data_path=str(path.resolve()) if path else None,
+            cache_dir=str(request.cache_dir.resolve()),
+            store=str(request.store.resolve()) if request.store else None,
+            plugin_files=[str(file.resolve()) for file in plugin_files],
+            threads=request.threads or threads_of_environment() or _share_of_threads(request.jobs),
+            devices=request.devices,
+            weights_path=str(start.weights.path) if start.weights.path else None,
+            baseline=parts.variant.baseline,
+        )
         dataset = few_shot(datasets[key], request.shots, 0)
-        planned += _trials(host, request, parts, start, recipe, dataset, data_options, run)
+        planned += _trials(host, request, source.name, parts, start, recipe, dataset, data_options, run)
     return in_order(planned)
 
 
@@ -330,12 +333,13 @@ def _without_weights(parts: _Parts) -> str:
 def _trials(
     host: Host,
     request: Request,
+    source: str,
     parts: _Parts,
     start: _Initial,
     recipe: Recipe,
     dataset: Dataset,
     data_options: Mapping[str, Any],
-    run: Mapping[str, Any],
+    run: Run,
 ) -> list[TrialPlan]:
     name, weights = start.backbone, start.weights
     given = {**parts.variant.options, **request.settings}
@@ -343,7 +347,7 @@ def _trials(
     model = _try_building(parts, name, dataset, recipe, options, request.store)
     trains = recipe.epochs > 0 and any(parameter.requires_grad for parameter in model.parameters())
     _try_sampling(parts, dataset, recipe, options, request.devices)
-    code = _code(host, parts, run["data_source"], recipe, model)
+    code = _code(host, parts, source, recipe, model)
     return [
         TrialPlan(
             Trial(
@@ -364,11 +368,7 @@ def _trials(
                 code=code,
                 protocol=Protocol(shots=request.shots),
             ),
-            {
-                **run,
-                "weights_path": str(weights.path) if weights.path else None,
-                "baseline": parts.variant.baseline,
-            },
+            run,
             trains,
             start.notes,
         )
