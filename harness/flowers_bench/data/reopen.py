@@ -27,7 +27,9 @@ def reopen(
     """
     source = host.find("dataset", host.datasets, run["data_source"]).value
     path = Path(run["data_path"]) if run["data_path"] else None
-    request = DataRequest(Path(run["cache_dir"]), path, stored_side(image_size), dict(options), read_only=read_only)
+    request = DataRequest(
+        Path(run["cache_dir"]), path, stored_side(image_size), source.option_values(options), read_only=read_only
+    )
     return source.load(request)
 
 
