@@ -39,9 +39,9 @@ def build_deformable(context: ModelContext) -> nn.Module:
     from flowers_bench.nn import Classifier
 
     backbone = context.backbone.create()
-    replace_convolutions(backbone, context.options["stage"], context.options["modulated"])
-    if context.options["freeze_earlier"]:
-        freeze_stages(backbone, context.options["stage"] - 1)
+    replace_convolutions(backbone, context.options.integer("stage"), context.options.flag("modulated"))
+    if context.options.flag("freeze_earlier"):
+        freeze_stages(backbone, context.options.integer("stage") - 1)
     return Classifier(backbone)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from flowers_bench import Split, UsageError
+from flowers_bench import Options, Split, UsageError
 from flowers_bench.data.pixels import Normalizer
 from flowers_bench.data.samplers import held_out_classes
 from flowers_bench.measure import retrieval as module
@@ -224,7 +224,7 @@ def test_training_images_are_predicted_from_the_others(predictor: str, distance:
     torch.manual_seed(0)
     images = [torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8) for _ in range(12)]
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2])
-    options = {"distance": distance, "temperature": 0.5, "k": 3}
+    options = Options(distance=distance, temperature=0.5, k=3)
     normalize = Normalizer((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), torch.device("cpu"))
     evaluator = Evaluator(predictor, options, 3, 4, normalize)
     rows = np.array([10, 0, 5])
@@ -244,7 +244,7 @@ def test_every_predictor_can_be_timed_under_autocast(predictor: str, distance: s
     """On a processor that multiplies in bfloat16, inference is measured so too."""
     images = [torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8) for _ in range(9)]
     normalize = Normalizer((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), torch.device("cpu"))
-    evaluator = Evaluator(predictor, {"distance": distance, "k": 3}, 3, 4, normalize)
+    evaluator = Evaluator(predictor, Options(distance=distance, k=3), 3, 4, normalize)
     fitted = evaluator.fit(_Flat().eval(), _split(images, np.repeat(np.arange(3), 3)))
     batch = normalize(torch.stack(images))
     exact = fitted.scores(batch)

@@ -15,7 +15,7 @@ from lives import live, planned
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowers_bench import AugmentationContext, UsageError
+from flowers_bench import AugmentationContext, Options, UsageError
 from flowers_bench_plugins.mixing import MIXES, batch_transform, blend, cutmix_mask, mixup_mask
 
 CLASSES = 5
@@ -108,7 +108,7 @@ def test_a_seed_repeats_and_no_share_changes_nothing(name: str) -> None:
 def test_an_augmentation_has_the_options_that_it_uses(name: str) -> None:
     used: set[str] = set()
 
-    class Noted(dict[str, Any]):
+    class Noted(Options):
         def __getitem__(self, key: str) -> Any:
             used.add(key)
             return super().__getitem__(key)

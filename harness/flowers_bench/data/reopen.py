@@ -48,7 +48,8 @@ def reopen(
         read_only: write and download nothing; raises `UsageError` where that would be needed.
     """
     source = host.find("dataset", host.datasets, place.source).value
-    request = DataRequest(place.cache, place.path, stored_side(image_size), dict(options), read_only=read_only)
+    values = source.option_values(options)
+    request = DataRequest(place.cache, place.path, stored_side(image_size), values, read_only=read_only)
     return source.load(request)
 
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Progress, silent
 from flowers_bench.contract.host import Host, Registered
-from flowers_bench.contract.technique import Augmentation, Loss, Model, ModelContext, Option, Recipe, Technique, Variant
+from flowers_bench.contract.options import Option, Options, OptionValue, parse_options
+from flowers_bench.contract.technique import Augmentation, Loss, Model, ModelContext, Recipe, Technique, Variant
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.data.shots import few_shot
@@ -130,7 +131,9 @@ def plan(
     for parts, recipe, start in zip(chosen, recipes, initial, strict=True):
         key = (source.name, path, recipe.image_size, tuple(sorted((k, str(v)) for k, v in data_options.items())))
         if key not in datasets:
-            data = DataRequest(request.cache_dir, path, stored_side(recipe.image_size), data_options, progress)
+            data = DataRequest(
+                request.cache_dir, path, stored_side(recipe.image_size), source.option_values(data_options), progress
+            )
             datasets[key] = source.load(data)
         run = Run(
             data_source=source.name,
@@ -204,12 +207,14 @@ def find_source(host: Host, data: str) -> tuple[DatasetSource, Path | None]:
     )
 
 
-def _split_settings(source: DatasetSource, settings: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _split_settings(
+    source: DatasetSource, settings: Mapping[str, str]
+) -> tuple[dict[str, OptionValue], dict[str, str]]:
     data = {key.removeprefix("data."): value for key, value in settings.items() if key.startswith("data.")}
     for key in data:
         if key not in source.options:
             raise unknown_name(f"option of dataset {source.name}", key, source.options)
-    return {**source.options, **data}, {key: value for key, value in settings.items() if not key.startswith("data.")}
+    return {**source.defaults(), **data}, {key: value for key, value in settings.items() if not key.startswith("data.")}
 
 
 def _with_baselines(host: Host, names: Sequence[str]) -> list[str]:
@@ -286,9 +291,9 @@ def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, st
             )
 
 
-def _options(parts: _Parts) -> dict[str, Any]:
+def _options(parts: _Parts) -> dict[str, Option]:
     # What a part declares comes before the predictor's own: its option of the same name is the same setting.
-    given: dict[str, Any] = dict(PREDICTORS[parts.predictor])
+    given = dict(PREDICTORS[parts.predictor])
     for part in (parts.model.value, parts.loss.value, parts.augmentation.value):
         for name, option in part.options.items():
             given[name] = option
@@ -338,12 +343,12 @@ def _trials(
     start: _Initial,
     recipe: Recipe,
     dataset: Dataset,
-    data_options: Mapping[str, Any],
+    data_options: Mapping[str, OptionValue],
     run: Run,
 ) -> list[TrialPlan]:
     name, weights = start.backbone, start.weights
     given = {**parts.variant.options, **request.settings}
-    options = {key: option.parse(key, given.get(key, option.default)) for key, option in _options(parts).items()}
+    options = parse_options(_options(parts), given)
     model = _try_building(parts, name, dataset, recipe, options, request.store)
     trains = recipe.epochs > 0 and any(parameter.requires_grad for parameter in model.parameters())
     _try_sampling(parts, dataset, recipe, options, request.devices)
@@ -397,14 +402,14 @@ def _try_building(
     backbone: str,
     dataset: Dataset,
     recipe: Recipe,
-    options: Mapping[str, Any],
+    options: Options,
     store: Path | None,
 ) -> nn.Module:
     """The model, built without memory: a technique that does not fit the backbone says so now, not in the trial."""
     from flowers_bench.models.meta import without_values
 
     model = parts.model.value
-    values = {key: options[key] for key in model.options}
+    values = Options({key: options[key] for key in model.options})
     with without_values():
         try:
             return model.build(
@@ -426,7 +431,7 @@ def _try_building(
             ) from error
 
 
-def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapping[str, Any], devices: int) -> None:
+def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Options, devices: int) -> None:
     """Draw one batch, without its images: batches that the data cannot give are refused now, not in the trial."""
     sampler = parts.loss.value.sampler
     try:
@@ -438,6 +443,6 @@ def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapp
             raise UsageError(f"--devices {devices}: batches of {len(batch)} images cannot be divided among so many.")
         if sampler == "episodes":
             test = np.asarray(dataset.test.labels)
-            queries_per_class(test, options.get("eval_way", 5), options.get("eval_shot", 5), "the test split")
+            queries_per_class(test, options.integer("eval_way", 5), options.integer("eval_shot", 5), "the test split")
     except UsageError as error:
         raise UsageError(f"{parts.label} on {dataset.name}: {error}") from error

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from flowers_bench.contract.dataset import Dataset, silent
 from flowers_bench.contract.host import Host
-from flowers_bench.contract.technique import Option, Recipe
+from flowers_bench.contract.options import Option
+from flowers_bench.contract.technique import Recipe
 from flowers_bench.measure.cost import total_cost
 from flowers_bench.plan.planning import Request, TrialPlan, plan, searchable
 from flowers_bench.store.folder import Store, TrialFolder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowers_bench.contract.dataset import Images, Split
-from flowers_bench.contract.technique import Value
+from flowers_bench.contract.options import Options
 from flowers_bench.data.pixels import Normalizer, evaluation_batches
 from flowers_bench.models.predictors import PREDICTORS, Score, classifier_scores, fit_predictor
 from flowers_bench.training.frozen_prefix import CachedActivations
@@ -79,7 +79,7 @@ class Evaluator:
     """
 
     predictor: str
-    options: Mapping[str, Value]
+    options: Options
     num_classes: int
     image_size: int
     normalize: Normalizer

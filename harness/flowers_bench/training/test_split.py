@@ -105,14 +105,14 @@ def _scored(predict: Fitted, name: str, split: Split) -> _Scored:
 def _episodic(trial: Trial, embeddings: np.ndarray, dataset: Dataset) -> Episodic:
     """Few-shot accuracy of the test images, and of those of classes held out of training where there are enough."""
     labels, options = np.asarray(dataset.test.labels), trial.options
-    n_way, k_shot = int(options.get("eval_way", 5)), int(options.get("eval_shot", 5))
-    unseen = held_out_classes(np.unique(np.asarray(dataset.train.labels)), float(options.get("held_out", 0)))
+    n_way, k_shot = options.integer("eval_way", 5), options.integer("eval_shot", 5)
+    unseen = held_out_classes(np.unique(np.asarray(dataset.train.labels)), options.number("held_out", 0.0))
     found: dict[str, Episodes] = {}
     for name, classes in (("test", np.unique(labels)), ("held_out_classes", unseen)):
         rows = np.isin(labels, classes)
         if len(classes) >= n_way:
             rng = np.random.default_rng(derive_seed(trial.seed, "episodes", name))
-            metric = str(options.get("distance", "euclidean"))
+            metric = options.text("distance", "euclidean")
             found[name] = episodic_accuracy(embeddings[rows], labels[rows], n_way, k_shot, metric, rng)
     return Episodic(test=found.get("test"), held_out_classes=found.get("held_out_classes"))
 
