@@ -54,7 +54,7 @@ def test_a_trial_of_knn_trains_nothing_and_votes_as_scikit_learn(tmp_path: Path)
     scores = _predicted(folder)
     assert np.exp(scores) == pytest.approx(peer.predict_proba(test), abs=1e-3)
     assert result.test.top1 > 0.4  # random features of easy patterns; chance is 0.25
-    assert set(result.retrieval) == {"recall_at_1", "map_at_r"}
+    assert set(result.retrieval.json()) == {"recall_at_1", "map_at_r"}
     # Votes are no probabilities, until temperature scaling makes some of them.
     assert not {"nll", "brier", "ece"} & set(result.test)
     errors = {"ece", "ece_adaptive"}

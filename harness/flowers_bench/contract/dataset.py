@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+    from flowers_bench.contract.technique import Value
 
 T = TypeVar("T")
 
@@ -89,7 +91,7 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """The dataset as it stands in a result: plain JSON values."""
         levels = {kind: list(pair) for kind, pair in self.grey_levels.items()}
         return {
@@ -122,7 +124,7 @@ class DataRequest:
     cache_dir: Path
     path: Path | None
     stored_side: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Value] = field(default_factory=dict)
     progress: Progress = silent
     read_only: bool = False
 
@@ -147,11 +149,11 @@ class DatasetSource:
     name: str
     summary: str
     load: Callable[[DataRequest], Dataset]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Value] = field(default_factory=dict)
     recognises: Callable[[Path], bool] | None = None
     backbones: Mapping[str, str] = field(default_factory=dict)
     max_epochs: int | None = None
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
 
 
 def split_checksum(splits: Mapping[str, tuple[Sequence[str], Sequence[int]]]) -> str:

@@ -8,17 +8,17 @@ techniques compared under one seed see the same one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
+from flowers_bench.contract.technique import Value
 from flowers_bench.util.errors import UsageError
 
 Batches = Iterator[np.ndarray]
-Sampler = Callable[[np.ndarray, int, Mapping[str, Any], np.random.Generator], Batches]
+Sampler = Callable[[np.ndarray, int, Mapping[str, Value], np.random.Generator], Batches]
 
 
-def shuffled(labels: np.ndarray, batch_size: int, options: Mapping[str, Any], rng: np.random.Generator) -> Batches:
+def shuffled(labels: np.ndarray, batch_size: int, options: Mapping[str, Value], rng: np.random.Generator) -> Batches:
     """Every image once, in random order; the last batch may be smaller, but never a single image
     (batch norm cannot train on one)."""
     order = rng.permutation(len(labels))
@@ -30,7 +30,7 @@ def shuffled(labels: np.ndarray, batch_size: int, options: Mapping[str, Any], rn
         yield order[start:stop]
 
 
-def pk(labels: np.ndarray, batch_size: int, options: Mapping[str, Any], rng: np.random.Generator) -> Batches:
+def pk(labels: np.ndarray, batch_size: int, options: Mapping[str, Value], rng: np.random.Generator) -> Batches:
     """P classes x K images each, K = `options["images_per_class"]`, P = batch_size / K: what triplets are mined from
     (Hermans et al. 2017, arXiv:1703.07737). Each class appears about once per pass over the classes."""
     per_class = int(options.get("images_per_class", 4))
@@ -48,7 +48,7 @@ def pk(labels: np.ndarray, batch_size: int, options: Mapping[str, Any], rng: np.
         yield np.concatenate([rng.choice(members[c], per_class, replace=len(members[c]) < per_class) for c in chosen])
 
 
-def episodes(labels: np.ndarray, batch_size: int, options: Mapping[str, Any], rng: np.random.Generator) -> Batches:
+def episodes(labels: np.ndarray, batch_size: int, options: Mapping[str, Value], rng: np.random.Generator) -> Batches:
     """n-way k-shot episodes (Snell et al. 2017, arXiv:1703.05175): for each of `n_way` classes first its `k_shot`
     support images, then its `n_query` query images, class by class. Classes that are held out are never drawn."""
     n_way, k_shot, n_query = (int(options[name]) for name in ("n_way", "k_shot", "n_query"))

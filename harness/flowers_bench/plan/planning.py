@@ -13,7 +13,17 @@ from torch import nn
 
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Progress, silent
 from flowers_bench.contract.host import Host, Registered
-from flowers_bench.contract.technique import Augmentation, Loss, Model, ModelContext, Option, Recipe, Technique, Variant
+from flowers_bench.contract.technique import (
+    Augmentation,
+    Loss,
+    Model,
+    ModelContext,
+    Option,
+    Recipe,
+    Technique,
+    Value,
+    Variant,
+)
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.data.shots import few_shot
@@ -204,7 +214,7 @@ def find_source(host: Host, data: str) -> tuple[DatasetSource, Path | None]:
     )
 
 
-def _split_settings(source: DatasetSource, settings: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _split_settings(source: DatasetSource, settings: Mapping[str, str]) -> tuple[dict[str, Value], dict[str, str]]:
     data = {key.removeprefix("data."): value for key, value in settings.items() if key.startswith("data.")}
     for key in data:
         if key not in source.options:
@@ -286,9 +296,9 @@ def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, st
             )
 
 
-def _options(parts: _Parts) -> dict[str, Any]:
+def _options(parts: _Parts) -> dict[str, Option]:
     # What a part declares comes before the predictor's own: its option of the same name is the same setting.
-    given: dict[str, Any] = dict(PREDICTORS[parts.predictor])
+    given = dict(PREDICTORS[parts.predictor])
     for part in (parts.model.value, parts.loss.value, parts.augmentation.value):
         for name, option in part.options.items():
             given[name] = option
@@ -338,7 +348,7 @@ def _trials(
     start: _Initial,
     recipe: Recipe,
     dataset: Dataset,
-    data_options: Mapping[str, Any],
+    data_options: Mapping[str, Value],
     run: Run,
 ) -> list[TrialPlan]:
     name, weights = start.backbone, start.weights
@@ -397,7 +407,7 @@ def _try_building(
     backbone: str,
     dataset: Dataset,
     recipe: Recipe,
-    options: Mapping[str, Any],
+    options: Mapping[str, Value],
     store: Path | None,
 ) -> nn.Module:
     """The model, built without memory: a technique that does not fit the backbone says so now, not in the trial."""
@@ -426,7 +436,7 @@ def _try_building(
             ) from error
 
 
-def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapping[str, Any], devices: int) -> None:
+def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapping[str, Value], devices: int) -> None:
     """Draw one batch, without its images: batches that the data cannot give are refused now, not in the trial."""
     sampler = parts.loss.value.sampler
     try:
@@ -438,6 +448,6 @@ def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapp
             raise UsageError(f"--devices {devices}: batches of {len(batch)} images cannot be divided among so many.")
         if sampler == "episodes":
             test = np.asarray(dataset.test.labels)
-            queries_per_class(test, options.get("eval_way", 5), options.get("eval_shot", 5), "the test split")
+            queries_per_class(test, int(options.get("eval_way", 5)), int(options.get("eval_shot", 5)), "the test split")
     except UsageError as error:
         raise UsageError(f"{parts.label} on {dataset.name}: {error}") from error
