@@ -61,7 +61,7 @@ class Option:
 
     def parse(self, name: str, value: Any) -> Value:
         """`value` (text or a TOML value) as this option's type; raises `UsageError` naming the valid choices."""
-        parsed = parse_like(self.default, name, value)
+        parsed: Value = parse_like(self.default, name, value)
         if self.choices and parsed not in self.choices:
             raise UsageError(f"{name}={value}: valid choices are {', '.join(map(str, self.choices))}.")
         if isinstance(parsed, (int, float)) and not self.minimum <= parsed <= self.maximum:

@@ -50,7 +50,7 @@ class CachedImages:
 
     def __post_init__(self) -> None:
         with open_regular(self.folder / "index.npy") as stream:
-            self._index = np.load(stream, allow_pickle=False)
+            self._index: np.ndarray = np.load(stream, allow_pickle=False)
         self._pixels = _mapped(self.folder / "pixels.bin")
 
     @property

@@ -255,7 +255,8 @@ def portrait(genes: Species, size: int) -> NDArray[np.uint8]:
 def _drawn(genes: Sequence[Species], factors: dict[str, Array], free: Array, size: int) -> NDArray[np.uint8]:
     image = _Scene(_stack(genes), factors, free, size).paint()
     image = _blurred(image, factors["blur"] * size / 64)
-    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    pixels: NDArray[np.uint8] = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    return pixels
 
 
 def _draws(numbers: Sequence[int], split: str, indices: Sequence[int], grammar_seed: int) -> Array:
