@@ -31,11 +31,11 @@ def trial_started(trial):
     if trial["seed"] == 1:
         os.kill(os.getpid(), signal.SIGSEGV)
 """
-Events = list[tuple[int, dict[str, Any]]]
+Events = list[tuple[int, Event]]
 
 
 def asked(**changes: Any) -> RunOptions:
-    return RunOptions(None, "toy", {}, None, [], [], None, "runs", **{"jobs": 1, "shard": "1/1", **changes})
+    return RunOptions.parse(plugin="toy", **changes)
 
 
 def test_without_ray_the_command_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from lives import TOY
 
 from flowers_bench import Option, Recipe
 from flowers_bench.cli import run as command
-from flowers_bench.cli.options import RunOptions
+from flowers_bench.cli.options import Factors, RunOptions
 from flowers_bench.contract.dataset import Dataset, Split
 from flowers_bench.contract.host import discover
 from flowers_bench.executors.local import Outcome
@@ -218,13 +218,13 @@ def asked(folder: Path, **changes: Any) -> RunOptions:
     common: dict[str, Any] = {
         "suite": None,
         "plugin": str(TOY),
-        "factors": {},
+        "factors": Factors(),
         "seeds": 1,
         "settings": [],
         "sweeps": [],
     }
     more = {"data_dir": folder, "store": str(folder / "runs"), "jobs": 1, "shard": "1/1"}
-    return RunOptions(**{**common, **more, **changes})
+    return RunOptions.parse(**{**common, **more, **changes})
 
 
 @pytest.fixture
@@ -281,7 +281,7 @@ def test_a_suite_searches_where_it_says_so(
 
 
 def test_each_value_of_a_sweep_and_of_shots_has_its_search(tmp_path: Path, executed: list[TrialPlan]) -> None:
-    what = {"factors": {"data": "toy"}, "settings": ["epochs=1", "warmup_epochs=0"], "search": 2}
+    what = {"factors": Factors("toy"), "settings": ["epochs=1", "warmup_epochs=0"], "search": 2}
     assert command.run(asked(tmp_path, **what, shots="2,5", sweeps=["dropout=0.1,0.5"]), "text", 60) == 0
     found = {(item.trial.label, item.trial.protocol.shots, item.trial.options["dropout"]) for item in executed}
     assert found == {("toy/plain", shots, dropout) for shots in (2, 5) for dropout in (0.1, 0.5)}

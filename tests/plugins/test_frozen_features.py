@@ -54,11 +54,11 @@ def test_a_trial_of_knn_trains_nothing_and_votes_as_scikit_learn(tmp_path: Path)
     scores = _predicted(folder)
     assert np.exp(scores) == pytest.approx(peer.predict_proba(test), abs=1e-3)
     assert result.test.top1 > 0.4  # random features of easy patterns; chance is 0.25
-    assert set(result.retrieval) == {"recall_at_1", "map_at_r"}
+    assert set(result.retrieval.json()) == {"recall_at_1", "map_at_r"}
     # Votes are no probabilities, until temperature scaling makes some of them.
-    assert not {"nll", "brier", "ece"} & set(result.test)
+    assert not {"nll", "brier", "ece"} & set(result.test.json())
     errors = {"ece", "ece_adaptive"}
-    found = set(result.test.calibrated)
+    found = set(result.test.calibrated.json())
     assert found == {"nll", "brier", *errors, *(f"{name}_if_calibrated" for name in errors)}
     assert result.cost.flops_uncounted == []
 

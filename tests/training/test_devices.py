@@ -430,7 +430,7 @@ def test_gradients_and_statistics_are_those_of_the_whole_batch(
 
 
 def test_what_cannot_be_divided_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = partial(RunOptions, None, "toy", {}, 1, [], [], None, "runs", shard="1/1", devices=2)
+    asked = partial(RunOptions.parse, plugin="toy", seeds=1, devices=2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     check_devices(asked(jobs=1))
     with pytest.raises(UsageError, match="--jobs gives this machine to several trials"):

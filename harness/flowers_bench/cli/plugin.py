@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from flowers_bench.cli.exit_codes import FAILED
@@ -72,15 +72,14 @@ def _refuse_name(name: str) -> None:
         )
 
 
-def check(plugin: str, backbone: str | None, settings: Sequence[str], out: Path | None) -> int:
+def check(plugin: str, backbone: str | None, settings: Mapping[str, str], out: Path | None) -> int:
     """Run the conformance kit, one line per check; what a later release drops is a warning, said once. Returns the exit code: 0 if
     everything passed, else 1."""
-    from flowers_bench.cli.options import parse_settings
     from flowers_bench.testing import checks
 
     passed, failed, unplannable = 0, 0, set()
     warned: list[str] = []
-    for one in checks(plugin, backbone=backbone, settings=parse_settings(settings), store=out):
+    for one in checks(plugin, backbone=backbone, settings=settings, store=out):
         if one.label in unplannable:
             continue  # it would fail for the same reason
         started = time.perf_counter()

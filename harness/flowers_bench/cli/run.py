@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowers_bench.cli.execute import AGAIN, execute, prepared, run_all, was_interrupted
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
-from flowers_bench.cli.options import (
-    LONGEST,
-    RunOptions,
-    check_devices,
-    check_executor,
-    parse_settings,
-    parse_shard,
-    parse_shots,
-    parse_sweeps,
-    split_plugins,
-)
+from flowers_bench.cli.options import LONGEST, RunOptions, check_devices, check_executor
 from flowers_bench.cli.progress import TrialProgress, messages, track
 from flowers_bench.contract.host import Host, discover
 from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError, unknown_name
@@ -39,61 +29,56 @@ def run(asked: RunOptions, format: str, timeout: float) -> int:
     # Refused before anything is planned, which may take a download.
     if not 1 <= timeout <= LONGEST:
         raise UsageError(f"--timeout {timeout:g}: expected seconds, from 1 to {LONGEST:g}.")
-    parse_shard(asked.shard)
     check_executor(asked)
     check_devices(asked)
     if asked.remote:
         asked.remote.pull()
-    files, names = split_plugins(asked.plugin)
-    if asked.suite is not None and names:
+    if asked.suite is not None and asked.techniques:
         raise UsageError("a suite names its techniques itself; beside it, --plugin takes plugin files only: ./mine.py")
-    if asked.suite is None and not files and not names:
+    if asked.suite is None and not asked.plugin_files and not asked.techniques:
         raise UsageError(
             "--plugin is empty or missing: name a technique (`flowers-bench list` shows them), or a suite: run study-small"
         )
-    host = discover(files)
+    host = discover(asked.plugin_files)
     host.refuse_unfit_trackers(asked.trackers)
     for status in host.broken():
         text = f"warning: plugin {status.name} ({status.origin}) is broken and skipped: {status.error}"
         messages.print(printable(text), markup=False)
     try:
         if asked.suite is not None:
-            return _run_suite(host, files, asked, asked.suite, format, timeout)
-        return _run_techniques(host, files, asked, names, format, timeout)
+            return _run_suite(host, asked, asked.suite, format, timeout)
+        return _run_techniques(host, asked, format, timeout)
     except KeyboardInterrupt:
         messages.print(AGAIN)
         return INTERRUPTED
 
 
-def _run_techniques(
-    host: Host, files: Sequence[Path], asked: RunOptions, names: Sequence[str], format: str, timeout: float
-) -> int:
+def _run_techniques(host: Host, asked: RunOptions, format: str, timeout: float) -> int:
     from flowers_bench.plan.planning import in_order, one_by_one, plan
     from flowers_bench.plan.suites import swept
 
-    sweep = parse_sweeps(asked.sweeps)
     base = _request(asked)
-    for key in sweep:
-        if key in asked.factors or key in base.settings:
+    for key in asked.sweeps:
+        if key in asked.factors.given() or key in asked.settings:
             raise UsageError(f"--sweep {key}: this is given a single value too. Leave that out.")
-    techniques = [*names, *(name for file in files for name in _techniques_of(host, file))]
+    techniques = [*asked.techniques, *(name for file in asked.plugin_files for name in _techniques_of(host, file))]
     _refuse_divided_search(base.search, asked)
-    every_shots: list[int | None] = [*parse_shots(asked.shots)] or [None]
+    every_shots: list[int | None] = [*asked.shots] or [None]
     requests = [
         request
         for shots in every_shots
-        for request in swept(host, replace(base, techniques=techniques, shots=shots), sweep)
+        for request in swept(host, replace(base, techniques=techniques, shots=shots), asked.sweeps)
     ]
     loaded: dict[Any, Dataset] = {}
-    found = [plan(host, request, files, track, loaded) for request in requests]
+    found = [plan(host, request, asked.plugin_files, track, loaded) for request in requests]
     if base.search:
         single = [one for request in requests for one in one_by_one(host, request)]
-        found = _searched(host, files, single, asked, timeout, loaded)
+        found = _searched(host, single, asked, timeout, loaded)
     code = _execute_part(in_order(item for items in found for item in items), asked, format, timeout)
     return code if all(found) else code or FAILED
 
 
-def _run_suite(host: Host, files: Sequence[Path], asked: RunOptions, name: str, format: str, timeout: float) -> int:
+def _run_suite(host: Host, asked: RunOptions, name: str, format: str, timeout: float) -> int:
     from flowers_bench.plan.planning import in_order
     from flowers_bench.plan.suites import overridden, plan_suite, read_suite, with_found
     from flowers_bench.report.published import beside_reported, print_reported
@@ -101,14 +86,14 @@ def _run_suite(host: Host, files: Sequence[Path], asked: RunOptions, name: str, 
 
     if asked.sweeps:
         raise UsageError("--sweep goes with --plugin; in a suite, write the list of values into its file.")
-    given = {key: [value] for key, value in {**asked.factors, **parse_settings(asked.settings)}.items()}
-    suite = overridden(read_suite(name), given, asked.seeds, parse_shots(asked.shots), asked.search)
+    given = {key: [value] for key, value in {**asked.factors.given(), **asked.settings}.items()}
+    suite = overridden(read_suite(name), given, asked.seeds, asked.shots, asked.search)
     _refuse_divided_search(max(table.search for table in suite.tables), asked)
     messages.print(printable(f"suite {suite.path}: {suite.summary}"), markup=False)
     loaded: dict[Any, Dataset] = {}
-    tables = plan_suite(host, suite, _request(asked), files, track, loaded)
+    tables = plan_suite(host, suite, _request(asked), asked.plugin_files, track, loaded)
     requests = [request for table in tables for request in table.requests if request.search]
-    found = _searched(host, files, requests, asked, timeout, loaded) if requests else []
+    found = _searched(host, requests, asked, timeout, loaded) if requests else []
     tables = with_found(tables, found)
     code = _execute_part(in_order(item for table in tables for item in table.planned), asked, format, timeout)
     rows = beside_reported(tables, Store(asked.out))
@@ -121,18 +106,22 @@ def _request(asked: RunOptions) -> Request:
     """What the command line says of all trials; which techniques, is said elsewhere."""
     from flowers_bench.plan.planning import Request
 
-    factors: dict[str, Any] = {"data": "petals", **asked.factors}
+    factors = asked.factors
     return Request(
         [],
+        data=factors.data or "petals",
+        backbone=factors.backbone,
+        weights=factors.weights,
+        loss=factors.loss,
+        augmentation=factors.augmentation,
         cache_dir=asked.cache,
         seeds=asked.seeds or 3,
-        settings=parse_settings(asked.settings),
+        settings=asked.settings,
         store=asked.out,
         search=asked.search or 0,
         jobs=asked.jobs,
         threads=asked.threads_of_a_trial,
         devices=asked.devices,
-        **factors,
     )
 
 
@@ -147,7 +136,7 @@ def _techniques_of(host: Host, file: Path) -> list[str]:
 
 
 def _refuse_divided_search(configurations: int, asked: RunOptions) -> None:
-    if configurations and asked.shard != "1/1":
+    if configurations and asked.shard.count > 1:
         raise UsageError(
             "a search tries one configuration after the other, which --shard cannot divide. Use --jobs, or leave the search "
             "out with --search 0."
@@ -156,7 +145,6 @@ def _refuse_divided_search(configurations: int, asked: RunOptions) -> None:
 
 def _searched(
     host: Host,
-    files: Sequence[Path],
     requests: Sequence[Request],
     asked: RunOptions,
     timeout: float,
@@ -189,7 +177,7 @@ def _searched(
         return outcomes
 
     found: list[list[TrialPlan]] = []
-    searches = search(host, requests, files, run_round, loaded)
+    searches = search(host, requests, asked.plugin_files, run_round, loaded)
     for name, one in zip(distinct_requests(requests), searches, strict=True):
         try:
             found.append(one.best())
@@ -218,7 +206,7 @@ def _in_words(about: SearchFacts | None) -> str:
 def _execute_part(planned: Sequence[TrialPlan], asked: RunOptions, format: str, timeout: float) -> int:
     if not planned:  # no search found anything, which was told
         return FAILED
-    part = planned[parse_shard(asked.shard)]
+    part = planned[asked.shard.part]
     if not part:
         messages.print(f"shard {asked.shard} has no trial: there are fewer trials than shards")
         return 0

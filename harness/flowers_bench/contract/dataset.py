@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from flowers_bench.contract.options import Option, Options, OptionValue, ReadsOptions
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
 
 T = TypeVar("T")
 
@@ -91,7 +92,7 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """The dataset as it stands in a result: plain JSON values."""
         levels = {kind: list(pair) for kind, pair in self.grey_levels.items()}
         return {
@@ -154,13 +155,13 @@ class DatasetSource:
     recognises: Callable[[Path], bool] | None = None
     backbones: Mapping[str, str] = field(default_factory=dict)
     max_epochs: int | None = None
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
 
     def defaults(self) -> Options:
         """Give every option its default."""
         return Options({name: o.default if isinstance(o, Option) else o for name, o in self.options.items()})
 
-    def option_values(self, given: Mapping[str, Any]) -> Options:
+    def option_values(self, given: Mapping[str, OptionValue]) -> Options:
         """Give every option its value: the given one, parsed where an `Option` is declared, or the default.
 
         Raises:

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -50,7 +50,7 @@ class CachedImages:
 
     def __post_init__(self) -> None:
         with open_regular(self.folder / "index.npy") as stream:
-            self._index = np.load(stream, allow_pickle=False)
+            self._index: np.ndarray = np.load(stream, allow_pickle=False)
         self._pixels = _mapped(self.folder / "pixels.bin")
 
     @property
@@ -68,10 +68,10 @@ class CachedImages:
         pixels = self._pixels[offset : offset + height * width * 3].reshape(height, width, 3)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, Path]:
         return {"folder": self.folder}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, Path]) -> None:
         self.folder = state["folder"]
         self.__post_init__()
 

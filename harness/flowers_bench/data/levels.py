@@ -169,7 +169,7 @@ def to_bytes(image: Image, header: Header, scales: Scales) -> NDArray[np.uint8]:
         what = "floating-point numbers" if header.kind == FLOAT else "integers of 32 bits, or with a sign"
         raise NoScale(f"its pixels are {what}, and nothing says which of them is white: convert it to 8 bits")
     if header.kind == COLOUR:
-        pixels = np.asarray(image).copy()
+        pixels: NDArray[np.uint8] = np.asarray(image).copy()
         brightest = max(1, int(scale.white) // 256)
         brighter = (np.arange(256) * 255 / brightest).round().clip(0, 255).astype(np.uint8)
         pixels[..., :3] = brighter[pixels[..., :3]]

@@ -20,7 +20,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from flowers_bench.util.errors import unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 #: Part of the fingerprint: bump it when any pixel would change.
 RENDERER = "petals-2"
@@ -87,8 +88,8 @@ _DRAWS = len(FACTORS) + 73
 
 
 @dataclass(frozen=True)
-class Species:
-    """The genes of one species. Lengths are in units of the flower's radius, colours are RGB in [0, 1]."""
+class _Genes:
+    """All genes of a species but the colours of its petals."""
 
     petals: int
     layers: int
@@ -96,18 +97,24 @@ class Species:
     point: float
     notch: float
     gap: float
-    inner: Colour
-    outer: Colour
     gradient: float
     marking: int  # 0 none, 1 veins, 2 spots, 3 edge, 4 eye
     marking_strength: float
-    marking_colour: Colour
     disc: float
     disc_colour: Colour
     disc_grain: float
     leaves: int
     leaf_colour: Colour
     ground: Colour
+
+
+@dataclass(frozen=True)
+class Species(_Genes):
+    """The genes of one species. Lengths are in units of the flower's radius, colours are RGB in [0, 1]."""
+
+    inner: Colour
+    outer: Colour
+    marking_colour: Colour
 
 
 def _rng(*axes: object) -> np.random.Generator:
@@ -127,23 +134,23 @@ def species(number: int, grammar_seed: int = 0) -> Species:
     family, twin = divmod(number, FAMILY)
     rng = _rng("family", grammar_seed, family)
     uniform = rng.uniform
-    genes: dict[str, Any] = {
-        "petals": int(rng.integers(4, 13)),
-        "layers": int(rng.integers(1, 4)),
-        "width": uniform(0.8, 1.15),
-        "point": uniform(0.3, 0.9),
-        "notch": float(rng.choice([0.0, 0.0, 0.16, 0.26])),
-        "gap": uniform(0.0, 0.2),
-        "gradient": uniform(0.6, 2.2),
-        "marking": int(rng.integers(0, 5)),
-        "marking_strength": uniform(0.6, 0.9),
-        "disc": uniform(0.16, 0.3),
-        "disc_colour": _hsv(uniform(0.06, 0.17), 0.85, uniform(0.4, 0.95)),
-        "disc_grain": uniform(0.1, 0.5),
-        "leaves": int(rng.integers(0, 6)),
-        "leaf_colour": _hsv(float(rng.choice([0.25, 0.31, 0.37])), 0.55, float(rng.choice([0.38, 0.52]))),
-        "ground": _hsv(float(rng.choice([0.1, 0.2, 0.3, 0.36])), 0.4, float(rng.choice([0.22, 0.38]))),
-    }
+    genes = _Genes(
+        petals=int(rng.integers(4, 13)),
+        layers=int(rng.integers(1, 4)),
+        width=uniform(0.8, 1.15),
+        point=uniform(0.3, 0.9),
+        notch=float(rng.choice([0.0, 0.0, 0.16, 0.26])),
+        gap=uniform(0.0, 0.2),
+        gradient=uniform(0.6, 2.2),
+        marking=int(rng.integers(0, 5)),
+        marking_strength=uniform(0.6, 0.9),
+        disc=uniform(0.16, 0.3),
+        disc_colour=_hsv(uniform(0.06, 0.17), 0.85, uniform(0.4, 0.95)),
+        disc_grain=uniform(0.1, 0.5),
+        leaves=int(rng.integers(0, 6)),
+        leaf_colour=_hsv(float(rng.choice([0.25, 0.31, 0.37])), 0.55, float(rng.choice([0.38, 0.52]))),
+        ground=_hsv(float(rng.choice([0.1, 0.2, 0.3, 0.36])), 0.4, float(rng.choice([0.22, 0.38]))),
+    )
     # Few colours for many families, or colour alone would tell them apart. No green: it would be one more leaf.
     paint = {"hue": float(rng.choice([0.6, 0.74, 0.9, 1.0, 1.08, 1.15])) + uniform(-0.035, 0.035)}
     paint["saturation"] = float(rng.choice([0.07, 0.4, 0.7]))
@@ -154,48 +161,50 @@ def species(number: int, grammar_seed: int = 0) -> Species:
         own = _rng("twin", grammar_seed, family, twin)
         # The second twin reads the family's list from its start, the third from its end: they never share a change.
         for k in (order if twin == 1 else order[::-1])[: int(own.integers(1, 3))]:
-            _mutate(_MUTATIONS[k], genes, paint, 1 if own.random() < 0.5 else -1)
-    return Species(**genes, **_coloured(paint))
+            genes = _mutate(_MUTATIONS[k], genes, paint, 1 if own.random() < 0.5 else -1)
+    inner, outer, marking = _colours(paint)
+    return Species(**vars(genes), inner=inner, outer=outer, marking_colour=marking)
 
 
-def _coloured(paint: Mapping[str, float]) -> dict[str, Any]:
+def _colours(paint: Mapping[str, float]) -> tuple[Colour, Colour, Colour]:
+    """Of the petals' inner end, their outer end, and their markings."""
     hue, saturation, value = paint["hue"], paint["saturation"], paint["value"]
-    return {
-        "inner": _hsv(hue + paint["drift"], saturation * paint["pale"], value),
-        "outer": _hsv(hue, saturation, value * 0.95),
-        "marking_colour": _hsv(hue + paint["mark"], 0.75, 0.45),
-    }
+    return (
+        _hsv(hue + paint["drift"], saturation * paint["pale"], value),
+        _hsv(hue, saturation, value * 0.95),
+        _hsv(hue + paint["mark"], 0.75, 0.45),
+    )
 
 
 _MUTATIONS = ("petals", "disc", "disc_colour", "marking", "width", "hue", "notch", "point", "layers")
 
 
-def _mutate(change: str, genes: dict[str, Any], paint: dict[str, float], sign: int) -> None:
-    """Change one gene, in place, by as much as 64 pixels can show."""
+def _mutate(change: str, genes: _Genes, paint: dict[str, float], sign: int) -> _Genes:
+    """Change one gene, or the paint in place, by as much as 64 pixels can show."""
     if change == "petals":
         # One petal more or less is seen among five, not among eleven.
-        step = 1 if genes["petals"] < 8 else 2
-        genes["petals"] += step if genes["petals"] < 6 else sign * step
-    elif change == "disc":
-        genes["disc"] *= 1.4 if sign > 0 else 0.65
-    elif change == "disc_colour":
-        genes["disc_colour"] = tuple(
-            c * 0.35 if max(genes["disc_colour"]) > 0.65 else c * 2 for c in genes["disc_colour"]
-        )
-    elif change == "marking":
-        genes["marking"] = (genes["marking"] + (1 if sign > 0 else 2)) % 5
-    elif change == "width":
-        genes["width"] *= 1.3 if sign > 0 else 0.7
-    elif change == "hue":
+        step = 1 if genes.petals < 8 else 2
+        return replace(genes, petals=genes.petals + (step if genes.petals < 6 else sign * step))
+    if change == "disc":
+        return replace(genes, disc=genes.disc * (1.4 if sign > 0 else 0.65))
+    if change == "disc_colour":
+        factor = 0.35 if max(genes.disc_colour) > 0.65 else 2
+        red, green, blue = genes.disc_colour
+        return replace(genes, disc_colour=(red * factor, green * factor, blue * factor))
+    if change == "marking":
+        return replace(genes, marking=(genes.marking + (1 if sign > 0 else 2)) % 5)
+    if change == "width":
+        return replace(genes, width=genes.width * (1.3 if sign > 0 else 0.7))
+    if change == "hue":
         # A white flower has no hue to turn: it takes on some colour.
         paint["saturation"] = max(paint["saturation"], 0.35)
         paint["hue"] += sign * 0.07
-    elif change == "notch":
-        genes["notch"] = 0.24 if genes["notch"] < 0.1 else 0.0
-    elif change == "point":
-        genes["point"] *= 1.9 if sign > 0 else 0.45
-    else:
-        genes["layers"] = (genes["layers"] + (0 if sign > 0 else 1)) % 3 + 1
+        return genes
+    if change == "notch":
+        return replace(genes, notch=0.24 if genes.notch < 0.1 else 0.0)
+    if change == "point":
+        return replace(genes, point=genes.point * (1.9 if sign > 0 else 0.45))
+    return replace(genes, layers=(genes.layers + (0 if sign > 0 else 1)) % 3 + 1)
 
 
 def render(
@@ -239,7 +248,8 @@ def portrait(genes: Species, size: int) -> NDArray[np.uint8]:
 def _drawn(genes: Sequence[Species], factors: dict[str, Array], free: Array, size: int) -> NDArray[np.uint8]:
     image = _Scene(_stack(genes), factors, free, size).paint()
     image = _blurred(image, factors["blur"] * size / 64)
-    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    pixels: NDArray[np.uint8] = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    return pixels
 
 
 def _draws(numbers: Sequence[int], split: str, indices: Sequence[int], grammar_seed: int) -> Array:

@@ -45,7 +45,8 @@ class _EvaluationTransform:
         if height == width and height <= self.image_size:
             return image if height == self.image_size else functional.resize(image, size, antialias=True)
         resized = functional.resize(image, [stored_side(self.image_size)], antialias=True)
-        return functional.center_crop(resized, size)
+        cropped: Tensor = functional.center_crop(resized, size)
+        return cropped
 
 
 def middle(image: Tensor) -> Tensor:

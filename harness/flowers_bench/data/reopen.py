@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flowers_bench.contract.dataset import DataRequest, Dataset
 from flowers_bench.contract.host import Host
+from flowers_bench.contract.options import OptionValue
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.shots import few_shot
 from flowers_bench.store.identity import Trial
@@ -38,7 +39,7 @@ class DataPlace:
 
 
 def reopen(
-    host: Host, place: DataPlace, image_size: int, options: Mapping[str, object], *, read_only: bool = False
+    host: Host, place: DataPlace, image_size: int, options: Mapping[str, OptionValue], *, read_only: bool = False
 ) -> Dataset:
     """As it is there now: whether it is still the trial's is for the caller to ask, and how strictly.
 

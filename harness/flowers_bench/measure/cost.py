@@ -63,7 +63,7 @@ class _Seen(TorchDispatchMode):
     """Notes every operation that is run, decomposed as the counter does it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ops: set[Any] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -109,7 +109,7 @@ def _batch(image: Tensor, size: int) -> Tensor:
 def timings(run: Run, images: Tensor, seconds: float, runs: int) -> np.ndarray:
     """Seconds of each call, after two that are not counted, for `seconds` seconds and at least `runs` times."""
     found: list[float] = []
-    wait = torch.cuda.synchronize if images.device.type == "cuda" else (lambda: None)
+    wait: Callable[[], object] = torch.cuda.synchronize if images.device.type == "cuda" else (lambda: None)
     for _ in range(2):
         run(images)
     wait()

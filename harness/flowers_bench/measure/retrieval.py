@@ -116,7 +116,8 @@ class _Distances:
         squared[:, self._zero] = 2.0
         squared += self._tie * (self._classes[rows, None] == self._classes)
         squared[torch.arange(len(rows)), rows] = torch.inf
-        return squared.topk(min(count, len(self._squares) - 1), dim=1, largest=False).indices
+        places: Tensor = squared.topk(min(count, len(self._squares) - 1), dim=1, largest=False).indices
+        return places
 
 
 #: Of each query: the figure (Q,); without the image at each rank, same as with it where that changes nothing (Q, K); and

@@ -239,7 +239,7 @@ def _differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     if first.shape != second.shape:
         raise ValueError(f"not paired: {first.shape} against {second.shape}")
     found = first.astype(float) - second.astype(float)
-    whole = np.rint(found).astype(int)
+    whole: np.ndarray = np.rint(found).astype(int)
     if not np.array_equal(found, whole):
         raise ValueError("outcomes must be whole numbers: give sums over what an image's outcome is a mean of")
     return whole

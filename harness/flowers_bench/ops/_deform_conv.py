@@ -31,7 +31,7 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 torch.library.define("flowers_bench::deform_conv2d", _SCHEMA, tags=torch.Tag.pt2_compliant_tag)
 torch.library.define("flowers_bench::deform_conv2d_backward", _BACKWARD_SCHEMA, tags=torch.Tag.pt2_compliant_tag)
-_forward_op = torch.ops.flowers_bench.deform_conv2d.default
+_forward_op: Callable[..., Tensor] = torch.ops.flowers_bench.deform_conv2d.default
 _backward_op = torch.ops.flowers_bench.deform_conv2d_backward.default
 
 
@@ -211,7 +211,10 @@ def _compute(
 ) -> Tensor:
     _check_arguments(input, offset, weight, bias, mask, stride, padding, dilation)
     if _build.has_kernel(input.device.type):
-        return torch.ops.flowers_bench_kernel.forward(input, offset, weight, bias, mask, stride, padding, dilation)
+        computed: Tensor = torch.ops.flowers_bench_kernel.forward(
+            input, offset, weight, bias, mask, stride, padding, dilation
+        )
+        return computed
     out = deform_conv2d_reference(input, offset, weight, bias, mask, stride, padding, dilation)
     return out.contiguous(memory_format=_memory_format(input))
 
@@ -236,7 +239,8 @@ def _compute_backward(
         # The CUDA kernel's fastest way adds in any order; the CPU's order is always the same.
         ordered = input.is_cuda and torch.are_deterministic_algorithms_enabled()
         backward = kernels.backward_deterministic if ordered else kernels.backward
-        return backward(grad, input, offset, weight, mask, stride, padding, dilation, *needs)
+        gradients: tuple[Tensor, ...] = backward(grad, input, offset, weight, mask, stride, padding, dilation, *needs)
+        return gradients
     with _autograd_inside_a_kernel():
         computed = _reference_gradients(grad, input, offset, weight, mask, stride, padding, dilation, needs)
     blank = _gradient_layout(grad, input, offset, weight, mask, needs)
@@ -298,7 +302,6 @@ for _device in ("cpu", "cuda"):
     torch.library.impl("flowers_bench::deform_conv2d_backward", _device, _compute_backward)
 
 
-@torch.library.register_fake("flowers_bench::deform_conv2d")
 def _fake(
     input: Tensor,
     offset: Tensor,
@@ -313,7 +316,6 @@ def _fake(
     return input.new_empty(shape).contiguous(memory_format=_memory_format(input))
 
 
-@torch.library.register_fake("flowers_bench::deform_conv2d_backward")
 def _fake_backward(
     grad: Tensor,
     input: Tensor,
@@ -327,6 +329,10 @@ def _fake_backward(
 ) -> tuple[Tensor, ...]:
     _check_arguments(input, offset, weight, None, mask, stride, padding, dilation)
     return _gradient_layout(grad, input, offset, weight, mask, needs)
+
+
+torch.library.register_fake("flowers_bench::deform_conv2d", _fake)
+torch.library.register_fake("flowers_bench::deform_conv2d_backward", _fake_backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -83,7 +83,7 @@ def _attributes(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-) -> dict[str, Any]:
+) -> dict[str, int | list[int]]:
     """DeformConv's attributes, from the shapes and our arguments."""
     return {
         "strides": list(stride),

@@ -175,7 +175,7 @@ def _figures(suite: Suite, content: Any, lines: _Lines) -> tuple[Figure, ...]:
     return tuple(_figure(suite, table, *where) for table, where in zip(content, lines.figures, strict=False))
 
 
-def _figure(suite: Suite, table: Mapping[str, Any], line: int, lines: Mapping[str, int]) -> Figure:
+def _figure(suite: Suite, table: Mapping[str, Any], line: int, lines: Mapping[str, int]) -> Figure:  # TOML
     known = [f.name for f in fields(Figure)]
     for key in table:
         if key not in known:
@@ -374,11 +374,18 @@ def of_cell(host: Host, request: Request, cell: Mapping[str, str]) -> Request:
     base, _, variant = cell["technique"].partition("/")
     technique = host.find("technique", host.techniques, base).value
     name = f"{base}/{technique.variant(variant or None)[0]}"
-    factors: dict[str, Any] = {key: cell[key] for key in FACTORS[1:] if key in cell}
-    if "shots" in factors:
-        factors["shots"] = int(factors["shots"])
     settings = {key: value for key, value in cell.items() if key not in FACTORS}
-    return replace(request, techniques=[name], **factors, settings={**request.settings, **settings})
+    return replace(
+        request,
+        techniques=[name],
+        data=cell.get("data", request.data),
+        backbone=cell.get("backbone", request.backbone),
+        weights=cell.get("weights", request.weights),
+        loss=cell.get("loss", request.loss),
+        augmentation=cell.get("augmentation", request.augmentation),
+        shots=int(cell["shots"]) if "shots" in cell else request.shots,
+        settings={**request.settings, **settings},
+    )
 
 
 def swept(host: Host, request: Request, sweep: Mapping[str, Sequence[str]]) -> list[Request]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_cache_path
 
-from flowers_bench.contract.host import Host
+from flowers_bench.contract.host import Host, Registered
 from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Subject:
         name, _, variant_name = self.label.partition("/")
         technique = self.host.techniques[name].value
         variant = technique.variants[variant_name]
-        tables: Sequence[tuple[Mapping[str, Any], str]] = (
+        tables: Sequence[tuple[Mapping[str, Registered[Any]], str]] = (
             (self.host.models, variant.model or technique.model),
             (self.host.losses, variant.loss or technique.loss),
             (self.host.augmentations, variant.augmentation or technique.augmentation),

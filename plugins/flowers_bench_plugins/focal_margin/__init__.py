@@ -43,7 +43,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowers_bench import (
     Loss,
@@ -165,7 +165,7 @@ def _additive(summary: str, **options: float) -> Variant:
     return Variant(summary, options=options, baseline="full")
 
 
-def _plain(summary: str, freeze: int = 0, recipe: Mapping[str, Any] = MappingProxyType({})) -> Variant:
+def _plain(summary: str, freeze: int = 0, recipe: Mapping[str, object] = MappingProxyType({})) -> Variant:
     return Variant(summary, {"freeze": freeze}, recipe, model="classifier", loss="cross-entropy")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Weights:
     sha256: str | None = None
     path: Path | None = None
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, str | None]:
         """Give what identifies the weights."""
         return {"name": self.name, "sha256": self.sha256}
 
@@ -44,7 +43,7 @@ class WeightsReport:
     classifier: str = "initialised afresh"
     understood: tuple[str, ...] = field(default=())
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Give plain JSON values."""
         return {
             "loaded": self.loaded,
