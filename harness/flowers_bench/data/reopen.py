@@ -17,7 +17,7 @@ from flowers_bench.util.errors import UsageError
 def reopen(
     host: Host, run: Mapping[str, Any], image_size: int, options: Mapping[str, Any], *, read_only: bool = False
 ) -> Dataset:
-    """As it is there now: whether it is still the trial's is for the caller to ask, and how strictly.
+    """Load a trial's dataset from where it is now. Whether its content is still the trial's is for the caller to check.
 
     Args:
         run: the trial's `run.json`.

@@ -33,7 +33,7 @@ _PER_ELEMENT = (
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Parameters, trainable parameters, and the bytes of what was trained (as stored)."""
+    """Count parameters, trainable parameters, and the bytes of what was trained (as stored)."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -43,8 +43,8 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 
 
 def flops(run: Callable[[Tensor], object], image: Tensor) -> dict[str, Any]:
-    """Floating-point operations of `run` on one image (1, 3, S, S): 2 for each multiply-add of its matrix products,
-    convolutions, deformable convolutions and attention.
+    """Count the floating-point operations of `run` on one image (1, 3, S, S): 2 for each multiply-add of its matrix
+    products, convolutions, deformable convolutions and attention.
 
     Returns:
         flops: the count.
@@ -81,7 +81,7 @@ def _is_per_element(op: Any) -> bool:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Peak memory so far: of the process (resident set) on the CPU, of the allocator on CUDA. Bytes."""
+    """Read the peak memory so far, in bytes: of the process (resident set) on the CPU, of the allocator on CUDA."""
     # ru_maxrss is in kibibytes on Linux and in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     found = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
@@ -91,15 +91,15 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 def peak_of_all(peaks: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Of `peak_memory` of several processes: resident memory in sum (pages that they share count in each), CUDA memory
-    of the device that needed most."""
+    """Combine `peak_memory` of several processes: the sum of resident memory (pages that they share count in each), and
+    the CUDA memory of the device that needed most."""
     fold: dict[str, Callable[[Iterable[int]], int]] = {"peak_rss_bytes": sum, "peak_cuda_bytes": max}
     return {name: fold[name]([peak[name] for peak in peaks]) for name in peaks[0]}
 
 
 def training_cost(history: list[dict[str, Any]], best_epoch: int, fit_seconds: float) -> dict[str, Any]:
-    """Time over all epochs, evaluation included and apart; images per second of training; time to the best epoch;
-    and the energy, where every epoch's was measured (`energy.Meter`).
+    """Add up training: seconds over all epochs, evaluation included and apart; images per second; seconds to the best
+    epoch; and the energy, in joules, where every epoch's was measured (`energy.Meter`).
 
     Args:
         history: a dictionary per epoch.
@@ -123,7 +123,7 @@ def training_cost(history: list[dict[str, Any]], best_epoch: int, fit_seconds: f
 
 
 def total_cost(folders: Iterable[TrialFolder]) -> dict[str, Any]:
-    """What it took to get these trials, those that failed or that a search discarded included: `trials`, `failed`,
+    """Add up what it took to get these trials, with those that failed or that a search discarded: `trials`, `failed`,
     `attempts` and `seconds` from the start of each trial's process to its end, whatever that end was."""
     listed = list(folders)
     attempts = [attempt for folder in listed for attempt in folder.attempts()]

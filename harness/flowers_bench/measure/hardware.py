@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Plain JSON values: processor, accelerator, threads, load, versions, and which deformable-convolution kernel."""
+    """Describe processor, accelerator, threads, load, versions and deformable-convolution kernel, as plain JSON values."""
     import torch  # here, so that reading results needs none
 
     return {
@@ -34,13 +34,13 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def kernel_in_use() -> str | None:
-    """Which deformable-convolution kernel this process used, or None if it has not touched the op."""
+    """Say which deformable-convolution kernel this process used; None if it has not touched the operator."""
     ops = sys.modules.get("flowers_bench.ops")
     return str(ops.kernel()) if ops is not None else None
 
 
 def bfloat16_in_hardware(device: torch.device) -> bool:
-    """Whether the device multiplies in bfloat16; where it does not, autocast only costs time."""
+    """Say whether the device multiplies in bfloat16; where it does not, autocast only costs time."""
     if device.type == "cuda":
         import torch
 
@@ -63,7 +63,7 @@ def _processor() -> str:
 
 
 def describe_hardware(facts: dict[str, Any]) -> str:
-    """One line for people, from `environment()`."""
+    """Put `environment()` into one line for people."""
     devices = facts.get("devices", 1)  # older results have none
     return (
         f"{facts['processor']}, {facts['threads']} thread{'' if facts['threads'] == 1 else 's'} ({facts['cpu_capability']})"

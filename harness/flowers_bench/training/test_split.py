@@ -64,7 +64,7 @@ def measure_splits(trial: Trial, parts: Parts, predict: Fitted, dataset: Dataset
         tables.append(_prediction_table(name, split, found.logits))
     # What follows the test split's scores is no test accuracy over all classes, and stands under names of its own.
     if retrieved := Retrieval.of(found.embeddings, np.asarray(dataset.test.labels)):
-        figures["retrieval"] = retrieved.figures()
+        figures["retrieval"] = retrieved.metrics()
         tables[-1] = tables[-1].assign(**retrieved.images)
     figures["test"].update(quality_by_class(*scores["test"]))
     figures["temperature"] = temperature = fit_temperature(*scores["val"])
