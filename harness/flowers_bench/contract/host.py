@@ -41,7 +41,7 @@ NO_PLUGIN = "FLOWERS_BENCH_NO_PLUGIN"
 _BY_CONTENT = "sha256:"
 #: Seconds that a plugin may take to be imported and to answer the `register_*` hooks.
 IMPORT_TIMEOUT = 60.0
-#: Seconds that a tracker may take to note what it is told.
+#: Seconds that a tracker may take for one event.
 TRACKER_TIMEOUT = 30.0
 
 

@@ -257,7 +257,7 @@ class Augmentation(Part):
         image: makes the per-image transform, uint8 (3, H, W) to uint8 (3, image_size, image_size); typically
             a `torchvision.transforms.v2` transform. Its randomness must come from torch's global generator.
         batch: makes the per-batch transform, (images (N, 3, S, S) float, labels (N,)) to (images, targets), or None.
-        provides: `soft_targets` where the per-batch part mixes labels, else `hard_targets`.
+        provides: `soft_targets` where `batch` mixes labels, else `hard_targets`.
         views: how many versions of each training image there are, drawn once and for all (the same for every seed), of
             which each epoch shows one; None: `image` draws a new one at every step.
     """

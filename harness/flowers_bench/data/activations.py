@@ -38,7 +38,7 @@ def stored_rows(
         directory: created.
         key: hexadecimal; changes whenever the values would.
         batches: gives the rows in order, in arrays (n, ...).
-        announce: told the size in bytes before anything is computed.
+        announce: called with the size in bytes before anything is computed.
 
     Returns:
         None where it does not fit the bounds, or the folder cannot be written.

@@ -167,11 +167,11 @@ def load(request: DataRequest) -> Dataset:
     jpg = root / _FOLDER / "jpg"
     hashes = content_hashes(jpg, names, request.cache_dir, request.progress, "Flowers102", read_only=request.read_only)
     images = _cached(request, jpg, names, hashes)
-    parts = _slices(images, splits)
+    found = _slices(images, splits)
     return Dataset(
-        train=parts["train"],
-        val=parts["val"],
-        test=parts["test"],
+        train=found["train"],
+        val=found["val"],
+        test=found["test"],
         name="flowers102",
         class_names=CLASS_NAMES,
         fingerprint=_digest(f"flowers102 {request.stored_side}", names, hashes),

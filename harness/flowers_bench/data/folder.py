@@ -55,7 +55,7 @@ def load(request: DataRequest) -> Dataset:
 def split_by_rule(
     classes: Classes, hashes: Mapping[str, str], val: float, test: float, seed: int
 ) -> dict[str, Classes]:
-    """Divide each class into training, validation and test part; the module's docstring has the rule.
+    """Divide each class into training, validation and test split; the module's docstring has the rule.
 
     A class of 3 or more different images has at least one in each split; one of 2 has none in validation, and the
     only image of a class is trained on. Images that stand in several classes follow the first of these.
@@ -88,7 +88,7 @@ def _place(content: str, seed: int) -> float:
 
 
 def _at_least_one(count: int, in_test: int, in_val: int) -> tuple[int, int]:
-    """Change the sizes of a class's test and validation part where one of the three parts (training too) would be
+    """Change the sizes of a class's test and validation split where one of the three splits (training too) would be
     empty."""
     n_test = min(max(1, in_test), max(count - 2, min(count - 1, 1)))
     n_val = min(max(1, in_val), count - 1 - n_test)
@@ -112,16 +112,16 @@ def _dataset(
     scales = scales_of(levels)
     images = _cached(request, root, paths, contents, scales)
     position = {path: number for number, path in enumerate(paths)}
-    parts = {
+    found = {
         split: Split(
             Selection(images, np.array([position[key] for key in keys], np.int64)), np.array(labels, np.int64), keys
         )
         for split, (keys, labels) in listing.items()
     }
     return Dataset(
-        train=parts["train"],
-        val=parts["val"],
-        test=parts["test"],
+        train=found["train"],
+        val=found["val"],
+        test=found["test"],
         name=root.resolve().name,
         class_names=names,
         fingerprint=_fingerprint(listing, contents, scales, request.stored_side),

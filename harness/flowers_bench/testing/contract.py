@@ -455,7 +455,7 @@ def augmentation_keeps_its_word(subject: Subject) -> None:
     n, classes = len(images), subject.data.num_classes
     require(
         images.shape == (n, 3, size, size) and images.is_floating_point(),
-        f"the batch part of {augmentation.name!r} returned images {images.dtype} {tuple(images.shape)}: return them as float "
+        f"`batch` of augmentation {augmentation.name!r} returned images {images.dtype} {tuple(images.shape)}: return them as float "
         f"({n}, 3, {size}, {size}).",
     )
     if "soft_targets" in augmentation.provides and targets.ndim == 2:
