@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from flowers_bench.cli.damage import told
+from flowers_bench.cli.damage import print_damaged
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
 from flowers_bench.cli.options import RunOptions
 from flowers_bench.cli.progress import TrialProgress, messages
@@ -57,7 +57,7 @@ def execute(planned: Sequence[TrialPlan], asked: RunOptions, timeout: float, for
 
         outcomes = run_all(todo, on_event, timeout, asked)
     contents = read_each(folder for folder in dict.fromkeys(folders) if folder.path.is_dir())
-    damaged = told(list({str(error): error for error in (*unfit, *contents.damaged)}.values()))
+    damaged = print_damaged(list({str(error): error for error in (*unfit, *contents.damaged)}.values()))
     if contents.finished and format == "md":
         print(markdown(Leaderboard.of(contents.finished)))
     elif contents.finished:

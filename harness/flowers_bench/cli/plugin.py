@@ -88,7 +88,7 @@ def check(plugin: str, backbone: str | None, settings: Mapping[str, str], out: P
                 one()
         except Exception as error:
             failed += 1
-            print(printable(f"FAILED  {one}\n        {_told(error)}"), flush=True)
+            print(printable(f"FAILED  {one}\n        {_explained(error)}"), flush=True)
             if one.name == "can be planned":
                 unplannable.add(one.label)
         else:
@@ -102,7 +102,7 @@ def check(plugin: str, backbone: str | None, settings: Mapping[str, str], out: P
     return FAILED if failed else 0
 
 
-def _told(error: Exception) -> str:
+def _explained(error: Exception) -> str:
     """The kit's own words, or what the plugin raised and where."""
     from flowers_bench.testing import Nonconformance
 

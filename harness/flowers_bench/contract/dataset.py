@@ -20,13 +20,15 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Wraps an iterable to show progress, as `rich.progress.track` does."""
+    """What shows progress, as `rich.progress.track` does."""
 
-    def __call__(self, items: Iterable[T], description: str, total: int) -> Iterable[T]: ...
+    def __call__(self, items: Iterable[T], description: str, total: int) -> Iterable[T]:
+        """Wrap `total` items, so that it is shown how many of them were taken."""
+        ...
 
 
 def silent(items: Iterable[T], description: str, total: int) -> Iterable[T]:
-    """The `Progress` that shows nothing."""
+    """Show nothing: the `Progress` of who has no terminal."""
     return items
 
 
@@ -90,10 +92,11 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
+        """C, the number of classes."""
         return len(self.class_names)
 
     def facts(self) -> dict[str, object]:
-        """The dataset as it stands in a result: plain JSON values."""
+        """Give the facts that stand in a result, as plain JSON values."""
         levels = {kind: list(pair) for kind, pair in self.grey_levels.items()}
         return {
             "name": self.name,
@@ -177,7 +180,7 @@ class DatasetSource:
 
 
 def split_checksum(splits: Mapping[str, tuple[Sequence[str], Sequence[int]]]) -> str:
-    """SHA-256 over (split, key, label), in the order of the split's name and then of the key."""
+    """Compute the SHA-256 over (split, key, label) of all images, in the order of the split's name and then of the key."""
     digest = hashlib.sha256()
     for split in sorted(splits):
         keys, labels = splits[split]

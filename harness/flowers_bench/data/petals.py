@@ -130,7 +130,7 @@ def _hsv(hue: float, saturation: float, value: float) -> Colour:
 
 @functools.lru_cache(maxsize=4096)
 def species(number: int, grammar_seed: int = 0) -> Species:
-    """Genes of species `number`: those of its family, and for the second and third twin one or two changes."""
+    """Make the genes of species `number`: those of its family, and for the second and third twin one or two changes."""
     family, twin = divmod(number, FAMILY)
     rng = _rng("family", grammar_seed, family)
     uniform = rng.uniform
@@ -167,7 +167,7 @@ def species(number: int, grammar_seed: int = 0) -> Species:
 
 
 def _colours(paint: Mapping[str, float]) -> tuple[Colour, Colour, Colour]:
-    """Of the petals' inner end, their outer end, and their markings."""
+    """Compute the colours of the petals' inner end, their outer end, and their markings."""
     hue, saturation, value = paint["hue"], paint["saturation"], paint["value"]
     return (
         _hsv(hue + paint["drift"], saturation * paint["pale"], value),
@@ -240,7 +240,7 @@ def render(
 
 
 def portrait(genes: Species, size: int) -> NDArray[np.uint8]:
-    """One flower under the factors of `PORTRAIT`, on a plain ground: uint8 (S, S, 3), decided by its genes alone."""
+    """Draw one flower under the factors of `PORTRAIT`, on a plain ground: uint8 (S, S, 3), decided by its genes alone."""
     factors = {name: np.array([value], np.float32) for name, value in PORTRAIT.items()}
     return np.asarray(_drawn([genes], factors, np.full((1, _DRAWS - len(FACTORS)), 0.5, np.float32), size)[0])
 
@@ -253,7 +253,7 @@ def _drawn(genes: Sequence[Species], factors: dict[str, Array], free: Array, siz
 
 
 def _draws(numbers: Sequence[int], split: str, indices: Sequence[int], grammar_seed: int) -> Array:
-    """All random numbers of each image, uniform in [0, 1): float32 (B, _DRAWS).
+    """Draw all random numbers of each image, uniform in [0, 1): float32 (B, _DRAWS).
 
     A species has one stream per split, of which image i owns numbers i * _DRAWS and on: PCG64 can be wound forward.
     """
@@ -271,7 +271,7 @@ def _draws(numbers: Sequence[int], split: str, indices: Sequence[int], grammar_s
 
 
 def _factors(draws: Array) -> dict[str, Array]:
-    """Each nuisance factor, (B,)."""
+    """Compute each nuisance factor, (B,), from the random numbers."""
     found = {name: low + draws[:, k] * (high - low) for k, (name, (low, high)) in enumerate(FACTORS.items())}
     found["occlusion"] *= draws[:, len(FACTORS)] < 0.4  # most flowers stand free
     found["blur"] *= found["blur"]  # and most pictures are sharp
@@ -279,13 +279,14 @@ def _factors(draws: Array) -> dict[str, Array]:
 
 
 def _stack(genes: Sequence[Species]) -> dict[str, Array]:
-    """Genes as (B, 1, 1), colours as (B, 3, 1, 1)."""
+    """Stack genes as (B, 1, 1), and colours as (B, 3, 1, 1)."""
     values = {f.name: np.array([getattr(g, f.name) for g in genes], np.float32) for f in fields(Species)}
     return {name: value[..., None, None] for name, value in values.items()}
 
 
 def _power(base: Array, exponent: Array) -> Array:
-    """`base ** exponent` for bases from 0 on; numpy has vector instructions for these two, but none for powers."""
+    """Compute `base ** exponent` for bases from 0 on, by exp2 and log2: NumPy has vector instructions for these, but
+    not for powers."""
     return np.asarray(np.exp(exponent * np.log(np.maximum(base, 1e-6))))
 
 
@@ -294,7 +295,8 @@ def _over(canvas: Array, colour: Array, cover: Array) -> None:
 
 
 def _inside(distance: Array, softness: float = 1.0) -> Array:
-    """Coverage of each pixel: 1 where `distance` is positive, 0 where negative, `softness` pixels of ramp between.
+    """Compute the coverage of each pixel: 1 where `distance` is positive, 0 where negative, `softness` pixels of ramp
+    between.
 
     The unit of `distance` does not matter, nor how it is bent: its own slope says how far a pixel reaches.
     """
@@ -318,7 +320,7 @@ class _Scene:
         self.turn = np.arctan2(self.v, self.u) / np.float32(_TURN)
 
     def _flower_frame(self) -> tuple[Array, Array]:
-        """Image coordinates bent back into the flower's own frame, where its outer radius is 1."""
+        """Bend image coordinates back into the flower's own frame, where its outer radius is 1."""
         f = self.factors
         x: Array = self.x - f["shift_x"]
         y: Array = self.y - f["shift_y"]
@@ -330,14 +332,16 @@ class _Scene:
         return (cos * x + sin * y) / reach, (cos * y - sin * x) / reach
 
     def _bent(self, x: Array, y: Array, sweep: int) -> tuple[Array, Array]:
-        """Two waves along each axis. Their slopes add up to less than 1, so that nothing folds over."""
+        """Bend coordinates by two waves along each axis. Their slopes add up to less than 1, so that nothing folds
+        over."""
         free = self.free["elastic"][:, 8 * sweep : 8 * sweep + 8]
         waves, phases, elastic = np.pi * (0.8 + free[:, :4]), _TURN * free[:, 4:], self.factors["elastic"]
         swing = [np.sin(waves[:, k] * (y if k in (0, 3) else x) + phases[:, k]) for k in range(4)]
         return x + elastic * (swing[0] + swing[1]), y + elastic * (swing[2] + swing[3])
 
     def _tilted(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """Where the ray through (x, y) meets the flower's plane, tilted by `perspective`, from 2.5 away."""
+        """Compute where the ray through (x, y) meets the flower's plane, tilted by `perspective`, from a distance of
+        2.5."""
         axis, tilt, distance = self.factors["perspective_axis"], self.factors["perspective"], 2.5
         cos, sin = np.cos(axis), np.sin(axis)
         along, across = cos * x + sin * y, cos * y - sin * x
@@ -347,7 +351,7 @@ class _Scene:
         return cos * along - sin * across, sin * along + cos * across
 
     def paint(self) -> Array:
-        """RGB float32 (B, 3, S, S) in about [0, 1]."""
+        """Paint the images: RGB float32 (B, 3, S, S) in about [0, 1]."""
         canvas = self._ground()
         self._leaves(canvas)
         for layer in range(int(self.genes["layers"].max())):
@@ -357,7 +361,7 @@ class _Scene:
         return self._lit(canvas)
 
     def _ground(self) -> Array:
-        """Soil and grass out of focus: two waves, and coloured discs of light where there is clutter."""
+        """Paint soil and grass out of focus: two waves, and coloured discs of light where there is clutter."""
         wave = self.free["ground"]
         noise = sum(
             np.sin(10 * (wave[:, k] - 0.5) * self.x + 10 * (wave[:, k + 1] - 0.5) * self.y + _TURN * wave[:, k + 2])
@@ -407,12 +411,12 @@ class _Scene:
         _over(canvas, colour * shade[:, None], _inside(distance) * (layer < g["layers"]))
 
     def _wobble(self, which: NDArray[np.intp], layer: int) -> Array:
-        """A number in [0, 1) for each petal, at each of its pixels."""
+        """Draw a number in [0, 1) for each petal, at each of its pixels."""
         flat = (which.reshape(len(which), -1) + 3 * layer) % 16
         return np.take_along_axis(self.free["petal"][:, :, 0, 0], flat, axis=1).reshape(which.shape)
 
     def _marking(self, a: Array, along: Array) -> Array:
-        """How much of the marking's colour a petal shows."""
+        """Compute how much of the marking's colour a petal shows, 0 to 1."""
         kind = self.genes["marking"]
         found = np.zeros_like(a)
         if (kind == 1).any():  # veins
@@ -435,7 +439,7 @@ class _Scene:
         _over(canvas, g["disc_colour"] * (grain * rim)[:, None], _inside(g["disc"] - self.radius))
 
     def _occluder(self, canvas: Array) -> None:
-        """A leaf in front, out of focus, that comes from one side and covers that share of the flower's diameter."""
+        """Draw a leaf in front, out of focus, that comes from one side and covers that share of the flower's diameter."""
         if not self.factors["occlusion"].any():
             return
         way, phase, tone = (self.free["occluder"][:, k] for k in range(3))
@@ -452,7 +456,7 @@ class _Scene:
         )
 
     def _lit(self, canvas: Array) -> Array:
-        """Brightness, colour temperature, and light falling off to one side."""
+        """Apply brightness, colour temperature, and light that falls off to one side."""
         way = _TURN * self.free["light"][:, 0]
         fall = self.factors["light"] * (1 + 0.25 * (np.cos(way) * self.x + np.sin(way) * self.y))
         warmth = self.factors["warmth"]
@@ -478,7 +482,8 @@ def _parse(options: Mapping[str, OptionValue]) -> dict[str, int]:
 
 
 def load(request: DataRequest) -> Dataset:
-    """The dataset with the options asked for, drawn once and cached. Raises `UsageError` for options out of range."""
+    """Draw the dataset with the options of the request, once, and cache it. Raises `UsageError` for options out of
+    range."""
     options = _parse(request.options)
     size, count = options["size"], options["species"]
     key = hashlib.sha256(json.dumps([RENDERER, options], sort_keys=True).encode()).hexdigest()
@@ -542,7 +547,7 @@ class _Redrawn:
 
 
 def _sweeps(test: Split, options: Mapping[str, int]) -> dict[str, dict[float, Split]]:
-    """`Dataset.factor_sweeps`: the first test images of each species, at the values of `SWEPT`."""
+    """Make `Dataset.factor_sweeps`: the first test images of each species, at the values of `SWEPT`."""
     kept = min(options["test"], SWEPT_IMAGES)
     rows = [n * options["test"] + i for n in range(options["species"]) for i in range(kept)]
     plan = [(n, i) for n in range(options["species"]) for i in range(kept)]
@@ -555,12 +560,12 @@ def _sweeps(test: Split, options: Mapping[str, int]) -> dict[str, dict[float, Sp
 
 
 def _step(size: int) -> int:
-    """How many images are drawn at once: few enough for the arithmetic to stay in the processor's cache."""
+    """Choose how many images are drawn at once: few enough for the arithmetic to stay in the processor's cache."""
     return max(1, 10 * 64 * 64 // size**2)
 
 
 def _rendered(plan: Sequence[tuple[str, int, int]], size: int, grammar_seed: int) -> Iterator[NDArray[np.uint8]]:
-    """The images of `plan` (split, species, index), in order, each (S, S, 3)."""
+    """Render the images of `plan` (split, species, index), in order, each (S, S, 3)."""
     step = _step(size)
 
     def draw(start: int) -> list[NDArray[np.uint8]]:
@@ -576,7 +581,7 @@ def _rendered(plan: Sequence[tuple[str, int, int]], size: int, grammar_seed: int
 
 
 def sheet(families: int = 5, size: int = 64) -> NDArray[np.uint8]:
-    """A contact sheet, uint8 (H, W, 3): a family of twins a row, of each a portrait and three training images."""
+    """Draw a contact sheet, uint8 (H, W, 3): a family of twins a row, of each a portrait and three training images."""
     rows = []
     for family in range(families):
         for twin in range(FAMILY):

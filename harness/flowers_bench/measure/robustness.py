@@ -40,7 +40,7 @@ class Change:
 
 
 def _mirrored(image: Tensor, warp: Callable[[Tensor], Tensor]) -> Tensor:
-    """`warp` of the image with half an image of its reflection on every side, cut back to its own size."""
+    """Apply `warp` to the image with half an image of its reflection on every side, and cut it back to its own size."""
     height, width = image.shape[-2:]
     around = [width // 2, height // 2, width - width // 2, height - height // 2]
     padded = functional.pad(
@@ -136,7 +136,7 @@ CHANGES: Mapping[str, Change] = {
 
 
 def changed(image: Tensor, kind: str, strength: float, key: str) -> Tensor:
-    """One image, uint8 (3, H, W), changed as `kind` changes the image of that key. The image itself is left alone."""
+    """Change one image, uint8 (3, H, W), as `kind` changes the image of that key. The given image is not written to."""
     return CHANGES[kind].apply(image, strength, np.random.default_rng(derive_seed(0, "stress", kind, key)))
 
 
@@ -175,7 +175,7 @@ class Condition:
 
 
 def conditions(dataset: Dataset) -> Iterator[Condition]:
-    """Every kind and level of a dataset's test images. Images are made when they are asked for."""
+    """List every kind and level of changes to a dataset's test images. Images are made when they are read."""
     for kind, change in CHANGES.items():
         for level, value in enumerate(change.levels, 1):
             images: Images = _Changed(dataset.test, kind, value)

@@ -27,13 +27,14 @@ ALONE = "alone"
 
 @dataclass(frozen=True)
 class Check:
-    """One check of one variant, or of the plugin itself: call it; it raises `Nonconformance`, or what the plugin raises."""
+    """One check of one variant, or of the plugin itself, to be called."""
 
     label: str
     name: str
     function: Callable[[], None]
 
     def __call__(self) -> None:
+        """Run the check. Raises `Nonconformance`, or whatever the plugin raises."""
         self.function()
 
     def __str__(self) -> str:
@@ -47,7 +48,8 @@ def checks(
     settings: Mapping[str, str] = MappingProxyType({}),
     store: Path | None = None,
 ) -> list[Check]:
-    """The checks of a plugin: of every variant of its techniques, and of parts that none of them uses.
+    """List the checks of a plugin: those of every variant of its techniques, and those of parts that none of its
+    techniques uses.
 
     Args:
         plugin: a plugin's name, one technique's `NAME/VARIANT`, or the path of a .py file.
@@ -79,12 +81,12 @@ def checks(
 
 
 def checks_of(subject: Subject) -> list[Check]:
-    """All checks of one variant; what they plan and load is shared."""
+    """List all checks of one variant. They share what they plan and load."""
     return [Check(subject.label, f.__name__.replace("_", " "), partial(f, subject)) for f in CHECKS]
 
 
 def conformance_tests(plugin: str | Path, **how: Any) -> Callable[..., None]:
-    """A test function for pytest, with one test per check: assign it to a name that begins with `test_`.
+    """Make a test function for pytest, with one test for each check: assign it to a name that begins with `test_`.
 
     A failed check shows what to change, without a traceback; an exception of the plugin's own shows where it was raised.
 
@@ -132,13 +134,13 @@ def _imports_no_torch(name: str, files: Sequence[Path]) -> None:
 
 
 def _labels(host: Host, plugin: str) -> list[str]:
-    """The variants of the plugin's techniques."""
+    """List the variants of the plugin's techniques, as `technique/variant`."""
     techniques = [found.value for found in host.techniques.values() if found.plugin == plugin]
     return [f"{technique.name}/{variant}" for technique in techniques for variant in technique.variants]
 
 
 def _made_up(host: Host, plugin: str) -> list[str]:
-    """Techniques made up here and registered, one of each part that none of the plugin's own uses."""
+    """Register a technique for each part that none of the plugin's own techniques uses, and give their labels."""
     used = {
         (kind, getattr(source, kind))
         for found in host.techniques.values()
@@ -169,8 +171,8 @@ def _parts(host: Host, plugin: str) -> Iterator[tuple[str, Any]]:
 
 
 def _fitting(host: Host, kind: str, part: Any) -> dict[str, str]:
-    """Names of a model, a loss and an augmentation, one of them the part, the others the plain ones or the first that
-    fit it."""
+    """Name a model, a loss and an augmentation that fit each other: the part itself, and beside it the plain ones, or
+    the first that fit it."""
     models, losses = [r.value for r in host.models.values()], [r.value for r in host.losses.values()]
     chosen = {"model": "classifier", "loss": "cross-entropy", "augmentation": "standard", kind: part.name}
     if isinstance(part, Model) and "logits" not in part.provides:
