@@ -65,7 +65,8 @@ def live(
 ) -> TrialFolder:
     """The same, run from beginning to end; `run` is added to its `run.json`."""
     item = planned(tmp_path, name, data, store=tmp_path / store, **asked)
-    folder = Store(tmp_path / store).prepare(item.trial, {**item.run, "threads": 1, "command": [], **(run or {})})
+    given = {**item.run, "threads": 1, "command": [], **(run or {})}
+    folder = Store(tmp_path / store).prepare(item.trial, given, item.labels)
     run_trial(folder, emit)
     torch.use_deterministic_algorithms(False)
     return folder

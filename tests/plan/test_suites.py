@@ -45,7 +45,7 @@ def planned(host: Host, folder: Path, text: str) -> list[PlannedTable]:
 def test_a_table_means_every_combination(host: Host, tmp_path: Path) -> None:
     text = SMALL + '[[trials]]\ntechnique = ["transfer/k0", "mixing"]\nlr = [1e-3, 1e-2]\nfreeze = [0, 1]\nseeds = 2\n'
     (table,) = planned(host, tmp_path, text)
-    found = [(t.trial.label, t.trial.recipe.lr, t.trial.options["freeze"], t.trial.seed) for t in table.planned]
+    found = [(t.label, t.trial.recipe.lr, t.trial.options["freeze"], t.trial.seed) for t in table.planned]
     labels = ("transfer/k0", "mixing/random")  # a bare name is the default variant, without its baseline
     expected = [(name, lr, k, seed) for name in labels for lr in (1e-3, 1e-2) for k in (0, 1) for seed in (0, 1)]
     assert sorted(found) == sorted(expected)

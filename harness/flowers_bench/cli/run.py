@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench.cli.execute import AGAIN, execute, prepared, run_all, was_interrupted
+from flowers_bench.cli.execute import AGAIN, execute, name_again, prepared, run_all, was_interrupted
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
 from flowers_bench.cli.options import (
     LONGEST,
@@ -174,12 +174,13 @@ def _searched(
     longest = max(request.search for request in requests)
 
     def run_round(number: int, planned: Sequence[TrialPlan]) -> Sequence[Outcome]:
+        name_again(planned, store)
         todo, unfit = prepared(planned, store)
         if unfit:  # without it, this would be another search
             raise unfit[0]
         if todo:
             messages.print(f"search: configuration {number} of {longest}")
-        names = distinct_names([item.trial.facts() for item in planned])
+        names = distinct_names([item.described() for item in planned])
         labels = {item.trial.id: name for name, item in zip(names, planned, strict=True)}
         with TrialProgress(labels, len(todo)) as progress:
             outcomes = run_all(todo, progress.on_event, timeout, asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from flowers_bench.util.text import printable
 if TYPE_CHECKING:
     from flowers_bench.report.measures import Measure
     from flowers_bench.store.folder import TrialFolder
+    from flowers_bench.store.identity import Label
 
 Line = tuple[str, str]
 
@@ -41,6 +43,7 @@ def _everything(folder: TrialFolder) -> dict[str, Any]:
     """What the trial's files hold, images' predictions apart."""
     return {
         "config": folder.config(),
+        "labels": [dataclasses.asdict(label) for label in folder.labels()],
         "run": folder.run(),
         "history": folder.history(),
         "attempts": folder.attempts(),
@@ -51,10 +54,9 @@ def _everything(folder: TrialFolder) -> dict[str, Any]:
 
 def _sections(folder: TrialFolder) -> Iterator[tuple[str, list[Line]]]:
     config, run = folder.config(), folder.run()
-    label = f"{config['technique']}/{config['variant']}"
-    data = config["dataset"]
-    yield f"trial {folder.id}: {label} on {data['name']}, seed {config['seed']}", []
-    yield "What it is", _identity(config, run)
+    data, names = config["dataset"], " = ".join(label.text for label in folder.labels())
+    yield f"trial {folder.id}: {names} on {data['name']}, seed {config['seed']}", []
+    yield "What it is", _identity(config, folder.labels())
     trained = bool(folder.result()["cost"]["epochs"] if folder.finished() else config["recipe"]["epochs"])
     recipe = {**in_use(config["recipe"], trained=trained), **config["options"]}
     yield "Recipe" if trained else "Nothing trained", [(key, _text(value)) for key, value in recipe.items()]
@@ -75,7 +77,8 @@ def _sections(folder: TrialFolder) -> Iterator[tuple[str, list[Line]]]:
     yield "Run it again", [(shlex.join(["flowers-bench", *map(str, run.get("command", []))]), "")]
 
 
-def _identity(config: Mapping[str, Any], run: Mapping[str, Any]) -> list[Line]:
+def _identity(config: Mapping[str, Any], labels: Sequence[Label]) -> list[Line]:
+    compared = dict.fromkeys(label.baseline for label in labels if label.baseline)
     data, weights, shots = config["dataset"], config["weights"], config["protocol"].get("shots")
     parts = ", ".join(f"{key} {config[key]}" for key in ("model", "loss", "augmentation", "sampler", "predictor"))
     sizes = f"{data['n_train']} train / {data['n_val']} val / {data['n_test']} test"
@@ -84,8 +87,12 @@ def _identity(config: Mapping[str, Any], run: Mapping[str, Any]) -> list[Line]:
         ("backbone", f"{config['backbone']}, weights {weights['name']}" + _sha(weights["sha256"])),
         ("data", f"{data['classes']} classes, {sizes}, {data['resolution']}, split {data['split_checksum'][:8]}"),
         ("protocol", "trained on train, chosen on val, read once on test" + (f"; {shots} shots" if shots else "")),
-        ("compared with", run.get("baseline") or "-"),
-        ("code", ", ".join(f"{plugin} ({code})" for plugin, code in config["code"].items())),
+        ("compared with", ", ".join(compared) or "-"),
+        (
+            "code",
+            ", ".join(f"{plugin} ({code})" for plugin, code in config["code"].items())
+            or "built-in parts of revision 1",
+        ),
     ]
     return [*lines, *(("note", note) for note in data["notes"])]
 

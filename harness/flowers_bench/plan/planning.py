@@ -22,7 +22,7 @@ from flowers_bench.models.backbones import Backbone, check_backbone, check_image
 from flowers_bench.models.predictors import PREDICTORS
 from flowers_bench.models.weights import Weights
 from flowers_bench.models.weights.source import NoNetwork, resolve_weights
-from flowers_bench.store.identity import Protocol, Trial
+from flowers_bench.store.identity import Label, Protocol, Trial
 from flowers_bench.training import optimizer
 from flowers_bench.util.errors import UsageError, unknown_name
 
@@ -63,18 +63,29 @@ class Request:
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """A trial and where it finds what it needs on this machine.
+    """A trial, what it is called, and where it finds what it needs on this machine.
 
     Attributes:
+        labels: its names, one at least; several where several of what was asked for mean this very training.
         run: the content of `run.json`.
         trains: whether it takes any step; without, its recipe says nothing but the size of the images.
         notes: what was understood of its weight file, to be said before it runs.
     """
 
     trial: Trial
+    labels: tuple[Label, ...]
     run: Mapping[str, Any]
     trains: bool = True
     notes: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """`technique/variant`; of several, with `=` between them."""
+        return " = ".join(label.text for label in self.labels)
+
+    def described(self) -> dict[str, Any]:
+        """The trial's `facts()` with technique and variant, as `TrialFolder.described` has them: under its first name."""
+        return {**self.trial.facts(), "technique": self.labels[0].technique, "variant": self.labels[0].variant}
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,13 @@ class _Parts:
     @property
     def label(self) -> str:
         """`technique/variant`."""
-        return f"{self.technique.name}/{self.variant_name}"
+        return self.as_label.text
+
+    @property
+    def as_label(self) -> Label:
+        """What its trials are called, and what they are to be compared with."""
+        baseline = f"{self.technique.name}/{self.variant.baseline}" if self.variant.baseline else None
+        return Label(self.technique.name, self.variant_name, baseline)
 
 
 def plan(
@@ -167,8 +184,12 @@ def searchable(host: Host, request: Request) -> tuple[Recipe, dict[str, Option]]
 
 
 def in_order(planned: Iterable[TrialPlan]) -> list[TrialPlan]:
-    """Each trial once, all of seed 0 first: whoever stops early has whole comparisons."""
-    unique = {item.trial.id: item for item in planned}
+    """Each trial once, with all the names that it was asked for by; all of seed 0 first: whoever stops early has whole
+    comparisons."""
+    unique: dict[str, TrialPlan] = {}
+    for item in planned:
+        before = unique[item.trial.id].labels if item.trial.id in unique else ()
+        unique[item.trial.id] = replace(item, labels=tuple(dict.fromkeys((*before, *item.labels))))
     return sorted(unique.values(), key=lambda item: item.trial.seed)
 
 
@@ -344,18 +365,19 @@ def _trials(
     trains = recipe.epochs > 0 and any(parameter.requires_grad for parameter in model.parameters())
     _try_sampling(parts, dataset, recipe, options, request.devices)
     code = _code(host, parts, run["data_source"], recipe, model)
+    facts = dataset.facts()
+    if not host.is_built_in(host.datasets[run["data_source"]].plugin):
+        facts["options"] = dict(data_options)
     return [
         TrialPlan(
             Trial(
-                technique=parts.technique.name,
-                variant=parts.variant_name,
                 model=parts.model.value.name,
                 loss=parts.loss.value.name,
                 augmentation=parts.augmentation.value.name,
                 sampler=parts.loss.value.sampler,
                 predictor=parts.predictor,
                 options=options,
-                dataset=dataset.facts(),
+                dataset=facts,
                 data_options=data_options,
                 backbone=name,
                 weights=weights.facts(),
@@ -364,11 +386,8 @@ def _trials(
                 code=code,
                 protocol=Protocol(shots=request.shots),
             ),
-            {
-                **run,
-                "weights_path": str(weights.path) if weights.path else None,
-                "baseline": parts.variant.baseline,
-            },
+            (parts.as_label,),
+            {**run, "weights_path": str(weights.path) if weights.path else None},
             trains,
             start.notes,
         )
@@ -377,10 +396,10 @@ def _trials(
 
 
 def _code(host: Host, parts: _Parts, source: str, recipe: Recipe, model: nn.Module) -> dict[str, str]:
-    """What identifies the code of a trial: each plugin whose parts are in use, and whatever gives other numbers than it did
-    in its first revision."""
+    """What identifies the code of a trial: each plugin of others whose parts are in use, and whatever gives other numbers
+    than it did in its first revision. Of built-in parts the revision says all: a release trains nothing again."""
     in_use: list[Registered[Any]] = [parts.model, parts.loss, parts.augmentation]
-    origins = {host.techniques[parts.technique.name].plugin, *(registered.plugin for registered in in_use)}
+    origins = {registered.plugin for registered in in_use if not host.is_built_in(registered.plugin)}
     # What a package's dataset is like, its fingerprint says; a file must be known to be loaded again for a stored trial.
     if host.plugins[host.datasets[source].plugin].is_file:
         origins.add(host.datasets[source].plugin)

@@ -5,12 +5,11 @@ A name is for people, and belongs to one table: whatever is looked up is looked 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from flowers_bench.store.identity import determining, short_hash
 from flowers_bench.util.text import printable
 
 #: The value of a setting that a configuration does not have.
@@ -22,10 +21,11 @@ Facts = Mapping[str, str]
 
 
 def configuration_id(config: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits that trials have in common if they differ in nothing but the seed."""
-    facts = {key: value for key, value in config.items() if key not in _NOT_CONFIGURED}
-    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    """16 hexadecimal digits that trials of one name have in common if they differ in nothing but the seed."""
+    facts: Mapping[str, Any] = config
+    if config.get("schema_version") != 1:
+        facts = {**determining(config), "technique": config["technique"], "variant": config["variant"]}
+    return short_hash({key: value for key, value in facts.items() if key not in _NOT_CONFIGURED})
 
 
 def kinds(config: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 ```
 runs/<trial id>/config.json         the trial: what the id is a hash of
+                labels/             a file for each of its names: technique, variant, baseline (not part of the id)
                 run.json            where it ran from: paths, command (not part of the id)
                 environment.json    machine, versions, kernel
                 history.jsonl       a line per epoch
@@ -22,6 +23,7 @@ runs/search/                        a run store of its own: trials of `--search`
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -37,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from flowers_bench.store import schema as records
-from flowers_bench.store.identity import Trial, config_id
+from flowers_bench.store.identity import Label, Trial, config_id, short_hash
 from flowers_bench.store.mirror import WEIGHTS, fetch_weights
 from flowers_bench.store.schema import damaged, read_json, read_lines, read_record, read_table, refuse_other_form
 from flowers_bench.util.errors import Unreadable, UsageError
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Of `result.json` and `config.json`. Readers refuse a newer one.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: Of the changes that `--stress` makes to images; raised when an image would be changed otherwise. Figures of different
 #: revisions are not comparable.
 STRESS_REVISION = 1
@@ -94,8 +96,49 @@ class TrialFolder:
         return self.stressed() if stress else self.finished()
 
     def config(self) -> dict[str, Any]:
-        """The trial's `facts()`."""
-        return _supported(self.path / "config.json", records.CONFIG)
+        """The trial's `facts()`, with its id."""
+        found = _supported(self.path / "config.json", records.CONFIG)
+        if found["schema_version"] == 1:
+            refuse_other_form(self.path / "config.json", found, records.CONFIG_1)
+        return found
+
+    def labels(self) -> tuple[Label, ...]:
+        """Its names, in order; where it has none (their folder was not copied along), one of its model and loss.
+        Raises `Unreadable` for a damaged one."""
+        config = self.config()
+        if config["schema_version"] == 1:
+            technique, baseline = config["technique"], self.run().get("baseline")
+            return (Label(technique, config["variant"], f"{technique}/{baseline}" if baseline else None),)
+        return self.stored_labels() or (Label(config["model"], config["loss"]),)
+
+    def stored_labels(self) -> tuple[Label, ...]:
+        """Those of its names that stand in files of their own, in order."""
+        folder = self.path / "labels"
+        if folder.is_symlink():
+            raise damaged(folder, "is a link: a run store has plain files only")
+        found = [read_label(path) for path in folder.glob("*.json") if not path.name.startswith(".")]
+        return tuple(sorted(found, key=lambda label: label.text))
+
+    def add_labels(self, labels: Iterable[Label]) -> list[Label]:
+        """Give it further names, beside other runs that may do the same: each is a file of its own, and one that is there
+        stands.
+
+        Returns:
+            those that it did not have.
+        """
+        new = []
+        for label in labels:
+            path = self.path / "labels" / _label_file(label)
+            if not os.path.lexists(path):
+                path.parent.mkdir(exist_ok=True)
+                write_json(path, dataclasses.asdict(label))
+                new.append(label)
+        return new
+
+    def described(self, label: Label | None = None) -> dict[str, Any]:
+        """`config` with technique and variant, under one of its names; the first of them if none is given."""
+        label = label or self.labels()[0]
+        return {**self.config(), "technique": label.technique, "variant": label.variant}
 
     def is_of_its_config(self) -> bool:
         """Whether the folder's name and the id in `config.json` are what that file describes: neither was edited."""
@@ -103,7 +146,7 @@ class TrialFolder:
         return bool(self.id == config["id"] == config_id(config))
 
     def run(self) -> dict[str, Any]:
-        """Where the trial ran from: paths, command, the variant it is to be compared with. Nothing of it is in the trial's
+        """Where the trial ran from: paths, command. Nothing of it is in the trial's
         id: what it names is for people to read, and is neither executed nor written to."""
         return read_record(self.path / "run.json", records.RUN)
 
@@ -113,15 +156,15 @@ class TrialFolder:
         searched = config["protocol"]["report"] == "none"
         result = _supported(path, records.SEARCHED if searched else records.RESULT)
         data = config["dataset"]
-        label = f"{config['technique']}/{config['variant']}"
         agreeing: list[tuple[str, Any, Any]] = [
             ("id", result["id"], config["id"]),
-            ("label", result["label"], label),
             ("seed", result["seed"], config["seed"]),
             ("val.n", result["val"]["n"], data["n_val"]),
         ]
         if not searched:
             agreeing.append(("test.n", result["test"]["n"], data["n_test"]))
+        if config["schema_version"] == 1:
+            agreeing.append(("label", result.get("label"), f"{config['technique']}/{config['variant']}"))
         for name, found, expected in agreeing:
             if found != expected:
                 raise damaged(path, f"is damaged: {name} is {found!r:.40}, and {expected!r:.40} in config.json")
@@ -187,6 +230,7 @@ class TrialFolder:
                 f"is not of the trial that it describes ({config_id(config)}): its folder was renamed, or it was edited",
             )
         self.run()
+        self.labels()
         epochs = len(self.history())
         self.attempts()
         self.failure()
@@ -423,12 +467,13 @@ class Store:
         """The folder of that id, whether or not it exists."""
         return TrialFolder(self.root / trial_id)
 
-    def prepare(self, trial: Trial, run: Mapping[str, Any]) -> TrialFolder:
-        """Create the trial's folder, and note what the trial is and how it is run."""
+    def prepare(self, trial: Trial, run: Mapping[str, Any], labels: Iterable[Label] = ()) -> TrialFolder:
+        """Create the trial's folder, and note what the trial is, what it is called and how it is run."""
         folder = self.folder(trial.id)
         try:
             folder.refuse_links()  # whatever the trial writes would go where they lead
             folder.path.mkdir(parents=True, exist_ok=True)
+            folder.add_labels(labels)
             write_json(
                 folder.path / "config.json",
                 {"schema_version": SCHEMA_VERSION, "id": trial.id, **trial.facts()},
@@ -482,6 +527,20 @@ class Store:
         raise UsageError(
             f"{what} in {self.root} with an id that begins with {text!r}. List them: flowers-bench leaderboard --trials"
         )
+
+
+def read_label(path: Path) -> Label:
+    """One of a trial's names, from its file. Raises `Unreadable` where the file is damaged, or called after another name."""
+    record = read_record(path, records.LABEL)
+    label = Label(record["technique"], record["variant"], record.get("baseline"))
+    if path.name != _label_file(label):
+        raise damaged(path, f"is damaged: it is called after another name than {label.text!r:.40}")
+    return label
+
+
+def _label_file(label: Label) -> str:
+    """Of the same name in every store, so that names unite where folders are copied into each other."""
+    return f"{short_hash(label.text)}.json"
 
 
 def leave_places_behind(folder: TrialFolder) -> None:

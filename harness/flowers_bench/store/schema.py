@@ -184,7 +184,7 @@ CONFIG = Record(
         "schema_version": COUNT,
         "id": ID,
         "harness_revision": COUNT,
-        **_all(("technique", "variant", "model", "loss", "augmentation", "sampler", "predictor", "backbone"), NAME),
+        **_all(("model", "loss", "augmentation", "sampler", "predictor", "backbone"), NAME),
         "options": ByName(Plain()),
         "data_options": ByName(Plain()),
         "code": ByName(NAME),
@@ -195,6 +195,7 @@ CONFIG = Record(
                 "classes": Number(1, 2**31, whole=True),
                 **_all(("n_train", "n_val", "n_test"), Number(0, 2**31, whole=True)),
                 "notes": Each(WORDS),
+                "options?": ByName(Plain()),
                 "grey_levels?": Record(_all(("integer?", "float?", "colour?"), Each(Number()))),
             }
         ),
@@ -217,6 +218,10 @@ CONFIG = Record(
         ),
     }
 )
+#: In schema 1, the trial's only name stood in it; which variant it was to be compared with, in `run.json`.
+CONFIG_1 = Record({**CONFIG.fields, **_all(("technique", "variant"), NAME)})
+#: A file of `labels/`: one of the trial's names, since schema 2.
+LABEL = Record({**_all(("technique", "variant"), NAME), "baseline?": Text(2001)})
 
 #: Names of `run.json` that hold places of the machine where the trial ran. They are not in any hash, so that whoever passes a
 #: store on chooses them: another machine has no use for them, and `merge` leaves them behind.
@@ -308,7 +313,7 @@ SEARCHED = Record(
     {
         "schema_version": COUNT,
         "id": ID,
-        "label": Text(2001),
+        "label?": Text(2001),
         "seed": COUNT,
         "best_epoch": COUNT,
         "val": Record(_JUDGED),

@@ -112,7 +112,7 @@ def load_trained(
     trial = trial_from_config(folder.config())
     if not folder.finished():
         raise UsageError(f"trial {folder.id} is not finished.")
-    host = discover_for(trial.id, trial.code, plugins)
+    host = discover_for(folder.id, trial.code, plugins)
     check_backbone(trial.backbone)  # timm would also take a name that makes it ask the Hugging Face Hub
     places = {"weights_path": None, "store": str(store or folder.path.parent), "plugin_files": list(map(str, plugins))}
     with torch.random.fork_rng():
@@ -141,15 +141,15 @@ def _refuse_other_values(tensors: Mapping[str, Tensor], model: nn.Module) -> Non
 def dataset_of(folder: TrialFolder, sources: Sources) -> Dataset:
     """The trial's dataset. Raises `UsageError` if it is not the same, or its code was not named."""
     trial, run = trial_from_config(folder.config()), folder.run()
-    host = discover_for(trial.id, trial.code, sources.plugins)
+    host = discover_for(folder.id, trial.code, sources.plugins)
     data = sources.data or run.get("data_path")
     source = run.get("data_source")
     if source == "folder" and data is None:
         raise UsageError(
-            f"where the images of trial {trial.id} lie is not known here: name their folder with --data PATH."
+            f"where the images of trial {folder.id} lie is not known here: name their folder with --data PATH."
         )
     if source is None:
-        raise UsageError(f"{folder.path / 'run.json'} does not say which dataset trial {trial.id} was run on.")
+        raise UsageError(f"{folder.path / 'run.json'} does not say which dataset trial {folder.id} was run on.")
     places = {"data_source": source, "data_path": str(data) if data else None, "cache_dir": str(sources.cache)}
     return load_dataset(host, trial, places)
 

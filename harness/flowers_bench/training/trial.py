@@ -60,7 +60,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
         ranks.all_gather(peak_memory(device))
         return
 
-    observers = Observers(host, config, run, emit)
+    observers = Observers(host, folder.described(), run, emit)
     observers.tell("trial_started")
     setup_seconds = time.perf_counter() - started
 
@@ -86,7 +86,6 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "id": trial.id,
-        "label": trial.label,
         "seed": trial.seed,
         "best_epoch": training.best_epoch,
     }
