@@ -151,7 +151,7 @@ def test_a_configuration_that_cannot_be_trained_is_counted_and_said(
         return local.run_all(folders, on_event, timeout)
 
     monkeypatch.setattr(command, "run_all", one_fails)
-    few = {"plugin": "transfer/study-scratch", "factors": {"data": "petals"}, "settings": [*SMALL, "epochs=1"]}
+    few = {"plugin": "transfer/scratch", "factors": {"data": "petals"}, "settings": [*SMALL, "epochs=1"]}
     assert run(tmp_path / "runs", **few) == 0
     assert len(first) == BUDGET
     assert "best of 3 configurations (1 could not be trained)" in capsys.readouterr().err

@@ -42,6 +42,8 @@ class Request:
         jobs: how many trials will run at once; the processor's threads are divided among them.
         threads: of each trial; where None, `OMP_NUM_THREADS`, else that share.
         devices: that each trial is divided among. No part of its identity: its batches stay what they are.
+        recipe: fields that replace the technique's and variant's, as a variant's own would: the data's and `settings` come after.
+        label: what a suite calls these trials; None: `technique/variant`.
     """
 
     techniques: Sequence[str]
@@ -59,6 +61,13 @@ class Request:
     jobs: int = 1
     threads: int | None = None
     devices: int = 1
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    label: Label | None = None
+
+    @property
+    def title(self) -> str:
+        """The names of its trials."""
+        return self.label.text if self.label else " ".join(self.techniques)
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ def plan(
     chosen = [_parts(host, request, name) for name in _with_baselines(host, request.techniques)]
     _refuse_unknown_settings(chosen, settings)
     datasets = {} if loaded is None else loaded
-    recipes = [_recipe(source, parts, settings) for parts in chosen]
+    recipes = [_recipe(source, parts, request.recipe, settings) for parts in chosen]
     # Before the data, which may take a download, or minutes of drawing.
     initial = [_initial(request, parts, source, recipe) for parts, recipe in zip(chosen, recipes, strict=True)]
     planned: list[TrialPlan] = []
@@ -180,7 +189,7 @@ def searchable(host: Host, request: Request) -> tuple[Recipe, dict[str, Option]]
     parts = _parts(host, request, label)
     fixed = {*parts.variant.options, *settings}
     options = {name: option for name, option in _options(parts).items() if option.search and name not in fixed}
-    return _recipe(source, parts, settings), options
+    return _recipe(source, parts, request.recipe, settings), options
 
 
 def in_order(planned: Iterable[TrialPlan]) -> list[TrialPlan]:
@@ -313,8 +322,8 @@ def _options(parts: _Parts) -> dict[str, Any]:
     return given
 
 
-def _recipe(source: DatasetSource, parts: _Parts, settings: Mapping[str, str]) -> Recipe:
-    recipe = parts.technique.recipe.changed(**{**parts.variant.recipe, **source.recipe})
+def _recipe(source: DatasetSource, parts: _Parts, instead: Mapping[str, Any], settings: Mapping[str, str]) -> Recipe:
+    recipe = parts.technique.recipe.changed(**{**parts.variant.recipe, **instead, **source.recipe})
     if source.max_epochs is not None and recipe.epochs > source.max_epochs and "epochs" not in settings:
         recipe = recipe.changed(epochs=source.max_epochs, warmup_epochs=min(1, recipe.warmup_for(source.max_epochs)))
     given = {key: value for key, value in settings.items() if key in recipe.facts()}
@@ -386,7 +395,7 @@ def _trials(
                 code=code,
                 protocol=Protocol(shots=request.shots),
             ),
-            (parts.as_label,),
+            (request.label or parts.as_label,),
             {**run, "weights_path": str(weights.path) if weights.path else None},
             trains,
             start.notes,

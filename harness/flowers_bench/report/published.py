@@ -42,7 +42,7 @@ def beside_reported(tables: Sequence[PlannedTable], store: Store) -> list[Beside
     # Of a search that found nothing no trial is planned, and only what was asked for is known.
     names = iter(distinct_names([item.planned[0].described() for item, _ in wanted if item.planned]))
     for item, reported in wanted:
-        name = next(names) if item.planned else " ".join(item.requests[0].techniques)
+        name = next(names) if item.planned else item.requests[0].title
         asked = {planned.trial.id: planned.labels for planned in item.planned}
         folders = (folder for folder in map(store.folder, asked) if folder.finished())
         trials = Finished.each(read_each(folders).finished, asked)
