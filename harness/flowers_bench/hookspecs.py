@@ -67,8 +67,8 @@ def register_datasets() -> list[DatasetSource]:  # type: ignore[empty-body]
 
 @hookspec
 def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    """Take note that a trial begins or resumes. `trial` is its `config.json`, `run` its `run.json`: `store` is the run
-    store's path.
+    """Take note that a trial begins or resumes. `trial` is its `config.json` with `technique` and `variant`,
+    `run` its `run.json`: `store` is the run store's path.
 
     Called in the trial's process, as all observers are. They get copies, and torch's, numpy's and Python's random
     numbers go on as if they had not been there: whatever an observer does or raises, the trial's numbers are the same.

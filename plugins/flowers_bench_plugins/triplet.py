@@ -43,17 +43,6 @@ if TYPE_CHECKING:
 
     from flowers_bench.nn import Output
 
-# The study's recipe, for comparison with its numbers.
-STUDY = {
-    "optimizer": "adam",
-    "lr": 1e-3,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "warmup_epochs": 0,
-    "batch_size": 32,
-    "epochs": 100,
-    "patience": 5,
-}
 
 # m is given too, though a soft margin has none, so that no search spends its tries on it.
 SOFT: dict[str, float] = {"soft_margin": True, "margin": 0.2}
@@ -290,18 +279,6 @@ def register_techniques() -> list[Technique]:
                     "the twin without triplets: a linear classifier, shuffled batches",
                     model="classifier",
                     loss="cross-entropy",
-                ),
-                "study": Variant(
-                    "the study's row: random triplets with its recipe",
-                    options={"mining": "random"},
-                    recipe=STUDY,
-                    baseline="study-cross-entropy",
-                ),
-                "study-cross-entropy": Variant(
-                    "the study's twin without triplets, with its recipe",
-                    model="classifier",
-                    loss="cross-entropy",
-                    recipe=STUDY,
                 ),
             },
             default="batch-hard",

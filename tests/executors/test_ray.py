@@ -96,7 +96,7 @@ def prepared(tmp_path: Path, store: str, seeds: int, plugin: Path | None = None,
     files = [TOY, *([plugin] if plugin else [])]
     request = Request(["toy/plain"], "toy", tmp_path / "cache", seeds, settings=settings, threads=1)
     return [
-        Store(tmp_path / store).prepare(item.trial, replace(item.run, command=[]))
+        Store(tmp_path / store).prepare(item.trial, replace(item.run, command=[]), item.labels)
         for item in plan(discover(files), request, files)
     ]
 

@@ -131,9 +131,9 @@ def test_each_trial_disturbed_once_leaves_the_result_as_it_is(
 def test_the_other_searches_go_on(
     tmp_path: Path, run: Command, capsys: pytest.CaptureFixture[str], undisturbed: tuple[list[str], list[Any]]
 ) -> None:
-    run.disturb = lambda folder: "SIGTERM" if folder.config().variant == "plain" else None
+    run.disturb = lambda folder: "SIGTERM" if folder.labels()[0].variant == "plain" else None
     assert run(tmp_path / "runs") == 1
-    assert {item.trial.label for item in run.chosen} == {"toy/short"}
+    assert {item.label for item in run.chosen} == {"toy/short"}
     assert chosen(run) == [found for found in undisturbed[1] if found[0] in {i.trial.id for i in run.chosen}]
     said = capsys.readouterr().err
     assert "toy/plain: configuration 1 of 3" in said
@@ -154,7 +154,7 @@ def test_a_configuration_that_cannot_be_trained_is_counted_and_said(
         return local.run_all(folders, on_event, timeout)
 
     monkeypatch.setattr(command, "run_all", one_fails)
-    few = {"plugin": "transfer/study-scratch", "factors": Factors("petals"), "settings": [*SMALL, "epochs=1"]}
+    few = {"plugin": "transfer/scratch", "factors": Factors("petals"), "settings": [*SMALL, "epochs=1"]}
     assert run(tmp_path / "runs", **few) == 0
     assert len(first) == BUDGET
     assert "best of 3 configurations (1 could not be trained)" in capsys.readouterr().err
@@ -174,7 +174,7 @@ def test_what_cannot_be_told_apart_is_not_counted_as_more(
 def trial(tmp_path: Path, name: str = "toy/short") -> TrialFolder:
     request = Request([name], "toy", tmp_path / "cache", seeds=1)
     (item,) = plan(discover([TOY]), request, [TOY])
-    return Store(tmp_path / "runs").prepare(item.trial, replace(item.run, threads=1, command=[]))
+    return Store(tmp_path / "runs").prepare(item.trial, replace(item.run, threads=1, command=[]), item.labels)
 
 
 @pytest.mark.parametrize(

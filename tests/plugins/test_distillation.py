@@ -89,7 +89,7 @@ def test_a_student_runs_from_plan_to_result(taught: tuple[Path, str]) -> None:
 
 def test_a_bare_name_brings_the_student_alone(taught: tuple[Path, str]) -> None:
     tmp_path, teacher = taught
-    labels = [item.trial.label for item in _request(tmp_path, "distillation", teacher=teacher)]
+    labels = [item.label for item in _request(tmp_path, "distillation", teacher=teacher)]
     assert labels == ["distillation/hinton", "distillation/alone"]
 
 

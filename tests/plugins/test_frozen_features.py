@@ -77,9 +77,8 @@ def test_untrained_is_from_random_weights_and_trials_without_training_differ_by_
     assert planned(tmp_path, "knn/untrained").trial.weights == {"name": "none", "sha256": None}
 
 
-@pytest.mark.parametrize("variant", ["head", "study"])
-def test_only_the_probe_is_trained(variant: str) -> None:
-    built = build("linear-probe", variant, backbone="test_resnet")
+def test_only_the_probe_is_trained() -> None:
+    built = build("linear-probe", backbone="test_resnet")
     assert built.trainable() == {"backbone.fc.weight", "backbone.fc.bias"}
 
 

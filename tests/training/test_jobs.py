@@ -34,7 +34,7 @@ TOY = Path(__file__).parents[1] / "toy.py"
 def prepared(tmp_path: Path, store: str, seeds: int, jobs: int = 1, **settings: str) -> list[TrialFolder]:
     request = Request(["toy/plain"], "toy", tmp_path / "cache", seeds, settings=settings, jobs=jobs)
     return [
-        Store(tmp_path / store).prepare(item.trial, replace(item.run, threads=1, command=[]))
+        Store(tmp_path / store).prepare(item.trial, replace(item.run, threads=1, command=[]), item.labels)
         for item in plan(discover([TOY]), request, [TOY])
     ]
 

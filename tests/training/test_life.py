@@ -36,7 +36,7 @@ def planned(tmp_path: Path, *names: str, seeds: int = 1, **settings: str) -> lis
 def prepare(tmp_path: Path) -> Prepare:
     def make(store: str, name: str = "toy/plain", **settings: str) -> TrialFolder:
         (item,) = planned(tmp_path, name, **settings)
-        return Store(tmp_path / store).prepare(item.trial, replace(item.run, threads=1, command=[]))
+        return Store(tmp_path / store).prepare(item.trial, replace(item.run, threads=1, command=[]), item.labels)
 
     return make
 
@@ -193,8 +193,8 @@ def test_techniques_see_the_same_order_of_images(prepare: Prepare) -> None:
 
 
 def test_bare_name_brings_its_baseline(tmp_path: Path) -> None:
-    assert [item.trial.label for item in planned(tmp_path, "toy", seeds=2)] == ["toy/plain", "toy/short"] * 2
-    assert [item.trial.label for item in planned(tmp_path, "toy/plain")] == ["toy/plain"]
+    assert [item.label for item in planned(tmp_path, "toy", seeds=2)] == ["toy/plain", "toy/short"] * 2
+    assert [item.label for item in planned(tmp_path, "toy/plain")] == ["toy/plain"]
 
 
 @pytest.mark.parametrize(

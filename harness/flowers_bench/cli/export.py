@@ -34,8 +34,8 @@ def export(
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
     folder = Store(out).find_trained(trial)
-    config = folder.config()
-    path = output or Path(file_name(f"{config.technique}-{config.variant}-{folder.id[:8]}.{format}"))
+    label = folder.labels()[0]
+    path = output or Path(file_name(f"{label.technique}-{label.variant}-{folder.id[:8]}.{format}"))
     if not path.parent.is_dir():
         raise UsageError(f"-o {path}: there is no folder {path.parent}.")
     if path.exists():

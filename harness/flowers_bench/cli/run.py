@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench.cli.execute import AGAIN, execute, prepared, run_all, was_interrupted
+from flowers_bench.cli.execute import AGAIN, execute, name_again, prepared, run_all, was_interrupted
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
 from flowers_bench.cli.options import LONGEST, RunOptions, check_devices, check_executor
 from flowers_bench.cli.progress import TrialProgress, messages, track
@@ -156,19 +156,20 @@ def _searched(
     from flowers_bench.plan.search import search
     from flowers_bench.plan.suites import distinct_requests
     from flowers_bench.report.names import distinct_names
-    from flowers_bench.store.folder import Store, config_of
+    from flowers_bench.store.folder import Store
 
     store = Store(asked.out).of_searches()
     kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
     longest = max(request.search for request in requests)
 
     def run_round(number: int, planned: Sequence[TrialPlan]) -> Sequence[Outcome]:
+        name_again(planned, store)
         todo, unfit = prepared(planned, store)
         if unfit:  # without it, this would be another search
             raise unfit[0]
         if todo:
             messages.print(f"search: configuration {number} of {longest}")
-        names = distinct_names([config_of(item.trial) for item in planned])
+        names = distinct_names([item.described() for item in planned])
         labels = {item.trial.id: name for name, item in zip(names, planned, strict=True)}
         with TrialProgress(labels, len(todo)) as progress:
             outcomes = run_all(todo, progress.on_event, timeout, asked)

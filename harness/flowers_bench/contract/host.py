@@ -205,6 +205,10 @@ class Host:
                 extra = f"'flowers-bench[{name}]'" if status.origin.startswith(BUILT_IN) else status.tracker
                 raise UsageError(f"--track {name} needs {status.tracker}, which is not installed: pip install {extra}")
 
+    def is_built_in(self, plugin: str) -> bool:
+        """Whether the plugin of that name came with flowers-bench."""
+        return self.plugins[plugin].origin == BUILT_IN
+
     def broken(self) -> Iterator[PluginStatus]:
         """Give the plugins that are skipped because they do not work."""
         return (status for status in self.plugins.values() if status.error)
