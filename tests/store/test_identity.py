@@ -17,7 +17,7 @@ from flowers_bench.contract.host import discover
 from flowers_bench.plan.planning import Request, TrialPlan, plan
 from flowers_bench.report.leaderboard import Leaderboard
 from flowers_bench.store.folder import Store
-from flowers_bench.store.identity import Trial, config_id, trial_from_config
+from flowers_bench.store.identity import Trial, config_id
 from flowers_bench.util.files import write_json
 
 #: Two trials by commit 9bcd100, whole but for their weights and the places on the machine that they ran on.
@@ -28,7 +28,7 @@ OTHERS = {"model": "x", "loss": "x", "augmentation": "x", "sampler": "x", "predi
 
 @pytest.fixture
 def trial(tmp_path: Path) -> Trial:
-    return trial_from_config(store_trial(tmp_path, "wise/good", 0, outcomes(0, 0.7), options={"k": 1}).config())
+    return store_trial(tmp_path, "wise/good", 0, outcomes(0, 0.7), options={"k": 1}).trial()
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_trials_of_schema_1_are_read_by_their_own_rule(old: Path) -> None:
     assert [folder.id for folder in folders] == ["7f7870d0976d181c", "b9eeae161c77aeae"]
     for folder in folders:
         folder.check()
-        assert config_id(folder.config()) == folder.id
-        assert trial_from_config(folder.config()).id != folder.id, "this version would train it anew"
+        assert config_id(folder.config().json()) == folder.id
+        assert folder.trial().id != folder.id, "this version would train it anew"
     assert [(label.text, label.baseline) for folder in folders for label in folder.labels()] == [
         ("lora/frozen", None),
         ("lora/qv", "lora/frozen"),

@@ -206,7 +206,7 @@ class Host:
                 raise UsageError(f"--track {name} needs {status.tracker}, which is not installed: pip install {extra}")
 
     def is_built_in(self, plugin: str) -> bool:
-        """Whether the plugin of that name came with flowers-bench."""
+        """Tell whether the plugin of that name came with flowers-bench."""
         return self.plugins[plugin].origin == BUILT_IN
 
     def broken(self) -> Iterator[PluginStatus]:

@@ -144,7 +144,7 @@ class TrialFolder:
         path = self.path / "config.json"
         found = read_versioned(path, Config)
         if found.schema_version == 1 and (found.technique is None or found.variant is None):
-            raise damaged(path, "is damaged: it names no technique and variant")
+            raise damaged(path, f"is damaged: it has no {'technique' if found.technique is None else 'variant'}")
         return found
 
     def labels(self) -> tuple[Label, ...]:
