@@ -228,7 +228,7 @@ def no_toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowers_bench.cli.run._techniques_of", lambda host, file: [])
 
 
-def test_what_is_finished_under_another_name_is_not_trained_again(
+def test_a_trial_that_is_finished_under_another_name_is_not_trained_again(
     tmp_path: Path, ran: Ran, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(options(tmp_path, "transfer/k0"), "md", 60) == 0
@@ -245,9 +245,7 @@ def test_what_is_finished_under_another_name_is_not_trained_again(
     assert "same trial as" not in capsys.readouterr().err
 
 
-def test_one_training_under_two_names_is_planned_once(
-    tmp_path: Path, ran: Ran, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_trial_under_two_names_is_planned_once(tmp_path: Path, ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(options(tmp_path, "transfer/k0,linear-probe/full"), "md", 60) == 0
     ((folder,),) = ran
     assert names(folder) == ["linear-probe/full", "transfer/k0"]
