@@ -30,6 +30,7 @@ import pluggy
 from flowers_bench import hookspecs
 from flowers_bench.contract.dataset import DatasetSource
 from flowers_bench.contract.technique import Augmentation, Loss, Model, Technique
+from flowers_bench.util.deprecation import Deprecated, deprecated
 from flowers_bench.util.errors import UsageError, unknown_name
 from flowers_bench.util.text import printable, text_of
 
@@ -295,6 +296,15 @@ def _refuse_api(stated: object) -> None:
             else "Install a newer flowers-bench (pip install -U flowers-bench), or an older version of the plugin"
         )
         raise UsageError(f"it {words} plugin API {version}; this flowers-bench accepts {oldest} to {newest}. {cure}.")
+
+
+def outdated(status: PluginStatus) -> Deprecated | None:
+    """Make the warning for a plugin that works and states no version of the API, or an older one than the newest."""
+    if status.error or status.off or status.api == hookspecs.PLUGIN_API:
+        return None
+    stated = "no FLOWERS_BENCH_API" if status.api is None else f"FLOWERS_BENCH_API = {status.api}"
+    instead = f"once its checks pass without other warnings, state FLOWERS_BENCH_API = {hookspecs.PLUGIN_API}"
+    return deprecated(f"plugin {status.name!r} states {stated}, which", instead, "0.3")
 
 
 def _refuse_unknown_hooks(callers: Sequence[pluggy.HookCaller]) -> None:

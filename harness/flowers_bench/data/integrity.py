@@ -72,7 +72,7 @@ def _check_png(content: bytes) -> None:
 
 
 def _png_bytes(content: bytes) -> int:
-    """Compute how many bytes the inflated pixels must have: one for the filter before each row."""
+    """Compute how many bytes the inflated pixels must have, with one before each row that names its filter."""
     width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
     bits = content[24] * _PNG_CHANNELS.get(content[25], 1)
     passes = _ADAM7 if content[28] else ((0, 1, 0, 1),)

@@ -285,7 +285,7 @@ def _stack(genes: Sequence[Species]) -> dict[str, Array]:
 
 
 def _power(base: Array, exponent: Array) -> Array:
-    """Compute `base ** exponent` for bases from 0 on, by exp2 and log2: NumPy has vector instructions for these, but
+    """Compute `base ** exponent` for bases from 0 on, by exp and log: NumPy has vector instructions for these, but
     not for powers."""
     return np.asarray(np.exp(exponent * np.log(np.maximum(base, 1e-6))))
 

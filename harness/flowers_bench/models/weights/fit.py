@@ -59,12 +59,12 @@ class _Reading:
 
     @property
     def faults(self) -> int:
-        """Count how far it is from fitting; 0: it fits."""
+        """How many faults keep it from fitting; 0: it fits."""
         return sum(map(len, (self.missing, self.misshapen, self.mistyped, self.foreign))) + bool(self.problem)
 
     @property
     def only_mistyped(self) -> bool:
-        """Say whether it is of this network, but in a number type that cannot be used."""
+        """Whether it is of this network, but in a number type that cannot be used."""
         return self.faults == len(self.mistyped)
 
 
@@ -110,8 +110,8 @@ def _readings(tensors: Tensors, network: Network) -> list[_Reading]:
 
 
 def _prefixes(tensors: Tensors, own: Tensors) -> list[str]:
-    """Give None, then each prefix under which there may be enough tensors; of several networks the preferred one comes
-    first."""
+    """Give the empty prefix, then each under which there may be enough tensors; of several networks the preferred one
+    comes first."""
     counts: Counter[str] = Counter()
     for name in tensors:
         parts = name.split(".")
