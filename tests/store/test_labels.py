@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from stored import outcomes, store_trial
 from flowers_bench import UsageError, load_results
 from flowers_bench.cli import execute
 from flowers_bench.cli.compare import compare
-from flowers_bench.cli.options import RunOptions
+from flowers_bench.cli.options import Factors, RunOptions
 from flowers_bench.cli.report import report
 from flowers_bench.cli.run import run
 from flowers_bench.report.leaderboard import Leaderboard
@@ -215,11 +215,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
 
 
 def options(tmp_path: Path, techniques: str, **changes: Any) -> RunOptions:
-    factors: Mapping[str, str] = {"data": "toy", "backbone": "test_resnet", "weights": "none"}
+    factors = Factors(data="toy", backbone="test_resnet", weights="none")
     settings = ["image_size=16", "epochs=1", "batch_size=8"]
     common = {"suite": None, "seeds": 1, "sweeps": [], "jobs": 1, "shard": "1/1", "threads": 1}
     given = {**common, "factors": factors, "settings": settings, "store": str(tmp_path / "runs"), **changes}
-    return RunOptions(plugin=f"{TOY},{techniques}", data_dir=tmp_path / "cache", **given)
+    return RunOptions.parse(plugin=f"{TOY},{techniques}", data_dir=tmp_path / "cache", **given)
 
 
 @pytest.fixture(autouse=True)

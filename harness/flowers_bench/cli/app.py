@@ -150,7 +150,7 @@ def run(
     from flowers_bench.cli import run as command
     from flowers_bench.cli.options import Factors, RunOptions
 
-    asked = RunOptions.parse(
+    options = RunOptions.parse(
         suite=suite,
         plugin=plugin,
         factors=Factors(data, backbone, weights, loss, augmentation),
@@ -171,7 +171,7 @@ def run(
         track=track,
         devices=devices,
     )
-    raise typer.Exit(command.run(asked, format, timeout))
+    raise typer.Exit(command.run(options, format, timeout))
 
 
 @app.command("list")

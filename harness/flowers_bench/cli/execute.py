@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 AGAIN = "interrupted; run the same command again to continue"
 
 
-def execute(planned: Sequence[TrialPlan], asked: RunOptions, timeout: float, format: str) -> int:
+def execute(planned: Sequence[TrialPlan], options: RunOptions, timeout: float, format: str) -> int:
     """Run what is not finished yet, with progress, then print the leaderboard of this plan's trials."""
     from flowers_bench.measure.hardware import kernel_in_use
     from flowers_bench.report.leaderboard import Leaderboard
@@ -36,20 +36,20 @@ def execute(planned: Sequence[TrialPlan], asked: RunOptions, timeout: float, for
     from flowers_bench.report.text import markdown, print_text
     from flowers_bench.store.folder import Store, read_each
 
-    store = Store(asked.out)
-    _announce(planned, asked.store)
+    store = Store(options.out)
+    _announce(planned, options.store)
     named = name_again(planned, store)
     kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
     folders = [store.folder(item.trial.id) for item in planned]
     finished_before = sum(folder.finished() for folder in folders)
-    todo, unfit = prepared(planned, store, stress=asked.stress, track=asked.trackers)
+    todo, unfit = prepared(planned, store, stress=options.stress, track=options.trackers)
     if finished_before:
         unmeasured = len(todo) + len(unfit) - (len(planned) - finished_before)
         rest = f"; {unmeasured} of them are still to be measured under stress" if unmeasured else ""
         messages.print(f"{finished_before} of {len(planned)} trials are finished already{rest}")
     names = distinct_names([item.described() for item in planned])
     labels = {item.trial.id: f"{name} seed {item.trial.seed}" for name, item in zip(names, planned, strict=True)}
-    with _pusher(asked) as pusher, TrialProgress(labels, len(todo)) as progress:
+    with _pusher(options) as pusher, TrialProgress(labels, len(todo)) as progress:
         if pusher:
             for folder in named:
                 pusher.push(folder)
@@ -59,7 +59,7 @@ def execute(planned: Sequence[TrialPlan], asked: RunOptions, timeout: float, for
             if pusher and isinstance(event, Ended) and event.state == "done":
                 pusher.push(folder)
 
-        outcomes = run_all(todo, on_event, timeout, asked)
+        outcomes = run_all(todo, on_event, timeout, options)
     contents = read_each(folder for folder in dict.fromkeys(folders) if folder.path.is_dir())
     damaged = print_damaged(list({str(error): error for error in (*unfit, *contents.damaged)}.values()))
     if contents.finished:
@@ -80,19 +80,21 @@ def execute(planned: Sequence[TrialPlan], asked: RunOptions, timeout: float, for
     return FAILED if unpushed or any(outcome.state == "failed" for outcome in outcomes) else damaged
 
 
-def _pusher(asked: RunOptions) -> contextlib.AbstractContextManager[Pusher | None]:
+def _pusher(options: RunOptions) -> contextlib.AbstractContextManager[Pusher | None]:
     from flowers_bench.store.remote import Pusher
 
-    return Pusher(asked.remote) if asked.remote else contextlib.nullcontext()
+    return Pusher(options.remote) if options.remote else contextlib.nullcontext()
 
 
-def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, asked: RunOptions) -> Sequence[Outcome]:
+def run_all(
+    folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, options: RunOptions
+) -> Sequence[Outcome]:
     """How each trial ended, on this machine or on a cluster."""
     from flowers_bench.executors import local, ray
 
-    if asked.executor == "local" or not folders:
-        return local.run_all(folders, on_event, timeout, asked.jobs)
-    cluster = ray.Cluster(asked.address, asked.threads_of_a_trial or 1, asked.gpus)
+    if options.executor == "local" or not folders:
+        return local.run_all(folders, on_event, timeout, options.jobs)
+    cluster = ray.Cluster(options.address, options.threads_of_a_trial or 1, options.gpus)
     return ray.run_all(folders, on_event, timeout, cluster)
 
 
@@ -120,9 +122,9 @@ def name_again(planned: Sequence[TrialPlan], store: Store) -> list[TrialFolder]:
             continue
         if new:
             named.append(folder)
-            asked, known = (" = ".join(label.text for label in labels) for labels in (new, before))
+            new_names, known = (" = ".join(label.text for label in labels) for labels in (new, before))
             messages.print(
-                printable(f"{asked} seed {item.trial.seed}: same trial as {known}, not trained again"), markup=False
+                printable(f"{new_names} seed {item.trial.seed}: same trial as {known}, not trained again"), markup=False
             )
     return named
 

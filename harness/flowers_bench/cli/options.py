@@ -178,38 +178,38 @@ class RunOptions:
         return self.threads or (None if self.executor == "local" else threads_of_environment() or 1)
 
 
-def check_executor(asked: RunOptions) -> None:
+def check_executor(options: RunOptions) -> None:
     """Raises `UsageError` for an unknown executor, for options of another one, and where Ray is not installed."""
-    if asked.executor not in EXECUTORS:
-        raise unknown_name("executor", asked.executor, EXECUTORS)
-    if asked.executor == "ray":
+    if options.executor not in EXECUTORS:
+        raise unknown_name("executor", options.executor, EXECUTORS)
+    if options.executor == "ray":
         from flowers_bench.executors.ray import require_ray
 
         require_ray()
-        if asked.jobs > 1:
+        if options.jobs > 1:
             raise UsageError(
                 "--jobs is for one machine. On a cluster, --threads and --gpus say how much a trial takes."
             )
-    elif asked.address is not None or asked.gpus is not None:
+    elif options.address is not None or options.gpus is not None:
         raise UsageError("--address and --gpus go with --executor ray.")
 
 
-def check_devices(asked: RunOptions) -> None:
+def check_devices(options: RunOptions) -> None:
     """Raises `UsageError` where there are too few devices for each trial, or where something else divides them."""
-    if asked.devices == 1:
+    if options.devices == 1:
         return
-    if asked.executor != "local":
+    if options.executor != "local":
         raise UsageError(
             "--devices is for one machine; a trial on a Ray cluster takes one device (--gpus). Use one of them."
         )
-    if asked.jobs > 1:
+    if options.jobs > 1:
         raise UsageError(
             "--jobs gives this machine to several trials, --devices to one. Use one of them; for many trials --jobs is the "
             "quicker."
         )
     from flowers_bench.executors.devices import refuse_missing
 
-    refuse_missing(asked.devices)
+    refuse_missing(options.devices)
 
 
 def parse_shard(text: str) -> Shard:
