@@ -188,9 +188,8 @@ class TrialFolder:
         """The trial that `config` describes. Raises `UsageError` if its id does not match its content."""
         return trial_from_config(self.config().json())
 
-    def is_of_its_config(self) -> bool:
+    def _is_of(self, config: Config) -> bool:
         """Whether the folder's name and the id in `config.json` are what that file describes: neither was edited."""
-        config = self.config()
         return self.id == config.id == config_id(config.json())
 
     def run(self) -> Run:
@@ -278,7 +277,7 @@ class TrialFolder:
             Unreadable: names the first file that is of no use.
         """
         config = self.config()
-        if not self.is_of_its_config():
+        if not self._is_of(config):
             raise damaged(
                 self.path / "config.json",
                 f"is not of the trial that it describes ({config_id(config.json())}): its folder was renamed, or it was edited",
