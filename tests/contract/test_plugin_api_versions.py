@@ -141,7 +141,7 @@ def test_a_hook_that_is_to_go_warns_where_it_is_implemented(tmp_path: Path, monk
     assert "mine" in host.losses
 
 
-def test_a_plugin_of_version_1_is_told_on_stderr_and_runs(tmp_path: Path) -> None:
+def test_a_plugin_of_version_1_trains_with_a_warning_on_stderr(tmp_path: Path) -> None:
     """Written against docs/plugins.md of 9bcd100: options read by name, a layer out of `flowers_bench.nn`, no number."""
     file = tmp_path / "old.py"
     file.write_text(
