@@ -32,7 +32,7 @@ PROJECT = "flowers_bench"
 #: The version of this contract. A plugin may state the one it was written for as `FLOWERS_BENCH_API = 1`.
 PLUGIN_API = 1
 
-# Observers are given `Mapping[str, Any]`: the JSON of a trial's files, which is plain data whatever the plugin's version.
+# What observers are told is `Any` inside: the JSON of a trial's files, plain data whatever the plugin's version.
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

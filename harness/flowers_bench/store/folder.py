@@ -93,6 +93,11 @@ class TrialFolder:
         return self.path.name
 
     @property
+    def run_path(self) -> Path:
+        """What `run` reads, for messages to name."""
+        return self.path / "run.json"
+
+    @property
     def best_path(self) -> Path:
         """The file of the chosen checkpoint's weights, there or not. Who reads them asks `weights` for it."""
         return self.path / WEIGHTS
@@ -151,7 +156,7 @@ class TrialFolder:
     def run(self) -> Run:
         """Where the trial ran from: paths, command, the variant it is to be compared with. Nothing of it is in the trial's
         id: what it names is for people to read, and is neither executed nor written to."""
-        return read_record(self.path / "run.json", Run)
+        return read_record(self.run_path, Run)
 
     def result(self) -> Result:
         """The figures, of a finished trial that reports the test split."""
@@ -484,7 +489,7 @@ class Store:
             folder.refuse_links()  # whatever the trial writes would go where they lead
             folder.path.mkdir(parents=True, exist_ok=True)
             write_json(folder.path / "config.json", config_of(trial).json())
-            write_json(folder.path / "run.json", run.json())
+            write_json(folder.run_path, run.json())
         except OSError as error:
             raise UsageError(
                 f"the run store {self.root} cannot be written: {error}. Choose another with --out."
@@ -544,7 +549,7 @@ def leave_places_behind(folder: TrialFolder) -> None:
     """Take from `run.json` of a trial that came from another machine the places on that one. They are not in any hash, so
     that whoever passes a store on chooses them, and another machine has no use for them."""
     kept = {name: value for name, value in folder.run().json().items() if name not in PLACES}
-    write_json(folder.path / "run.json", kept, durable=False)
+    write_json(folder.run_path, kept, durable=False)
 
 
 def _there(path: Path) -> bool:
