@@ -35,7 +35,7 @@ PLUGIN_API = 2
 #: The oldest version that is still accepted. A plugin that states none is taken for version 1.
 OLDEST_PLUGIN_API = 1
 
-# Observers are given `Mapping[str, Any]`: the JSON of a trial's files, which is plain data whatever the plugin's version.
+# What observers are told is `Any` inside: the JSON of a trial's files, plain data whatever the plugin's version.
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

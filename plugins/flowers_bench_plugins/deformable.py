@@ -146,7 +146,7 @@ def register_techniques() -> list[Technique]:
     ]
 
 
-@hookimpl
+@hookimpl  # `trial` is JSON: see flowers_bench.hookspecs
 def trial_figures(trial: Mapping[str, Any], context: FigureContext, directory: Path) -> None:
     """Where the last deformable layer samples: the taps of three output positions, drawn on test images."""
     if trial["model"] != "deformable":

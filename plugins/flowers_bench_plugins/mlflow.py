@@ -75,6 +75,7 @@ def _log(client: MlflowClient, run_id: str, values: Mapping[str, float], step: i
         client.log_batch(run_id, metrics=metrics[start : start + BATCH])
 
 
+# What hooks are told is JSON: see flowers_bench.hookspecs.
 @hookimpl
 def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     from mlflow.entities import Param

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FLOWERS_BENCH_TRACKER = "tensorboard"
 
 
+# What hooks are told is JSON: see flowers_bench.hookspecs.
 def directory(trial: Mapping[str, Any], run: Mapping[str, Any]) -> Path:
     """Where a trial's event files go: named by what it is, for TensorBoard's list, and by its id."""
     name = f"{trial['technique']}-{trial['variant']}-{trial['dataset']['name']}-seed{trial['seed']}-{trial['id']}"

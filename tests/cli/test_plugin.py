@@ -67,7 +67,7 @@ def test_new_overwrites_nothing(tmp_path: Path) -> None:
 
 def test_check_says_what_failed_and_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.py").write_text("raise RuntimeError('boom')")
-    assert command.check(str(tmp_path / "bad.py"), None, [], None) == 1
+    assert command.check(str(tmp_path / "bad.py"), None, {}, None) == 1
     told = capsys.readouterr().out
     assert "FAILED  bad: loads" in told
     assert "boom" in told
@@ -111,7 +111,7 @@ def test_check_tells_where_a_plugin_raised(
     monkeypatch.setattr(
         flowers_bench.testing, "checks", lambda *a, **how: [c for c in checks(*a, **how) if c.name in wanted]
     )
-    assert command.check(str(tmp_path / "bad.py"), None, [], None) == 1
+    assert command.check(str(tmp_path / "bad.py"), None, {}, None) == 1
     told = capsys.readouterr().out
     assert "ok      loss bad/alone: can be planned" in told
     assert f"KeyError: 'inside' ({tmp_path / 'bad.py'}, line 3)" in told

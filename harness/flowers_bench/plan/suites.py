@@ -217,7 +217,8 @@ def _figures(suite: Suite, content: Any, lines: _Lines) -> tuple[Figure, ...]:
     return tuple(_figure(suite, table, *where) for table, where in zip(content, lines.figures, strict=False))
 
 
-def _figure(suite: Suite, table: Mapping[str, Any], line: int, lines: Mapping[str, int]) -> Figure:  # TOML
+def _figure(suite: Suite, table: Mapping[str, Any], line: int, lines: Mapping[str, int]) -> Figure:
+    # TOML of any kind, until it is checked here.
     known = [f.name for f in fields(Figure)]
     for key in table:
         if key not in known:
@@ -277,6 +278,7 @@ def _lines(text: str) -> _Lines:
 def _table(
     suite: Suite, defaults: Mapping[str, Any], own: Mapping[str, Any], where: tuple[int, dict[str, int]]
 ) -> Table:
+    # TOML of any kind, until it is checked here.
     line, lines = where
     values = {**defaults, **own}
     if "technique" not in values:

@@ -96,6 +96,11 @@ class TrialFolder:
         return self.path.name
 
     @property
+    def run_path(self) -> Path:
+        """What `run` reads, for messages to name."""
+        return self.path / "run.json"
+
+    @property
     def best_path(self) -> Path:
         """The file of the chosen checkpoint's weights, there or not. Who reads them asks `weights` for it."""
         return self.path / WEIGHTS
@@ -193,8 +198,9 @@ class TrialFolder:
         return self.id == config.id == config_id(config.json())
 
     def run(self) -> Run:
-        """Where the trial ran from: paths, command. Nothing of it is in the trial's id: what it names is for people to read, and is neither executed nor written to."""
-        return read_record(self.path / "run.json", Run)
+        """Where the trial ran from: paths, command. Nothing of it is in the trial's id: what it names is for people to read, and
+        is neither executed nor written to."""
+        return read_record(self.run_path, Run)
 
     def result(self) -> Result:
         """The figures, of a finished trial that reports the test split."""
@@ -532,7 +538,7 @@ class Store:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.add_labels(labels)
             write_json(folder.path / "config.json", config_of(trial).json())
-            write_json(folder.path / "run.json", run.json())
+            write_json(folder.run_path, run.json())
         except OSError as error:
             raise UsageError(
                 f"the run store {self.root} cannot be written: {error}. Choose another with --out."
@@ -611,7 +617,7 @@ def leave_places_behind(folder: TrialFolder) -> None:
     """Take from `run.json` of a trial that came from another machine the places on that one. They are not in any hash, so
     that whoever passes a store on chooses them, and another machine has no use for them."""
     kept = {name: value for name, value in folder.run().json().items() if name not in PLACES}
-    write_json(folder.path / "run.json", kept, durable=False)
+    write_json(folder.run_path, kept, durable=False)
 
 
 def _there(path: Path) -> bool:

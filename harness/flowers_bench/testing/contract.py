@@ -283,8 +283,8 @@ def state_dict_goes_round(subject: Subject) -> None:
     trained, fresh = subject.build(), subject.build()
     subject.train(trained, [subject.batch(trained)] * 2)
     with tempfile.TemporaryDirectory() as folder:
-        save_weights(trained.model, Path(folder) / "model.safetensors")
-        fresh.model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        save_weights(trained.model, Path(folder) / "weights.safetensors")
+        fresh.model.load_state_dict(load_file(Path(folder) / "weights.safetensors"))
     require(
         _same_outputs(subject, trained.model, fresh.model),
         "a model with the saved weights gives other outputs: something that it learns is neither a parameter nor a "

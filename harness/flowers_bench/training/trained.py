@@ -148,7 +148,7 @@ def dataset_of(folder: TrialFolder, sources: Sources) -> Dataset:
             f"where the images of trial {folder.id} lie is not known here: name their folder with --data PATH."
         )
     if source is None:
-        raise UsageError(f"{folder.path / 'run.json'} does not say which dataset trial {folder.id} was run on.")
+        raise UsageError(f"{folder.run_path} does not say which dataset trial {folder.id} was run on.")
     return load_dataset(host, trial, DataPlace(source, Path(data) if data else None, sources.cache))
 
 
