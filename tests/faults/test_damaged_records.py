@@ -64,10 +64,10 @@ def make_store(root: Path) -> Path:
     for number, variant in enumerate("abcdefghij"):
         for seed in range(3):
             folder = store_trial(root, f"wise/{variant}", seed, outcomes(seed, 0.5 + 0.04 * number, 60))
+            add_stress(folder)
             folder.note_attempt(61.5, "done")
             write_json(folder.path / "failure.json", {"kind": "TrialFailed", "error": "no stress"})
             write_json(folder.path / "files.json", {"sha256": {"result.json": "0" * 64}})
-            add_stress(folder)
             (folder.path / "figures").mkdir()
             Image.new("RGB", (60, 20), "orange").save(folder.path / "figures" / "seen.png")
     (folder.path / "result.json").unlink()
