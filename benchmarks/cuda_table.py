@@ -80,14 +80,14 @@ def measured_peaks() -> Gpu:
 def deterministically(run: Call) -> Call:
     """`run` while deterministic algorithms are asked for."""
 
-    def asked() -> object:
+    def run_deterministically() -> object:
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             return run()
         finally:
             torch.use_deterministic_algorithms(False)
 
-    return asked
+    return run_deterministically
 
 
 def least(direction: Callable[..., Call], stage: int, batch: int, dtype: torch.dtype, gpu: Gpu) -> float:

@@ -209,16 +209,16 @@ def main() -> None:
     parser.add_argument("--from", dest="least", type=int, default=0, help="smallest size that the exponent counts")
     parser.add_argument("--csv", type=Path, help="write the table here too")
     parser.add_argument("--plot", type=Path, help="draw what was measured into this file, .svg or .png")
-    asked = parser.parse_args()
-    unknown = sorted(set(asked.names) - set(SIZES))
+    options = parser.parse_args()
+    unknown = sorted(set(options.names) - set(SIZES))
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}")
     context = multiprocessing.get_context("spawn")
     table = Table(["what", "size", "seconds", "of the processor", "more memory MB", "exponent"])
     found: dict[str, list[tuple[int, float, float]]] = {}
-    for name in asked.names or SIZES:
+    for name in options.names or SIZES:
         make, usual = SIZES[name]
-        sizes = [int(size) for size in asked.sizes.split(",")] if asked.sizes else list(usual)
+        sizes = [int(size) for size in options.sizes.split(",")] if options.sizes else list(usual)
         used: list[float] = []
         for size in sizes:
             reader, writer = context.Pipe(duplex=False)
@@ -229,13 +229,13 @@ def main() -> None:
             process.join()
             used.append(cpu)
             found.setdefault(name, []).append((size, cpu, megabytes))
-            counted = [(n, s) for n, s in zip(sizes, used, strict=False) if n >= asked.least]
+            counted = [(n, s) for n, s in zip(sizes, used, strict=False) if n >= options.least]
             slope = f"{exponent(*map(list, zip(*counted, strict=True))):.2f}" if len(counted) > 1 else ""
             table.add(name, size, f"{seconds:.3f}", f"{cpu:.3f}", f"{megabytes:.0f}", slope)
-    if asked.csv:
-        table.write(asked.csv)
-    if asked.plot:
-        plot(found, asked.plot)
+    if options.csv:
+        table.write(options.csv)
+    if options.plot:
+        plot(found, options.plot)
 
 
 if __name__ == "__main__":

@@ -52,34 +52,35 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.side:
-        print(json.dumps((book if asked.side == "book" else ours)(asked)))
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps((book if options.side == "book" else ours)(options)))
     else:
-        table(asked)
+        table(options)
 
 
-def table(asked: argparse.Namespace) -> None:
+def table(options: argparse.Namespace) -> None:
     """All rounds of one row, as Markdown."""
     found: dict[str, list[dict[str, float]]] = {"book": [], "cold": [], "warm": []}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "images")
-        origin = gather(folder, asked.train)
-        weights = asked.weights or initial(asked.backbone, Path(place, "initial.pt"))
-        for turn in range(asked.rounds):
+        origin = gather(folder, options.train)
+        weights = options.weights or initial(options.backbone, Path(place, "initial.pt"))
+        for turn in range(options.rounds):
             cache = Path(place, f"cache-{turn}")
             common = ["--weights", weights, "--folder", str(folder), "--cache", str(cache)]
-            for side, seed in (("book", turn), ("cold", turn), ("warm", asked.rounds + turn)):
+            for side, seed in (("book", turn), ("cold", turn), ("warm", options.rounds + turn)):
                 own = ["--seed", str(seed), "--side", "book" if side == "book" else "ours"]
                 command = [sys.executable, __file__, *sys.argv[1:], *common, *own]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 found[side].append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"{side} {found[side][-1]}", file=sys.stderr)
-    epochs = asked.epochs or ROWS[asked.row][2]
+    epochs = options.epochs or ROWS[options.row][2]
     print(
-        f"{origin}, {asked.train} training images a class, {asked.backbone}, {asked.size} px, {epochs} epochs, ", end=""
+        f"{origin}, {options.train} training images a class, {options.backbone}, {options.size} px, {epochs} epochs, ",
+        end="",
     )
-    print(f"{asked.rounds} rounds, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the end:\n")
+    print(f"{options.rounds} rounds, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the end:\n")
     compared = ("book / cold", "book / warm", "images/s, cold / book")
     accuracies = tuple(f"top-1 % {side}" for side in found)
     heads = ["row", *(f"{side} s" for side in found)]
@@ -93,11 +94,11 @@ def table(asked: argparse.Namespace) -> None:
     cells += ratio(training["book"], training["cold"])
     for runs in found.values():
         cells += interval(runs)
-    rows.add(asked.row, *cells)
-    if asked.csv:
-        if asked.csv.exists():
-            rows.rows[:0] = Table.read(asked.csv).rows
-        rows.write(asked.csv)
+    rows.add(options.row, *cells)
+    if options.csv:
+        if options.csv.exists():
+            rows.rows[:0] = Table.read(options.csv).rows
+        rows.write(options.csv)
 
 
 def initial(backbone: str, path: Path) -> str:
@@ -153,18 +154,18 @@ def gather(folder: Path, train: int) -> str:
     return "petals"
 
 
-def book(asked: argparse.Namespace) -> dict[str, float]:
+def book(options: argparse.Namespace) -> dict[str, float]:
     import book_loop
     import torch
 
-    frozen, _, epochs, precision = ROWS[asked.row]
+    frozen, _, epochs, precision = ROWS[options.row]
     started = time.perf_counter()
-    torch.manual_seed(asked.seed)
-    classes = len(list((asked.folder / "train").iterdir()))
-    model = book_loop.build(asked.backbone, Path(asked.weights), classes, frozen)
+    torch.manual_seed(options.seed)
+    classes = len(list((options.folder / "train").iterdir()))
+    model = book_loop.build(options.backbone, Path(options.weights), classes, frozen)
     config = model.default_cfg
-    data = book_loop.loaders(asked.folder, asked.size, BATCH, config["mean"], config["std"])
-    train_seconds = book_loop.train(model, data, asked.epochs or epochs, LR, precision)
+    data = book_loop.loaders(options.folder, options.size, BATCH, config["mean"], config["std"])
+    train_seconds = book_loop.train(model, data, options.epochs or epochs, LR, precision)
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
@@ -174,31 +175,31 @@ def book(asked: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def ours(asked: argparse.Namespace) -> dict[str, float]:
+def ours(options: argparse.Namespace) -> dict[str, float]:
     from flowers_bench.contract.host import discover
     from flowers_bench.plan.planning import Request, plan
     from flowers_bench.store.folder import Store
     from flowers_bench.training.trial import run_trial
 
-    _, options, epochs, precision = ROWS[asked.row]
+    _, own_settings, epochs, precision = ROWS[options.row]
     recipe = f"optimizer=adam lr={LR} weight_decay=0 schedule=constant warmup_epochs=0 batch_size={BATCH} patience=none"
     settings = dict(setting.split("=") for setting in recipe.split())
-    settings |= {"epochs": str(asked.epochs or epochs), "image_size": str(asked.size), "precision": precision}
-    settings |= dict([options[1].split("=")])
+    settings |= {"epochs": str(options.epochs or epochs), "image_size": str(options.size), "precision": precision}
+    settings |= dict([own_settings[1].split("=")])
     started = time.perf_counter()
     request = Request(
         ["transfer/k3"],
-        str(asked.folder),
-        asked.cache,
-        seeds=asked.seed + 1,
-        backbone=asked.backbone,
-        weights=asked.weights,
+        str(options.folder),
+        options.cache,
+        seeds=options.seed + 1,
+        backbone=options.backbone,
+        weights=options.weights,
         augmentation="none",
         settings=settings,
     )
     planned = plan(discover([]), request, [])[-1]
     planning = time.perf_counter() - started
-    folder = Store(asked.cache / "runs").prepare(planned.trial, replace(planned.run, command=[]))
+    folder = Store(options.cache / "runs").prepare(planned.trial, replace(planned.run, command=[]))
     run_trial(folder, lambda event: None)
     result = folder.result()
     cost = result.cost

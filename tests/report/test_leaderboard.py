@@ -18,7 +18,7 @@ from flowers_bench.measure.statistics import image_mean, share_interval
 from flowers_bench.report.formatting import latex_cell
 from flowers_bench.report.leaderboard import Leaderboard
 from flowers_bench.report.measures import QUALITY
-from flowers_bench.report.text import FORMATS, print_text, sheets
+from flowers_bench.report.text import FORMATS, print_text, tables
 from flowers_bench.store.folder import Store
 
 EPISODIC = {"accuracy": 0.875, "low": 0.87, "high": 0.88, "episodes": 600, "n_way": 5, "k_shot": 1, "n_query": 15}
@@ -42,14 +42,14 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Leaderboard:
 
 
 def test_episodes_never_stand_in_the_table_of_top1(board: Leaderboard) -> None:
-    for sheet in sheets(board):
-        episodic = any("n-way" in column for column in sheet.head)
-        full = any("top-1" in column for column in sheet.head)
+    for table in tables(board):
+        episodic = any("n-way" in column for column in table.head)
+        full = any("top-1" in column for column in table.head)
         assert not (episodic and full)
 
 
 def test_other_kinds_list_only_rows_that_have_them(board: Leaderboard) -> None:
-    found = {sheet.title.rpartition(": ")[2]: sheet for sheet in sheets(board)}
+    found = {table.title.rpartition(": ")[2]: table for table in tables(board)}
     assert [line[0] for line in found["few-shot episodes"].body] == ["proto/net_5%"]
     assert found["few-shot episodes"].body[0][3:6] == ("5", "1", "600")
     low = 100 * share_interval([0.8, 0.85], 400)[0]
@@ -64,7 +64,7 @@ def test_other_kinds_list_only_rows_that_have_them(board: Leaderboard) -> None:
 
 
 def test_retrieval_is_printed_where_an_embedding_predicts(board: Leaderboard) -> None:
-    titles = [sheet.title for sheet in sheets(board) if sheet.title.endswith("retrieval")]
+    titles = [table.title for table in tables(board) if table.title.endswith("retrieval")]
     assert len(titles) == 1
     assert titles[0].startswith("meadow")
 
@@ -74,8 +74,8 @@ def test_other_datasets_are_other_tables(board: Leaderboard) -> None:
 
 
 def test_every_figure_of_quality_has_its_interval(board: Leaderboard) -> None:
-    (sheet,) = [s for s in sheets(board) if s.title.startswith("meadow") and "mean per class %" in s.head]
-    cells = {line[0]: line[sheet.head.index("mean per class %")] for line in sheet.body}
+    (table,) = [s for s in tables(board) if s.title.startswith("meadow") and "mean per class %" in s.head]
+    cells = {line[0]: line[table.head.index("mean per class %")] for line in table.body}
     assert all(re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", cell) for cell in cells.values())
     records = {record["name"]: record for record in json.loads(FORMATS["json"](board)) if "meadow" in record["group"]}
     several, one = records["a/plain"], records["mix/cut"]
@@ -90,7 +90,7 @@ def test_every_figure_of_quality_has_its_interval(board: Leaderboard) -> None:
 def test_figures_with_intervals_are_those_of_the_results(board: Leaderboard) -> None:
     for row in (row for group in board.groups for row in group.rows):
         for key in ("mean_per_class", "top5", "nll", "brier", "macro_f1", "ece", "ece_adaptive"):
-            assert row.figures[key].value == pytest.approx(row.mean("test", key), rel=1e-6)
+            assert row.metrics[key].value == pytest.approx(row.mean("test", key), rel=1e-6)
         for key in ("ece", "ece_adaptive"):
             assert row.if_calibrated[key] == pytest.approx(row.mean("test", f"{key}_if_calibrated"))
 
@@ -136,7 +136,7 @@ def test_what_a_gpu_and_a_meter_measured_is_shown(tmp_path: Path) -> None:
     cost["inference"] = {"float32": speed, "bfloat16": {**speed, "throughput": {"images_per_second": 1600.0}}}
     store_trial(tmp_path, "a/plain", 0, outcomes(0, 0.7), result={"cost": cost})
     board = Leaderboard.of(Store(tmp_path).finished())
-    assert next(sheets(board)).body[0][-1] == "1,024 MiB + 3,072 MiB GPU"
+    assert next(tables(board)).body[0][-1] == "1,024 MiB + 3,072 MiB GPU"
     (record,) = json.loads(FORMATS["json"](board))
     assert (record["gpu_joules"], record["package_joules"]) == (2500, None)
     assert (record["throughput"], record["throughput_bfloat16"], record["latency_p50_bfloat16"]) == (800, 1600, 2)
@@ -163,14 +163,14 @@ def test_csv_and_json_have_the_same_figures(board: Leaderboard) -> None:
 
 def test_latex_is_whole_and_escaped(board: Leaderboard) -> None:
     text = FORMATS["latex"](board)
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == len(list(sheets(board)))
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == len(list(tables(board)))
     for line in text.splitlines():
         if not line.startswith("%"):
             assert not re.search(r"(?<!\\)[%#$_]", line)
     widths = {
         len(re.findall(r"(?<!\\)&", line)) for line in text.splitlines() if line.startswith("    ") and "&" in line
     }
-    assert widths <= {len(sheet.head) - 1 for sheet in sheets(board)}
+    assert widths <= {len(table.head) - 1 for table in tables(board)}
     assert latex_cell(r"a\b{c}_~^") == r"a\textbackslash{}b\{c\}\_\textasciitilde{}\textasciicircum{}"
 
 

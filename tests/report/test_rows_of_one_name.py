@@ -152,10 +152,10 @@ def test_stress_is_the_rows_own(group: Group) -> None:
     found = _stressed(group)
     assert len(found) == 4
     for one, pair in zip(found, group.differences, strict=True):
-        assert one.sheet.title == f"{pair.first} against {pair.second} under stress"
+        assert one.table.title == f"{pair.first} against {pair.second} under stress"
         a, b = (number_of(next(row for row in group.rows if row.id == i).config) for i in pair.ids)
         levels = [np.mean([turned_images(n, seed, k) for seed in range(SEEDS) for k in range(1, 6)]) for n in (a, b)]
-        assert one.sheet.body[0][3] == f"{100 * (levels[0] - levels[1]):+.1f}"
+        assert one.table.body[0][3] == f"{100 * (levels[0] - levels[1]):+.1f}"
 
 
 def test_every_name_is_one_that_compare_takes(group: Group, runs: Path) -> None:
@@ -244,7 +244,7 @@ def test_families_of_one_dataset_have_titles_of_their_own(tmp_path: Path) -> Non
         common = {"dataset": {"n_train": 4 * shots}, "protocol": Protocol(shots=shots), "data_options": {"k": k}}
         store_trial(tmp_path, "wise/good", 0, outcomes(0, 0.5), **common)
     found = dict.fromkeys(families(Leaderboard.of(Store(tmp_path).finished())).values())
-    assert [family.sheet().title for family in found] == [
+    assert [family.table().title for family in found] == [
         f"meadow: accuracy against training images of each class; data options: k {k}" for k in (3, 9)
     ]
 

@@ -10,7 +10,7 @@ from stored import outcomes, store_trial
 
 from flowers_bench.report.leaderboard import Leaderboard
 from flowers_bench.report.shots import families
-from flowers_bench.report.text import json_text, sheets
+from flowers_bench.report.text import json_text, tables
 from flowers_bench.store.folder import Store
 from flowers_bench.store.identity import Protocol
 
@@ -46,6 +46,6 @@ def test_the_figure_has_every_configuration_with_its_interval(board: Leaderboard
     assert [round(top1.value, 2) for top1 in points.values()] == [0.3, 0.6, 0.8]
     assert all(top1.low < top1.value < top1.high for top1 in points.values())
     assert len(families(board)) == 3, "every group of the three numbers shows it, the garden does not"
-    sheet = list(sheets(board))[-1]
-    assert sheet.head[2:] == ("1", "5", "all (10)")
-    assert sheet.body[0][2].startswith("30.0 [")
+    table = list(tables(board))[-1]
+    assert table.head[2:] == ("1", "5", "all (10)")
+    assert table.body[0][2].startswith("30.0 [")

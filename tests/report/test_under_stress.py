@@ -14,7 +14,7 @@ from stored import outcomes, store_trial
 from flowers_bench.cli.compare import compare, rows_of
 from flowers_bench.report.leaderboard import Leaderboard
 from flowers_bench.report.plots import series
-from flowers_bench.report.robustness import records, sentences, sheet, under_stress
+from flowers_bench.report.robustness import records, sentences, table, under_stress
 from flowers_bench.report.text import markdown
 from flowers_bench.store.folder import Store
 
@@ -113,7 +113,7 @@ def test_one_seed_gives_intervals_over_images_and_claims_nothing(tmp_path: Path)
     (line,) = sentences(found)
     assert line.startswith("of no kind of change can it be claimed that wise/good or wise/plain stands it better")
     assert "run at least 3" in line
-    assert any("nothing is claimed about the techniques" in note for note in sheet(found).notes)
+    assert any("nothing is claimed about the techniques" in note for note in table(found).notes)
     assert not any(record["claimed"] for record in records(found))
 
 

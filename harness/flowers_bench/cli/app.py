@@ -65,8 +65,8 @@ def _folder(store: str) -> Path:
     return opened(store)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"flowers-bench {__version__}")
         raise typer.Exit
 
@@ -120,7 +120,7 @@ def run(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that one trial may take")] = 86400,
     out: Out = "runs",
     jobs: Annotated[int, typer.Option(min=1, help="Trials at once; threads are divided, memory is watched")] = 1,
-    shard: Annotated[str, typer.Option(help="I/N: only the I-th of N parts of the trials, for job arrays")] = "1/1",
+    shard: Annotated[str, typer.Option(help="I/N: only the I-th of N shards of the trials, for job arrays")] = "1/1",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of each trial [default: OMP_NUM_THREADS, else its share; on a cluster 1]")
     ] = None,

@@ -50,7 +50,7 @@ class Shard:
     count: int = 1
 
     @property
-    def part(self) -> slice:
+    def indices(self) -> slice:
         """Every `count`-th trial, from this shard's first one on."""
         return slice(self.number - 1, None, self.count)
 

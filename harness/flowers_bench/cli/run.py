@@ -74,7 +74,7 @@ def _run_techniques(host: Host, options: RunOptions, format: str, timeout: float
     if base.search:
         single = [one for request in requests for one in one_by_one(host, request)]
         found = _searched(host, single, options, timeout, loaded)
-    code = _execute_part(in_order(item for items in found for item in items), options, format, timeout)
+    code = _execute_shard(in_order(item for items in found for item in items), options, format, timeout)
     return code if all(found) else code or FAILED
 
 
@@ -95,7 +95,7 @@ def _run_suite(host: Host, options: RunOptions, name: str, format: str, timeout:
     requests = [request for table in tables for request in table.requests if request.search]
     found = _searched(host, requests, options, timeout, loaded) if requests else []
     tables = with_found(tables, found)
-    code = _execute_part(in_order(item for table in tables for item in table.planned), options, format, timeout)
+    code = _execute_shard(in_order(item for table in tables for item in table.planned), options, format, timeout)
     rows = beside_reported(tables, Store(options.out))
     if rows:
         print_reported(rows, suite.source, format)
@@ -204,11 +204,11 @@ def _in_words(about: SearchFacts | None) -> str:
     )
 
 
-def _execute_part(planned: Sequence[TrialPlan], options: RunOptions, format: str, timeout: float) -> int:
+def _execute_shard(planned: Sequence[TrialPlan], options: RunOptions, format: str, timeout: float) -> int:
     if not planned:  # no search found anything, which was told
         return FAILED
-    part = planned[options.shard.part]
-    if not part:
+    chosen = planned[options.shard.indices]
+    if not chosen:
         messages.print(f"shard {options.shard} has no trial: there are fewer trials than shards")
         return 0
-    return execute(part, options, timeout, format)
+    return execute(chosen, options, timeout, format)

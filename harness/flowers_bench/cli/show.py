@@ -114,14 +114,14 @@ def _quality(folder: TrialFolder, result: Result) -> list[Line]:
     from flowers_bench.report.measures import KINDS, QUALITY
 
     row = build_row(folder.id, Configuration.alone(Finished.load(folder)))
-    shares = {"test top-1 %": row.top1, "mean per class %": row.figures["mean_per_class"]}
+    shares = {"test top-1 %": row.top1, "mean per class %": row.metrics["mean_per_class"]}
     lines = [(name, f"{percent(v.value)} {percent_interval(v.low, v.high)}") for name, v in shares.items()]
     retrieval = [measure for kind in KINDS for measure in kind.measures if measure.path[0] == "retrieval"]
     measures = (*QUALITY.measures, *retrieval)
     lines += [(measure.title, measure.text(row)) for measure in measures if measure.measured([row])]
     lines.append(("val top-1 %", percent(result.val.top1)))
-    for kind, figures in (("episodic", result.episodic), ("mixed", result.mixed)):
-        found = _flat(figures.json() if figures else {})
+    for kind, metrics in (("episodic", result.episodic), ("mixed", result.mixed)):
+        found = _flat(metrics.json() if metrics else {})
         lines += [(f"{kind} {key}".replace("_", " "), _text(value)) for key, value in found]
     if not result.cost.epochs:
         return lines

@@ -347,9 +347,9 @@ def _initial(request: Request, parts: _Parts, source: DatasetSource, recipe: Rec
     name = request.backbone or source.backbones.get(default, default)
     check_backbone(name)
     check_image_size(name, recipe.image_size)
-    asked = request.weights or parts.variant.weights or parts.technique.weights
+    weights_name = request.weights or parts.variant.weights or parts.technique.weights
     try:
-        weights = resolve_weights(asked, name)
+        weights = resolve_weights(weights_name, name)
     except NoNetwork as error:
         raise UsageError(f"{parts.label}: {error}\n{_without_weights(parts)}") from error
     understood = check_weights(weights, name, recipe.image_size).understood

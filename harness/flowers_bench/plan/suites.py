@@ -320,7 +320,7 @@ def _table(
     if not isinstance(reported["top1"], (int, float)) or not 0 <= reported["top1"] <= 100:
         raise suite.error(at, f"top1 = {reported['top1']!r}: expected a percentage.")
     if len(list(table.cells())) > 1:
-        raise suite.error(at, "a reported figure belongs to one configuration, and this table has several.")
+        raise suite.error(at, "a reported result belongs to one configuration, and this table has several.")
     return replace(table, reported=PublishedResult(str(reported["row"]), float(reported["top1"])))
 
 

@@ -23,7 +23,7 @@ from flowers_bench.store.identity import Label
 from flowers_bench.store.records import Config, Result, Run
 
 #: By a trial's id, the names that a run asked for it by.
-Asked = Mapping[str, Sequence[Label]]
+LabelsById = Mapping[str, Sequence[Label]]
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,12 @@ class Finished:
         return cls(folder, label, folder.described(label), result, folder.run())
 
     @classmethod
-    def each(cls, folders: Iterable[TrialFolder], asked: Asked | None = None) -> list[Finished]:
+    def each(cls, folders: Iterable[TrialFolder], labels: LabelsById | None = None) -> list[Finished]:
         """Every trial under every name that it has; of those that were `asked` for by name, under these names alone."""
         return [
-            cls.load(folder, label) for folder in folders for label in ((asked or {}).get(folder.id) or folder.labels())
+            cls.load(folder, label)
+            for folder in folders
+            for label in ((labels or {}).get(folder.id) or folder.labels())
         ]
 
     @property
@@ -123,7 +125,7 @@ class Row:
     calibrated: np.ndarray | None
     correct: np.ndarray
     top1: Interval
-    figures: Mapping[str, Interval]
+    metrics: Mapping[str, Interval]
     if_calibrated: Mapping[str, float]
 
     @property
@@ -178,21 +180,21 @@ def build_row(name: str, configuration: Configuration) -> Row:
     weights = len(labels) / np.count_nonzero(counts) / counts[labels]
     predicted = np.stack([s.logits.argmax(1) for s in scores])
     f1 = np.stack([f1_shares(found, labels, s.logits.shape[1]) for s, found in zip(scores, predicted, strict=True)])
-    figures = {
+    metrics = {
         "mean_per_class": image_mean(correct * weights, 1.0),
         "top5": accuracy_interval(np.stack([correct_in_top_k(s.logits, s.labels, 5) for s in scores])),
         "macro_f1": image_mean(f1, 1.0),
     }
     if_calibrated: dict[str, float] = {}
     if all(trial.result.test.nll is not None for trial in trials):  # else its scores are not meant as probabilities
-        figures |= raw.figures("")
+        metrics |= raw.metrics("")
         if_calibrated |= raw.if_calibrated("")
     if calibrated is not None:
-        figures |= calibrated.figures("_calibrated")
+        metrics |= calibrated.metrics("_calibrated")
         if_calibrated |= calibrated.if_calibrated("_calibrated")
     retrieved = [trial.folder.retrieval_shares() for trial in trials]
     if all(retrieved):
-        figures |= {key: image_mean(np.stack([found[key] for found in retrieved]), 1.0) for key in retrieved[0]}
+        metrics |= {key: image_mean(np.stack([found[key] for found in retrieved]), 1.0) for key in retrieved[0]}
     return Row(
         id=configuration.id,
         name=name,
@@ -204,7 +206,7 @@ def build_row(name: str, configuration: Configuration) -> Row:
         calibrated=None if calibrated is None else calibrated.confidence,
         correct=correct,
         top1=accuracy_interval(correct),
-        figures=figures,
+        metrics=metrics,
         if_calibrated=if_calibrated,
     )
 
@@ -230,7 +232,7 @@ class _Judged:
             found.append((probabilities.max(1), right, -own, squared_distances(probabilities, s.labels)))
         return cls(*(np.stack(values) for values in zip(*found, strict=True)))
 
-    def figures(self, suffix: str) -> dict[str, Interval]:
+    def metrics(self, suffix: str) -> dict[str, Interval]:
         return {
             f"nll{suffix}": image_mean(self.nll, np.inf),
             f"brier{suffix}": image_mean(self.distance, 2.0),

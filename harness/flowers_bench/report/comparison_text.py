@@ -11,7 +11,7 @@ from flowers_bench.report import robustness as stress
 from flowers_bench.report.comparison import ALPHA, Comparison, Pair, Refusal
 from flowers_bench.report.formatting import inert, markdown_cell, p_value, points_interval
 from flowers_bench.report.robustness import UnderStress
-from flowers_bench.report.table import Sheet, markdown_lines, print_sheet, stdout
+from flowers_bench.report.table import Table, markdown_lines, print_table, stdout
 from flowers_bench.util.text import printable
 
 COLUMNS = (
@@ -119,8 +119,8 @@ def footnotes(comparison: Comparison) -> list[str]:
     ]
 
 
-def _sheet(comparison: Comparison) -> Sheet:
-    return Sheet("", COLUMNS, tuple(map(cells, comparison.pairs)), 2, tuple(footnotes(comparison)))
+def _table(comparison: Comparison) -> Table:
+    return Table("", COLUMNS, tuple(map(cells, comparison.pairs)), 2, tuple(footnotes(comparison)))
 
 
 def print_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> None:
@@ -128,12 +128,12 @@ def print_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> 
     console = stdout()
     for line in sentences(comparison):
         console.print(printable(line), markup=False, soft_wrap=True)
-    print_sheet(_sheet(comparison), console)
+    print_table(_table(comparison), console)
     for found in stressed:
         console.print()
         for line in stress.sentences(found):
             console.print(printable(line), markup=False, soft_wrap=True)
-        print_sheet(stress.sheet(found), console)
+        print_table(stress.table(found), console)
 
 
 def markdown(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> str:
@@ -141,10 +141,10 @@ def markdown(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> st
     lines = [
         f"- {markdown_cell(line)}" if line[0] != " " else f"  {markdown_cell(line)}" for line in sentences(comparison)
     ]
-    lines += ["", *markdown_lines(_sheet(comparison))]
+    lines += ["", *markdown_lines(_table(comparison))]
     for found in stressed:
         lines += ["", *(f"- {markdown_cell(line)}" for line in stress.sentences(found)), ""]
-        lines += markdown_lines(stress.sheet(found))
+        lines += markdown_lines(stress.table(found))
     return "\n".join(lines)
 
 

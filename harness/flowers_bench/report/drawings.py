@@ -17,7 +17,7 @@ import numpy as np
 from flowers_bench.plan.suites import Figure
 from flowers_bench.report.aggregate import Row
 from flowers_bench.report.formatting import percent, percent_interval
-from flowers_bench.report.names import factors, facts_without, told_apart
+from flowers_bench.report.names import disambiguate, factors, facts_without
 from flowers_bench.report.pictures import drawn, read_picture
 from flowers_bench.report.plots import Band, curve, finite
 from flowers_bench.util.errors import Unreadable
@@ -192,7 +192,7 @@ def _swept(panel: Panel) -> dict[str, dict[float, Row]]:
             groups.setdefault(rest, {})[number] = row
     lines = [dict(sorted(points.items())) for points in groups.values() if len(points) >= FEWEST]
     facts = [facts_without(next(iter(points.values())).config, key, "variant") for points in lines]
-    return dict(zip(told_apart([""] * len(lines), facts, ", {}={}".format), lines, strict=True))
+    return dict(zip(disambiguate([""] * len(lines), facts, ", {}={}".format), lines, strict=True))
 
 
 def _bars(axes: Any, places: Sequence[int], rows: Sequence[Row], colour: str, label: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from flowers_bench.plan.suites import Figure
 from flowers_bench.report.aggregate import Finished, Row, build_row, by_configuration, protocol
 from flowers_bench.report.drawings import DRAWINGS, Panel
-from flowers_bench.report.names import distinct_names, told_apart
+from flowers_bench.report.names import disambiguate, distinct_names
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.store.records import Config
 from flowers_bench.util.files import file_name
@@ -57,7 +57,7 @@ def _panels(figure: Figure, trials: Sequence[Finished], rows: dict[str, Row]) ->
         groups.setdefault(json.dumps(facts, sort_keys=True), []).append(trial)
     ordered = sorted(groups.items())
     apart = [[protocol(found[0].config), {"group": key}] for key, found in ordered]
-    abouts = told_apart([_about(found[0].config) for _, found in ordered], apart, "; {}: {}".format)
+    abouts = disambiguate([_about(found[0].config) for _, found in ordered], apart, "; {}: {}".format)
     return [Panel(figure, _rows(figure, found, rows), about) for about, (_, found) in zip(abouts, ordered, strict=True)]
 
 

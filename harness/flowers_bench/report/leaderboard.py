@@ -8,9 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from flowers_bench.measure.hardware import describe_hardware
-from flowers_bench.report.aggregate import Asked, Finished, Row, build_row, by_configuration, protocol, search_budget
+from flowers_bench.report.aggregate import (
+    Finished,
+    LabelsById,
+    Row,
+    build_row,
+    by_configuration,
+    protocol,
+    search_budget,
+)
 from flowers_bench.report.comparison import Comparison, Pair
-from flowers_bench.report.names import distinct_names, factors, told_apart
+from flowers_bench.report.names import disambiguate, distinct_names, factors
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.store.records import Config
 
@@ -43,17 +51,17 @@ class Leaderboard:
     groups: tuple[Group, ...]
 
     @classmethod
-    def of(cls, folders: Sequence[TrialFolder], asked: Asked | None = None) -> Leaderboard:
+    def of(cls, folders: Sequence[TrialFolder], labels: LabelsById | None = None) -> Leaderboard:
         """From finished trials, under every name that they have, or those that were `asked` for."""
         groups: dict[str, list[Finished]] = {}
-        for trial in Finished.each(folders, asked):
+        for trial in Finished.each(folders, labels):
             key = json.dumps(protocol(trial.config), sort_keys=True)
             groups.setdefault(key, []).append(trial)
         found = [_group(trials) for _, trials in sorted(groups.items())]
         facts = [
             [protocol(group.rows[0].config), {"group": key}] for key, group in zip(sorted(groups), found, strict=True)
         ]
-        titles = told_apart([group.title for group in found], facts, "; {}: {}".format)
+        titles = disambiguate([group.title for group in found], facts, "; {}: {}".format)
         return cls(tuple(replace(group, title=title) for group, title in zip(found, titles, strict=True)))
 
 

@@ -52,7 +52,7 @@ class Measure:
         """Of the 95 % interval of the mean over seeds, where one is asked for and the row has what it takes."""
         if not self.interval:
             return None
-        if (found := row.figures.get(self.key)) is not None:
+        if (found := row.metrics.get(self.key)) is not None:
             return found.low, found.high
         shares = [value for trial in row.trials if (value := at(trial.result, self.path)) is not None]
         images = self.images(row) if self.images else None
@@ -83,11 +83,11 @@ class Kind:
     title: str
     note: str
     measures: tuple[Measure, ...]
-    asked: Callable[[Row], bool] = lambda row: True
+    applies: Callable[[Row], bool] = lambda row: True
 
     def rows(self, rows: tuple[Row, ...]) -> tuple[Row, ...]:
         """Those of which it was measured."""
-        if not any(map(self.asked, rows)):
+        if not any(map(self.applies, rows)):
             return ()
         return tuple(row for row in rows if any(measure.measured([row]) for measure in self.measures))
 

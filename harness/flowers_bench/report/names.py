@@ -79,10 +79,10 @@ def merged(found: Sequence[Facts]) -> dict[str, str]:
 def distinct_names(configs: Sequence[Config]) -> list[str]:
     """`technique/variant` of each, with whatever it takes to tell it from the others: no two names are equal, unless two
     configurations are."""
-    return told_apart([config.label for config in configs], list(map(kinds, configs)))
+    return disambiguate([config.label for config in configs], list(map(kinds, configs)))
 
 
-def told_apart(
+def disambiguate(
     names: Sequence[str], found: Sequence[Sequence[Facts]], write: Callable[[str, str], str] = " {}={}".format
 ) -> list[str]:
     """The names as single lines, each followed by the facts that tell it from others of the same name.
@@ -92,14 +92,14 @@ def told_apart(
             last one must tell any two apart.
         write: a fact as text.
     """
-    told = list(map(one_line, names))
+    distinct = list(map(one_line, names))
     by_kind = list(zip(*found, strict=True))
     # The last kind twice: a name may have been made to look like another with its facts.
     for facts in (*by_kind, *by_kind[-1:]):
-        for twins in _alike(told):
+        for twins in _alike(distinct):
             for place, text in zip(twins, _differences([facts[place] for place in twins], write), strict=True):
-                told[place] += text
-    return told
+                distinct[place] += text
+    return distinct
 
 
 def _alike(names: Sequence[str]) -> list[list[int]]:

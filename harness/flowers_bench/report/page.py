@@ -28,9 +28,9 @@ from flowers_bench.report.measures import COSTS, KINDS, QUALITY, SPEEDS, Kind, M
 from flowers_bench.report.names import distinct_names
 from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, Picture, figures
 from flowers_bench.report.plots import CURVES, Series, ShotsCurve, Sweep, series, shots_series, sweeps
-from flowers_bench.report.robustness import sentences, sheet, under_stress
+from flowers_bench.report.robustness import sentences, table, under_stress
 from flowers_bench.report.shots import Family, families
-from flowers_bench.report.table import Sheet
+from flowers_bench.report.table import Table
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.util.errors import Unreadable
 from flowers_bench.util.text import printable
@@ -123,7 +123,7 @@ class StressedPair:
     """A row against its baseline on changed images."""
 
     sentences: list[str]
-    sheet: Sheet
+    table: Table
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class PageGroup:
     sweeps: list[str]
     has_stress: bool
     stressed: list[StressedPair]
-    shots: Sheet | None
+    shots: Table | None
     data: GroupData
 
 
@@ -334,7 +334,7 @@ def _group(place: int, group: Group, machines: Mapping[str, Machine], groups: in
         sweeps=[sweep["factor"] for sweep in swept],
         has_stress=any(trial.result.stress for row in rows for trial in row.trials),
         stressed=_stressed(group),
-        shots=family.sheet() if family else None,
+        shots=family.table() if family else None,
         data=data,
     )
 
@@ -344,7 +344,7 @@ def _stressed(group: Group) -> list[StressedPair]:
     rows = {row.id: row for row in group.rows}
     pairs = ([rows[i] for i in pair.ids] for pair in group.differences)
     found = [stressed for pair in pairs if (stressed := under_stress(*pair))]
-    return [StressedPair(sentences(one), sheet(one)) for one in found[:COMPARED]]
+    return [StressedPair(sentences(one), table(one)) for one in found[:COMPARED]]
 
 
 def _verdicts(group: Group, compared: Comparison) -> list[str]:
@@ -395,7 +395,7 @@ def _row(identifier: str, row: Row, machines: Mapping[str, Machine]) -> PageRow:
         seeds=len(row.seeds),
         top1=row.top1,
         accuracy=_accuracy(row),
-        per_class=row.figures["mean_per_class"],
+        per_class=row.metrics["mean_per_class"],
         val=row.mean("val", "top1"),
         costs={m.key: (row.mean(*m.path), _cost_text(m, row)) for m in (*COSTS, *SPEEDS)},
         facts=_flat(facts),

@@ -10,7 +10,7 @@ import numpy as np
 from flowers_bench.measure.quality import BINS, equal_width_bins
 from flowers_bench.report.aggregate import Row
 from flowers_bench.report.measures import COSTS
-from flowers_bench.report.names import factors, facts_without, told_apart
+from flowers_bench.report.names import disambiguate, factors, facts_without
 from flowers_bench.report.shots import Family
 from flowers_bench.store.records import Epoch
 
@@ -121,7 +121,7 @@ def sweeps(rows: Sequence[Row]) -> list[Sweep]:
             swept.append((f"{technique}: {key}", key, points))
     # One number of one technique may be swept several times: on another backbone, with another setting.
     facts = [facts_without(points[0][1].config, key, "variant") for _, key, points in swept]
-    titles = told_apart([title for title, _, _ in swept], facts)
+    titles = disambiguate([title for title, _, _ in swept], facts)
     return [
         {
             "factor": title,

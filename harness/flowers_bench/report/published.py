@@ -9,7 +9,7 @@ from flowers_bench.plan.suites import PlannedTable, PublishedResult
 from flowers_bench.report.aggregate import Configuration, Finished, Row, build_row, search_budget
 from flowers_bench.report.formatting import percent, percent_interval
 from flowers_bench.report.names import distinct_names
-from flowers_bench.report.table import Sheet, markdown_lines, print_sheet, stdout
+from flowers_bench.report.table import Table, markdown_lines, print_table, stdout
 from flowers_bench.store.folder import Store, read_each
 
 COLUMNS = (
@@ -43,9 +43,9 @@ def beside_reported(tables: Sequence[PlannedTable], store: Store) -> list[Beside
     names = iter(distinct_names([item.planned[0].described() for item, _ in wanted if item.planned]))
     for item, reported in wanted:
         name = next(names) if item.planned else item.requests[0].title
-        asked = {planned.trial.id: planned.labels for planned in item.planned}
-        folders = (folder for folder in map(store.folder, asked) if folder.finished())
-        trials = Finished.each(read_each(folders).finished, asked)
+        labels = {planned.trial.id: planned.labels for planned in item.planned}
+        folders = (folder for folder in map(store.folder, labels) if folder.finished())
+        trials = Finished.each(read_each(folders).finished, labels)
         row = build_row(name, Configuration.of(trials)) if trials else None
         found.append(Beside(reported, name, row))
     return found
@@ -82,8 +82,8 @@ def notes(lines: Sequence[Beside], source: str) -> list[str]:
         found.append(f"recipes searched: {'; '.join(budgets)}")
     if any(line.row is None or line.row.config.dataset.name != "flowers102" for line in lines):
         found.append(
-            "measured and reported figures are of different data, backbones or weights where the columns say so: "
-            "what can be compared is the order of the rows, not the figures"
+            "measured and reported numbers are of different data, backbones or weights where the columns say so: "
+            "what can be compared is the order of the rows, not the numbers"
         )
     return found
 
@@ -91,8 +91,8 @@ def notes(lines: Sequence[Beside], source: str) -> list[str]:
 def print_reported(lines: Sequence[Beside], source: str, format: str) -> None:
     """To stdout, as `text` or `md`."""
     title = "Measured here, beside what was reported"
-    sheet = Sheet(title, COLUMNS, tuple(map(cells, lines)), 5, tuple(notes(lines, source)))
+    table = Table(title, COLUMNS, tuple(map(cells, lines)), 5, tuple(notes(lines, source)))
     if format == "md":
-        print("\n".join(markdown_lines(sheet)))
+        print("\n".join(markdown_lines(table)))
     else:
-        print_sheet(sheet, stdout())
+        print_table(table, stdout())

@@ -12,7 +12,7 @@ from flowers_bench.measure.statistics import Interval, holm, paired_difference, 
 from flowers_bench.report.aggregate import Finished, Row, obstacles
 from flowers_bench.report.comparison import ALPHA
 from flowers_bench.report.formatting import p_value, points_interval
-from flowers_bench.report.table import Sheet
+from flowers_bench.report.table import Table
 from flowers_bench.store.records import StressLevel
 
 COLUMNS = (
@@ -137,7 +137,7 @@ def sentences(found: UnderStress) -> list[str]:
     ]
 
 
-def sheet(found: UnderStress) -> Sheet:
+def table(found: UnderStress) -> Table:
     """Every kind of change as a table."""
     body = tuple(
         (
@@ -158,10 +158,10 @@ def sheet(found: UnderStress) -> Sheet:
         f"x {' or '.join(map(str, images))} images; intervals: 95 %, over {found.kinds[0].difference.over}",
         "difference: mean over the levels; grows by: the difference at the strong end minus that at the weak end: above "
         "zero, the first stands the change better; p: of this, adjusted for all kinds",
-        "read by the checkpoints that unchanged validation images chose; nothing was chosen by these figures",
+        "read by the checkpoints that unchanged validation images chose; nothing was chosen by these numbers",
         *(() if len(found.seeds) > 1 else ("one seed: nothing is claimed about the techniques, whatever p is",)),
     )
-    return Sheet(f"{found.first} against {found.second} under stress", COLUMNS, body, 3, notes)
+    return Table(f"{found.first} against {found.second} under stress", COLUMNS, body, 3, notes)
 
 
 def records(found: UnderStress) -> list[dict[str, object]]:

@@ -10,8 +10,8 @@ from flowers_bench.measure.statistics import Interval
 from flowers_bench.report.aggregate import Row, protocol
 from flowers_bench.report.formatting import percent, percent_interval
 from flowers_bench.report.leaderboard import Group, Leaderboard
-from flowers_bench.report.names import configuration_id, distinct_names, told_apart
-from flowers_bench.report.table import Sheet
+from flowers_bench.report.names import configuration_id, disambiguate, distinct_names
+from flowers_bench.report.table import Table
 from flowers_bench.store.records import Config
 
 
@@ -42,7 +42,7 @@ class Family:
     columns: Mapping[str, float]
     curves: tuple[Curve, ...]
 
-    def sheet(self) -> Sheet:
+    def table(self) -> Table:
         """As a table."""
         body = tuple(
             (curve.name, curve.backbone, *(_cell(curve.points.get(column)) for column in self.columns))
@@ -52,7 +52,7 @@ class Family:
             "test top-1 % with its 95 % interval by training images of each class, nested from left to right; another seed "
             "draws others, and the intervals cover that where there are several; the validation split stays whole",
         )
-        return Sheet(self.title, ("technique/variant", "backbone", *self.columns), body, 2, notes)
+        return Table(self.title, ("technique/variant", "backbone", *self.columns), body, 2, notes)
 
 
 def families(board: Leaderboard) -> dict[int, Family]:
@@ -63,7 +63,7 @@ def families(board: Leaderboard) -> dict[int, Family]:
     members = [places for places in together.values() if len(places) > 1]
     drawn = [(places, family) for places in members if (family := _family([board.groups[i] for i in places]))]
     facts = [[_protocol(board.groups[places[0]].rows[0].config), {"groups": str(places)}] for places, _ in drawn]
-    titles = told_apart([family.title for _, family in drawn], facts, "; {}: {}".format)
+    titles = disambiguate([family.title for _, family in drawn], facts, "; {}: {}".format)
     return {
         place: named
         for (places, family), title in zip(drawn, titles, strict=True)

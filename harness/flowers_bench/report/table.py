@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from flowers_bench.report.formatting import markdown_cell
 from flowers_bench.util.text import printable
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Table:
     """One table as text.
 
     Attributes:
@@ -42,22 +42,22 @@ def stdout() -> Console:
     return console if console.is_terminal else _Stdout(highlight=False, emoji=False, width=200)
 
 
-def print_sheet(sheet: Sheet, console: Console) -> None:
+def print_table(table: Table, console: Console) -> None:
     """The table, then its notes, a line each."""
-    table = Table(title=escape(printable(sheet.title)) or None, title_justify="left")
-    for index, column in enumerate(sheet.head):
-        table.add_column(column, justify="left" if index < sheet.left else "right", overflow="fold")
-    for line in sheet.body:
-        table.add_row(*(escape(printable(cell)) for cell in line))
-    console.print(table)
-    for note in sheet.notes:
+    shown = RichTable(title=escape(printable(table.title)) or None, title_justify="left")
+    for index, column in enumerate(table.head):
+        shown.add_column(column, justify="left" if index < table.left else "right", overflow="fold")
+    for line in table.body:
+        shown.add_row(*(escape(printable(cell)) for cell in line))
+    console.print(shown)
+    for note in table.notes:
         console.print(printable(note), markup=False, soft_wrap=True)
 
 
-def markdown_lines(sheet: Sheet) -> list[str]:
+def markdown_lines(table: Table) -> list[str]:
     """A GitHub table, and its notes as a list."""
-    lines = [f"**{markdown_cell(sheet.title)}**", ""] if sheet.title else []
-    lines.append("| " + " | ".join(map(markdown_cell, sheet.head)) + " |")
-    lines.append("|" + "---|" * sheet.left + "---:|" * (len(sheet.head) - sheet.left))
-    lines += ["| " + " | ".join(map(markdown_cell, line)) + " |" for line in sheet.body]
-    return [*lines, "", *(f"- {markdown_cell(note)}" for note in sheet.notes)]
+    lines = [f"**{markdown_cell(table.title)}**", ""] if table.title else []
+    lines.append("| " + " | ".join(map(markdown_cell, table.head)) + " |")
+    lines.append("|" + "---|" * table.left + "---:|" * (len(table.head) - table.left))
+    lines += ["| " + " | ".join(map(markdown_cell, line)) + " |" for line in table.body]
+    return [*lines, "", *(f"- {markdown_cell(note)}" for note in table.notes)]

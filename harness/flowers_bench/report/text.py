@@ -14,7 +14,7 @@ from flowers_bench.report.formatting import count, duration, inert, latex_cell, 
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import EVERYTHING, KINDS, Measure
 from flowers_bench.report.shots import families
-from flowers_bench.report.table import Sheet, markdown_lines, print_sheet, stdout
+from flowers_bench.report.table import Table, markdown_lines, print_table, stdout
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.util.text import printable
 
@@ -43,7 +43,7 @@ def cells(row: Row) -> tuple[str, ...]:
         str(len(row.seeds)),
         percent(row.top1.value),
         percent_interval(row.top1.low, row.top1.high),
-        _interval(row.figures["mean_per_class"]),
+        _interval(row.metrics["mean_per_class"]),
         percent(row.mean("val", "top1")),
         count(row.mean("cost", "trainable_parameters")),
         count(row.mean("cost", "parameters")),
@@ -81,20 +81,20 @@ def footnotes(group: Group) -> list[str]:
     return lines
 
 
-def sheets(board: Leaderboard) -> Iterator[Sheet]:
+def tables(board: Leaderboard) -> Iterator[Table]:
     """Every table, in order: never two kinds of accuracy in one of them."""
     for group in board.groups:
         body = tuple(map(cells, group.rows))
-        yield Sheet(group.title, COLUMNS, body, 3, tuple(footnotes(group)))
+        yield Table(group.title, COLUMNS, body, 3, tuple(footnotes(group)))
         for kind in KINDS:
             rows = kind.rows(group.rows)
             if rows:
                 measures = kind.shown(rows)
                 head = ("technique/variant", "backbone", "seeds", *(measure.title for measure in measures))
                 body = tuple(_kind_cells(row, measures) for row in rows)
-                yield Sheet(f"{group.title}: {kind.title.lower()}", head, body, 2, (kind.note,))
+                yield Table(f"{group.title}: {kind.title.lower()}", head, body, 2, (kind.note,))
     for family in dict.fromkeys(families(board).values()):
-        yield family.sheet()
+        yield family.table()
 
 
 def _kind_cells(row: Row, measures: Sequence[Measure]) -> tuple[str, ...]:
@@ -104,27 +104,27 @@ def _kind_cells(row: Row, measures: Sequence[Measure]) -> tuple[str, ...]:
 def print_text(board: Leaderboard) -> None:
     """Tables to stdout."""
     console = stdout()
-    for sheet in sheets(board):
-        print_sheet(sheet, console)
+    for table in tables(board):
+        print_table(table, console)
 
 
 def markdown(board: Leaderboard) -> str:
     """GitHub tables."""
-    return "\n".join(line for sheet in sheets(board) for line in (*markdown_lines(sheet), ""))
+    return "\n".join(line for table in tables(board) for line in (*markdown_lines(table), ""))
 
 
 def latex(board: Leaderboard) -> str:
     """Tables for a paper, with booktabs; the notes follow as comments."""
     lines = [r"% needs \usepackage{booktabs} and \usepackage[T1]{fontenc}"]
-    for sheet in sheets(board):
-        lines += [r"\begin{table}", r"  \centering", rf"  \caption{{{latex_cell(sheet.title)}}}"]
-        lines.append(rf"  \begin{{tabular}}{{{'l' * sheet.left}{'r' * (len(sheet.head) - sheet.left)}}}")
-        lines += [r"    \toprule", _latex_line(sheet.head), r"    \midrule", *map(_latex_line, sheet.body)]
+    for table in tables(board):
+        lines += [r"\begin{table}", r"  \centering", rf"  \caption{{{latex_cell(table.title)}}}"]
+        lines.append(rf"  \begin{{tabular}}{{{'l' * table.left}{'r' * (len(table.head) - table.left)}}}")
+        lines += [r"    \toprule", _latex_line(table.head), r"    \midrule", *map(_latex_line, table.body)]
         lines += [
             r"    \bottomrule",
             r"  \end{tabular}",
             r"\end{table}",
-            *(f"% {' '.join(printable(note).split())}" for note in sheet.notes),
+            *(f"% {' '.join(printable(note).split())}" for note in table.notes),
             "",
         ]
     return "\n".join(lines).rstrip()
@@ -166,9 +166,9 @@ def _records(board: Leaderboard) -> list[dict[str, object]]:
             "test_top1_high": row.top1.high,
             "interval_over": row.top1.over,
             "n_test": row.top1.n_images,
-            "mean_per_class": row.figures["mean_per_class"].value,
-            "mean_per_class_low": row.figures["mean_per_class"].low,
-            "mean_per_class_high": row.figures["mean_per_class"].high,
+            "mean_per_class": row.metrics["mean_per_class"].value,
+            "mean_per_class_low": row.metrics["mean_per_class"].low,
+            "mean_per_class_high": row.metrics["mean_per_class"].high,
             "val_top1": row.mean("val", "top1"),
             **{key: value for measure in EVERYTHING for key, value in _numbers(measure, row)},
             "hardware": "; ".join(group.hardware),
