@@ -396,7 +396,7 @@ def test_shares_are_of_the_figures_in_the_result(tmp_path: Path) -> None:
     for shares, fault in (
         ({"recall_at_1": 0.5, "map_at_r": 0.25}, None),
         ({"recall_at_1": 0.5, "map_at_r": 0.5}, "the mean of map_at_r is not that in result.json"),
-        ({"recall_at_1": 0.5}, "it has shares of recall_at_1; result.json has figures of recall_at_1 and map_at_r"),
+        ({"recall_at_1": 0.5}, "it has shares of recall_at_1; result.json has metrics of recall_at_1 and map_at_r"),
     ):
         table.assign(**shares).to_parquet(path, index=False)
         if fault is None:

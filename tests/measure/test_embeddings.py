@@ -20,7 +20,7 @@ from flowers_bench.measure.retrieval import Retrieval, retrieval
 from flowers_bench.measure.statistics import image_mean
 from flowers_bench.models.predictors import fit_logistic, mean_logits
 from flowers_bench.nn import Output
-from flowers_bench.store.records import Mixed, RetrievalFigures
+from flowers_bench.store.records import Mixed, RetrievalMetrics
 from flowers_bench.training.evaluation import Evaluator
 
 torch.set_num_threads(1)  # waking other threads costs more than they save
@@ -89,7 +89,7 @@ def test_retrieval_is_exact_however_nearly_the_embedding_has_collapsed(shift: fl
 def test_classes_that_are_a_millionth_apart_are_found() -> None:
     labels = np.repeat(np.arange(4), 5)
     points = np.ones((20, 8)) + 1e-6 * np.eye(4, 8)[labels] + 1e-9 * np.random.default_rng(0).normal(size=(20, 8))
-    assert retrieval(points, labels) == RetrievalFigures(recall_at_1=1, map_at_r=1)
+    assert retrieval(points, labels) == RetrievalMetrics(recall_at_1=1, map_at_r=1)
 
 
 @pytest.mark.parametrize("size", [1.0, 3.0, 0.0, 1e-30])
@@ -98,7 +98,7 @@ def test_a_collapsed_embedding_retrieves_nothing(size: float) -> None:
     one_point = np.full((20, 3), size, np.float32)
     one_way = one_point * np.random.default_rng(0).uniform(0.5, 2, (20, 1)).astype(np.float32)  # cosines are all 1
     for points in (one_point, one_way):
-        assert retrieval(points, labels) == RetrievalFigures(recall_at_1=0, map_at_r=0)
+        assert retrieval(points, labels) == RetrievalMetrics(recall_at_1=0, map_at_r=0)
 
 
 def test_an_embedding_of_zero_is_as_far_from_all() -> None:

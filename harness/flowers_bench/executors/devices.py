@@ -1,7 +1,7 @@
 """One trial on several devices: a process for each, forked from the trial's own before that computes anything.
 
-The trial's process only watches them. The first that fails ends all, and its reason is the trial's. Were the watcher
-killed, they would end themselves.
+The trial's process only watches them. The first that fails ends all, and its reason is the trial's. If the watcher is
+killed, they end themselves.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError
 from flowers_bench.util.text import text_of
 
 Work = Callable[[Ranks], None]
-#: Seconds in which the rank that is to blame must have ended, once another has lost it.
+#: Seconds within which the rank that failed must have ended, once another has noticed its loss.
 _GRACE = 5.0
 
 
@@ -39,7 +39,7 @@ class _Member:
     reports: Connection
 
     def failure(self) -> Exception | None:
-        """Why the process, which has ended, did not finish its work."""
+        """Find why the process, which has ended, did not finish its work; None if it did."""
         self.process.join()
         with contextlib.suppress(EOFError, OSError):
             if self.reports.poll():
@@ -57,7 +57,8 @@ class _Member:
 
 
 def refuse_missing(count: int) -> None:
-    """Raises `UsageError` where CUDA shows fewer devices. Without CUDA the processor takes any number of processes."""
+    """Refuse more devices than CUDA shows. Without CUDA, the processor takes any number of processes. Raises
+    `UsageError`."""
     import torch
 
     there = torch.cuda.device_count()
@@ -67,7 +68,7 @@ def refuse_missing(count: int) -> None:
 
 
 def run_on_devices(count: int, work: Work) -> None:
-    """`work(ranks)` in each of `count` processes, or in this one for 1.
+    """Run `work(ranks)` in each of `count` processes, or in this one if `count` is 1.
 
     Must be called before this process computes anything: a fork takes no threads and no CUDA along.
 

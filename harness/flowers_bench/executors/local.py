@@ -37,7 +37,7 @@ class Outcome:
     Attributes:
         state: `done`, `failed` or `interrupted`.
         reason: why it failed.
-        kind: of the failure, as in `failure.json`.
+        kind: the kind of failure, as in `failure.json`.
     """
 
     folder: TrialFolder
@@ -52,13 +52,13 @@ class Outcome:
 
 
 def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, jobs: int = 1) -> list[Outcome]:
-    """Run prepared trials, started in order; starts no more once interrupted.
+    """Run prepared trials, started in order; start no more once interrupted.
 
     Args:
         folders: as `Store.prepare` made them.
-        on_event: told every event of every trial, one at a time.
+        on_event: called with every event of every trial, one at a time.
         timeout: seconds that one trial may take.
-        jobs: how many run at once. A trial waits where its expected memory would not fit (see `memory.py`).
+        jobs: how many trials run at once. A trial waits while its expected memory does not fit (see `memory.py`).
     """
     run = Run(on_event, timeout, MemoryGuard() if jobs > 1 else None)
     with interrupts_handled(run.stop), ThreadPoolExecutor(jobs) as pool:
@@ -67,16 +67,16 @@ def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, j
 
 @contextlib.contextmanager
 def interrupts_handled(stop: Callable[[bool], None]) -> Iterator[None]:
-    """While active, the first Ctrl-C, or SIGTERM as a cluster sends it before it takes a machine away, calls
-    `stop(False)`; a second one calls `stop(True)` and ends the run."""
+    """Call `stop(False)` on the first Ctrl-C in the block, or SIGTERM, which a cluster sends before it takes a machine
+    away; call `stop(True)` on the second, and end the run."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked: list[int] = []
+    received: list[int] = []
 
     def on_interrupt(signum: int, frame: object) -> None:
-        again = bool(asked)
-        asked.append(signum)
+        again = bool(received)
+        received.append(signum)
         if not again:
             sys.stderr.write("\nstopping after this epoch; press Ctrl-C again to stop at once\n")
         stop(again)
@@ -97,20 +97,20 @@ class Run:
     def __init__(self, on_event: OnEvent, timeout: float, memory: MemoryGuard | None = None) -> None:
         self._on_event = on_event
         self._timeout = timeout
-        self._lock = threading.Lock()  # of on_event, and of what follows
+        self._lock = threading.Lock()  # guards calls of on_event, and what follows
         self._processes: dict[int, BaseProcess] = {}
         self._stopping = threading.Event()
         self._memory = memory
 
     def one(self, folder: TrialFolder) -> Outcome | None:
-        """The trial's outcome; None if the run was interrupted before it started."""
+        """Run a trial, and give its outcome; None if the run was interrupted before the trial started."""
         with self._room_for(folder):
             if self._stopping.is_set():
                 return None
             with contextlib.suppress(OSError):  # what an earlier attempt left must not be taken for this one's
                 folder.forget_failure()
             outcome, seconds = self._watch(folder)
-        with contextlib.suppress(OSError):  # a full disk was said by what failed first; the other trials go on
+        with contextlib.suppress(OSError):  # the first failure has reported a full disk; the other trials go on
             folder.note_attempt(seconds, outcome.state)
         self._tell(folder, Ended(outcome.state, outcome.reason))
         if outcome.state == "interrupted":
@@ -127,7 +127,7 @@ class Run:
             self._on_event(folder, event)
 
     def _watch(self, folder: TrialFolder) -> tuple[Outcome, float]:
-        """Until it ends; with the seconds that it took."""
+        """Run the trial's process until it ends; give the outcome, and the seconds that it took."""
         process, events = self._start(folder)
         if self._stopping.is_set():  # the interrupt came before this process was known
             _interrupt(process.pid)
@@ -135,9 +135,9 @@ class Run:
         try:
             while True:
                 event: Event = events.recv()
-                if isinstance(event, Starting):  # until then it waits for another run that has the same trial
+                if isinstance(event, Starting):  # until now it waited for another run, which had the same trial
                     clock.start()
-                    if self._stopping.is_set():  # an interrupt before it listened may be lost
+                    if self._stopping.is_set():  # an interrupt that came before it listened may be lost
                         _interrupt(process.pid)
                 self._tell(folder, event)
         except (EOFError, OSError):  # the latter when it died in the middle of a message
@@ -155,7 +155,7 @@ class Run:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOAD)
-        # One at a time: a child started meanwhile would inherit the pipe's other end, and its death go unnoticed.
+        # One at a time: a child started in between would inherit this pipe's other end, and hide this process's death.
         with self._lock:
             reader, writer = context.Pipe(duplex=False)
             process = context.Process(target=worker.main, args=(folder, writer))
@@ -165,7 +165,7 @@ class Run:
         return process, reader
 
     def stop(self, at_once: bool = False) -> None:
-        """Start no more trials, and let those that run finish their epoch, or kill them."""
+        """Let no more trials start, and let those that run finish their epoch; kill them if `at_once`."""
         self._stopping.set()
         for pid in list(self._processes):
             if at_once:
@@ -188,7 +188,7 @@ class _Clock:
         self._timer.start()
 
     def stop(self) -> float:
-        """Seconds since the start; 0 where there was none."""
+        """Give the seconds since the start, 0 if there was none, and measure no longer."""
         self._timer.cancel()
         return 0.0 if self._started is None else time.monotonic() - self._started
 
@@ -203,7 +203,7 @@ def _interrupt(pid: int | None) -> None:
 
 
 def _kill(pid: int | None) -> None:
-    # The whole session: a plugin may have started processes of its own.
+    # The whole session is killed: a plugin may have started processes of its own.
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError):
             kill(pid or 0, signal.SIGKILL)
@@ -231,7 +231,7 @@ def _outcome(folder: TrialFolder, code: int, timed_out_after: float | None) -> O
 
 
 def noted_failure(folder: TrialFolder, kind: str, reason: str) -> Outcome:
-    """The outcome of a trial whose process cannot say itself why it failed, stored where that is possible."""
+    """Note why a trial failed whose process could not say so itself, where this can be written; give its outcome."""
     with contextlib.suppress(OSError):
         folder.note_failure(kind, reason)
     return Outcome(folder, "failed", reason, kind)

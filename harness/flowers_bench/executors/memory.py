@@ -1,7 +1,8 @@
-"""Whether one more trial fits into memory.
+"""Decides whether one more trial fits into memory.
 
-A trial needs what a finished trial of the same kind peaked at; of a kind that never finished in this store, as much as the
-largest known; of the very first, `UNKNOWN`. What the running ones have not taken yet is set aside for them.
+A trial is expected to need as much as a finished trial of the same kind did at its peak. If no trial of this kind is
+finished in this store, the largest known peak counts; if no trial is, `UNKNOWN`. What running trials have not taken yet
+is kept free for them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.records import Config
 from flowers_bench.util.errors import UsageError
 
-#: Bytes that a trial is taken to need while nothing has been measured in its store.
+#: Bytes that a trial is expected to need while nothing has been measured in its store.
 UNKNOWN = 2 * 2**30
 _LOOK_AGAIN = 2.0  # seconds
 #: Model, backbone, image size, batch size and precision: what decides how much memory a trial takes.
@@ -34,16 +35,17 @@ class MemoryGuard:
 
     @contextlib.contextmanager
     def held_for(self, folder: TrialFolder, stopping: threading.Event, say: Callable[[str], None]) -> Iterator[None]:
-        """Wait until the trial fits (or `stopping`), and count it in until the block ends. `say` hears why it waits."""
+        """Wait until the trial fits (or `stopping`), and count it in until the block ends. `say` is called with the
+        reason, if it waits."""
         need = expected_peak(folder)
-        told = False
+        reported = False
         with self._changed:
             while self._expected and not stopping.is_set() and (free := self._free()) < need:
-                if not told:
+                if not reported:
                     say(
                         f"waits for memory: needs about {need / 2**30:.1f} GiB, {max(free, 0) / 2**30:.1f} GiB are left"
                     )
-                    told = True
+                    reported = True
                 self._changed.wait(_LOOK_AGAIN)
             self._expected[folder.id] = need
         try:
@@ -66,7 +68,7 @@ def _descendants() -> Iterator[psutil.Process]:
 
 
 def expected_peak(folder: TrialFolder) -> int:
-    """Bytes that this trial is expected to peak at, from what its store knows."""
+    """Estimate the bytes that this trial will need at its peak, from what its store knows."""
     kind = _kind(folder.config())
     same: list[int] = []
     others: list[int] = []
@@ -80,7 +82,7 @@ def expected_peak(folder: TrialFolder) -> int:
 
 @functools.cache
 def _measured(folder: TrialFolder) -> tuple[_Kind, int | None]:
-    """Kind and peak of a finished trial, read once: it does not change any more, and is asked for at every start."""
+    """Read kind and peak (bytes) of a finished trial, only once, since it does not change any more."""
     return _kind(folder.config()), folder.any_result().cost.peak_rss_bytes
 
 

@@ -25,7 +25,7 @@ from flowers_bench.store.folder import TrialFolder
 from flowers_bench.training.events import Ended, Event, Starting, Step, Waiting
 from flowers_bench.util.errors import UsageError
 
-#: So many nodes may be lost under one trial.
+#: How many nodes may be lost while they run the same trial.
 RETRIES = 3
 _BEAT = 0.5  # seconds between two looks at the desk
 
@@ -36,8 +36,8 @@ class Cluster:
 
     Attributes:
         address: `HOST:PORT` of its head; None for the one that this machine belongs to.
-        cpus: of each trial.
-        gpus: of each trial, parts of one allowed; None for one where the cluster has any.
+        cpus: how many each trial gets.
+        gpus: how many each trial gets, fractions allowed; None: one, where the cluster has any.
     """
 
     address: str | None
@@ -46,7 +46,8 @@ class Cluster:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[Any]:
-        """The `ray` module, connected. Raises `UsageError` where Ray or the cluster is missing."""
+        """Connect to the cluster, and give the `ray` module. Raises `UsageError` where Ray or the cluster is
+        missing."""
         ray = require_ray()
         if self.address is not None:
             _refuse_unreachable(self.address)
@@ -65,7 +66,7 @@ class Cluster:
 
 
 def require_ray() -> Any:
-    """The `ray` module. Raises `UsageError` with the command that installs it."""
+    """Import the `ray` module. Raises `UsageError` with the command that installs it."""
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -83,12 +84,15 @@ def _refuse_unreachable(address: str) -> None:
 
 
 def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, cluster: Cluster) -> list[Outcome]:
-    """Run prepared trials on the cluster, started in order; starts no more once interrupted.
+    """Run prepared trials on the cluster, started in order; start no more once interrupted.
 
     Args:
         folders: as `Store.prepare` made them, on a disk that all nodes share.
-        on_event: told every event of every trial, one at a time.
+        on_event: called with every event of every trial, one at a time.
         timeout: seconds that one trial may take on a node.
+
+    Raises:
+        UsageError: Ray or the cluster is missing.
     """
     with cluster.connected() as ray:
         run = _Run(ray, on_event, timeout, cluster)
@@ -104,13 +108,13 @@ class _Run:
         self._on_event = on_event
         self._timeout = timeout
         self._stopping = False
-        self._tasks: dict[Any, TrialFolder] = {}  # by what Ray calls them
+        self._tasks: dict[Any, TrialFolder] = {}  # by Ray's reference to the task
         self._started: dict[str, float] = {}
         self._lost: Counter[str] = Counter()
         gpus = cluster.gpus
         if gpus is None:
             gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
-        # Such as which plugins are switched off.
+        # The nodes get these settings too, such as which plugins are switched off.
         self._settings = {name: value for name, value in os.environ.items() if name.startswith("FLOWERS_BENCH_")}
         self._needs = {"CPU": cluster.cpus, "GPU": gpus}
         # A worker's processes keep the GPU that it was given: each trial gets a new one.
@@ -122,15 +126,15 @@ class _Run:
         self._desk = ray.remote(num_cpus=0, scheduling_strategy=here)(_Desk).remote()
 
     def stop(self, at_once: bool) -> None:
-        """Noted here, done by the loop: this is called from a signal handler."""
+        """Note the wish to stop. The loop acts on it, because this is called from a signal handler."""
         self._stopping = True
 
     def all(self, folders: Sequence[TrialFolder]) -> list[Outcome]:
-        """The outcomes of the trials that started, in order of their end."""
+        """Run the trials, and give the outcomes of those that started, in order of their end."""
         outcomes: list[Outcome] = []
         stopped = False
         try:
-            self._ray.get(self._desk.take.remote())  # it is there before anyone waits for it
+            self._ray.get(self._desk.take.remote())  # the desk exists before anyone waits for it
             for folder in folders:
                 self._submit(folder)
             self._say_if_nothing_fits()
@@ -208,12 +212,12 @@ class _Desk:
         self._stopping = False
 
     def leave(self, folder: TrialFolder, events: list[Event]) -> bool:
-        """Takes events in; returns whether the run is stopping."""
+        """Take events in, and tell whether the run is stopping."""
         self._events += [(folder, event) for event in events]
         return self._stopping
 
     def take(self) -> list[tuple[TrialFolder, Event]]:
-        """All events since the last call, in the order in which they came."""
+        """Give all events since the last call, in the order in which they came."""
         events, self._events = self._events, []
         return events
 
@@ -223,7 +227,7 @@ class _Desk:
 
 
 def _run_on_node(folder: TrialFolder, timeout: float, desk: Any, settings: Mapping[str, str]) -> Outcome | None:
-    """The task: the trial's outcome; None if the run was stopped before it started."""
+    """Run a trial as a Ray task, and give its outcome; None if the run was stopped before the trial started."""
     os.environ.update(settings)
     if not folder.prepared():
         raise UsageError(
@@ -245,7 +249,7 @@ class _Reporter:
         self._events: list[Event] = []
         self._lock = threading.Lock()
         self._reported, self._over = threading.Event(), threading.Event()
-        self._told_to_stop = False
+        self._stop_forwarded = False
 
     def note(self, folder: TrialFolder, event: Event) -> None:
         """Keep an event for the next report; of steps in a row, the last."""
@@ -256,10 +260,10 @@ class _Reporter:
 
     @contextlib.contextmanager
     def reporting(self, run: local.Run) -> Iterator[None]:
-        """Report while active, once before and once after: what ended is known by all its events.
+        """Report while active, once before and once after, so that every event of an ended trial is known.
 
-        All from a thread of its own: where a task's main thread waits for an answer, Ray lends its processors to the next
-        task, and a second trial would run on them.
+        All reports come from a thread of their own: where a task's main thread waits for an answer, Ray lends its processors to
+        the next task, and a second trial would run on them.
         """
         thread = threading.Thread(target=self._report_until_over, args=(run,), daemon=True)
         thread.start()
@@ -286,8 +290,8 @@ class _Reporter:
             events, self._events = self._events, []
         try:
             stopping = ray.get(self._desk.leave.remote(self._folder, events))
-            if stopping and not self._told_to_stop:  # a second time would not let it finish its epoch
-                self._told_to_stop = True
+            if stopping and not self._stop_forwarded:  # a second stop would not let it finish its epoch
+                self._stop_forwarded = True
                 run.stop()
         except ray.exceptions.RayError:  # the driver is gone: nobody would know that this trial still runs
             run.stop(at_once=True)

@@ -22,17 +22,17 @@ from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError
 from flowers_bench.util.text import text_of
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
-#: The trial itself cannot be trained (`TrialFailed`). A code of its own, which is there when nothing can be stored, and
-#: which nothing that ends the process from outside gives.
+#: The trial itself cannot be trained (`TrialFailed`). The code says so even when nothing can be stored, and nothing that
+#: ends the process from outside gives it.
 UNTRAINABLE = 65
-#: Seconds after which a trial that another run has says that it waits.
+#: Seconds after which a trial reports that it waits for another run, which has it.
 _PATIENCE = 1.0
 
 
 def main(folder: TrialFolder, events: Connection) -> None:
-    """Run the trial, unless another process finishes it first; ends the process with the exit code."""
-    # Its own session: a Ctrl-C in the terminal reaches only the executor, which passes it on in its own way, and
-    # whatever the trial starts can be killed with it.
+    """Run the trial, unless another process finishes it first; end the process with the exit code."""
+    # In a session of its own, the process gets no Ctrl-C from the terminal: that reaches only the executor, which passes
+    # it on in its own way. And whatever the trial starts can be killed with it.
     os.setsid()
     # Ray's workers block SIGINT, a script's background job ignores it, and children inherit that: a stop would be lost.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -51,7 +51,7 @@ def main(folder: TrialFolder, events: Connection) -> None:
     try:
         with _alone(folder, emit):
             code = _run(folder, emit)
-    except KeyboardInterrupt:  # while it waited
+    except KeyboardInterrupt:  # it came while the trial waited
         code = INTERRUPTED
     except OSError as error:
         code = _failed(folder, emit, "crash", f"{type(error).__name__}: {error}")
@@ -63,7 +63,7 @@ def main(folder: TrialFolder, events: Connection) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: TrialFolder, emit: Emit) -> Iterator[None]:
-    """Holds the trial's lock; says so where another process has it."""
+    """Hold the trial's lock; report that it waits, where another process has the lock."""
     lock = FileLock(folder.lock_path)
     try:
         lock.acquire(timeout=_PATIENCE)
@@ -106,7 +106,7 @@ def _run(folder: TrialFolder, emit: Emit) -> int:
 
 
 def _failed(folder: TrialFolder, emit: Emit, kind: str, text: str) -> int:
-    """Note why; where even that cannot be written, such as on a full disk, tell the executor."""
+    """Note why the trial failed. Where even that cannot be written, such as on a full disk, tell the executor."""
     try:
         folder.note_failure(kind, text)
     except OSError as error:

@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from scipy.special import log_softmax, softmax
 from scipy.stats import rankdata
 
-from flowers_bench.store.records import Confused, Mixed, PerClassFigures, Probabilities, Quality, QualityByClass
+from flowers_bench.store.records import Confused, Mixed, PerClassMetrics, Probabilities, Quality, QualityByClass
 
 #: Less than this share of a mixed image cannot be expected to be recognised.
 VISIBLE = 0.1
@@ -243,10 +243,10 @@ class PerClass:
         with np.errstate(invalid="ignore"):
             return cls(n, hits / taken, hits / n, 2 * hits / (n + taken))
 
-    def metrics(self) -> PerClassFigures:
+    def metrics(self) -> PerClassMetrics:
         """Give them as `result.json` has them, None for NaN."""
         lists = [[None if np.isnan(v) else float(v) for v in share] for share in (self.precision, self.recall, self.f1)]
-        return PerClassFigures(n=self.n.tolist(), precision=lists[0], recall=lists[1], f1=lists[2])
+        return PerClassMetrics(n=self.n.tolist(), precision=lists[0], recall=lists[1], f1=lists[2])
 
 
 def f1_shares(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

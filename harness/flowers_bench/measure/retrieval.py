@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowers_bench.store.records import RetrievalFigures
+from flowers_bench.store.records import RetrievalMetrics
 
 #: Queries compared at a time: memory is this times the number of images.
 QUERIES = 256
@@ -75,12 +75,12 @@ class Retrieval:
         recall, precision = metrics.tolist()
         return cls(recall, precision, {"recall_at_1": shares[0].numpy(), "map_at_r": shares[1].numpy()})
 
-    def metrics(self) -> RetrievalFigures:
+    def metrics(self) -> RetrievalMetrics:
         """Give them as `result.json` has them."""
-        return RetrievalFigures(recall_at_1=self.recall_at_1, map_at_r=self.map_at_r)
+        return RetrievalMetrics(recall_at_1=self.recall_at_1, map_at_r=self.map_at_r)
 
 
-def retrieval(embeddings: np.ndarray, labels: np.ndarray) -> RetrievalFigures | None:
+def retrieval(embeddings: np.ndarray, labels: np.ndarray) -> RetrievalMetrics | None:
     """Compute recall@1 and MAP@R of embeddings (N, D) and labels (N,); None where no class has two images."""
     found = Retrieval.of(embeddings, labels)
     return found.metrics() if found else None

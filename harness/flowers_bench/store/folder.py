@@ -1,22 +1,22 @@
 """The run store: one folder per trial, plain JSON and Parquet, written atomically, merged by copying.
 
 ```
-runs/<trial id>/config.json         the trial: what the id is a hash of
+runs/<trial id>/config.json         the trial: the id is a hash of this
                 labels/             a file for each of its names: technique, variant, baseline (not part of the id)
                 run.json            where it ran from: paths, command (not part of the id)
                 environment.json    machine, versions, kernel
                 history.jsonl       a line per epoch
                 checkpoint.pt       last finished epoch, until the trial is finished
                 model.safetensors   the checkpoint chosen on validation
-                predictions.parquet split, key, label, logits per image, validation and test; test images' shares of retrieval
-                stress.parquet      kind, level, key, correct: test images under change, where `--stress` asked for it
-                result.json         the figures; written last: its presence means the trial is finished
+                predictions.parquet split, key, label, logits per image, validation and test; test images' shares of retrieval metrics
+                stress.parquet      kind, level, key, correct: changed test images, of trials with `--stress`
+                result.json         the metrics; written last: its presence means the trial is finished
                 attempts.jsonl      a line per attempt to run the trial: how long, and how it ended
                 failure.json        why the last attempt failed; removed when the next one begins
                 files.json          SHA-256 of each file, of a trial that was pushed to a URL
                 log.txt             what the trial's process printed
                 figures/            pictures
-runs/search/                        a run store of its own: trials of `--search`, which have no test figures
+runs/search/                        a run store of its own: trials of `--search`, which have no test metrics
 ```
 """
 
@@ -64,8 +64,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-#: Of the changes that `--stress` makes to images; raised when an image would be changed otherwise. Figures of different
-#: revisions are not comparable.
+#: Revision of the changes that `--stress` makes to images; raised when an image would be changed otherwise. Metrics of
+#: different revisions are not comparable.
 STRESS_REVISION = 1
 
 
@@ -97,17 +97,17 @@ class TrialFolder:
 
     @property
     def run_path(self) -> Path:
-        """What `run` reads, for messages to name."""
+        """The file that `run` reads; messages name it."""
         return self.path / "run.json"
 
     @property
     def best_path(self) -> Path:
-        """The file of the chosen checkpoint's weights, there or not. Who reads them asks `weights` for it."""
+        """The file of the chosen checkpoint's weights, which may not exist; code that reads them calls `weights`."""
         return self.path / WEIGHTS
 
     @property
     def checkpoint_path(self) -> Path:
-        """The last finished epoch's whole state, while the trial is not finished."""
+        """The file of the whole training state after the last epoch; it exists until the trial is finished."""
         return self.path / "checkpoint.pt"
 
     @property
@@ -117,7 +117,7 @@ class TrialFolder:
 
     @property
     def lock_path(self) -> Path:
-        """Locked by the process that runs the trial."""
+        """The file that is locked by the process that runs the trial."""
         return self.path / ".lock"
 
     @property
@@ -126,26 +126,27 @@ class TrialFolder:
         return self.path / "figures"
 
     def prepared(self) -> bool:
-        """Whether the folder says what its trial is."""
+        """Tell whether the folder says what its trial is: whether it has a `config.json`."""
         return (self.path / "config.json").is_file()
 
     def finished(self) -> bool:
-        """Whether there is a result, in whatever state."""
+        """Tell whether there is a result, readable or not."""
         return os.path.lexists(self.path / "result.json")
 
     def stressed(self) -> bool:
-        """Whether it is finished and was measured under changes as this version makes them (`--stress`)."""
+        """Tell whether it is finished and was measured on changed images (`--stress`), changed as this version does
+        it."""
         if not self.finished():
             return False
         result = self.any_result()
         return isinstance(result, Result) and result.stress_revision == STRESS_REVISION
 
     def complete(self, *, stress: bool) -> bool:
-        """Whether nothing is left to do for it."""
+        """Tell whether nothing is left to do for it; with `stress`, this includes the measurement on changed images."""
         return self.stressed() if stress else self.finished()
 
     def config(self) -> Config:
-        """What the trial is."""
+        """Read `config.json`: what the trial is. Raises `Unreadable`."""
         path = self.path / "config.json"
         found = read_versioned(path, Config)
         if found.schema_version == 1 and (found.technique is None or found.variant is None):
@@ -153,8 +154,8 @@ class TrialFolder:
         return found
 
     def labels(self) -> tuple[Label, ...]:
-        """Its names, in order; where it has none (their folder was not copied along), one of its model and loss.
-        Raises `Unreadable` for a damaged one."""
+        """Read the trial's names, in alphabetical order. A trial without names (the folder `labels` was not copied with
+        it) is called after its model and loss. Raises `Unreadable` for a damaged name."""
         config = self.config()
         if config.technique is not None and config.variant is not None:  # of schema 1
             baseline = self.run().baseline
@@ -162,7 +163,7 @@ class TrialFolder:
         return self.stored_labels() or (Label(config.model, config.loss),)
 
     def stored_labels(self) -> tuple[Label, ...]:
-        """Those of its names that stand in files of their own, in order."""
+        """Read those of its names that have a file in `labels`, in alphabetical order. Raises `Unreadable`."""
         folder = self.path / "labels"
         if folder.is_symlink():
             raise damaged(folder, "is a link: a run store has plain files only")
@@ -170,11 +171,11 @@ class TrialFolder:
         return tuple(sorted(found, key=lambda label: label.text))
 
     def add_labels(self, labels: Iterable[Label]) -> list[Label]:
-        """Give it further names, beside other runs that may do the same: each is a file of its own, and one that is there
-        stands.
+        """Give the trial further names. Each is a file of its own, and a file that exists is never written again, so
+        that other runs may do the same at the same time.
 
         Returns:
-            those that it did not have.
+            the names that it did not have.
         """
         new = []
         for label in labels:
@@ -186,31 +187,34 @@ class TrialFolder:
         return new
 
     def described(self, label: Label | None = None) -> Config:
-        """`config` with technique and variant, under one of its names; the first of them if none is given."""
+        """Read `config.json`, and set technique and variant to those of `label`, or of the trial's first name if
+        None."""
         return under_name(self.config(), label or self.labels()[0])
 
     def trial(self) -> Trial:
-        """The trial that `config` describes. Raises `UsageError` if its id does not match its content."""
+        """Make the trial that `config.json` describes. Raises `UsageError` if its id does not match its content."""
         return trial_from_config(self.config().json())
 
     def _is_of(self, config: Config) -> bool:
-        """Whether the folder's name and the id in `config.json` are what that file describes: neither was edited."""
+        """Tell whether the folder's name and the id in `config.json` both match its content: neither was edited."""
         return self.id == config.id == config_id(config.json())
 
     def run(self) -> Run:
-        """Where the trial ran from: paths, command. Nothing of it is in the trial's id: what it names is for people to read, and
-        is neither executed nor written to."""
+        """Read `run.json`: where the trial ran from (paths, command). Nothing of it is in the trial's id. The paths are
+        for people to read: they are neither executed nor written to. Raises `Unreadable`."""
         return read_record(self.run_path, Run)
 
     def result(self) -> Result:
-        """The figures, of a finished trial that reports the test split."""
+        """Read the result of a finished trial. Raises `UsageError` for a trial of a search, which does not report the
+        test split, and `Unreadable` for a damaged result."""
         result = self.any_result()
         if isinstance(result, SearchedResult):
             raise UsageError(f"trial {self.id} is of a search, which never reads the test split.")
         return result
 
     def any_result(self) -> Result | SearchedResult:
-        """The figures, of a finished trial; of one of a search those on validation."""
+        """Read the result of a finished trial, and check that it agrees with `config.json`. A trial of a search has
+        metrics of validation only. Raises `Unreadable`."""
         config, path = self.config(), self.path / "result.json"
         result: Result | SearchedResult
         result = read_versioned(path, SearchedResult) if config.searched else read_versioned(path, Result)
@@ -232,12 +236,12 @@ class TrialFolder:
         return result
 
     def environment(self) -> Environment:
-        """The machine, versions and kernel of a finished trial."""
+        """Read the machine, versions and kernel that a finished trial was measured with. Raises `Unreadable`."""
         return read_record(self.path / "environment.json", Environment)
 
     def weights(self) -> Path:
-        """The file of the chosen checkpoint of a finished trial; fetched, where the store is a mirror of one at a URL.
-        Raises `UsageError` where it cannot be had."""
+        """Find the file of a finished trial's chosen weights. It is downloaded first where the store is a mirror of one
+        at a URL. Raises `UsageError` where it is missing or cannot be downloaded."""
         path = self.best_path
         if not os.path.lexists(path):
             fetch_weights(self.path, self.digests().get(WEIGHTS))
@@ -246,22 +250,22 @@ class TrialFolder:
         return path
 
     def refuse_links(self) -> None:
-        """Raises `Unreadable` where the folder is a link or has one in it, or a device: who writes or copies would follow."""
+        """Refuse a folder that is, or contains, a link or a device, because whatever writes or copies would follow it.
+        Raises `Unreadable`."""
         for path in [self.path, *self.path.rglob("*")]:
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # not there yet, or half a file that another process has renamed
+            # A file may be missing that another process has renamed since it was listed.
+            with contextlib.suppress(FileNotFoundError):
                 mode = path.lstat().st_mode
                 if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                     raise damaged(path, "is a link or a device: a run store has plain files only")
 
     def failure(self) -> Failure | None:
-        """Why the last attempt failed, or None."""
+        """Read why the last attempt failed; None if it did not fail. Raises `Unreadable`."""
         path = self.path / "failure.json"
         return read_record(path, Failure) if os.path.lexists(path) else None
 
     def history(self) -> list[Epoch]:
-        """Every finished epoch, in order."""
+        """Read every finished epoch, in order. Raises `Unreadable`."""
         path = self.path / "history.jsonl"
         found = read_lines(path, Epoch) if os.path.lexists(path) else []
         if [record.epoch for record in found] != list(range(1, len(found) + 1)):
@@ -269,18 +273,18 @@ class TrialFolder:
         return found
 
     def attempts(self) -> list[Attempt]:
-        """Every time that the trial was run."""
+        """Read every attempt to run the trial, in order. Raises `Unreadable`."""
         path = self.path / "attempts.jsonl"
         return read_lines(path, Attempt) if os.path.lexists(path) else []
 
     def check(self) -> str | None:
-        """Read every file of the trial, but for weights and pictures, and see that they agree with each other.
+        """Read every file of the trial except weights and pictures, and check that they agree with each other.
 
         Returns:
-            of a trial with predictions, a digest of what they are about: the keys and labels of both splits' images.
+            a SHA-256 of the keys and labels of both splits' images; None for a trial without predictions.
 
         Raises:
-            Unreadable: names the first file that is of no use.
+            Unreadable: a file cannot be used; the message names the first one.
         """
         config = self.config()
         if not self._is_of(config):
@@ -312,15 +316,16 @@ class TrialFolder:
         return hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
 
     def digests(self) -> Mapping[str, str]:
-        """SHA-256 of its files by name, of a trial that was pushed to a URL; else nothing."""
+        """Read the SHA-256 of its files, by name; empty for a trial that was never pushed to a URL. Raises
+        `Unreadable`."""
         path = self.path / "files.json"
         return read_record(path, Manifest).sha256 if os.path.lexists(path) else {}
 
     def note_attempt(self, seconds: float, state: str) -> None:
-        """Add to `attempts`: whole or not at all, and beside other runs that had to do with the same trial. A damaged file
-        stays as it is: every command names it."""
+        """Add an attempt of `seconds` to `attempts.jsonl`: completely or not at all, and also while other runs do the
+        same. A damaged file is left as it is, because every command names it."""
         attempt = Attempt(seconds=round(seconds, 3), state=state)
-        # The lock's name is without a second dot, unlike half files.
+        # The lock's name has no second dot, so that `remove_half_files` leaves it.
         with FileLock(self.path / ".attempts-lock"), contextlib.suppress(Unreadable):
             text = "".join(json.dumps(record.json()) + "\n" for record in (*self.attempts(), attempt))
             path = self.path / "attempts.jsonl"
@@ -331,12 +336,12 @@ class TrialFolder:
         write_json(self.path / "failure.json", Failure(kind=kind, error=error).json())
 
     def forget_failure(self) -> None:
-        """Remove what an earlier attempt left, which must not be taken for a later one's."""
+        """Remove the failure of an earlier attempt, so that it is not taken for a later one's."""
         (self.path / "failure.json").unlink(missing_ok=True)
 
     def write_history(self, history: Sequence[Epoch]) -> None:
-        """Write what `history` reads. A number that is not finite, such as the loss of scores that overflow on validation
-        images, becomes null."""
+        """Write what `history` reads. A number that is not finite, such as the loss of scores that overflow on
+        validation images, becomes null."""
         finite = [
             {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.json().items()}
             for record in history
@@ -349,7 +354,7 @@ class TrialFolder:
         write_atomically(self.path / "predictions.parquet", lambda path: table.to_parquet(path, index=False))
 
     def finish(self, result: Result | SearchedResult) -> None:
-        """Write the result, and with it that the trial is finished: whatever else there is must have been written."""
+        """Write the result, which marks the trial as finished: everything else must have been written before."""
         if isinstance(result, Result):
             write_json(self.path / "environment.json", result.hardware.json())
         self.forget_failure()
@@ -359,28 +364,31 @@ class TrialFolder:
     def add_stress(
         self, table: pd.DataFrame, levels: Mapping[str, Sequence[StressLevel]], means: Mapping[str, float]
     ) -> None:
-        """Write what `stress` reads, then into the result of a finished trial the accuracy by kind and level, and the `means`."""
+        """Write what `stress` reads; then add the accuracy by kind and level, and the `means` by kind, to the result of
+        a finished trial."""
         write_atomically(self.path / "stress.parquet", lambda path: table.to_parquet(path, index=False))
         result = replace(self.result(), stress_revision=STRESS_REVISION, stress=levels, robustness=means)
         write_json(self.path / "result.json", result.json())
         self.forget_failure()
 
     def remove_half_files(self) -> None:
-        """Remove what killed processes did not finish writing. For the process that has the trial to itself: whoever
-        prepares the trial meanwhile writes these two files."""
+        """Remove the files that killed processes did not finish writing. Only the process that holds the trial's lock
+        may call this. Files of `config.json` and `run.json` stay, because another process may be preparing the
+        trial."""
         for path in self.path.glob(".*.*"):
             if not path.name.startswith((".config.json.", ".run.json.")):
                 path.unlink(missing_ok=True)
 
     def discard_leftovers(self) -> None:
-        """Remove what a finished trial has no use for: the checkpoint, and the weights that a search does not keep."""
+        """Remove what a finished trial no longer needs: the checkpoint, and the weights that a search does not keep."""
         self.checkpoint_path.unlink(missing_ok=True)
         if self.config().searched:
             self.best_path.unlink(missing_ok=True)
 
     def predictions(self) -> pd.DataFrame:
-        """Columns split, key, label, prediction, logits (a list of C floats): validation and test images of a finished
-        trial. Raises `Unreadable` where the file is missing, damaged, or not of these images and classes."""
+        """Read the predictions on validation and test images of a finished trial: one row per image, with columns
+        split, key, label, prediction and logits (a list of C floats). Raises `Unreadable` where the file is missing,
+        damaged, or not of these images and classes."""
         return self._predictions().to_pandas(use_threads=False)
 
     def _predictions(self) -> pa.Table:
@@ -405,8 +413,8 @@ class TrialFolder:
         return table
 
     def stress(self) -> pd.DataFrame:
-        """Columns kind, level, value, key, correct: each test image under each change, of a trial with `--stress`.
-        Raises `Unreadable` where the file is missing or damaged."""
+        """Read the predictions on changed test images of a trial with `--stress`: one row per image and change, with
+        columns kind, level, value, key and correct. Raises `Unreadable` where the file is missing or damaged."""
         points = sum(map(len, (self.result().stress or {}).values()))
         most = points * self.config().dataset.n_test
         return tables.read_table(self.path / "stress.parquet", tables.STRESS, most, fewer=True).to_pandas(
@@ -414,7 +422,8 @@ class TrialFolder:
         )
 
     def _check_stress(self, result: Result, keys: set[str]) -> None:
-        """The file has the kinds and levels that the result has, of test images, the same at each level of a kind."""
+        """Check that the file has the result's kinds and levels, each with test images, the same at every level of a
+        kind. Raises `Unreadable`."""
         path, table = self.path / "stress.parquet", self.stress()
         points = {kind: [point.level for point in levels] for kind, levels in (result.stress or {}).items()}
         for kind, levels in points.items():
@@ -425,7 +434,7 @@ class TrialFolder:
         if found.keys() != wanted:
             raise damaged(path, "is damaged: its kinds and levels are not those in result.json")
         for (kind, level), rows in found.items():
-            # A dataset's own factors are set in some of its images only.
+            # A dataset sets its own factors in some of its images only.
             right = keys.issuperset(rows) if str(kind).startswith("factor ") else keys == set(rows)
             if not right or len(set(rows)) != len(rows) or rows != found[kind, 1]:
                 raise damaged(
@@ -433,7 +442,7 @@ class TrialFolder:
                 )
 
     def scores(self, split: str = "test") -> Scores:
-        """The predictions of one split as arrays, images in order of their keys: many times quicker than
+        """Read the predictions of one split as arrays, images in order of their keys. This is many times faster than
         `predictions`. Raises `Unreadable` where the file is missing or damaged."""
         import pyarrow.compute as pc
 
@@ -444,9 +453,9 @@ class TrialFolder:
         return Scores(tuple(table.column("key").to_pylist()), labels, logits)
 
     def retrieval_shares(self) -> Mapping[str, np.ndarray]:
-        """By `recall_at_1` and `map_at_r`, float64 (N,): each test image's share of the figure, in order of the images'
-        keys. Empty where it was not measured, or by a version that did not store it. Raises `Unreadable` where the file
-        is missing or damaged."""
+        """Read each test image's share of `recall_at_1` and `map_at_r`: by metric, float64 (N,), in order of the
+        images' keys. Empty where they were not measured, or by a version that did not store them. Raises `Unreadable`
+        where the file is missing or damaged."""
         import numpy as np
         import pyarrow.compute as pc
 
@@ -461,13 +470,14 @@ class TrialFolder:
         return {name: np.asarray(shares, np.float64) for name, shares in found.items()}
 
     def _check_shares(self, result: Result) -> None:
-        """The images' shares, where there are any, are of the figures in the result: each one's mean."""
-        figures, shares = result.retrieval.json() if result.retrieval else {}, self.retrieval_shares()
-        if shares and shares.keys() != figures.keys():
-            what = f"is damaged: it has shares of {_named(shares)}; result.json has figures of {_named(figures)}"
+        """Check that the mean of the images' shares, where there are any, is the metric in the result. Raises
+        `Unreadable`."""
+        metrics, shares = result.retrieval.json() if result.retrieval else {}, self.retrieval_shares()
+        if shares and shares.keys() != metrics.keys():
+            what = f"is damaged: it has shares of {_named(shares)}; result.json has metrics of {_named(metrics)}"
             raise damaged(self.path / "predictions.parquet", what)
         for name, values in shares.items():
-            if figures[name] is None or abs(values.mean() - figures[name]) > 1e-6:
+            if metrics[name] is None or abs(values.mean() - metrics[name]) > 1e-6:
                 raise damaged(
                     self.path / "predictions.parquet", f"is damaged: the mean of {name} is not that in result.json"
                 )
@@ -482,8 +492,8 @@ class Contents:
     """What is in a store, each trial read on its own.
 
     Attributes:
-        finished, unfinished: trials of which every file can be read, by id.
-        damaged: of each of the others, which file cannot be, why, and what to do.
+        finished, unfinished: trials of which every file can be read.
+        damaged: an error for each of the others: which file cannot be read, why, and what to do.
     """
 
     finished: list[TrialFolder]
@@ -492,8 +502,9 @@ class Contents:
 
 
 def read_each(folders: Iterable[TrialFolder]) -> Contents:
-    """Sort trials by `TrialFolder.check`. Trials on one split must also be about the same images: those that are not about
-    what most are about are damaged, all of them where there is no such majority."""
+    """Sort trials into readable and damaged ones by `TrialFolder.check`. Trials on one split must also be about the
+    same images: those that are not about the most frequent images are damaged, and all of them are where no images are
+    more frequent than others."""
     contents = Contents([], [], [])
     images: dict[TrialFolder, str] = {}
     for folder in folders:
@@ -527,14 +538,15 @@ class Store:
         self.root = root
 
     def folder(self, trial_id: str) -> TrialFolder:
-        """The folder of that id, whether or not it exists."""
+        """Give the folder of that id, whether or not it exists."""
         return TrialFolder(self.root / trial_id)
 
     def prepare(self, trial: Trial, run: Run, labels: Iterable[Label] = ()) -> TrialFolder:
-        """Create the trial's folder, and note what the trial is, what it is called and how it is run."""
+        """Create the trial's folder, and write what the trial is, what it is called and where it runs from. Raises
+        `UsageError` where the store cannot be written."""
         folder = self.folder(trial.id)
         try:
-            folder.refuse_links()  # whatever the trial writes would go where they lead
+            folder.refuse_links()  # the trial would write to where a link points
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.add_labels(labels)
             write_json(folder.path / "config.json", config_of(trial).json())
@@ -546,7 +558,8 @@ class Store:
         return folder
 
     def trials(self) -> Iterator[TrialFolder]:
-        """Every trial folder, finished or not, damaged or not, by id. Raises `UsageError` where the store cannot be read."""
+        """List every trial folder by id, finished or not, damaged or not. Raises `UsageError` where the store cannot be
+        read."""
         try:
             paths = sorted(self.root.iterdir()) if self.root.is_dir() else []
         except OSError as error:
@@ -557,19 +570,20 @@ class Store:
                 yield TrialFolder(path)
 
     def read(self) -> Contents:
-        """Every trial, each read on its own: see `read_each`."""
+        """Read every trial of the store; see `read_each`."""
         return read_each(self.trials())
 
     def of_searches(self) -> Store:
-        """The trials of `--search`, beside those that have a test accuracy; it may not exist."""
+        """Give the store of the trials of `--search`, which have no test accuracy. It may not exist."""
         return Store(self.root / "search")
 
     def finished(self) -> list[TrialFolder]:
-        """Every finished trial."""
+        """List the finished trials."""
         return [folder for folder in self.trials() if folder.finished()]
 
     def find_trained(self, text: str) -> TrialFolder:
-        """`find`, for commands that need its model. Raises `UsageError` where it is not finished."""
+        """Find a trial as `find` does, for commands that need its model. Raises `UsageError` where it is not finished,
+        or is of a search."""
         folder = self.find(text)
         folder.check()
         if not folder.finished():
@@ -579,7 +593,7 @@ class Store:
         return folder
 
     def find(self, text: str) -> TrialFolder:
-        """The one trial whose id begins with `text`. Raises `UsageError` for none or several."""
+        """Find the one trial whose id begins with `text`. Raises `UsageError` for none or several."""
         found = [folder for folder in self.trials() if folder.id.startswith(text)]
         if len(found) == 1:
             return found[0]
@@ -590,17 +604,18 @@ class Store:
 
 
 def config_of(trial: Trial) -> Config:
-    """What `config.json` says of a trial."""
+    """Make the record that a trial's `config.json` holds."""
     return Config.read({"schema_version": SCHEMA_VERSION, "id": trial.id, **trial.facts()})
 
 
 def under_name(config: Config, label: Label) -> Config:
-    """What `config.json` says of a trial, with the technique and variant of one of its names."""
+    """Copy a trial's config, with the technique and variant of one of its names."""
     return replace(config, technique=label.technique, variant=label.variant, source=None)
 
 
 def read_label(path: Path) -> Label:
-    """One of a trial's names, from its file. Raises `Unreadable` where the file is damaged, or called after another name."""
+    """Read one of a trial's names from its file. Raises `Unreadable` where the file is damaged, or its file name
+    belongs to another name."""
     record = read_record(path, LabelRecord)
     label = Label(record.technique, record.variant, record.baseline)
     if path.name != _label_file(label):
@@ -609,19 +624,19 @@ def read_label(path: Path) -> Label:
 
 
 def _label_file(label: Label) -> str:
-    """Of the same name in every store, so that names unite where folders are copied into each other."""
+    """Name a label's file, the same in every store, so that names unite where folders are copied into each other."""
     return f"{short_hash(label.text)}.json"
 
 
 def leave_places_behind(folder: TrialFolder) -> None:
-    """Take from `run.json` of a trial that came from another machine the places on that one. They are not in any hash, so
-    that whoever passes a store on chooses them, and another machine has no use for them."""
+    """Remove the paths of another machine from a trial's `run.json`. They are of no use here, and since no hash covers
+    them, whoever passes a store on can choose them."""
     kept = {name: value for name, value in folder.run().json().items() if name not in PLACES}
     write_json(folder.run_path, kept, durable=False)
 
 
 def _there(path: Path) -> bool:
-    """Whether there is anything of that name, or that cannot be told: whoever reads it finds out why."""
+    """Tell whether there is anything of that name, or an error that hides it: whoever reads it finds out why."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):

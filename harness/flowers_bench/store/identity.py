@@ -37,7 +37,8 @@ class Protocol:
     shots: int | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values. What was not asked for has no key: without it, ids are as ever."""
+        """Give the protocol as plain JSON values. Unset fields are omitted, so that ids of trials from before they
+        existed stay valid."""
         found: dict[str, Any] = {"train": self.train, "select": self.select, "report": self.report}
         if self.search:
             found["search"] = self.search
@@ -50,7 +51,7 @@ class Label:
     each suite that has it among its rows, calls it by a name of its own.
 
     Attributes:
-        technique, variant: what the user asked for.
+        technique, variant: the name, in two halves.
         baseline: `technique/variant` that it is to be compared with under this name, or None.
     """
 
@@ -60,7 +61,7 @@ class Label:
 
     @classmethod
     def of(cls, text: str, baseline: str | None = None) -> Label:
-        """The label that reads `technique/variant`."""
+        """Make the label that reads `technique/variant`."""
         technique, _, variant = text.partition("/")
         return cls(technique, variant, baseline)
 
@@ -104,11 +105,11 @@ class Trial(ReadsOptions):
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over what is `determining` in `facts()`."""
+        """16 hexadecimal digits of the SHA-256 over the `determining` fields of `facts()`."""
         return config_id(self.facts())
 
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values: what `config.json` holds."""
+        """Give the trial as plain JSON values: what `config.json` holds."""
         return {
             "harness_revision": HARNESS_REVISION,
             "model": self.model,
@@ -129,8 +130,10 @@ class Trial(ReadsOptions):
 
 
 def trial_from_config(config: Mapping[str, Any]) -> Trial:
-    """The trial that a `config.json` describes. The id here of one that another version wrote may be another: it can be read,
-    but this version would not train it under that id. Raises `UsageError` if its id does not match its content."""
+    """Make the trial that a `config.json` describes. Raises `UsageError` if its id does not match its content.
+
+    The trial of another version may have another id here: it can be read, but this version would train it under its own id.
+    """
     known = {field.name for field in fields(Trial)}
     facts = {key: value for key, value in config.items() if key in known}
     try:
@@ -143,23 +146,24 @@ def trial_from_config(config: Mapping[str, Any]) -> Trial:
 
 
 def does_not_match(config: Mapping[str, Any], id: str) -> UsageError:
-    """The error for a `config.json` of a trial that has another id here."""
+    """Make the error for a `config.json` whose content has another id than it states."""
     return UsageError(
         f"config.json of trial {config.get('id')} does not match its id (it hashes to {id}): it was edited, or "
         "written by another version. Remove its folder."
     )
 
 
-#: Fields of a `config.json` that determine no outcome: names, and what the dataset's hashes say already.
+#: Fields of a `config.json` that do not determine the outcome: names, and what the dataset's hashes cover already.
 _LEFT_OUT = ("schema_version", "id", "technique", "variant", "data_options")
-#: What determines an outcome of a dataset: its content. Its name, notes, resolution and grey levels describe that.
+#: Fields of a dataset that determine the outcome: its content, which name, notes and resolution only describe.
 _CONTENT = ("classes", "n_train", "n_val", "n_test", "fingerprint", "split_checksum", "options")
 
 
 def determining(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick from a `config.json` (or `Trial.facts()`) what determines the trial's outcome: what its id is a hash of.
+    """Pick from a `config.json` (or `Trial.facts()`) what determines the trial's outcome: its id is a hash of this.
 
-    In schema 1, everything but the dataset's notes: names of technique and variant and the version of flowers-bench too.
+    In schema 1 that was everything except the dataset's notes, including the names of technique and variant and the version
+    of flowers-bench.
     """
     if config.get("schema_version") == 1:
         facts = {key: value for key, value in config.items() if key not in ("schema_version", "id")}
@@ -174,12 +178,12 @@ def determining(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_id(config: Mapping[str, Any]) -> str:
-    """The id of the trial that a `config.json` (or `Trial.facts()`) describes, whichever version wrote it."""
+    """Compute the id of the trial that a `config.json` (or `Trial.facts()`) describes, whichever version wrote it."""
     return short_hash(determining(config))
 
 
 def short_hash(value: Any) -> str:
-    """16 hexadecimal digits of the SHA-256 over plain JSON values."""
+    """Hash plain JSON values: the first 16 hexadecimal digits of their SHA-256."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -189,7 +193,7 @@ def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def derive_seed(seed: int, *axes: str | int) -> int:
-    """A 63-bit seed for one purpose, hashed from the trial's seed and named axes.
+    """Derive a 63-bit seed for one purpose from the trial's seed and named axes.
 
     The technique is not an axis: trials that are compared share data order and, epoch by epoch, augmentation draws.
     """

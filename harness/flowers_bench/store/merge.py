@@ -21,8 +21,8 @@ from flowers_bench.util.errors import Unreadable, UsageError
 
 @dataclass(frozen=True)
 class Merged:
-    """How many trials were `taken` from the sources, `present` in the target as good as theirs, and there in `total`;
-    those of searches included. Of each trial that was left out, `damaged` says why."""
+    """How many trials were `taken` from the sources, were `present` in the target already, and are there in `total`,
+    including those of searches. For each trial that was left out, `damaged` says why."""
 
     taken: int
     present: int
@@ -33,33 +33,41 @@ class Merged:
 def merge_stores(sources: Sequence[Path], target: Path) -> Merged:
     """Bring every trial of `sources` into `target`, a store or a folder yet to be made; those of their searches too.
 
-    Of a trial that several have, the finished one is taken, rather with `--stress` than without, or else the one with most epochs behind it.
+    Where several stores have a trial, a finished one is taken (rather with `--stress` than without), or else the one with
+    the most finished epochs.
 
     Raises:
         UsageError: a source is no store, or a trial contradicts another of its id; nothing is written then.
     """
     searches = [search.root for root in sources if any((search := Store(root).of_searches()).trials())]
-    parts = [_Part.of(sources, target)]
+    transfers = [_Transfer.of(sources, target)]
     if searches:
-        parts.append(_Part.of(searches, Store(target).of_searches().root))
-    for part in parts:
-        part.target.mkdir(parents=True, exist_ok=True)
-        for folder in part.new:
-            _bring(folder, part.target)
-        for trial_id, labels in part.labels.items():
-            Store(part.target).folder(trial_id).add_labels(labels)
+        transfers.append(_Transfer.of(searches, Store(target).of_searches().root))
+    for transfer in transfers:
+        transfer.target.mkdir(parents=True, exist_ok=True)
+        for folder in transfer.new:
+            _bring(folder, transfer.target)
+        for trial_id, labels in transfer.labels.items():
+            Store(transfer.target).folder(trial_id).add_labels(labels)
     return Merged(
-        sum(len(part.new) for part in parts),
-        sum(part.present for part in parts),
-        sum(part.total for part in parts),
-        tuple(error for part in parts for error in part.damaged),
+        sum(len(transfer.new) for transfer in transfers),
+        sum(transfer.present for transfer in transfers),
+        sum(transfer.total for transfer in transfers),
+        tuple(error for transfer in transfers for error in transfer.damaged),
     )
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What is to be brought into one store: `new` trials, beside `present` ones, which makes a `total`; what is not; and of
-    each trial the names that it has in any of the stores."""
+class _Transfer:
+    """What is brought into one store.
+
+    Attributes:
+        new: the trials to be copied.
+        present: how many trials were found that the target or an earlier source has already.
+        total: how many readable trials the target has afterwards.
+        damaged: why others are left out.
+        labels: of each trial, by id, the names that it has in any of the stores.
+    """
 
     target: Path
     new: list[TrialFolder]
@@ -69,11 +77,10 @@ class _Part:
     labels: Mapping[str, Sequence[Label]]
 
     @classmethod
-    def of(cls, sources: Sequence[Path], target: Path) -> _Part:
+    def of(cls, sources: Sequence[Path], target: Path) -> _Transfer:
         chosen: dict[str, TrialFolder] = {}
-        stays = {
-            folder.id for folder in Store(target).trials()
-        }  # damaged or not; what is removed is for the user to say
+        # What the target has stays, even if damaged: only the user may remove it.
+        stays = {folder.id for folder in Store(target).trials()}
         present = 0
         damaged: list[Unreadable] = []
         found: list[TrialFolder] = []
@@ -94,7 +101,7 @@ class _Part:
 
 
 def _labels(chosen: Iterable[TrialFolder], found: Iterable[TrialFolder]) -> dict[str, list[Label]]:
-    """Of each chosen trial, the names that any of those found gives it."""
+    """Collect, for each chosen trial, the names that it has in any of the stores."""
     labels: dict[str, list[Label]] = {folder.id: [] for folder in chosen}
     for folder in found:
         if folder.id in labels:
@@ -103,7 +110,8 @@ def _labels(chosen: Iterable[TrialFolder], found: Iterable[TrialFolder]) -> dict
 
 
 def _checked(root: Path, *, may_be_empty: bool) -> tuple[list[TrialFolder], list[Unreadable]]:
-    """The trials that may be taken, and why the others may not."""
+    """Read a store: the trials that may be taken, by id, and why the others may not be. Raises `UsageError` where it
+    has no trials, unless it `may_be_empty`."""
     found = list(Store(root).trials())
     if not found and not may_be_empty:
         raise UsageError(f"{root} is not a run store: no folder in it has a config.json.")
@@ -127,14 +135,14 @@ def _better(first: TrialFolder, second: TrialFolder) -> TrialFolder:
 
 def _refuse_contradiction(first: TrialFolder, second: TrialFolder) -> None:
     if first.config().searched:  # it reads no test split, and keeps no predictions
-        split, figures = "val", [folder.any_result().val for folder in (first, second)]
-        same = figures[0].json() == figures[1].json()
+        split, metrics = "val", [folder.any_result().val for folder in (first, second)]
+        same = metrics[0].json() == metrics[1].json()
     else:
-        split, figures = "test", [folder.result().test for folder in (first, second)]
+        split, metrics = "test", [folder.result().test for folder in (first, second)]
         same = first.predictions().equals(second.predictions())
     if same:
         return
-    accuracy = [f"{split} {100 * found.top1:.2f} %" for found in figures]
+    accuracy = [f"{split} {100 * found.top1:.2f} %" for found in metrics]
     raise UsageError(
         f"trial {first.id} has other predictions in {second.path.parent} ({accuracy[1]}) than in {first.path.parent} "
         f"({accuracy[0]}): machines that calculate differently gave one trial two results. Keep one of them."
@@ -142,7 +150,8 @@ def _refuse_contradiction(first: TrialFolder, second: TrialFolder) -> None:
 
 
 def _bring(folder: TrialFolder, target: Path) -> None:
-    """Copy beside its place, then rename; locks and half-written files stay behind."""
+    """Copy a trial into a temporary folder of the target, then rename it. Locks and half-written files are not
+    copied."""
     place = target / folder.id
     with tempfile.TemporaryDirectory(dir=target, prefix=".merging-") as temporary:
         copy = Path(temporary) / "new"

@@ -20,11 +20,11 @@ from flowers_bench.util.errors import UsageError
 from flowers_bench.util.files import file_sha256, write_json
 
 WEIGHTS = "model.safetensors"
-#: Have no folders; to make one there would make a bucket of a misspelt name.
+#: These have no folders; to make one there would make a bucket of a misspelt name.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az"}
-_ORIGIN = ".remote.json"  # in the mirror: the URL
-#: Folders that hold mirrors of the user's own: what a `.remote.json` elsewhere says, such as in a store that came from
-#: somebody else, is not acted upon.
+_ORIGIN = ".remote.json"  # the file in a mirror that names the URL
+#: Folders that hold the user's own mirrors. A `.remote.json` elsewhere, such as in a store that came from somebody else,
+#: is ignored.
 _CACHES: set[Path] = set()
 
 
@@ -41,7 +41,7 @@ def is_url(text: str) -> bool:
 
 
 def trust_cache(cache: Path) -> None:
-    """Let this process fetch what the mirrors in `cache`/stores lack from where they are mirrors of."""
+    """Let this process download what the mirrors in `cache`/stores lack from the URLs that they mirror."""
     _CACHES.add(cache.resolve())
 
 
@@ -81,12 +81,12 @@ class FilesAt:
         self.has_folders = _OBJECT_STORES.isdisjoint([protocol] if isinstance(protocol, str) else protocol)
 
     def place(self, *names: str) -> str:
-        """Join names below the URL to what `system` takes."""
+        """Join names to the URL's path, as `system` takes it."""
         return "/".join([self._root, *names])
 
     @contextlib.contextmanager
     def errors_said(self) -> Iterator[None]:
-        """Within it, whatever goes wrong is raised as `UsageError`."""
+        """Turn whatever error is raised in the block into a `UsageError` that names the URL."""
         try:
             yield
         except UsageError:
@@ -94,19 +94,19 @@ class FilesAt:
         except ImportError as error:
             extra = ' Install it: pip install "flowers-bench[remote]"' if self.url.startswith("s3:") else ""
             raise UsageError(f"{self.url}: {error}.{extra}") from error
-        except Exception as error:  # of every kind of store its own: no credentials, no bucket, no network
+        except Exception as error:  # each kind of store has its own: no credentials, no bucket, no network
             raise UsageError(f"the run store {self.url} cannot be used: {type(error).__name__}: {error}") from error
 
 
 def fetch_weights(trial: Path, sha256: str | None) -> None:
-    """Bring `model.safetensors` of a trial's folder from where its store is a mirror of.
+    """Download `model.safetensors` of a trial from the URL that its store is a mirror of.
 
     Args:
-        sha256: that it was pushed with; None: not known.
+        sha256: the digest that it was pushed with; None if unknown.
 
     Raises:
         Unreadable: the store is no mirror in a trusted cache, so that the file is just missing.
-        UsageError: it cannot be fetched, or is not the one that was pushed.
+        UsageError: it cannot be downloaded, or is not the one that was pushed.
     """
     from platformdirs import user_cache_path
 

@@ -16,26 +16,27 @@ from flowers_bench.store.schema import Record, form_of
 from flowers_bench.util.errors import Unreadable, shortage
 from flowers_bench.util.files import read_regular
 
-#: Bytes of a JSON file: the result of 100,000 classes has a tenth of it in lists by class.
+#: Bytes of the largest JSON file: ten times what a result of 100,000 classes has in lists by class.
 LARGEST = 64 << 20
-#: Objects and lists inside each other.
+#: Most levels of objects and lists inside each other.
 DEEPEST = 32
-#: Digits of a whole number: as many as still make a floating-point number.
+#: Most digits of a whole number: more would not fit a floating-point number.
 DIGITS = 300
-#: Of `result.json` and `config.json`. Readers refuse a newer one.
+#: Schema version of `result.json` and `config.json`. Readers refuse a newer one.
 SCHEMA_VERSION = 2
 
 R = TypeVar("R", bound=Record)
 
 
 def read_record(path: Path, record: type[R]) -> R:
-    """The record in a JSON file. Raises `Unreadable`, which names the file and what is wrong."""
+    """Read the record in a JSON file. Raises `Unreadable`, which names the file and what is wrong with it."""
     (value,) = _parsed(path, lambda text: [text])
     return _made(path, value, record)
 
 
 def read_versioned(path: Path, record: type[R]) -> R:
-    """`read_record` of a file with a schema version, which must be one that this version knows."""
+    """Read the record in a JSON file as `read_record` does, after a check that this version knows its schema version.
+    Raises `Unreadable`."""
     (value,) = _parsed(path, lambda text: [text])
     _made(path, value, Record)
     version = value.get("schema_version")
@@ -49,7 +50,7 @@ def read_versioned(path: Path, record: type[R]) -> R:
 
 
 def read_lines(path: Path, record: type[R]) -> list[R]:
-    """The records of a file of JSON lines. Raises `Unreadable`."""
+    """Read the records of a file of JSON lines. Raises `Unreadable`."""
     values = _parsed(path, lambda text: text.removesuffix("\n").split("\n") if text else [])
     return [_made(path, value, record, f"line {number}: ") for number, value in enumerate(values, 1)]
 
@@ -61,26 +62,27 @@ def _made(path: Path, value: Any, record: type[R], where: str = "") -> R:
 
 
 def damaged(path: Path, what: str) -> Unreadable:
-    """The error for a file of a trial that is of no use, with the way out."""
+    """Make the error for a file of a trial that cannot be used; its message says what to do."""
     side_file = path.name in _SIDE_FILES or "figures" in (path.name, path.parent.name)
     cure = "Remove it: the trial does not need it." if side_file else "Remove its folder to run that trial again."
     return Unreadable(f"{path} {what.rstrip('.')}. {cure}")
 
 
-#: Nothing else depends on them.
+#: Files that nothing else depends on.
 _SIDE_FILES = ("attempts.jsonl", "failure.json", "environment.json", "files.json")
 
 
-def _parsed(path: Path, parts: Callable[[str], Sequence[str]]) -> list[Any]:  # JSON before it is checked
+def _parsed(path: Path, documents: Callable[[str], Sequence[str]]) -> list[Any]:  # JSON before it is checked
     try:
         text = read_regular(path, LARGEST, follow_links=False).decode("utf-8")
-        return [parse_json(part) for part in parts(text)]
+        return [parse_json(document) for document in documents(text)]
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: Exception) -> Exception:
-    """What to raise for a file that could not be read. Nobody shall remove a file because memory was short."""
+    """Choose the error to raise for a file that could not be read. Where memory or the like was short, it is `error`
+    itself: nobody shall remove a file because of that."""
     if shortage(error) and not (isinstance(error, MemoryError) and _affordable()):
         return error
     if isinstance(error, MemoryError):
@@ -96,7 +98,7 @@ def unreadable(path: Path, error: Exception) -> Exception:
 
 
 def _affordable() -> bool:
-    """Whether there is memory: then it was the file that asked for too much."""
+    """Tell whether 256 MiB of memory can be had: then it was the file that needed too much."""
     try:
         bytearray(256 << 20)
     except MemoryError:
@@ -105,7 +107,7 @@ def _affordable() -> bool:
 
 
 def parse_json(text: str) -> Any:
-    """The value that JSON (RFC 8259) stands for, and nothing beyond it.
+    """Read the value that JSON text (RFC 8259) stands for, and nothing beyond that standard.
 
     Raises:
         ValueError: it is no JSON; or NaN or an infinite number, a number too long, a name twice in one object, half a

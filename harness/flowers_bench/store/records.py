@@ -19,11 +19,11 @@ Amount = Annotated[float, Number(0)]
 #: Rounding may carry a mean a little further than its terms.
 Share = Annotated[float, Number(-1e-6, 1 + 1e-6)]
 Words = Annotated[str, Text()]
-#: Of what people or plugins named.
+#: A name that people or plugins chose.
 Name = Annotated[str, Text(1000)]
 Id = Annotated[str, Text(16, "[0-9a-f]{16}")]
 Digest = Annotated[str, Text(64, "[0-9a-f]{64}")]
-#: Where something lies. No zero byte, at which the system's calls would break off.
+#: A path or URL. It has no zero byte, at which the system's calls would cut it off.
 Place = Annotated[str, Text(4096, "[^\0]*")]
 #: The value of an option.
 Scalar = Annotated[bool | int | float | str | None, Plain()]
@@ -31,7 +31,7 @@ Scalar = Annotated[bool | int | float | str | None, Plain()]
 
 @dataclass(frozen=True, kw_only=True)
 class GreyLevels(Record):
-    """Black and white of images of more than 8 bits a sample, by their kind."""
+    """The values of black and white in images of more than 8 bits per sample, by kind of image."""
 
     integer: Sequence[Finite] | None = None
     float: Sequence[Finite] | None = None
@@ -57,7 +57,7 @@ class DatasetFacts(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFacts(Record):
-    """`Weights.facts()`: where the initial values come from; no digest where they come from nowhere."""
+    """`Weights.facts()`: where the initial values come from; without a digest if they are random."""
 
     name: Name
     sha256: Annotated[str | None, OrNull(Text(64, "[0-9a-f]{64}"))]
@@ -148,10 +148,10 @@ class SearchFacts(Record):
     """What a search tried to find a trial's recipe.
 
     Attributes:
-        configurations, failed: how many were tried, and could not be trained.
-        trials: of them, each once; `chosen` has the best validation accuracy, `val_top1`.
-        settings: of that one.
-        seconds: that all of them took.
+        configurations, failed: how many were tried, and how many of these could not be trained.
+        trials: their ids, each once; `chosen` has the best validation accuracy, `val_top1`.
+        settings: those of the chosen trial.
+        seconds: how long all of them took together.
     """
 
     configurations: Count
@@ -171,9 +171,9 @@ class Run(Record):
         data_source: name of the dataset's source; its images lie in `data_path`, what is made of them in `cache_dir`.
         store: the run store.
         weights_path: the file of the initial weights.
-        plugin_files: that the user named.
-        threads: of the trial; None: as many as torch takes.
-        devices: that the trial is divided among.
+        plugin_files: the plugin files that the user named.
+        threads: how many the trial has; None: as many as torch takes.
+        devices: how many the trial is divided among.
         baseline: the variant that it is to be compared with, in schema 1.
         command: what the user typed after `flowers-bench`.
         stress: whether it is measured on changed images too.
@@ -201,7 +201,7 @@ PLACES = ("data_path", "cache_dir", "store", "weights_path", "plugin_files")
 
 @dataclass(frozen=True, kw_only=True)
 class Bounded(Record):
-    """A measured time with its 95 % interval; no bound where so few runs cannot give one."""
+    """A measured value with its 95 % interval; a bound is None where too few measurements cannot give one."""
 
     value: Amount
     low: Amount | None
@@ -210,7 +210,7 @@ class Bounded(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Latency(Record):
-    """Milliseconds of one image, at two percentiles of the `runs`."""
+    """Milliseconds for one image: two percentiles over `runs` repetitions."""
 
     p50_ms: Bounded | None
     p95_ms: Bounded | None
@@ -242,9 +242,9 @@ class Inference(Record):
 
     Attributes:
         bfloat16: where the processor computes in it.
-        seconds: that the measurement took.
-        governor: of the processor's frequency.
-        other_cores_busy: with other processes, on average.
+        seconds: how long the measurement took.
+        governor: what controls the processor's frequency.
+        other_cores_busy: how many cores other processes used, on average.
     """
 
     float32: Speed | None
@@ -257,7 +257,7 @@ class Inference(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Record):
-    """What a trial took; `measure/cost.py` says of each figure how it is measured. Bytes, seconds, joules."""
+    """What a trial took, in bytes, seconds and joules; `measure/cost.py` says how each metric is measured."""
 
     parameters: Count | None = None
     trainable_parameters: Count | None = None
@@ -295,7 +295,7 @@ class Accuracies(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Probabilities(Record):
-    """How good scores are as probabilities; without figures where they are not meant as such."""
+    """How good scores are as probabilities; empty where they are not meant as such."""
 
     nll: Amount | None = None
     brier: Annotated[float, Number(0, 2 + 1e-6)] | None = None
@@ -307,12 +307,12 @@ class Probabilities(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Quality(Probabilities, Accuracies):
-    """Every figure of one split."""
+    """Every metric of one split."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerClassFigures(Record):
-    """Lists by class index; None for a class of which a figure has nothing to be a share of."""
+class PerClassMetrics(Record):
+    """Lists by class index. An entry is None where the metric would be a share of no images."""
 
     n: Sequence[Count]
     precision: Sequence[Share | None]
@@ -331,9 +331,9 @@ class Confused(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class QualityByClass(Quality):
-    """Figures of the test split, also by class and after temperature scaling."""
+    """Metrics of the test split, also by class and after temperature scaling."""
 
-    per_class: PerClassFigures | None = None
+    per_class: PerClassMetrics | None = None
     confused: Sequence[Confused] | None = None
     calibrated: Probabilities | None = None
 
@@ -361,9 +361,9 @@ class Episodic(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalFigures(Record):
-    """Where every test image is alone in its class, there is nothing to retrieve: trials of before 0.2 have an empty record
-    then, later ones none."""
+class RetrievalMetrics(Record):
+    """How well embeddings find images of the same class. Where every test image is alone in its class, there is nothing to
+    find: trials from before 0.2 then have an empty record, later ones none."""
 
     recall_at_1: Share | None = None
     map_at_r: Share | None = None
@@ -371,8 +371,8 @@ class RetrievalFigures(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed(Record):
-    """Of `n` images that were mixed from `m` classes each: are these the m largest scores? Empty where a batch keeps whole
-    labels."""
+    """How often the `m` classes that an image was mixed from have the m largest scores, over `n` images. Empty where a
+    batch keeps whole labels."""
 
     n: Count | None = None
     top_m: Share | None = None
@@ -425,14 +425,15 @@ class SearchedResult(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Result(Record):
-    """`result.json`: the figures of a finished trial.
+    """`result.json`: the metrics of a finished trial.
 
     Attributes:
         best_epoch: the one chosen on validation, from 1; 0 where nothing was trained.
-        retrieval, episodic, mixed: figures of other questions than the accuracy over all classes, where they were asked.
-        temperature: fitted on validation; None where there is none, and of versions that fitted none.
+        retrieval, episodic, mixed: metrics of other questions than the accuracy over all classes, where they apply.
+        temperature: fitted on validation; None where there is none, and in trials of versions that fitted none.
         weights_report: how the initial weights met the network.
-        stress_revision: of the changes that `stress` is about; by kind of change its levels, weakest first.
+        stress_revision: which revision of the changes `stress` was measured with.
+        stress: by kind of change, its levels, the weakest first.
         robustness: mean accuracy by kind of change.
     """
 
@@ -444,7 +445,7 @@ class Result(Record):
     stopped_early: bool
     val: Quality
     test: QualityByClass
-    retrieval: RetrievalFigures | None = None
+    retrieval: RetrievalMetrics | None = None
     temperature: Annotated[float, Number(1e-9)] | None
     episodic: Episodic | None = None
     mixed: Mixed | None = None

@@ -30,13 +30,14 @@ from flowers_bench.util.errors import Unreadable, UsageError
 from flowers_bench.util.files import file_sha256, write_json
 from flowers_bench.util.text import printable
 
-_AT_ONCE = 8  # trials that are pulled side by side: it is waiting, not work
+_AT_ONCE = 8  # trials that are downloaded at the same time, which is waiting rather than work
 _MANIFEST, _RESULT = "files.json", "result.json"
-_PUSHED = ".pushed"  # in a trial's folder: it is, or was, at the URL too
+_PUSHED = ".pushed"  # a file in a trial's folder that says that the trial is, or was, at the URL too
 
 
 def opened(text: str) -> Path:
-    """The folder of a store that may be named by a URL: then its mirror, brought up to date."""
+    """Give the folder of a store. For one at a URL this is its mirror, brought up to date. Raises `UsageError` where
+    the URL cannot be used."""
     if not is_url(text):
         return Path(text)
     from platformdirs import user_cache_path
@@ -63,9 +64,10 @@ class RemoteStore:
         return self.files.url
 
     def pull(self) -> None:
-        """Bring finished trials that the mirror lacks, without weights; forget those that were removed at the URL."""
+        """Download finished trials that the mirror lacks, without weights; remove those that were removed at the
+        URL."""
         with self.files.errors_said():
-            # Before it is looked what is there: what another process pushes meanwhile was not removed.
+            # Listed before the URL is: a trial that another process pushes in between must not look removed.
             pushed = [folder for folder in Store(self.mirror).finished() if (folder.path / _PUSHED).exists()]
             there = self._listed()
             for folder in pushed:
@@ -77,12 +79,12 @@ class RemoteStore:
             self._pull_labels()
 
     def unpushed(self) -> list[TrialFolder]:
-        """Finished trials of the mirror that were never at the URL."""
+        """List the finished trials of the mirror that were never at the URL."""
         return [folder for folder in Store(self.mirror).finished() if not (folder.path / _PUSHED).exists()]
 
     def push(self, folder: TrialFolder) -> None:
-        """Bring a finished trial to the URL, unless it is there already; the first one there stands, but for names that it
-        has here alone."""
+        """Send a finished trial to the URL. If it is there already, that one stays, and only names that it lacks are
+        added."""
         with self.files.errors_said():
             names = _names(folder.path) - {_MANIFEST, _RESULT}
             labels = sorted(name for name in names if _is_label(name))
@@ -105,7 +107,7 @@ class RemoteStore:
             self.files.system.put_file(str(folder.path / name), place)
 
     def _pull_labels(self) -> None:
-        """Bring the names that trials of the mirror have at the URL alone."""
+        """Download the names that trials of the mirror have only at the URL."""
         for path in self.files.system.glob(self.files.place("*", "labels", "*.json")):
             _, trial_id, _, name = path.rsplit("/", 3)
             folder = Store(self.mirror).folder(trial_id)
@@ -126,12 +128,13 @@ class RemoteStore:
     def _listed(self) -> set[str]:
         try:
             names = self.files.system.ls(self.files.place(), detail=False)
-        except FileNotFoundError:  # nothing was pushed yet; a bucket that does not exist is said by the first push
+        except FileNotFoundError:  # nothing was pushed yet; the first push reports a bucket that does not exist
             return set()
         return {name for path in names if re.fullmatch("[0-9a-f]{16}", name := path.rstrip("/").rpartition("/")[2])}
 
     def _pull_trial(self, folder: TrialFolder) -> None:
-        """Into a temporary folder, checked, then in: `result.json` last. Not where that trial runs at the moment."""
+        """Download a finished trial into a temporary folder, check it, and move it into the mirror, `result.json` last.
+        Nothing is done for a trial that runs at the moment."""
         if not self.files.system.exists(self.files.place(folder.id, _RESULT)):
             return
         folder.path.mkdir(exist_ok=True)
@@ -186,7 +189,7 @@ class Pusher:
         self.failed: dict[str, UsageError] = {}
 
     def push(self, folder: TrialFolder) -> None:
-        """Push it as soon as those before it are there."""
+        """Send a trial to the URL as soon as those before it are there."""
         self._pushes[folder.id] = self._pool.submit(self._remote.push, folder)
 
     def __enter__(self) -> Pusher:
@@ -208,14 +211,14 @@ def _is_label(name: str) -> bool:
 
 
 def _names(folder: Path) -> set[str]:
-    """Every file of a finished trial, but hidden ones."""
+    """List every file of a finished trial, except hidden ones, by its path within the folder."""
     paths = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     names = (path.relative_to(folder).as_posix() for path in paths)
     return {name for name in names if not name.startswith(".") and "/." not in name}
 
 
 def _unfit(folder: Path) -> str | None:
-    """Why a trial that arrived is not to be used, or None. Weights did not arrive with it."""
+    """Say why a downloaded trial cannot be used; None if it can. Its weights were not downloaded."""
     trial = TrialFolder(folder)
     try:
         for name, expected in trial.digests().items():

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from flowers_bench.store.folder import TrialFolder
     from flowers_bench.store.identity import Label
 
-#: Long lists that `result.json` holds beside the figures; they stay there.
+#: Long lists in `result.json` that the table leaves out.
 _LISTS = ("class_names", "weights_report")
 
 
 def load_results(runs: str | Path = "runs") -> pd.DataFrame:
-    """The finished trials of a run store, one row for each name that a trial has, in order of technique, variant and seed.
+    """Load the finished trials of a run store as a table, one row for each name of a trial, sorted by technique,
+    variant and seed.
 
     `technique` and `variant` are the name. A trial with several (two techniques that mean the same training) stands in as many
     rows, of one `id`. Other columns are named by where a value stands in the trial's files (docs/results-format.md): those of

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
-#: Of any number: sums and squares of smaller ones stay finite, so that no table has an infinite mean.
+#: Bound of any number: sums and squares of smaller ones stay finite, so that no table has an infinite mean.
 HUGE = 1e100
 
 
@@ -31,7 +31,7 @@ class Form(Protocol):
     """What a value must be."""
 
     def fault(self, value: object, name: str) -> str | None:
-        """What is wrong with the value that stands at `name`, in words; None if nothing is."""
+        """Say what is wrong with the value that stands at `name`; None if nothing is."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Number:
     whole: bool = False
 
     def fault(self, value: object, name: str) -> str | None:
+        """Say where it is no number, no whole number, or out of bounds."""
         kinds = int if self.whole else (int, float)
         if isinstance(value, kinds) and not isinstance(value, bool) and self.low <= value <= self.high:
             return None
@@ -58,6 +59,7 @@ class Text:
     pattern: str | None = None
 
     def fault(self, value: object, name: str) -> str | None:
+        """Say where it is no text, does not match the pattern, or is too long."""
         if not isinstance(value, str) or (self.pattern and not re.fullmatch(self.pattern, value)):
             return f"{name} is {_shown(value)}" + ("" if isinstance(value, str) else ", not a text")
         return f"{name} has {len(value)} characters" if len(value) > self.longest else None
@@ -68,6 +70,7 @@ class Flag:
     """True or false."""
 
     def fault(self, value: object, name: str) -> str | None:
+        """Say where it is neither true nor false."""
         return None if isinstance(value, bool) else f"{name} is {_shown(value)}, not true or false"
 
 
@@ -76,6 +79,7 @@ class Plain:
     """Anything that is no list and no object."""
 
     def fault(self, value: object, name: str) -> str | None:
+        """Say where it is a list or an object."""
         return f"{name} is {_shown(value)}, not a single value" if isinstance(value, (list, dict)) else None
 
 
@@ -84,6 +88,7 @@ class Anything:
     """Any JSON value."""
 
     def fault(self, value: object, name: str) -> str | None:
+        """Find nothing wrong."""
         return None
 
 
@@ -94,6 +99,7 @@ class OrNull:
     form: Form
 
     def fault(self, value: object, name: str) -> str | None:
+        """Say what is wrong with a value that is not null."""
         return None if value is None else self.form.fault(value, name)
 
 
@@ -105,6 +111,7 @@ class Each:
     least: int = 0
 
     def fault(self, value: object, name: str) -> str | None:
+        """Say where it is no list or too short, or what is wrong with its first wrong entry."""
         if not isinstance(value, list):
             return f"{name} is {_shown(value)}, not a list"
         if len(value) < self.least:
@@ -119,6 +126,7 @@ class ByName:
     form: Form
 
     def fault(self, value: object, name: str) -> str | None:
+        """Say where it is no object, or what is wrong with its first wrong value."""
         if not isinstance(value, dict):
             return f"{name} is {_shown(value)}, not an object"
         return next(filter(None, (self.form.fault(item, _within(name, key)) for key, item in value.items())), None)
@@ -131,6 +139,7 @@ class Fields:
     fields: Mapping[str, Form]
 
     def fault(self, value: object, name: str) -> str | None:
+        """Say where it is no object, which field is missing, or what is wrong with the first wrong field."""
         if not isinstance(value, dict):
             return f"{name} is {_shown(value)}, not an object" if name else "it is not a JSON object"
         for key, form in self.fields.items():
@@ -146,7 +155,7 @@ class Fields:
 
 @dataclass(frozen=True)
 class AtLeast:
-    """Beside a sequence's type: how many entries it must have."""
+    """How many entries a sequence must have; stands beside its type in an annotation."""
 
     entries: int
 
@@ -179,7 +188,7 @@ class Record:
     def read(cls: type[R], value: Mapping[str, object]) -> R:
         """Make a record of an object that is of `form_of(cls)`."""
         record = cls.__new__(cls)
-        # Not by the constructor, which takes a frozen record three times as long: a store has many.
+        # The constructor of a frozen record would take three times as long, and a store has many records.
         found = record.__dict__
         found["source"] = value
         for name, make in _plan(cls).makers:
@@ -191,7 +200,7 @@ class Record:
         return name in (self.source or {})
 
     def json(self) -> dict[str, Any]:  # as `json.loads` gives it: for files, hooks and programs of others
-        """Give what is written: what it was read from, with the fields as they are now."""
+        """Give the object to be written: the one that was read, with the fields as they are now."""
         found = dict(self.source or {})
         for name, left_out in _plan(type(self)).left_out:
             value = _plain(getattr(self, name))
@@ -214,7 +223,7 @@ def _plain(value: object) -> object:
     return value
 
 
-#: Makes what a field holds of what stands in the file; None where that is the same.
+#: Converts what stands in the file into what the field holds; None where that is the same.
 _Maker = Callable[[Any], object] | None
 
 
@@ -223,8 +232,8 @@ class _Plan:
     """What follows from a record's fields and their types, by their names.
 
     Attributes:
-        makers: of each field.
-        left_out: whether it is left out of a new record where it is None.
+        makers: what converts each field's value.
+        left_out: whether a field that is None is left out of a new record's file.
     """
 
     form: Fields
@@ -247,7 +256,7 @@ def _plan(record: type[Record]) -> _Plan:
 
 
 def form_of(record: type[Record]) -> Fields:
-    """The form of the objects that this record is read from."""
+    """Give the form of the objects that this record is read from."""
     return _plan(record).form
 
 
@@ -256,7 +265,7 @@ def _mark(hint: object) -> str:
 
 
 def _without_none(hint: Any) -> object:
-    """`T` of `T | None`; any other type as it is."""
+    """Give `T` for `T | None`, and any other type as it is."""
     if get_origin(hint) not in (Union, types.UnionType) or len(get_args(hint)) != 2:
         return hint
     one, other = get_args(hint)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-#: Bytes of a text in a table: as long as a path may be.
+#: Bytes of the longest text in a table: those of the longest path.
 LONGEST = 4096
-#: What a column of a table holds.
+#: Tells whether a column's type is the right one.
 Kind = Callable[["pa.DataType"], bool]
 
 
@@ -59,9 +59,9 @@ PREDICTIONS: Mapping[str, Kind] = {
     "prediction?": _is_whole,
     "logits": _is_scores,
 }
-#: Of `predictions.parquet` too: each test image's share of a figure of retrieval. Versions before 0.2 wrote none.
+#: Also columns of `predictions.parquet`: each test image's share of a retrieval metric. Versions before 0.2 wrote none.
 SHARES: Mapping[str, Kind] = {"split": _is_text, "key": _is_text, "recall_at_1?": _is_number, "map_at_r?": _is_number}
-#: Validation images have no value there.
+#: Columns in which validation images have no value.
 _NULLABLE = ("recall_at_1", "map_at_r")
 STRESS: Mapping[str, Kind] = {
     "kind": _is_text,
@@ -75,12 +75,13 @@ STRESS: Mapping[str, Kind] = {
 def read_table(
     path: Path, columns: Mapping[str, Kind], rows: int, *, fewer: bool = False, classes: int = 0
 ) -> pa.Table:
-    """The columns of a Parquet file, without what pandas or Arrow noted beside them: texts as such, whole numbers as int64;
-    no row has a null but in `_NULLABLE`, and no number is infinite or larger than `HUGE`.
+    """Read columns of a Parquet file, without the metadata that pandas or Arrow noted. Texts are decoded and whole
+    numbers are int64. Only columns in `_NULLABLE` may have nulls, and no number is infinite or larger than `HUGE`.
 
     Args:
-        rows: how many there must be, with `fewer` at most; looked up before anything is unpacked, as is what it takes.
-        classes: scores of a row.
+        rows: how many there must be; with `fewer`, the most that there may be. This and the size in memory are checked
+            before anything is decompressed.
+        classes: how many scores a row has.
 
     Raises:
         Unreadable: the file cannot be read, lacks a column, or has one of another type, with nulls or of another length.
@@ -91,8 +92,8 @@ def read_table(
     try:
         texts = [name.removesuffix("?") for name, fits in columns.items() if fits is _is_text]
         with open_regular(path, follow_links=False) as stream:
-            # Texts as dictionaries: one that stands in every row is unpacked once. No threads, here and below: a process that
-            # ends while Arrow still starts some is aborted.
+            # Texts are read as dictionaries, so that one that stands in every row is decompressed once. No threads are
+            # used, here and below: a process that ends while Arrow still starts some is aborted.
             file = pq.ParquetFile(stream, page_checksum_verification=True, read_dictionary=texts, pre_buffer=False)
             if file.metadata.num_rows > rows or (file.metadata.num_rows < rows and not fewer):
                 raise ValueError(f"it has {file.metadata.num_rows} rows, not {rows}{' at most' if fewer else ''}")
@@ -109,12 +110,12 @@ def read_table(
 
 
 def _refuse_bomb(metadata: pq.FileMetaData, names: Sequence[str], rows: int, classes: int) -> None:
-    """A few kilobytes may unpack to any size. Raises `ValueError` for more than these columns of so many rows can have, and
-    for more than this machine's memory."""
+    """Refuse a file that would decompress to more than so many rows of these columns can have, or to more than this
+    machine's memory: a few kilobytes may become any size. Raises `ValueError`."""
     import psutil
 
-    parts = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    chunks = [chunk for part in parts for chunk in map(part.column, range(part.num_columns))]
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    chunks = [chunk for group in groups for chunk in map(group.column, range(group.num_columns))]
     for name in names:
         own = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == name]
         if sum(chunk.num_values for chunk in own) > rows * max(1, classes):
@@ -127,8 +128,8 @@ def _refuse_bomb(metadata: pq.FileMetaData, names: Sequence[str], rows: int, cla
 
 
 def _plain(column: pa.Array, name: str) -> pa.Array:
-    """A column that was read: a text decoded, whole numbers as int64. Raises `ValueError` for values that nothing can be
-    calculated with."""
+    """Convert a column that was read: texts are decoded, whole numbers become int64. Raises `ValueError` for nulls, for
+    texts that are too long, and for numbers that are not finite."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,4 +1,4 @@
-"""The moving average of a model's weights that `ema_decay` asks for, and that is evaluated in place of the model.
+"""The moving average of a model's weights that `ema_decay` requests; it is evaluated in place of the model.
 
 Update n, from 1, keeps min(ema_decay, 1 - n^(-2/3)) of the average. So the first one keeps nothing of the initial
 weights, and a training of few steps averages over few: about the last n^(2/3). The rule is that of timm's `ModelEmaV3`
@@ -14,12 +14,12 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-#: 2/3 forgets the first steps sooner than a plain mean over all steps so far (1) would.
+#: With 2/3 the first steps are forgotten sooner than with 1, a plain mean over all steps so far.
 _POWER = 2 / 3
 
 
 def kept_share(decay: float, update: int) -> float:
-    """How much of the average stays at this update, counted from 1."""
+    """Compute the share of the average that stays at this update, counted from 1."""
     return min(decay, 1 - float(update**-_POWER))
 
 
@@ -31,18 +31,18 @@ class AverageState(TypedDict):
 
 
 class Average:
-    """An exponential moving average of what a model's `state_dict` holds; integer buffers are the model's own.
+    """An exponential moving average of what a model's `state_dict` holds; integer buffers are copied from the model.
 
     Attributes:
         model: a copy of the model that has the averaged values.
-        updates: how many it has had.
+        updates: how many there have been.
     """
 
     def __init__(self, source: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(source).requires_grad_(False)
         self.updates = 0
         self._decay = decay
-        # Places and not tensors: a module may put a new tensor in a buffer's place at every step.
+        # Places are kept and not tensors: a module may put a new tensor in a buffer's place at every step.
         places = list(zip(_places(self.model), _places(source), strict=True))
         floats = [pair for pair in places if _held(pair[0]).is_floating_point()]
         self._averaged = [list(side) for side in zip(*floats, strict=True)]
@@ -50,7 +50,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the source's present values."""
+        """Add the source's present values to the average."""
         self.updates += 1
         means, values = ([_held(place) for place in side] for side in self._averaged)
         torch._foreach_lerp_(means, values, 1 - kept_share(self._decay, self.updates))
@@ -58,11 +58,11 @@ class Average:
             _held(mean).copy_(_held(value))
 
     def state_dict(self) -> AverageState:
-        """What a continued run needs: the averaged values, and the number of updates."""
+        """Give what a continued trial needs: the averaged values, and the number of updates."""
         return {"model": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: AverageState) -> None:
-        """Continue from a `state_dict`."""
+        """Continue from what `state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.updates = state["updates"]
 
@@ -71,7 +71,7 @@ _Place = tuple[Mapping[str, Tensor | None], str]
 
 
 def _places(model: nn.Module) -> Iterator[_Place]:
-    """Where each parameter and each persistent buffer is to be found, once each: weights may be tied."""
+    """List where each parameter and each persistent buffer is found, once each: weights may be tied."""
     seen: set[int] = set()
     for module in model.modules():
         for table in (module._parameters, module._buffers):

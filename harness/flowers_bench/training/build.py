@@ -32,9 +32,9 @@ class Parts:
         model: images to `Output`.
         criterion: `Output` and target to a scalar.
         image_transform: uint8 (3, H, W) to uint8 (3, S, S).
-        stored: activations of the training images in these versions, where training starts from them.
+        stored: activations of the fixed versions of the training images, where training starts from them.
         views: how many fixed versions of each training image there are; None: `image_transform` draws anew.
-        drawing: what decides them: the augmentation, its options, its plugin's code.
+        drawing: what determines these versions: the augmentation, its options, its plugin's code.
         batch_transform: (float images, labels) to (images, targets), or None.
         normalize: uint8 batch to what the model takes.
         evaluator: predicts whole splits.
@@ -60,7 +60,7 @@ class Places:
     Attributes:
         weights: the file of the initial weights.
         store: the run store, in which other finished trials are found.
-        plugins: files that the user named.
+        plugins: plugin files that the user named.
     """
 
     weights: Path | None
@@ -69,7 +69,7 @@ class Places:
 
     @classmethod
     def of(cls, run: Run) -> Places:
-        """As the trial's `run.json` has it."""
+        """Read the places from the trial's `run.json`."""
         weights, store = (Path(path) if path else None for path in (run.weights_path, run.store))
         return cls(weights, store, list(map(Path, run.plugin_files or ())))
 
@@ -128,7 +128,7 @@ def _build_model(host: Host, trial: Trial, places: Places, backbone: Backbone) -
 
 
 def _embedding_dim(model: nn.Module, image: Tensor) -> int:
-    """D, by running one image (1, 3, S, S)."""
+    """Measure D, the length of an embedding, by running one image (1, 3, S, S)."""
     with torch.inference_mode():
         output = model.eval()(image)
     return int(output.embedding.shape[1])

@@ -2,7 +2,7 @@
 
 Each rank runs its share of a batch through its replica of the model. What the model says of the whole batch is then on
 every rank, and so is the loss of the whole batch, whatever it compares (triplets, prototypes, mixed targets) and however
-unequal the shares. A rank's gradients are those by way of its own share, so that their sum over the ranks is the
+unequal the shares. A rank's gradients flow through its own share only, so that their sum over the ranks is the
 gradient of one process; nothing is averaged. Batch norm takes its statistics over the whole batch. What is left is the
 order of sums (the last digits) and dropout, which draws other masks.
 
@@ -28,21 +28,21 @@ from torch.overrides import TorchFunctionMode
 from flowers_bench.models.layers import Output
 
 T = TypeVar("T")
-#: How long a rank waits for another, which may be evaluating. One that died is noticed without it.
+#: How long a rank waits for another, which may be evaluating. A rank that died is noticed sooner.
 PATIENCE = timedelta(days=7)
 
 
 class PeerLost(Exception):
-    """Another rank is gone: whatever happened, happened there."""
+    """Another rank is gone; the cause is to be found there."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that share a trial.
+    """The processes that share a trial, and which of them this one is.
 
     Attributes:
         rank: from 0. Rank 0 evaluates, decides and writes.
-        count: how many there are; with 1 every method leaves things as they are.
+        count: how many ranks there are (the world size); with 1 every method leaves things as they are.
     """
 
     rank: int = 0
@@ -54,8 +54,8 @@ class Ranks:
         return self.rank == 0
 
     def share(self, images: int) -> slice:
-        """This rank's part of a batch. Shares differ by one image at most; a batch with fewer images than ranks is
-        computed whole by each of them."""
+        """Give this rank's slice of a batch of `images`. Shares differ by one image at most. A batch with fewer images
+        than ranks is computed whole by each of them."""
         if not self._divides(images):
             return slice(0, images)
         return slice(images * self.rank // self.count, images * (self.rank + 1) // self.count)
@@ -64,11 +64,15 @@ class Ranks:
         return 1 < self.count <= images
 
     def forward(self, model: Callable[[Tensor], Output], inputs: Tensor, images: int, seed: int) -> Output:
-        """The model's output for a whole batch, of which `inputs` are this rank's share; gradients flow into that alone.
+        """Compute the model's output for a whole batch, of which `inputs` are this rank's share. Gradients flow into
+        this share only.
 
         Args:
-            images: in the whole batch.
+            images: how many the whole batch has.
             seed: of what the model draws (dropout), different for each rank. Afterwards, all ranks draw alike again.
+
+        Raises:
+            PeerLost: another rank is gone.
         """
         if not self._divides(images):
             return model(inputs)
@@ -79,7 +83,7 @@ class Ranks:
         return output.each(lambda own: self._whole(own, images))
 
     def _whole(self, own: Tensor, images: int) -> Tensor:
-        """(share, ...) to (images, ...)."""
+        """Gather the shares of all ranks: (share, ...) to (images, ...)."""
         mine = self.share(images)
         if own.numel() == 0:
             return own.new_zeros(images, *own.shape[1:])
@@ -90,8 +94,8 @@ class Ranks:
         return torch.cat([whole[: mine.start], own, whole[mine.stop :]])
 
     def all_reduce_gradients(self, images: int, model: nn.Module, criterion: object) -> None:
-        """Complete the gradients of a batch: the sum of the model's; the loss's own, which all have whole, stay as they
-        are (their mean, so that no replica can drift)."""
+        """Complete the gradients of a batch, in place. The model's are summed over the ranks. Each rank has the loss's
+        own gradients whole already: they are averaged, so that no replica can drift. Raises `PeerLost`."""
         if not self._divides(images):
             return
         losses = criterion.parameters() if isinstance(criterion, nn.Module) else ()
@@ -102,14 +106,14 @@ class Ranks:
             gradient.copy_(summed.view_as(gradient))
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Over all ranks, in place; the same bits on each."""
+        """Sum a tensor over all ranks, in place; the result has the same bits on each. Raises `PeerLost`."""
         if self.count > 1:
             with _noticing_loss():
                 dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, value: T, by: int = 0) -> T:
-        """What that rank calls this with, on every rank."""
+        """Broadcast `value` from rank `by`; what other ranks pass is ignored. Raises `PeerLost`."""
         if self.count == 1:
             return value
         values = [value if self.rank == by else None]
@@ -118,7 +122,7 @@ class Ranks:
         return values[0]  # type: ignore[return-value]
 
     def broadcast_tensor(self, tensor: Tensor | None, by: int) -> Tensor:
-        """The tensor, on the CPU, that this rank calls this with, on every rank; the others call it with any."""
+        """Broadcast a tensor on the CPU from rank `by`; what other ranks pass is ignored. Raises `PeerLost`."""
         about = self.broadcast((tensor.shape, tensor.dtype) if tensor is not None and self.rank == by else None, by)
         assert about is not None
         given = tensor.contiguous() if tensor is not None and self.rank == by else torch.empty(about[0], dtype=about[1])
@@ -128,7 +132,7 @@ class Ranks:
         return given
 
     def all_gather(self, value: T) -> list[T]:
-        """What each rank calls this with, in order of ranks."""
+        """Gather the `value` of every rank, in order of ranks. Raises `PeerLost`."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -137,13 +141,14 @@ class Ranks:
         return values
 
 
-#: One process that has the trial for itself.
+#: The only process of a trial.
 ALONE = Ranks()
 
 
 @contextlib.contextmanager
 def joined(rank: int, count: int, rendezvous: Path) -> Iterator[Ranks]:
-    """This process as one of `count` that meet by a file, on the loopback interface; on CUDA, with its own device."""
+    """Join `count` processes as number `rank`. They meet by the file `rendezvous` and talk over the loopback interface;
+    on CUDA each has its own device."""
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(rank)
@@ -158,7 +163,7 @@ def joined(rank: int, count: int, rendezvous: Path) -> Iterator[Ranks]:
 
 
 def loopback() -> str:
-    """Name of the network interface that reaches nobody else."""
+    """Name the network interface that reaches no other machine."""
     return next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
 
 
@@ -202,7 +207,7 @@ class _BatchNormOverRanks(TorchFunctionMode):
 
 class _BatchNorm(torch.autograd.Function):
     """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1) of (n, C, ...) whose other images are on
-    other ranks. The gradients of weight and bias are this rank's part."""
+    other ranks. The gradients of weight and bias are this rank's share."""
 
     @staticmethod
     def forward(
@@ -242,7 +247,8 @@ class _BatchNorm(torch.autograd.Function):
 
 
 def _moments(ranks: Ranks, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values per channel (), mean (C,) and biased variance (C,) over all ranks, from those of each (Chan et al. 1983)."""
+    """Compute values per channel (), mean (C,) and biased variance (C,) over all ranks from those of each (Chan et al.
+    1983)."""
     var, mean = torch.var_mean(x, _all_but_channels(x), correction=0)
     own = torch.cat([mean, var, mean.new_tensor([x.numel() / x.shape[1]])])
     table = own.new_zeros(ranks.count, len(own))

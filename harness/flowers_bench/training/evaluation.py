@@ -1,4 +1,4 @@
-"""A model over whole splits: what it gives for their images, and what its predictor makes of that."""
+"""Evaluation of a model on whole splits: what it gives for their images, and what its predictor makes of that."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVALUATION_BATCH = 64
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of N images, in order.
+    """What was predicted for N images, in order.
 
     Attributes:
         logits: scores (N, C) float32: larger is more likely.
@@ -35,12 +35,12 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A model and what its predictor took from the training split: predicts images.
+    """A model with its predictor, which was fitted on the training split: predicts images.
 
     Attributes:
-        evaluator: how.
+        evaluator: how images are prepared and batched.
         model: images to `Output`.
-        score: from what the model gives to scores.
+        score: what the model gives to scores.
     """
 
     evaluator: Evaluator
@@ -48,12 +48,12 @@ class Fitted:
     score: Score
 
     def __call__(self, images: Images, rows: np.ndarray | None = None) -> Predictions:
-        """Predict a whole split's images. `rows` (N,) says which training images they are, if they are: an image is
-        not its own neighbour, and no part of the class mean that it is compared with."""
+        """Predict a whole split's images. `rows` (N,) are their row numbers where they are training images: then an
+        image is not its own neighbour, and is left out of the class mean that it is compared with."""
         return self._predictions(*self.evaluator.forward(self.model, images), rows)
 
     def batches(self, batches: Iterable[Tensor]) -> Predictions:
-        """Predict batches (N, 3, S, S) as the model takes them."""
+        """Predict batches (N, 3, S, S), normalised as the model takes them."""
         return self._predictions(*forward(self.model, batches), None)
 
     def _predictions(self, logits: Tensor, embeddings: Tensor, rows: np.ndarray | None) -> Predictions:
@@ -61,7 +61,8 @@ class Fitted:
         return Predictions(self.score(logits, embeddings, own).numpy(), embeddings.numpy())
 
     def scores(self, batch: Tensor) -> Tensor:
-        """Scores (N, C) of one batch, as `batches` gives them, of a model that is in evaluation mode already."""
+        """Compute scores (N, C) of one batch (N, 3, S, S), as `batches` does, of a model that is in evaluation mode
+        already."""
         output = self.model(batch)
         return self.score(output.logits.float().cpu(), output.embedding.float().cpu(), None)
 
@@ -72,10 +73,10 @@ class Evaluator:
 
     Attributes:
         predictor: a name in `PREDICTORS`.
-        options: its options, among others.
+        options: the trial's options, which include the predictor's.
         num_classes: C.
         image_size: pixels.
-        normalize: for the backbone's mean and standard deviation.
+        normalize: uses the backbone's mean and standard deviation.
     """
 
     predictor: str
@@ -89,18 +90,19 @@ class Evaluator:
             raise unknown_name("predictor", self.predictor, PREDICTORS)
 
     def batches(self, images: Images) -> Iterable[Tensor]:
-        """Images in order, in evaluation crops, normalised."""
+        """Load images in order, as batches (N, 3, S, S) of evaluation crops, normalised."""
         return evaluation_batches(images, self.image_size, self.normalize, EVALUATION_BATCH)
 
     def forward(self, model: nn.Module, images: Images) -> tuple[Tensor, Tensor]:
-        """Logits and embeddings of images, as `forward` below."""
+        """Compute logits and embeddings of images, as the function `forward` does."""
         model.eval()
         if isinstance(images, CachedActivations):
             return forward(images.prefix.tail(model), images.batches(EVALUATION_BATCH))
         return forward(model, self.batches(images))
 
     def fit(self, model: nn.Module, train: Split | None) -> Fitted:
-        """Fit what the predictor needs on the training split, which a classifier does without."""
+        """Fit what the predictor needs on the training split; a classifier needs nothing, so that `train` may be
+        None."""
         if self.predictor == "classifier":
             return Fitted(self, model, classifier_scores)
         assert train is not None, f"{self.predictor} is fitted on training images"
@@ -109,13 +111,14 @@ class Evaluator:
         return Fitted(self, model, fit_predictor(self.predictor, self.options, support, labels, self.num_classes))
 
     def logits(self, model: nn.Module, train: Split, images: Images) -> np.ndarray:
-        """Scores (N, C) float32 of the images. To predict several sets, `fit` once: that passes over `train`."""
+        """Compute scores (N, C) float32 of the images. To predict several sets, call `fit` once: it passes over
+        `train`."""
         return self.fit(model, train)(images).logits
 
 
 def forward(model: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits (N, C), or (N, 0) of a model that only embeds, and embeddings (N, D) of batches of images (N, 3, S, S);
-    float32 on the CPU, in evaluation mode."""
+    """Compute logits (N, C) and embeddings (N, D) of batches of images (N, 3, S, S), in evaluation mode; both are
+    float32 on the CPU. A model that only embeds gives logits (N, 0)."""
     model.eval()
     logits, embeddings = [], []
     with torch.inference_mode():

@@ -27,9 +27,9 @@ from flowers_bench.store.folder import TrialFolder
 from flowers_bench.training.trained import Sources, Trained, dataset_of
 from flowers_bench.util.errors import UsageError
 
-#: So many test images are compared.
+#: How many test images are compared.
 CHECKED = 32
-#: Logits may differ by this much of their range: many roundings of float32, and far below any decision.
+#: Logits may differ by this share of their range: more than rounding in float32 does, and far less than any decision needs.
 TOLERANCE = 1e-3
 KEY = "flowers_bench"
 Runner = Callable[[np.ndarray], np.ndarray]
@@ -37,15 +37,15 @@ Runner = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was found about a written file.
+    """What the comparison found about a written file.
 
     Attributes:
         images: how many test images were compared.
-        difference: of their logits, at most.
+        difference: the largest between their logits.
         range: from the smallest logit to the largest.
         disagreements: images whose best class differs.
-        side: S.
-        where: how a program gets at the labels.
+        side: S, of the square input, in pixels.
+        where: the place in the file from which a program reads the class names.
     """
 
     images: int
@@ -77,7 +77,7 @@ class Deployed(nn.Module):
 
 
 def export_trial(folder: TrialFolder, format: str, path: Path, sources: Sources) -> Exported:
-    """Write `path`, after it has been checked.
+    """Export a finished trial's model, and put the file at `path` once it was compared with the model.
 
     Raises:
         UsageError: a package is missing, the model cannot be exported, its images are not there, or the file's
@@ -115,7 +115,7 @@ def _require_packages(format: str) -> None:
 def _failures_explained() -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # exporters and runtimes raise whatever the operation at fault made them stumble over
+    except Exception as error:  # exporters and runtimes raise any kind of error
         reason = (str(error).strip().splitlines() or [""])[0][:300]
         raise UsageError(f"this model cannot be exported ({type(error).__name__}: {reason}).") from error
 
@@ -132,7 +132,7 @@ def _compared(expected: np.ndarray, found: np.ndarray, side: int, where: str) ->
 
 
 def _facts(folder: TrialFolder, trained: Trained) -> dict[str, object]:
-    """What a program must know that runs the file."""
+    """Collect what a program that runs the file must know."""
     config, side = folder.config(), trained.trial.recipe.image_size
     return {
         "trial": folder.id,
@@ -192,7 +192,7 @@ def _open_pt2(file: Path) -> Runner:
     return lambda images: np.asarray(module(torch.from_numpy(images))[0].numpy())
 
 
-#: How each format is written, opened again, and asked for its labels.
+#: How each format is written and opened again, and where in the file the class names are.
 FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path], Runner], str]] = {
     "onnx": (_write_onnx, _open_onnx, f"metadata property {KEY!r}"),
     "pt2": (
@@ -205,7 +205,7 @@ FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path], Runner], str]] = 
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Without what exporters print and warn about their own innards."""
+    """Keep exporters from printing, logging and warning about their own internals."""
     import io
 
     level = logging.root.manager.disable

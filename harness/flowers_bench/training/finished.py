@@ -1,4 +1,4 @@
-"""A finished trial as a technique sees it that builds on another's network, such as a student on its teacher's."""
+"""A finished trial, for techniques that build on its network, such as a student on its teacher's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FinishedTrial:
 
     @classmethod
     def find(cls, store: Path, id: str) -> FinishedTrial:
-        """Find a trial by its whole id. Reads no weights.
+        """Find a trial by its whole id, without reading its weights.
 
         Raises:
             UsageError: there is no such trial, or it is not finished.

@@ -1,10 +1,10 @@
-"""Frozen first layers are computed once per image: what they give is stored, and training and evaluation start there.
+"""Frozen first layers are computed once per image: their activations are stored, and training and evaluation start there.
 
 The result is the same to the bit, and that is not assumed: the first batch of each size is also computed from its images,
 in training and in evaluation, and a stored row takes part in batches of that size only if the bits agree (a
 convolution may sum in another order for a batch of eight than for one of sixteen). Where anything speaks against it
 (random augmentation, mixed batches, an active dropout, a batch norm that learns, a network that is no chain), the
-images go through the whole network as ever. What was used stands in the result: `cost.prefix_cache`.
+images go through the whole network as usual. What was used stands in the result: `cost.prefix_cache`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from flowers_bench.training.events import Emit, Storing
 if TYPE_CHECKING:
     from flowers_bench.training.build import Parts
 
-#: Images per batch in which activations are computed.
+#: Images per batch when activations are computed.
 BATCH = 64
 _POOLED = "pooled features"
 
@@ -63,7 +63,7 @@ class Cut:
         return self.modules[-1] if self.modules else _POOLED
 
     def before(self, model: Any, images: Tensor) -> Tensor:
-        """Images (N, 3, S, S) to activations (N, ...)."""
+        """Compute the activations (N, ...) of images (N, 3, S, S)."""
         if not self.modules:
             pooled: Tensor = model.backbone.forward_head(model.backbone.forward_features(images), pre_logits=True)
             return pooled
@@ -81,7 +81,8 @@ class Cut:
         raise ValueError(f"{self.name} is not run")
 
     def after(self, model: nn.Module) -> nn.Module:
-        """Activations to `Output`: shares the model's parameters and buffers, not its modules' modes."""
+        """Build the module from activations to `Output`. It shares the model's parameters and buffers, but not its
+        modules' modes."""
         if not self.modules:
             return _Head(model)
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -94,7 +95,7 @@ class Cut:
         return tail
 
     def state(self, model: Any) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor that the activations depend on, by name."""
+        """List every tensor that the activations depend on, by name."""
         head = {id(tensor) for tensor in model.backbone.get_classifier().state_dict(keep_vars=True).values()}
         for name, tensor in model.backbone.state_dict(keep_vars=True).items():
             inside = any(name.startswith(f"{module}.") for module in self.modules) or "." not in name
@@ -110,12 +111,12 @@ class _Head(nn.Module):
         self.model = model
 
     def forward(self, features: Tensor) -> Any:
-        """(N, F) to `Output`."""
+        """Compute the `Output` of pooled features (N, F)."""
         return self.model.classify(features)  # type: ignore[operator]
 
 
 def find_cut(model: Any, image: Tensor) -> Cut | str:
-    """The latest cut behind frozen, deterministic layers, or why there is none.
+    """Find the latest cut behind frozen, deterministic layers, or say why there is none.
 
     Args:
         model: of any kind; its mode is restored.
@@ -139,7 +140,7 @@ def find_cut(model: Any, image: Tensor) -> Cut | str:
 
 
 def _candidates(backbone: nn.Module) -> Iterator[Cut]:
-    """The latest first."""
+    """List the cuts that may do, the latest first."""
     classifier = backbone.get_classifier()  # type: ignore[operator]
     if not isinstance(classifier, nn.Module):
         return
@@ -156,7 +157,7 @@ def _candidates(backbone: nn.Module) -> Iterator[Cut]:
 
 
 def _leading_frozen(module: nn.Module, classifier: nn.Module, path: str = "") -> Iterator[str]:
-    """Names of the modules before the first with something to train, in order of registration."""
+    """List the names of the modules before the first that has something to train, in order of registration."""
     for name, child in module.named_children():
         if child is classifier:
             return
@@ -174,7 +175,7 @@ def _modules_before(backbone: nn.Module, cut: Cut) -> set[nn.Module]:
 
 
 def _changes_with_mode(module: nn.Module) -> bool:
-    """Whether it may compute something else in training mode: it keeps statistics, or drops something."""
+    """Tell whether a module may compute something else in training mode, because it keeps statistics or has dropout."""
     drops = float(getattr(module, "p", 0) or getattr(module, "drop_prob", 0) or 0) if "drop" in _kind(module) else 0
     return drops > 0 or next(module.buffers(recurse=False), None) is not None
 
@@ -184,7 +185,8 @@ def _kind(module: nn.Module) -> str:
 
 
 def _divides(cut: Cut, model: nn.Module, image: Tensor) -> bool:
-    """Whether the two parts, one after the other, compute what the model does, also once training has changed what it may."""
+    """Tell whether the two halves, one after the other, compute what the model does, also after its trained parameters
+    have changed."""
     model.eval()
     try:
         with torch.random.fork_rng():
@@ -200,7 +202,7 @@ def _divides(cut: Cut, model: nn.Module, image: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _trained_ones_moved(model: nn.Module) -> Iterator[None]:
-    """Within it, every parameter that is trained has other values, of about the same size where it is not zero."""
+    """Give every trained parameter other values in the block, of about the same size where it is not zero."""
     before = [(parameter, parameter.detach().clone()) for parameter in model.parameters() if parameter.requires_grad]
     try:
         with torch.no_grad():
@@ -220,8 +222,9 @@ class PrefixUse:
     Attributes:
         until: the last layer of the prefix; None where there is no prefix, for this `reason`.
         training: whether training starts from them too, and not evaluation alone.
-        seconds, bytes: that opening them took, and that they have.
-        computed_batch_sizes: sizes of batches for which they are not exact, so that those were computed.
+        seconds: how long opening them took.
+        bytes: how large they are.
+        computed_batch_sizes: sizes of batches for which they are not exact, so that those batches were computed.
     """
 
     until: str | None
@@ -232,7 +235,7 @@ class PrefixUse:
     computed_batch_sizes: list[int] = field(default_factory=list)
 
     def add(self, seconds: float, size: int) -> None:
-        """Count one more file of activations in."""
+        """Add one more file of activations to `seconds` and `bytes`."""
         self.seconds, self.bytes = (self.seconds or 0.0) + seconds, (self.bytes or 0) + size
 
     def json(self) -> dict[str, object]:
@@ -247,7 +250,7 @@ class Prefix:
     Attributes:
         directory: the folder of stored activations.
         identity: what they depend on beside the images and the precision.
-        say: told what is about to be written.
+        say: called with a sentence about what is about to be written.
         use: what stands in the result.
     """
 
@@ -270,7 +273,8 @@ class Prefix:
         identity: Mapping[str, object],
         say: Callable[[str], None],
     ) -> Prefix:
-        """With everything that the activations depend on: layers, weights, normalisation, machine, versions."""
+        """Make a prefix, and collect what its activations depend on: layers, weights, normalisation, machine,
+        versions."""
         digest = hashlib.sha256()
         for name, tensor in cut.state(model):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -287,7 +291,7 @@ class Prefix:
         return cls(cut, model, normalize, directory, whole, say, PrefixUse(cut.name))
 
     def tail(self, model: nn.Module) -> nn.Module:
-        """What follows the cut in `model`: the trained one, or a copy of it."""
+        """Give what follows the cut in `model`, which is the trained model or a copy of it."""
         for known, tail in self._tails:
             if known is model:
                 return tail
@@ -295,7 +299,7 @@ class Prefix:
         return self._tails[-1][1]
 
     def key(self, images: Mapping[str, object], precision: str) -> str:
-        """Of a file of activations."""
+        """Hash what a file of activations depends on: 32 hexadecimal digits."""
         text = json.dumps([self.identity, images, precision], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -304,10 +308,10 @@ class CachedActivations:
     """A split's images whose activations are stored. `images[i]` is the decoded image as before.
 
     Args:
-        prefix: of the model.
-        images: decoded.
-        inputs: of the same length: uint8 (3, S, S), what the prefix gets to see.
-        identity: what decides these.
+        prefix: the frozen first layers.
+        images: the decoded images.
+        inputs: of the same length: uint8 (3, S, S), what the prefix computes from.
+        identity: what determines the inputs.
         precision: `float32`, or `bfloat16` for autocast.
     """
 
@@ -332,23 +336,24 @@ class CachedActivations:
         return self._images[index]
 
     def sample(self, images: Images, rows: np.ndarray) -> CachedActivations:
-        """Those rows of this split, with activations of their own: for where the others are not needed."""
+        """Make the split of `rows` only, with activations stored on their own, for where the others are not needed."""
         inputs = Augmented(images, self._inputs.transform)
         return CachedActivations(
             self.prefix, images, inputs, {**self._identity, "rows": rows.tolist()}, self._precision
         )
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Activations of all images, in order."""
+        """Load the activations of all images, in order, in batches of `size`."""
         for start in range(0, len(self._inputs), size):
             yield self.batch(range(start, min(start + size, len(self._inputs))))
 
     def prepare(self) -> None:
-        """Compute what is to be stored now, if it is not there."""
+        """Compute and store the activations now, if they are not there."""
         self._open()
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Tensor:
-        """Activations (N, ...) of these rows: to the bit what the prefix computes for this batch in the present mode."""
+        """Load the activations (N, ...) of these rows: to the bit what the prefix computes for this batch in the
+        present mode."""
         stored = self._open()
         case = (torch.is_grad_enabled(), len(rows))
         if stored is None or self._exact.get(case) is False:
@@ -375,7 +380,8 @@ class CachedActivations:
         return self.prefix.cut.before(self.prefix.model, images)
 
     def _open(self) -> Tensor | None:
-        """The stored activations, 4-dimensional ones as (N, H, W, C), bfloat16 as int16; computed when first asked for."""
+        """Load the stored activations, computed on the first call: (N, H, W, C) if 4-dimensional, int16 if bfloat16.
+        None where they cannot be stored."""
         if not self._opened:
             self._opened = True
             started = time.perf_counter()
@@ -394,7 +400,8 @@ class CachedActivations:
         )
 
     def _all(self) -> Iterator[np.ndarray]:
-        """In batches of one size, so that all rows are computed alike: the last one overlaps the one before."""
+        """Compute the activations of all images in batches of one size, so that all rows are computed alike: the last
+        batch overlaps the one before."""
         count = len(self._inputs)
         size = min(BATCH, count)
         for start in range(0, count, size):
@@ -413,7 +420,7 @@ def _as_tensor(rows: np.ndarray) -> Tensor:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch knows no read-only tensors; nobody writes to this one
+        warnings.simplefilter("ignore")  # torch has no read-only tensors; nobody writes to this one
         return torch.from_numpy(rows)
 
 
@@ -423,8 +430,8 @@ def start_from_prefix(
     """Let training and evaluation start behind the model's frozen first layers, where it has some.
 
     Returns:
-        the dataset, its images with activations that are stored under `cache_dir`; and what is used, for the result. It
-        is completed while the trial runs.
+        the dataset, whose images have activations that are stored under `cache_dir`; and what is used of them, for the
+        result, which is completed while the trial runs.
     """
     size = trial.recipe.image_size
     cut = find_cut(parts.model, parts.normalize.blank(size))

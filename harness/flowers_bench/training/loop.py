@@ -1,4 +1,4 @@
-"""The one training loop. Everything random in a step is seeded from (trial seed, purpose, epoch, step), so a run
+"""The one training loop. Everything random in a step is seeded from (trial seed, purpose, epoch, step), so a trial
 that was interrupted and continued takes the same steps as one that was not."""
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ TRAIN_SAMPLE = 200
 
 @dataclass(frozen=True)
 class Drawn:
-    """The images of one batch, as they were drawn.
+    """The images of one batch, drawn and augmented.
 
     Attributes:
         images: augmented, uint8 (N, 3, S, S).
-        random_state: torch's on the CPU, as drawing them left it: what else the step draws goes on from there.
+        random_state: torch's on the CPU, as drawing left it; what else the step draws goes on from there.
     """
 
     images: Tensor
@@ -59,9 +59,9 @@ class Batch:
     """What one step trains on.
 
     Attributes:
-        inputs: what the model, or what follows its stored activations, takes: this rank's share.
-        targets: of the whole batch.
-        size: of the whole batch, in images.
+        inputs: this rank's share of what the model, or what follows its stored activations, takes.
+        targets: those of the whole batch.
+        size: how many images the whole batch has.
     """
 
     inputs: Tensor
@@ -83,7 +83,7 @@ class Training:
     """Trains until the recipe's epochs or its patience run out; `run` leaves the best weights in the model.
 
     Attributes:
-        ranks: this process among those that train together. Only the one that leads evaluates, emits and writes.
+        ranks: this process among those that train together. Only the main rank evaluates, emits and writes.
         history: every finished epoch.
         best_epoch: the epoch chosen on validation, from 1; 0 before any.
     """
@@ -156,7 +156,7 @@ class Training:
         return self._model
 
     def _open_stored(self) -> None:
-        """Where several processes start from stored activations, the one that leads computes them, and says so."""
+        """Let the main rank compute the stored activations, and report it, before any rank reads them."""
         if self.parts.stored is not None and self.ranks.count > 1:
             if self.ranks.is_main:
                 self.parts.stored.prepare()
@@ -204,7 +204,7 @@ class Training:
                 gpu_joules=joules.get("gpu_joules"),
             )
         record = self.ranks.broadcast(record)
-        assert record is not None  # of the rank that evaluates
+        assert record is not None  # it comes from the main rank
         return record
 
     def _validated(self) -> _Validated:
@@ -223,8 +223,8 @@ class Training:
         return list(sampler(np.asarray(self.train.labels), self.trial.recipe.batch_size, self.trial.options, rng))
 
     def _draw_all(self, epoch: int, batches: Sequence[np.ndarray]) -> Iterator[Drawn]:
-        """Draw each step's images. Of several ranks, each draws one batch of a turn and hands it to the others: drawing is
-        divided by steps, since the draws within one follow each other."""
+        """Draw each step's images. Of several ranks, each draws the images of one step in turn and broadcasts them:
+        drawing is divided by steps, because the draws within one step depend on each other."""
         ranks = self.ranks
         for first in range(0, len(batches), ranks.count):
             turn = batches[first : first + ranks.count]
@@ -254,7 +254,7 @@ class Training:
         seed = derive_seed(self.trial.seed, "rank", self.ranks.rank, epoch, step)
         with self._autocast():
             output = self.ranks.forward(self._forward, batch.inputs, batch.size, seed)
-        # In float32 and outside of autocast, which on a processor computes a softmax in bfloat16.
+        # The loss is computed in float32 and outside of autocast, which on a processor computes a softmax in bfloat16.
         loss = self.parts.criterion(output.widened(), batch.targets)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -273,8 +273,8 @@ class Training:
         return value
 
     def _batch(self, epoch: int, step: int, indices: np.ndarray, drawn: Drawn | None) -> Batch:
-        """Make a step's batch of drawn images or, without any, of stored activations. Leaves torch's random generator where
-        the step goes on from."""
+        """Make a step's batch of drawn images or, without any, of stored activations. Torch's random generator is left
+        where the rest of the step goes on from."""
         size = len(indices)
         mine = self.ranks.share(size)
         targets = torch.from_numpy(np.asarray(self.train.labels)[indices]).to(self.parts.normalize.device)
@@ -300,7 +300,7 @@ class Training:
         score = (record.val_top1, -record.val_nll)
         if score > self._best:
             self._best, self.best_epoch = score, record.epoch
-            # Before the checkpoint: killed in between, the epoch is run again and writes the same weights.
+            # Written before the checkpoint: a trial killed in between runs the epoch again and writes the same weights.
             self._save_weights()
 
     def _save_weights(self) -> None:
@@ -358,6 +358,6 @@ class Training:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """The state_dict as safetensors, atomically."""
+    """Write the model's state_dict as safetensors, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     write_atomically(path, lambda temporary: save_file(tensors, temporary), durable=False)

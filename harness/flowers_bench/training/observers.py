@@ -1,4 +1,4 @@
-"""Plugins that watch a trial: they are told what happens, and may draw pictures; they change nothing of it."""
+"""Plugins that watch a trial: they learn what happens, and may draw pictures; they change nothing of it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from flowers_bench.store.records import Config, Run
 from flowers_bench.store.schema import Record
 from flowers_bench.training.events import Emit, Warned
 
-#: So many test images, of a class each, are given to plugins that draw.
+#: How many test images, each of another class, are given to plugins that draw.
 DRAWN_CLASSES = 8
 
 
 @dataclass(frozen=True)
 class Observers:
-    """The plugins that observe one trial. What fails in one is said as a warning and does not cost the result.
+    """The plugins that observe one trial. A failure in one is reported as a warning and does not cost the result.
 
     Attributes:
-        config, run: what every hook is told: the trial's `config.json`, with technique and variant, and `run.json`.
+        config, run: what every hook gets: the trial's `config.json`, with technique and variant, and `run.json`.
     """
 
     host: Host
@@ -38,13 +38,13 @@ class Observers:
     emit: Emit
 
     def tell(self, hook: str, **news: Record) -> None:
-        """Call a hook of every plugin with plain JSON values. Whatever they do with what they are told, or with random numbers,
-        stays theirs."""
+        """Call a hook of every plugin with plain JSON values, a copy for each call. Nothing that plugins do to these,
+        or with random numbers, affects the trial."""
         states = random.getstate(), np.random.get_state()
         with torch.random.fork_rng():
             facts = {"trial": self.config, "run": self.run, **news}
-            told = {name: copy.deepcopy(record.json()) for name, record in facts.items()}
-            failures = self.host.notify(hook, **told)
+            values = {name: copy.deepcopy(record.json()) for name, record in facts.items()}
+            failures = self.host.notify(hook, **values)
         random.setstate(states[0])
         np.random.set_state(states[1])
         self._warn(failures)

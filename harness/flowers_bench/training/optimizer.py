@@ -15,11 +15,11 @@ from flowers_bench.util.errors import UsageError
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module, criterion: object) -> torch.optim.Optimizer:
-    """The recipe's optimiser over everything trainable in the model and in the loss, grouped by learning rate
-    and weight decay. Each group has `lr_scale`, the factor on the scheduled learning rate.
+    """Build the recipe's optimiser over everything trainable in the model and in the loss, grouped by learning rate and
+    weight decay. Each group has `lr_scale`, the factor on the scheduled learning rate.
 
     Raises:
-        UsageError: `layer_decay` is not 1, and the backbone does not tell its layers.
+        UsageError: `layer_decay` is not 1, and the backbone does not name its layers.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     layer_scales, undecayed = _layer_scales(recipe, model), _never_decayed(model)
@@ -38,9 +38,10 @@ def build_optimizer(recipe: Recipe, model: nn.Module, criterion: object) -> torc
 
 
 def revision(recipe: Recipe, model: nn.Module) -> int:
-    """Which rules these groups follow: 2 where they are not what they were in the first version, which decayed layers by
-    stages and had no exemptions from weight decay but vectors. Part of a trial's identity where it is not 1. Raises
-    `UsageError` as `build_optimizer`, so that what cannot be grouped is refused when it is planned."""
+    """Give the revision of the rules that group the parameters: 2 where the groups differ from those of the first
+    version, which decayed layers by stages and exempted only vectors from weight decay; else 1. It is part of a trial's
+    identity where it is not 1. Raises `UsageError` as `build_optimizer` does, so that what cannot be grouped is refused
+    when it is planned."""
     exempt = _never_decayed(model)
     decays_otherwise = recipe.weight_decay and any(p.ndim > 1 and name in exempt for name, p in _trainable(model))
     return 2 if _layer_scales(recipe, model) or decays_otherwise else 1
@@ -57,10 +58,10 @@ def _pattern_scale(recipe: Recipe, name: str) -> float:
 
 
 def _layer_scales(recipe: Recipe, model: nn.Module) -> dict[str, float]:
-    """Factor per parameter name from layer-wise decay, as timm's `param_groups_layer_decay` has it (after BEiT, Bao et al.
-    2022): 1 for the classifier, `layer_decay` for the last block, its square for the one before, and so on down to the
-    embeddings, which are a layer of their own. What a technique puts in beside the blocks (prompts) has 1, what it puts
-    into one (low-rank updates) the block's."""
+    """Compute each parameter's factor from layer-wise decay, by name, as timm's `param_groups_layer_decay` does (after
+    BEiT, Bao et al. 2022): 1 for the classifier, `layer_decay` for the last block, its square for the one before, and
+    so on down to the embeddings, which are a layer of their own. What a technique adds beside the blocks (prompts) has
+    1, what it adds to a block (low-rank updates) has the block's factor."""
     backbone = getattr(model, "backbone", None)
     if recipe.layer_decay == 1.0 or not isinstance(backbone, nn.Module):
         return {}
@@ -76,7 +77,7 @@ def _layer_scales(recipe: Recipe, model: nn.Module) -> dict[str, float]:
 
 
 def _never_decayed(model: nn.Module) -> set[str]:
-    """Names of the parameters that the backbone's own recipe exempts from weight decay beside vectors, such as class token
+    """Name the parameters that the backbone's own recipe exempts from weight decay beside vectors, such as class token
     and position embedding (timm's `no_weight_decay`)."""
     backbone = getattr(model, "backbone", None)
     exempt: Any = getattr(backbone, "no_weight_decay", None)
@@ -88,8 +89,8 @@ def _never_decayed(model: nn.Module) -> set[str]:
 
 
 def schedule_factor(recipe: Recipe, progress: float) -> float:
-    """Factor on the learning rate after `progress` epochs (a fraction counts): linear warm-up, then cosine to zero
-    (Loshchilov & Hutter 2017, arXiv:1608.03983) or constant."""
+    """Compute the factor on the learning rate after `progress` epochs (a fraction counts): linear warm-up, then cosine
+    to zero (Loshchilov & Hutter 2017, arXiv:1608.03983) or constant."""
     if progress < recipe.warmup_epochs:
         return progress / recipe.warmup_epochs
     if recipe.schedule == "constant":

@@ -1,4 +1,4 @@
-"""Where a precision cannot be trusted."""
+"""Refuses precisions whose gradients cannot be trusted."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def refuse_undefined_gradients(model: nn.Module, image: Tensor, precision: str) 
     memory by chance, NaN included, would go into the weights, and through `clip_norm` into all of them.
 
     Args:
-        image: one, as the model takes them; the model is left in evaluation mode.
+        image: one, (1, 3, S, S), as the model takes them; the model is left in evaluation mode.
 
     Raises:
-        UsageError: with the layers' names.
+        UsageError: the message names the layers.
     """
     if precision != "bfloat16" or image.device.type != "cpu":
         return

@@ -1,4 +1,4 @@
-"""The trial's own process: how it calculates, how it is stopped, and whom it tells what happens."""
+"""The trial's own process: how it calculates, and how it is stopped."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import torch
 
 
 class Interrupted(Exception):
-    """The user asked to stop; the last finished epoch is on disk."""
+    """The user stopped the trial; the last finished epoch is on disk."""
 
 
 def prepare_process(threads: int | None, processes: int = 1) -> torch.device:
-    """Make torch calculate reproducibly, with the `threads` that the trial is allotted, divided among its `processes`; None
-    for as many as torch takes.
+    """Make torch calculate reproducibly, with the `threads` that the trial is allotted, divided among its `processes`;
+    None for as many as torch takes.
 
     Returns:
         the device to calculate on.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product on CUDA: sums in one order
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # read at the first product on CUDA: sums are then computed in one order
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Writing NaN into each new tensor finds reads of what was never written; on a GPU it is a kernel more for each.
+    # Writing NaN into each new tensor would find reads of what was never written, at the price of one more kernel each.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.allow_tf32 = False  # a float32 convolution would keep ten bits of its factors
     if threads or processes > 1:
@@ -31,14 +33,14 @@ def prepare_process(threads: int | None, processes: int = 1) -> torch.device:
 
 
 def interrupt_flag() -> Callable[[], bool]:
-    """Listen for SIGINT from now on, and return a function that says whether it has come. The first one lets the epoch
-    finish, the second ends the process at once."""
-    asked: list[int] = []
+    """Listen for SIGINT from now on, and return a function that tells whether it has come. The first SIGINT lets the
+    epoch finish, the second ends the process at once."""
+    received: list[int] = []
 
     def on_interrupt(signum: int, frame: object) -> None:
-        if asked:
+        if received:
             os._exit(130)
-        asked.append(signum)
+        received.append(signum)
 
     signal.signal(signal.SIGINT, on_interrupt)
-    return lambda: bool(asked)
+    return lambda: bool(received)

@@ -1,4 +1,4 @@
-"""A finished trial once more, on test images that are changed: nothing is trained, and nothing is chosen by it."""
+"""Measures a finished trial on changed test images: nothing is trained, and nothing is chosen by it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flowers_bench.training.trained import Sources, Trained
 
 
 def stress_trial(folder: TrialFolder, emit: Emit) -> None:
-    """Predict the changed test images by the checkpoint that validation chose; writes `stress.parquet`, then the
+    """Predict the changed test images with the checkpoint that validation chose; write `stress.parquet`, then the
     summary into `result.json`.
 
     Raises:
@@ -34,13 +34,13 @@ def stress_trial(folder: TrialFolder, emit: Emit) -> None:
     files = list(map(Path, run.plugin_files or ()))
     dataset = load_dataset(discover(files), folder.trial(), DataPlace.of(run))
     trained = Trained.load(folder, device, Sources(files), dataset)
-    asked = list(conditions(dataset))
+    wanted = list(conditions(dataset))
     tables: list[pd.DataFrame] = []
     levels: dict[str, list[StressLevel]] = {}
-    for done, condition in enumerate(asked):
+    for done, condition in enumerate(wanted):
         if stop_requested():
             raise Interrupted
-        emit(UnderStress(condition.kind, done, len(asked)))
+        emit(UnderStress(condition.kind, done, len(wanted)))
         with torch.random.fork_rng():
             logits = trained.fitted(condition.split.images).logits
         correct = correct_in_top_k(logits, np.asarray(condition.split.labels))

@@ -1,4 +1,4 @@
-"""What a trained model is worth: validation once more, the test split once, and what a prediction costs."""
+"""Measures a trained model: validation once more, the test split once, and what a prediction costs."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from flowers_bench.store.records import (
     Mixed,
     Quality,
     QualityByClass,
-    RetrievalFigures,
+    RetrievalMetrics,
 )
 from flowers_bench.training.build import Parts
 from flowers_bench.training.evaluation import EVALUATION_BATCH, Fitted
 from flowers_bench.util.errors import TrialFailed
 
-#: So many test images at most are mixed to see which classes are found in them.
+#: How many test images at most are mixed to see which classes are found in them.
 MIXED_SAMPLE = 1000
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the trained model makes of the images: for `predictions.parquet`, and for `result.json` the figures of its names."""
+    """What the trained model predicts, for `predictions.parquet`, and the metrics of the same names in `result.json`."""
 
     predictions: pd.DataFrame
     val: Quality
     test: QualityByClass
-    retrieval: RetrievalFigures | None
+    retrieval: RetrievalMetrics | None
     temperature: float | None
     episodic: Episodic | None
     mixed: Mixed | None
@@ -56,7 +56,7 @@ def measure_splits(trial: Trial, parts: Parts, predict: Fitted, dataset: Dataset
     """
     val, test = (_scored(predict, name, split) for name, split in (("val", dataset.val), ("test", dataset.test)))
     temperature = fit_temperature(val.logits, val.labels)
-    # What follows the test split's scores is no test accuracy over all classes, and stands under names of its own.
+    # Further metrics of the test split are no accuracies over all classes, and stand under names of their own.
     retrieved = Retrieval.of(test.embeddings, test.labels)
     tables = [
         _prediction_table(*one) for one in (("val", dataset.val, val.logits), ("test", dataset.test, test.logits))
@@ -88,7 +88,7 @@ def measure_validation(parts: Parts, predict: Fitted, val: Split) -> Quality:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Of a split's N images: scores (N, C), embeddings (N, D) and labels (N,)."""
+    """Scores (N, C), embeddings (N, D) and labels (N,) of a split's N images."""
 
     logits: np.ndarray
     embeddings: np.ndarray
@@ -103,7 +103,8 @@ def _scored(predict: Fitted, name: str, split: Split) -> _Scored:
 
 
 def _episodic(trial: Trial, embeddings: np.ndarray, dataset: Dataset) -> Episodic:
-    """Few-shot accuracy of the test images, and of those of classes held out of training where there are enough."""
+    """Measure few-shot accuracy of the test images, and of those of classes held out of training where there are
+    enough."""
     labels, options = np.asarray(dataset.test.labels), trial.options
     n_way, k_shot = options.integer("eval_way", 5), options.integer("eval_shot", 5)
     unseen = held_out_classes(np.unique(np.asarray(dataset.train.labels)), options.number("held_out", 0.0))
@@ -118,7 +119,7 @@ def _episodic(trial: Trial, embeddings: np.ndarray, dataset: Dataset) -> Episodi
 
 
 def _mixed(trial: Trial, parts: Parts, predict: Fitted, test: Split) -> Mixed:
-    """How many of the mixed classes are found in test images that are mixed as the training images were."""
+    """Measure how many of the mixed classes are found in test images that are mixed as the training images were."""
     assert parts.batch_transform is not None
     order = np.random.default_rng(derive_seed(trial.seed, "mixed")).permutation(len(test))[:MIXED_SAMPLE]
     transform, labels = evaluation_transform(trial.recipe.image_size), np.asarray(test.labels)

@@ -1,4 +1,4 @@
-"""A finished trial as something that predicts: its model, its predictor and its temperature."""
+"""A finished trial that predicts: its model, its predictor and its temperature."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Sources:
     data: its `run.json` says where the trial ran from, but chooses no code and no place that is written to.
 
     Attributes:
-        plugins: files; those are loaded that the trial says it was run with (`discover_for`).
-        cache: where downloads and decoded images lie, and are written.
-        data: the folder of images; None: as `run.json` says. It is only read, and must hold the very images.
+        plugins: plugin files; only those that the trial was run with are loaded (`discover_for`).
+        cache: the folder where downloads and decoded images are stored.
+        data: the folder of images; None: as `run.json` says. It is only read, and must hold the same images.
     """
 
     plugins: Sequence[Path] = ()
@@ -44,7 +44,8 @@ class Sources:
 
     @classmethod
     def named(cls, folder: TrialFolder, plugins: Sequence[Path], data: Path | None, cache: Path | None) -> Sources:
-        """As a command's options have it. Raises `UsageError` for a plugin file that the trial was not run with."""
+        """Make sources from a command's options. Raises `UsageError` for a plugin file that the trial was not run
+        with."""
         for path in set(plugins).difference(files_of_trial(folder.config().code, plugins)):
             raise UsageError(f"--plugin {path}: trial {folder.id} was not run with this file.")
         return cls(plugins, cache or user_cache_path("flowers-bench"), data)
@@ -55,10 +56,10 @@ class Trained:
     """Predicts as the trial's test split was predicted.
 
     Attributes:
-        trial: what it was.
+        trial: the trial that was trained.
         fitted: its model, in evaluation mode, and predictor.
         normalize: uint8 batches to what the model takes.
-        temperature: that softmax(scores / temperature) is calibrated by, or None where validation gave none.
+        temperature: makes softmax(scores / temperature) calibrated; None where validation gave none.
         class_names: C, index = label.
     """
 
@@ -72,8 +73,8 @@ class Trained:
     def load(
         cls, folder: TrialFolder, device: torch.device, sources: Sources, dataset: Dataset | None = None
     ) -> Trained:
-        """From a finished trial's folder. A predictor that is no classifier is fitted again, on the training images
-        of `dataset` or of the trial's own (`dataset_of`).
+        """Load a finished trial from its folder. A predictor that is no classifier is fitted again, on the training
+        images of `dataset`, or of the trial's own (`dataset_of`) if None.
 
         Raises:
             UsageError: the trial is not finished, damaged, or its images are not there or have changed.
@@ -87,12 +88,13 @@ class Trained:
         return cls(trial, fitted, parts.normalize, temperature_of(folder), names)
 
     def scores(self, images: Iterable[Tensor]) -> np.ndarray:
-        """Scores (N, C) float32 of decoded images, uint8 (3, H, W) each."""
+        """Predict scores (N, C) float32 of decoded images, uint8 (3, H, W) each."""
         transform = evaluation_transform(self.trial.recipe.image_size)
         return self.fitted.batches(self.normalize(transform(image)[None]) for image in images).logits
 
     def probabilities(self, images: Iterable[Tensor]) -> np.ndarray:
-        """Calibrated probabilities (N, C) of decoded images; uncalibrated ones without a temperature."""
+        """Predict calibrated probabilities (N, C) float64 of decoded images, uint8 (3, H, W) each; without a
+        temperature they are not calibrated."""
         return np.asarray(softmax(self.scores(images).astype(np.float64) / (self.temperature or 1.0), axis=1))
 
 
@@ -129,7 +131,8 @@ def load_trained(
 
 
 def _refuse_other_values(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
-    """No trial stores weights of other types than its model's, which torch would convert, or that are not finite."""
+    """Refuse weights of other types than the model's, which torch would convert, or that are not finite: no trial
+    stores such weights. Raises `UsageError`."""
     for name, own in model.state_dict().items():
         found = tensors.get(name, own)
         if found.dtype != own.dtype:
@@ -139,7 +142,7 @@ def _refuse_other_values(tensors: Mapping[str, Tensor], model: nn.Module) -> Non
 
 
 def dataset_of(folder: TrialFolder, sources: Sources) -> Dataset:
-    """The trial's dataset. Raises `UsageError` if it is not the same, or its code was not named."""
+    """Load the trial's dataset. Raises `UsageError` if it is not the same, or its code was not named."""
     trial, run = folder.trial(), folder.run()
     host = discover_for(folder.id, trial.code, sources.plugins)
     data, source = sources.data or run.data_path, run.data_source
@@ -153,7 +156,7 @@ def dataset_of(folder: TrialFolder, sources: Sources) -> Dataset:
 
 
 def temperature_of(folder: TrialFolder) -> float | None:
-    """What `fit_temperature` finds on the trial's validation predictions."""
+    """Fit the temperature on the trial's validation predictions by `fit_temperature`; None where it finds none."""
     table = folder.predictions()
     rows = table[table["split"] == "val"]
     return fit_temperature(np.stack(list(rows["logits"])), rows["label"].to_numpy())

@@ -26,10 +26,10 @@ from flowers_bench.training.test_split import measure_splits, measure_validation
 
 
 def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
-    """Run, or continue, the trial in `folder`; writes `result.json` last.
+    """Run, or continue, the trial in `folder`; write `result.json` last.
 
     Args:
-        ranks: this process among those that do it together. Those that do not lead train along, and that is all.
+        ranks: this process among those that train together. Those that are not the main one only train.
 
     Raises:
         PeerLost: another of the ranks is gone.
@@ -46,7 +46,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     if trial.id != config.id:
         raise does_not_match(config.json(), trial.id)
     place, places = DataPlace.of(run), Places.of(run)
-    trust_cache(place.cache)  # a teacher in a mirror there may have its weights to fetch still
+    trust_cache(place.cache)  # the weights of a teacher in a mirror there may still have to be downloaded
     device = prepare_process(run.threads, ranks.count)
     host = discover(places.plugins)
     host.tracking = run.track or ()
@@ -73,7 +73,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
 
     model = training.run(on_epoch)
     _, *others = ranks.all_gather(PeakMemory.so_far(device))
-    # Once more: killed between the last checkpoint and its line of history, a continuation runs no epoch.
+    # Written once more: if the trial was killed between its last checkpoint and that epoch's line, no epoch is left to run.
     folder.write_history(training.history)
 
     emit(Testing())
