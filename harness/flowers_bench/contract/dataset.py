@@ -43,12 +43,15 @@ class Split:
         labels: int64 array (N,), class indices from 0.
         keys: N stable image names, unique within the dataset: what pairs predictions of two techniques.
         factors: known nuisance factors of each image (N,) by name; empty for photographs.
+        contents: N texts, equal exactly where images are made from the same thing, in whatever dataset and under whatever key:
+            the SHA-256 of a file, or what a drawn image is drawn from. Empty: not known.
     """
 
     images: Images
     labels: np.ndarray
     keys: Sequence[str]
     factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    contents: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -71,6 +74,8 @@ class Dataset:
             for others.
         factor_sweeps: test images made again with one nuisance factor set: by factor, then by value, weakest first;
             under the keys of the test images that they are. Empty for photographs.
+        class_contents: C texts, equal exactly where classes of two datasets are the same one, as a drawn species is. Empty: not
+            known.
     """
 
     name: str
@@ -84,6 +89,7 @@ class Dataset:
     notes: Sequence[str] = ()
     grey_levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     factor_sweeps: Mapping[str, Mapping[float, Split]] = field(default_factory=dict)
+    class_contents: Sequence[str] = ()
 
     @property
     def num_classes(self) -> int:

@@ -66,6 +66,7 @@ def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.
     backbone = Backbone(trial.backbone, _weights(trial, run), num_classes, size)
     torch.manual_seed(derive_seed(trial.seed, "initialisation"))
     model = _build_model(host, trial, run, backbone)
+    backbone.load_beyond()
     model = model.to(device).to(memory_format=torch.channels_last)
     normalize = Normalizer(*mean_and_std(model), device)
     loss: Loss = host.find("loss", host.losses, trial.loss).value
