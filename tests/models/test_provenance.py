@@ -26,7 +26,10 @@ def source(dataset: Dataset) -> Provenance:
     return Provenance.of("0123456789abcdef", "test_resnet", "classifier", {"freeze": 0}, dataset)
 
 
-@given(st.lists(st.text(max_size=5), max_size=20), st.dictionaries(st.text(max_size=5), st.one_of(st.text(max_size=5), st.integers(), st.booleans())))
+@given(
+    st.lists(st.text(max_size=5), max_size=20),
+    st.dictionaries(st.text(max_size=5), st.one_of(st.text(max_size=5), st.integers(), st.booleans())),
+)
 def test_what_is_written_is_read(contents: list[str], options: dict[str, object]) -> None:
     written = Provenance.of("0123456789abcdef", "test_resnet", "m", options, photographs(contents, ["t"], val=["v"]))
     read = Provenance.parse(written.text())
@@ -34,13 +37,17 @@ def test_what_is_written_is_read(contents: list[str], options: dict[str, object]
     assert read.images.tolist() == written.images.tolist() == digests({*contents, "v"} if contents else []).tolist()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 5000, '{"trial": 1}', source(photographs(["a"], ["b"])).text()[:-5]])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "null", "[" * 5000, '{"trial": 1}', source(photographs(["a"], ["b"])).text()[:-5]]
+)
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         Provenance.parse(text)
 
 
-@pytest.mark.parametrize("change", [{"images": "?"}, {"images": "AAAA"}, {"classes": [1]}, {"options": {"a": [1]}}, {"trial": None}])
+@pytest.mark.parametrize(
+    "change", [{"images": "?"}, {"images": "AAAA"}, {"classes": [1]}, {"options": {"a": [1]}}, {"trial": None}]
+)
 def test_a_changed_record_is_refused(change: dict[str, object]) -> None:
     import json
 

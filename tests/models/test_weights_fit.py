@@ -259,7 +259,7 @@ def test_nothing_is_left_to_chance_when_modules_are_replaced_afterwards(tmp_path
 
     values = state("resnet18")
     weights = resolved(tmp_path, values, "resnet18")
-    options = {"stage": 3, "modulated": True, "freeze_earlier": False}
+    options = {"stages": "3", "modulated": True, "freeze_earlier": False}
     model = build_deformable(ModelContext(Backbone("resnet18", weights, 3, 64), 3, 64, options))
     found = model.backbone.state_dict()  # type: ignore[union-attr]
     kept = [n for n, v in values.items() if n in found and found[n].shape == v.shape and torch.equal(found[n], v)]

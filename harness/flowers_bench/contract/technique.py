@@ -50,6 +50,7 @@ class Option:
         minimum, maximum: inclusive bounds of a number.
         search: where `--search` looks: the bounds of a number (tried on a logarithmic scale where the upper one is at
             least ten times the lower), or the values to try; empty: it is not searched.
+        formerly: the name that it had in earlier versions, which stored trials have and `--set` still takes; empty: none.
     """
 
     default: Value
@@ -58,6 +59,11 @@ class Option:
     minimum: float = -math.inf
     maximum: float = math.inf
     search: tuple[Value, ...] = ()
+    formerly: str = ""
+
+    def given(self, name: str, values: Mapping[str, Any]) -> Any:
+        """Look its value up, under its name or its former one; the default where it is not given."""
+        return values.get(name, values.get(self.formerly, self.default))
 
     def parse(self, name: str, value: Any) -> Value:
         """`value` (text or a TOML value) as this option's type; raises `UsageError` naming the valid choices."""
@@ -258,7 +264,7 @@ class Part:
 
     def option_values(self, given: Mapping[str, Any]) -> dict[str, Value]:
         """Every option of this part with its value: the given one, parsed, or the default."""
-        return {name: o.parse(name, given.get(name, o.default)) for name, o in self.options.items()}
+        return {name: o.parse(name, o.given(name, given)) for name, o in self.options.items()}
 
 
 @dataclass(frozen=True)

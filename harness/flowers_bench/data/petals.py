@@ -501,7 +501,9 @@ def load(request: DataRequest) -> Dataset:
         keys = [f"{split}/{n:03d}/{i:03d}" for n, i in zip(numbers, indices, strict=True)]
         factors = _factors(_draws(numbers, split, indices, options["grammar_seed"]))
         stop = start + len(keys)
-        contents = [f"{_drawn_from(n, options['grammar_seed'])} {split} {i}" for n, i in zip(numbers, indices, strict=True)]
+        contents = [
+            f"{_drawn_from(n, options['grammar_seed'])} {split} {i}" for n, i in zip(numbers, indices, strict=True)
+        ]
         splits[split] = Split(Slice(images, start, stop), np.array(numbers, np.int64), keys, factors, contents)
         listing[split] = (keys, numbers)
         start = stop

@@ -58,7 +58,15 @@ class Provenance:
         summary = f"trained on {dataset.num_classes} classes of {dataset.name}, {len(dataset.train)} images"
         images = digests(contents if known else [])
         return cls(
-            trial, backbone, model, dict(options), dataset.name, dataset.split_checksum, tuple(dataset.class_contents), images, summary
+            trial,
+            backbone,
+            model,
+            dict(options),
+            dataset.name,
+            dataset.split_checksum,
+            tuple(dataset.class_contents),
+            images,
+            summary,
         )
 
     def text(self) -> str:
@@ -79,8 +87,14 @@ class Provenance:
             images = np.frombuffer(base64.b64decode(values["images"], validate=True), "<u8").astype(np.uint64)
         except (LookupError, TypeError, RecursionError, binascii.Error) as error:
             raise ValueError(f"not as flowers-bench writes it ({error})") from error
-        plain = isinstance(options, dict) and all(isinstance(v, str | int | float | bool | None) for v in options.values())
-        if not plain or not isinstance(classes, list) or not all(isinstance(t, str) for t in (*texts.values(), *classes)):
+        plain = isinstance(options, dict) and all(
+            isinstance(v, str | int | float | bool | None) for v in options.values()
+        )
+        if (
+            not plain
+            or not isinstance(classes, list)
+            or not all(isinstance(t, str) for t in (*texts.values(), *classes))
+        ):
             raise ValueError("not as flowers-bench writes it")
         return cls(**texts, options=options, classes=tuple(classes), images=images)
 
@@ -103,7 +117,9 @@ def provenance_of(path: Path, metadata: Mapping[str, str]) -> Provenance | None:
     try:
         return Provenance.parse(metadata[KEY])
     except ValueError as error:
-        raise UsageError(f"weights file {path}: what it says of its training is damaged ({error}). Export it again.") from error
+        raise UsageError(
+            f"weights file {path}: what it says of its training is damaged ({error}). Export it again."
+        ) from error
 
 
 def refuse_seen(name: str, source: Provenance, dataset: Dataset) -> tuple[str, ...]:
