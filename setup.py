@@ -35,9 +35,14 @@ def extension_arguments():
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     define = ["-DUSE_CUDA"] if cuda else []
+
+    def relative(paths):
+        return [str(path.relative_to(ROOT)) for path in paths]
+
     extension = (CUDAExtension if cuda else CppExtension)(
         "flowers_bench._C",
-        [str(path.relative_to(ROOT)) for path in build.sources(cuda)],
+        relative(build.sources(cuda)),
+        depends=relative(build.dependencies(cuda)),
         extra_compile_args={"cxx": [*build.CXX_FLAGS, *define], "nvcc": list(build.NVCC_FLAGS)},
         py_limited_api=True,
     )

@@ -24,4 +24,4 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     from flowers_bench.measure.hardware import environment
     from flowers_bench.ops import kernel
 
-    machine_info["flowers_bench"] = {**environment(torch.device("cpu")), "kernel": kernel()}
+    machine_info["flowers_bench"] = {**environment(torch.device("cpu")).json(), "kernel": kernel()}

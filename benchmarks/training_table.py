@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from tables import Table
@@ -197,18 +198,19 @@ def ours(asked: argparse.Namespace) -> dict[str, float]:
     )
     planned = plan(discover([]), request, [])[-1]
     planning = time.perf_counter() - started
-    folder = Store(asked.cache / "runs").prepare(planned.trial, {**planned.run, "command": []})
+    folder = Store(asked.cache / "runs").prepare(planned.trial, replace(planned.run, command=[]))
     run_trial(folder, lambda event: None)
     result = folder.result()
-    cost = result["cost"]
+    cost = result.cost
     return {
-        "seconds": planning + cost["setup_seconds"] + cost["seconds"],
-        "top1": result["test"]["top1"],
-        "images": result["test"]["n"],
-        "data_wait_share": cost["data_wait_share"],
-        **{name: cost[name] for name in ("setup_seconds", "train_seconds")},
+        "seconds": planning + (cost.setup_seconds or 0) + cost.seconds,
+        "top1": result.test.top1,
+        "images": result.test.n,
+        "data_wait_share": cost.data_wait_share,
+        "setup_seconds": cost.setup_seconds,
+        "train_seconds": cost.train_seconds,
         "planning": planning,
-        "prefix_seconds": cost["prefix_cache"].get("seconds", 0.0),
+        "prefix_seconds": cost.prefix_cache.get("seconds", 0.0),
     }
 
 

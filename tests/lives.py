@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flowers_bench.contract.host import discover
-from flowers_bench.data.reopen import load_dataset
+from flowers_bench.data.reopen import DataPlace, load_dataset
 from flowers_bench.plan.planning import Request, TrialPlan, plan
 from flowers_bench.store.folder import Store, TrialFolder
-from flowers_bench.store.identity import trial_from_config
-from flowers_bench.training.build import build_parts
+from flowers_bench.training.build import Places, build_parts
+from flowers_bench.training.events import Emit
 from flowers_bench.training.loop import Training
-from flowers_bench.training.process import Emit
 from flowers_bench.training.trial import run_trial
 
 TOY = Path(__file__).parent / "toy.py"
@@ -65,7 +65,9 @@ def live(
 ) -> TrialFolder:
     """The same, run from beginning to end; `run` is added to its `run.json`."""
     item = planned(tmp_path, name, data, store=tmp_path / store, **asked)
-    folder = Store(tmp_path / store).prepare(item.trial, {**item.run, "threads": 1, "command": [], **(run or {})})
+    folder = Store(tmp_path / store).prepare(
+        item.trial, replace(item.run, **{"threads": 1, "command": [], **(run or {})})
+    )
     run_trial(folder, emit)
     torch.use_deterministic_algorithms(False)
     return folder
@@ -77,10 +79,10 @@ def ignore(*event: object) -> None:
 
 def training_of(folder: TrialFolder, stop_requested: Callable[[], bool] = lambda: False) -> Training:
     """The training of a prepared trial of the toy plugin."""
-    trial, run, host = trial_from_config(folder.config()), folder.run(), discover([TOY])
-    dataset = load_dataset(host, trial, run)
-    parts, _ = build_parts(host, trial, run, torch.device("cpu"))
-    return Training(trial, parts, dataset.train, dataset.val, folder.path, ignore, stop_requested)
+    trial, run, host = folder.trial(), folder.run(), discover([TOY])
+    dataset = load_dataset(host, trial, DataPlace.of(run))
+    parts, _ = build_parts(host, trial, Places.of(run), torch.device("cpu"))
+    return Training(trial, parts, dataset.train, dataset.val, folder, ignore, stop_requested)
 
 
 def run_once_interrupted(folder: TrialFolder) -> None:

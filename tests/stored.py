@@ -12,8 +12,10 @@ import pandas as pd
 
 from flowers_bench.contract.technique import Recipe
 from flowers_bench.measure.quality import quality
-from flowers_bench.store.folder import SCHEMA_VERSION, STRESS_REVISION, Store, TrialFolder
+from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.identity import Protocol, Trial
+from flowers_bench.store.reading import SCHEMA_VERSION
+from flowers_bench.store.records import Run, StressLevel
 from flowers_bench.util.files import write_json
 
 CLASSES = 4
@@ -98,7 +100,7 @@ def store_trial(
         protocol=protocol,
     )
     given = {"data_source": "toy", "data_path": None, "cache_dir": "nowhere", "plugin_files": [], "baseline": "plain"}
-    folder = Store(root).prepare(trial, {**given, "command": ["--plugin", label], **(run or {})})
+    folder = Store(root).prepare(trial, Run.read({**given, "command": ["--plugin", label], **(run or {})}))
     changes = {"cost": cost(seconds), "class_names": list(class_names), **(result or {})}
     finish(folder, correct, probabilities=probabilities, key=key, **changes)
     return folder
@@ -113,13 +115,13 @@ def finish(
     **changes: Any,
 ) -> None:
     """Give a prepared trial the files of a finished one. `changes` replace what its `result.json` would hold."""
-    data, seed = folder.config()["dataset"], folder.config()["seed"]
-    labels = np.arange(max(len(correct), data["n_val"])) % data["classes"]
+    data, seed = folder.config().dataset, folder.config().seed
+    labels = np.arange(max(len(correct), data.n_val)) % data.classes
     correct = np.resize(correct, len(labels))
     figures, tables = {}, []
-    for split, count in (("val", data["n_val"]), ("test", data["n_test"])):
-        logits = _logits(labels[:count], correct[:count], seed, data["classes"])
-        figures[split] = {"n": count, **quality(logits, labels[:count], probabilities=probabilities)}
+    for split, count in (("val", data.n_val), ("test", data.n_test)):
+        logits = _logits(labels[:count], correct[:count], seed, data.classes)
+        figures[split] = quality(logits, labels[:count], probabilities=probabilities).json()
         keys = [key(split, i) for i in range(count)]
         tables.append(
             pd.DataFrame(
@@ -140,25 +142,18 @@ def finish(
 
 def add_stress(folder: TrialFolder, kinds: Sequence[str] = ("blur", "noise"), levels: int = 2) -> None:
     """Measure a finished trial under changes, each of which leaves it fewer images."""
-    result, scores = folder.result(), folder.scores()
+    scores = folder.scores()
     correct, tables, stress = scores.logits.argmax(1) == scores.labels, [], {}
     for kind in kinds:
         for level in range(1, levels + 1):
             left = correct & (np.arange(len(correct)) % 5 >= level)
             columns = {"kind": kind, "level": np.int8(level), "value": np.float32(level), "key": list(scores.keys)}
             tables.append(pd.DataFrame({**columns, "correct": left}))
-            point = {
-                "level": level,
-                "value": float(level),
-                "label": f"{level}",
-                "n": len(left),
-                "top1": float(left.mean()),
-            }
-            stress.setdefault(kind, []).append({**point, "low": 0.0, "high": 1.0})
-    pd.concat(tables, ignore_index=True).to_parquet(folder.path / "stress.parquet", index=False)
-    means = {kind: float(np.mean([point["top1"] for point in points])) for kind, points in stress.items()}
-    more = {"stress_revision": STRESS_REVISION, "stress": stress, "robustness": means}
-    write_json(folder.path / "result.json", {**result, **more})
+            top1, value = float(left.mean()), float(level)
+            point = StressLevel(level=level, value=value, label=f"{level}", n=len(left), top1=top1, low=0.0, high=1.0)
+            stress.setdefault(kind, []).append(point)
+    means = {kind: float(np.mean([point.top1 for point in points])) for kind, points in stress.items()}
+    folder.add_stress(pd.concat(tables, ignore_index=True), stress, means)
 
 
 def train(folder: TrialFolder, epochs: int, top1: float = 0.5) -> None:
@@ -173,15 +168,15 @@ def result_record(folder: TrialFolder, **changes: Any) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "id": folder.id,
-        "label": f"{config['technique']}/{config['variant']}",
-        "seed": config["seed"],
+        "label": config.label,
+        "seed": config.seed,
         "best_epoch": 3,
         "stopped_early": False,
-        "val": {"n": config["dataset"]["n_val"], "top1": 0.5},
-        "test": {"n": config["dataset"]["n_test"], "top1": 0.5},
+        "val": {"n": config.dataset.n_val, "top1": 0.5},
+        "test": {"n": config.dataset.n_test, "top1": 0.5},
         "cost": cost(60.0),
         "weights_report": None,
-        "class_names": [f"class {index}" for index in range(config["dataset"]["classes"])],
+        "class_names": [f"class {index}" for index in range(config.dataset.classes)],
         "hardware": HARDWARE,
         **changes,
     }

@@ -75,9 +75,9 @@ inline Geometry geometry_of(const Call& c) {
   g.pad_h = c.padding[0], g.pad_w = c.padding[1];
   g.dilation_h = c.dilation[0], g.dilation_w = c.dilation[1];
   const int64_t group_channels = c.weight.size(1);
-  STD_TORCH_CHECK(g.channels > 0 && g.height > 0 && g.width > 0 && c.weight.numel() > 0 &&
-                      g.channels % group_channels == 0,
-                  "deform_conv2d: weight does not fit the input's channels");
+  STD_TORCH_CHECK(
+      g.channels > 0 && g.height > 0 && g.width > 0 && c.weight.numel() > 0 && g.channels % group_channels == 0,
+      "deform_conv2d: weight does not fit the input's channels");
   g.groups = g.channels / group_channels;
   STD_TORCH_CHECK(g.height * g.width <= INT32_MAX, "deform_conv2d: an image has more than 2^31 pixels");
   STD_TORCH_CHECK(g.out_channels % g.groups == 0, "deform_conv2d: groups do not divide the output's channels");

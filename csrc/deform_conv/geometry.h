@@ -61,37 +61,6 @@ FB_HD AxisSample<T> sample_axis(T v, int32_t size) {
   return s;
 }
 
-// One bilinear sample: four neighbours as flat pixel indices (y * width + x) and their weights.
-// A neighbour outside the image has weight 0 and the index of a pixel inside, so that it may be read and ignored.
-// `finite` is false where the coordinate is NaN or infinite: the sample is then NaN by definition.
-template <typename T>
-struct Sample {
-  int64_t index[4];  // top-left, top-right, bottom-left, bottom-right
-  T weight[4];
-  // d weight / d y and d weight / d x, for the gradient of the offsets; 0 outside the image.
-  T weight_dy[4];
-  T weight_dx[4];
-  bool finite;
-};
-
-// Samples at (y, x) in pixels; an image is less than 2^30 pixels high and wide.
-template <typename T>
-FB_HD Sample<T> sample_at(T y, T x, int64_t height, int64_t width) {
-  const AxisSample<T> v = sample_axis(y, static_cast<int32_t>(height));
-  const AxisSample<T> h = sample_axis(x, static_cast<int32_t>(width));
-  Sample<T> s;
-  s.finite = (y - y == T(0)) && (x - x == T(0));
-  for (int corner = 0; corner < 4; ++corner) {
-    const bool down = corner >> 1, right = corner & 1;
-    const T wy = down ? v.weight_high : v.weight_low, wx = right ? h.weight_high : h.weight_low;
-    s.index[corner] = int64_t(down ? v.high : v.low) * width + (right ? h.high : h.low);
-    s.weight[corner] = wy * wx;
-    s.weight_dy[corner] = (down ? v.slope_high : v.slope_low) * wx;
-    s.weight_dx[corner] = (right ? h.slope_high : h.slope_low) * wy;
-  }
-  return s;
-}
-
 // The undeformed coordinate of a tap: output row (or column) times stride, minus padding, plus tap times dilation.
 FB_HD int64_t tap_origin(int64_t out, int64_t stride, int64_t pad, int64_t tap, int64_t dilation) {
   return out * stride - pad + tap * dilation;

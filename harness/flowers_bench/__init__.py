@@ -8,6 +8,7 @@ What computes stands in `flowers_bench.nn` (layers), `flowers_bench.backbones` (
 from importlib.metadata import PackageNotFoundError, version
 
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Split
+from flowers_bench.contract.options import Option, Options, OptionValue
 from flowers_bench.contract.pictures import FigureContext
 from flowers_bench.contract.technique import (
     Augmentation,
@@ -16,13 +17,13 @@ from flowers_bench.contract.technique import (
     LossContext,
     Model,
     ModelContext,
-    Option,
     Recipe,
     Technique,
     Variant,
 )
+from flowers_bench.data.options import FOLDER_OPTIONS, PETALS_OPTIONS
 from flowers_bench.data.sources import load_flowers102, load_folder, load_petals
-from flowers_bench.hookspecs import PLUGIN_API, hookimpl
+from flowers_bench.hookspecs import OLDEST_PLUGIN_API, PLUGIN_API, hookimpl
 from flowers_bench.store.results import flatten, load_results, metrics_of
 from flowers_bench.training.finished import FinishedTrial
 from flowers_bench.util.errors import TrialFailed, UsageError
@@ -34,6 +35,9 @@ except PackageNotFoundError:  # a source tree on sys.path, not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "FOLDER_OPTIONS",
+    "OLDEST_PLUGIN_API",
+    "PETALS_OPTIONS",
     "PLUGIN_API",
     "Augmentation",
     "AugmentationContext",
@@ -47,6 +51,8 @@ __all__ = [
     "Model",
     "ModelContext",
     "Option",
+    "OptionValue",
+    "Options",
     "Recipe",
     "Split",
     "Technique",

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from flowers_bench.contract.technique import Augmentation, Loss, Model, Technique
 
 PROJECT = "flowers_bench"
-#: The version of this contract. A plugin may state the one it was written for as `FLOWERS_BENCH_API = 1`.
-PLUGIN_API = 1
+#: The newest version of the plugin API, which `flowers_bench` documents; a plugin states the one that it was written for as
+#: `FLOWERS_BENCH_API = 2`. Version 2 moved the layers of single techniques out of `flowers_bench.nn`.
+PLUGIN_API = 2
+#: The oldest version that is still accepted. A plugin that states none is taken for version 1.
+OLDEST_PLUGIN_API = 1
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

@@ -7,5 +7,27 @@ Importing this module imports torch: do so inside `build` functions, so that lis
 
 from flowers_bench.data.pixels import evaluation_transform
 from flowers_bench.models.layers import Classifier, Embedder, L2Normalize, Output, freeze, train_mode
+from flowers_bench.util.deprecation import Moved, moved
 
+#: Layers of one technique each, which stood here until 0.1; now each is beside its equation.
+_HOMES = {
+    "CosineLinear": "focal_margin",
+    "Distilled": "distillation",
+    "Extended": "multiscale_vgg",
+    "LowRank": "lora",
+    "Parallel": "multiscale_vgg",
+    "PromptedBlocks": "prompt_tuning",
+    "Residual": "multiscale_vgg",
+}
+__getattr__ = moved(
+    __name__,
+    {
+        name: Moved(
+            f"flowers_bench_plugins.{home}.layers",
+            f"copy it into your plugin, from flowers_bench_plugins/{home}/layers.py",
+            "0.3",
+        )
+        for name, home in _HOMES.items()
+    },
+)
 __all__ = ["Classifier", "Embedder", "L2Normalize", "Output", "evaluation_transform", "freeze", "train_mode"]

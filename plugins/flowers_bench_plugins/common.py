@@ -28,7 +28,7 @@ def build_classifier(context: ModelContext) -> nn.Module:
     from flowers_bench.nn import Classifier
 
     backbone = context.backbone.create()
-    count = context.options["freeze"]
+    count = context.options.integer("freeze")
     freeze_stages(backbone, len(stages(backbone)) if count == -1 else count)
     return Classifier(backbone)
 
@@ -37,7 +37,7 @@ def build_cross_entropy(context: LossContext) -> Callable[[Output, Tensor], Tens
     """Cross-entropy with hard (N,) or soft (N, C) targets, optionally smoothed (Szegedy 2016, arXiv:1512.00567, 7)."""
     import torch.nn.functional as F
 
-    smoothing = context.options["label_smoothing"]
+    smoothing = context.options.number("label_smoothing")
 
     def cross_entropy(output: Output, target: Tensor) -> Tensor:
         return F.cross_entropy(output.logits, target, label_smoothing=smoothing)
@@ -71,9 +71,9 @@ def standard_augmentation(context: AugmentationContext) -> Callable[[Tensor], Te
     """Random resized crop, horizontal flip, colour jitter: the usual recipe since AlexNet and Inception."""
     from torchvision.transforms import v2
 
-    jitter = context.options["jitter"]
+    jitter = context.options.number("jitter")
     steps: list[Callable[[Tensor], Tensor]] = [
-        v2.RandomResizedCrop(context.image_size, scale=(context.options["min_scale"], 1.0), antialias=True),
+        v2.RandomResizedCrop(context.image_size, scale=(context.options.number("min_scale"), 1.0), antialias=True),
         v2.RandomHorizontalFlip(),
     ]
     if jitter:
@@ -139,6 +139,6 @@ def register_augmentations() -> list[Augmentation]:
             "a fixed number of standard augmentations of each image, so that frozen layers are computed once",
             options={**STANDARD, "views": Option(4, "how many of each image", minimum=1, maximum=1000)},
             image=standard_augmentation,
-            views=lambda context: int(context.options["views"]),
+            views=lambda context: context.options.integer("views"),
         ),
     ]

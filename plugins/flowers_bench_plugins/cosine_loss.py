@@ -58,7 +58,7 @@ def build_class_embedding(context: ModelContext) -> nn.Module:
 
     backbone = context.backbone.create()
     replace_classifier(backbone, lambda features, classes: nn.Sequential(nn.Linear(features, classes), L2Normalize()))
-    if context.options["cross_entropy_weight"] == 0:
+    if context.options.number("cross_entropy_weight") == 0:
         return Embedder(backbone, nn.Identity())
     g = nn.Linear(context.num_classes, context.num_classes)
     nn.init.eye_(g.weight)
@@ -70,7 +70,7 @@ def build_cosine(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
     """The combined loss; with weight 0 the cosine loss. Hard (N,) or soft (N, C) targets."""
     import torch.nn.functional as F
 
-    weight = context.options["cross_entropy_weight"]
+    weight = context.options.number("cross_entropy_weight")
 
     def cosine(output: Output, target: Tensor) -> Tensor:
         aim = F.one_hot(target, context.num_classes) if target.ndim == 1 else target

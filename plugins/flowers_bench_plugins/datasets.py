@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowers_bench import DatasetSource, hookimpl, load_flowers102, load_folder, load_petals
+from flowers_bench import (
+    FOLDER_OPTIONS,
+    PETALS_OPTIONS,
+    DatasetSource,
+    hookimpl,
+    load_flowers102,
+    load_folder,
+    load_petals,
+)
 
 
 def is_flowers102(path: Path) -> bool:
@@ -19,10 +27,11 @@ def register_datasets() -> list[DatasetSource]:
             name="petals",
             summary="102 species of flowers drawn by rule, families of near twins; no download",
             load=load_petals,
-            options={"size": 64, "species": 102, "train": 10, "val": 10, "test": 20, "grammar_seed": 0},
+            options=PETALS_OPTIONS,
             # Sized so that the first command of a newcomer ends in minutes on two cores.
             backbones={"resnet18": "test_resnet", "vit_base_patch16_224": "test_vit"},
             recipe={"image_size": 64},
+            weights="petals",
             max_epochs=5,
         ),
         DatasetSource(
@@ -35,7 +44,7 @@ def register_datasets() -> list[DatasetSource]:
             name="folder",
             summary="your own images: train/ val/ test/ with class folders, or class folders alone (--data PATH)",
             load=load_folder,
-            options={"val": 0.2, "test": 0.2, "split_seed": 0},
+            options=FOLDER_OPTIONS,
             recognises=Path.is_dir,
         ),
     ]

@@ -42,10 +42,10 @@ def build_deformable(context: ModelContext) -> nn.Module:
     from flowers_bench.backbones import freeze_stages
     from flowers_bench.nn import Classifier
 
-    backbone, chosen = context.backbone.create(), stage_numbers(context.options["stages"])
+    backbone, chosen = context.backbone.create(), stage_numbers(context.options.text("stages"))
     for stage in chosen:
-        replace_convolutions(backbone, stage, context.options["modulated"])
-    if context.options["freeze_earlier"]:
+        replace_convolutions(backbone, stage, context.options.flag("modulated"))
+    if context.options.flag("freeze_earlier"):
         freeze_stages(backbone, chosen[0] - 1)
     return Classifier(backbone)
 

@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowers_bench import Augmentation, AugmentationContext, Option, Recipe, Technique, Variant, hookimpl
+from flowers_bench import Augmentation, AugmentationContext, Option, Options, Recipe, Technique, Variant, hookimpl
 from flowers_bench_plugins.common import STANDARD, standard_augmentation
 
 if TYPE_CHECKING:
@@ -95,12 +95,12 @@ Mix = Callable[[AugmentationContext, "Tensor", "Tensor"], "tuple[Tensor, Tensor]
 
 def mixup(context: AugmentationContext, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """One lambda for the batch, as in the paper's code."""
-    return blend(images, targets, mixup_mask(beta(context.options["mixup_alpha"], 1), *images.shape[2:]))
+    return blend(images, targets, mixup_mask(beta(context.options.number("mixup_alpha"), 1), *images.shape[2:]))
 
 
 def cutmix(context: AugmentationContext, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """One box for the batch, as in the paper's code."""
-    return blend(images, targets, cutmix_mask(beta(context.options["cutmix_alpha"], 1), *images.shape[2:]))
+    return blend(images, targets, cutmix_mask(beta(context.options.number("cutmix_alpha"), 1), *images.shape[2:]))
 
 
 def mixup_or_cutmix(context: AugmentationContext, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,8 +120,8 @@ def mixup_or_cutmix_per_image(context: AugmentationContext, images: Tensor, targ
     import torch
 
     count, _, height, width = images.shape
-    blended = mixup_mask(beta(context.options["mixup_alpha"], count), height, width)
-    pasted = cutmix_mask(beta(context.options["cutmix_alpha"], count), height, width)
+    blended = mixup_mask(beta(context.options.number("mixup_alpha"), count), height, width)
+    pasted = cutmix_mask(beta(context.options.number("cutmix_alpha"), count), height, width)
     coin = torch.rand(count, 1, 1, 1) < 0.5
     return blend(images, targets, torch.where(coin, blended, pasted))
 
@@ -144,7 +144,7 @@ def batch_transform(mix: Mix) -> Callable[[AugmentationContext], Callable[[Tenso
 
         def transform(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             targets = F.one_hot(labels, context.num_classes).to(images.dtype)
-            if torch.rand(()) >= context.options["mix_probability"]:
+            if torch.rand(()) >= context.options.number("mix_probability"):
                 return images, targets
             return mix(context, images, targets)
 
@@ -231,7 +231,7 @@ def trial_figures(trial: Mapping[str, object], context: FigureContext, directory
     assert isinstance(options, Mapping)
     # A coin decides for a whole batch: both sides are shown.
     rows = ["mixup", "cutmix"] if chosen == "mixup-or-cutmix" else [chosen]
-    augmenting = AugmentationContext(context.images.shape[-1], len(context.class_names), options)
+    augmenting = AugmentationContext(context.images.shape[-1], len(context.class_names), Options(options))
     draw_mixed(context, augmenting, rows, directory / "mixed.png")
 
 

@@ -73,14 +73,15 @@ def prototypical_loss(embedding: Tensor, k_shot: int, per_class: int, distance: 
 
 def build_prototypical(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
     """The loss of an episode. Raises `UsageError` if a batch is not one."""
-    o = context.options
-    per_class = o["k_shot"] + o["n_query"]
+    options = context.options
+    k_shot, distance, temperature = options.integer("k_shot"), options.text("distance"), options.number("temperature")
+    per_class = k_shot + options.integer("n_query")
 
     def loss(output: Output, target: Tensor) -> Tensor:
         by_class = target.view(-1, per_class) if len(target) % per_class == 0 else target[:, None]
         if len(target) % per_class or not (by_class == by_class[:, :1]).all():
             raise UsageError("the prototypical loss needs episodes: images in order of their class.")
-        return prototypical_loss(output.embedding, o["k_shot"], per_class, o["distance"], o["temperature"])
+        return prototypical_loss(output.embedding, k_shot, per_class, distance, temperature)
 
     return loss
 

@@ -75,7 +75,7 @@ def _embedder(context: ModelContext, classify: bool) -> nn.Module:
     from flowers_bench.backbones import freeze_stages, replace_classifier, stages
     from flowers_bench.nn import Embedder, L2Normalize
 
-    dim, normalize = context.options["embedding_dim"], context.options["normalize"]
+    dim, normalize = context.options.integer("embedding_dim"), context.options.flag("normalize")
     width = 0
 
     def project(features: int, classes: int) -> nn.Module:
@@ -85,7 +85,7 @@ def _embedder(context: ModelContext, classify: bool) -> nn.Module:
         return nn.Sequential(linear, L2Normalize() if normalize else nn.Identity())
 
     backbone = context.backbone.create()
-    count = context.options["freeze"]
+    count = context.options.integer("freeze")
     freeze_stages(backbone, len(stages(backbone)) if count == -1 else count)
     replace_classifier(backbone, project)
     return Embedder(backbone, nn.Linear(width, context.num_classes) if classify else None)
@@ -174,7 +174,8 @@ def triplet_loss(embedding: Tensor, labels: Tensor, mining: str, margin: float, 
 
 def build_triplet(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
     """The triplet loss of the embedding."""
-    mining, margin, soft = (context.options[name] for name in ("mining", "margin", "soft_margin"))
+    options = context.options
+    mining, margin, soft = options.text("mining"), options.number("margin"), options.flag("soft_margin")
     return lambda output, target: triplet_loss(output.embedding, target, mining, margin, soft)
 
 
@@ -182,7 +183,7 @@ def build_triplet_entropy(context: LossContext) -> Callable[[Output, Tensor], Te
     """Cross-entropy of the logits plus `triplet_weight` times the triplet loss of the embedding."""
     import torch.nn.functional as F
 
-    triplet, weight = build_triplet(context), context.options["triplet_weight"]
+    triplet, weight = build_triplet(context), context.options.number("triplet_weight")
     return lambda output, target: F.cross_entropy(output.logits, target) + weight * triplet(output, target)
 
 

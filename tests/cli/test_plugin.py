@@ -74,6 +74,31 @@ def test_check_says_what_failed_and_exits_with_1(tmp_path: Path, capsys: pytest.
     assert "1 checks passed, 1 failed" in told
 
 
+def test_check_warns_of_what_a_later_release_drops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "old.py"
+    file.write_text(
+        "from flowers_bench import Loss, hookimpl\n"
+        "def build(context):\n    from flowers_bench.nn import Residual\n    import torch.nn.functional as F\n"
+        "    return lambda output, target: F.cross_entropy(output.logits, target)\n"
+        "@hookimpl\ndef register_losses():\n    return [Loss('old', 'a loss', frozenset({'logits'}), build=build)]\n"
+    )
+    wanted = ("loads", "can be planned", "loss is a finite scalar", "loss says what it needs")
+    monkeypatch.setattr(
+        flowers_bench.testing, "checks", lambda *a, **how: [c for c in checks(*a, **how) if c.name in wanted]
+    )
+    assert command.check(str(file), None, [], None) == 0
+    told = capsys.readouterr().out
+    assert "WARNING old: loads\n        plugin 'old' states no FLOWERS_BENCH_API" in told
+    assert (
+        f"flowers-bench 0.3 drops it: copy it into your plugin, from flowers_bench_plugins/multiscale_vgg/layers.py. ({file}, line 3)"
+        in told
+    )
+    assert told.count("WARNING") == 2  # the build is called by two checks, and said once
+    assert "4 checks passed, 0 failed, 2 warnings" in told
+
+
 def test_check_tells_where_a_plugin_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,11 +142,13 @@ def test_plugins_lists_name_version_origin_status_and_hooks(
     monkeypatch.syspath_prepend(tmp_path)
     print_plugins([])
     lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert lines["their-plugin"].split() == ["their-plugin", "2.5", "theirs", "ok", "register_losses"]
+    assert "plugin API 1 to 2 (docs/plugin-api-policy.md)" in lines
+    assert lines["their-plugin"].split() == ["their-plugin", "2.5", "-", "theirs", "ok", "register_losses"]
+    assert lines["deformable"].split()[2] == "2"
     assert "register_techniques" in lines["deformable"]
     assert "BROKEN" in lines["deformable of clash"]
     assert "taken by a plugin of flowers-bench" in lines["deformable of clash"]
-    assert "written for plugin API 0, this flowers-bench has API 1" in lines["older-plugin"]
+    assert "is written for plugin API 0; this flowers-bench accepts 1 to 2" in lines["older-plugin"]
 
 
 def test_a_plugin_that_is_switched_off_is_not_even_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

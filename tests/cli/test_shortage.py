@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from stored import outcomes, store_trial
 
-from flowers_bench.store.schema import read_json
+from flowers_bench.store.reading import read_record
+from flowers_bench.store.schema import Record
 from flowers_bench.util.errors import shortage
 
 SCRIPT = str(Path(sys.executable).with_name("flowers-bench"))
@@ -85,10 +86,10 @@ def test_a_file_is_not_called_damaged_because_memory_is_short(tmp_path: Path, mo
     def fails(*arguments: object, **options: object) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr("flowers_bench.store.schema.read_regular", fails)
-    monkeypatch.setattr("flowers_bench.store.schema._affordable", lambda: False)
+    monkeypatch.setattr("flowers_bench.store.reading.read_regular", fails)
+    monkeypatch.setattr("flowers_bench.store.reading._affordable", lambda: False)
     with pytest.raises(MemoryError):
-        read_json(tmp_path / "a.json")
+        read_record(tmp_path / "a.json", Record)
 
 
 def test_what_is_no_shortage_is_not_called_one() -> None:

@@ -218,7 +218,7 @@ def test_images_of_more_than_8_bits_are_scaled_as_the_trials_dataset_was(
     for number in range(16):
         deep(tmp_path / "photos" / "ab"[number % 2], 4000 - number, 3.0 + number / 16)
     folder = live(tmp_path / "trial", "toy/plain", data=str(tmp_path / "photos"))
-    assert folder.config()["dataset"]["grey_levels"] == {"float": [0, 3.9375], "integer": [0, 4095]}
+    assert folder.config().dataset.grey_levels.json() == {"float": [0, 3.9375], "integer": [0, 4095]}
     paths = deep(tmp_path, 1000, 1.0)
     code, _, err = command("predict", folder.id, *paths, *named(folder))
     assert (code, err) == (0, "")

@@ -52,7 +52,6 @@ def test_file_plugin_registers_its_parts(tmp_path: Path) -> None:
         (HEAD + "@hookimpl\ndef register_losses():\n    raise KeyError('no')", ["KeyError", "no"]),
         (HEAD + "@hookimpl\ndef register_losses(wrong):\n    return []", ["wrong"]),
         (GOOD.replace("'mine'", "'cross-entropy'"), ["cross-entropy", "already registered", "common"]),
-        ("FLOWERS_BENCH_API = 99\n" + GOOD, ["99", "API 1"]),
     ],
 )
 def test_broken_plugin_is_named_and_the_rest_works(tmp_path: Path, source: str, words: list[str]) -> None:

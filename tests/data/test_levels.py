@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from flowers_bench.contract.dataset import DataRequest, Dataset
 from flowers_bench.data import folder
 from flowers_bench.data.decode import decode_images, image_facts
 from flowers_bench.data.levels import FLOAT, INTEGER, Scale, scales_from, scales_of
+from flowers_bench.store.records import DatasetFacts, GreyLevels
 from flowers_bench.util.errors import UsageError
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
@@ -166,12 +168,25 @@ def test_ordinary_and_damaged_images_have_no_levels() -> None:
     assert scales_of([]) == {}
 
 
-@pytest.mark.parametrize(
-    "damaged", [1, {"float": 3}, {"float": [0, "x"]}, {"float": [1, 1]}, {"float": [0, float("nan")]}, {"float": [0]}]
+FACTS = DatasetFacts(
+    name="deep",
+    classes=2,
+    n_train=2,
+    n_val=2,
+    n_test=2,
+    fingerprint="0" * 64,
+    split_checksum="0" * 64,
+    resolution="8 px",
+    notes=[],
 )
-def test_stored_rules_that_are_damaged_are_refused(damaged: object) -> None:
+
+
+@pytest.mark.parametrize(
+    "damaged", [{"float": 3}, {"float": [0, "x"]}, {"float": [1, 1]}, {"float": [0, float("nan")]}, {"float": [0]}]
+)
+def test_stored_rules_that_are_damaged_are_refused(damaged: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="the trial's grey_levels are damaged"):
-        scales_from({"grey_levels": damaged})
+        scales_from(replace(FACTS, grey_levels=GreyLevels.read(damaged)))
 
 
 # Of a whole dataset
@@ -205,7 +220,7 @@ def test_what_was_done_is_said_and_stands_on_results(tmp_path: Path, load: Calla
     found = load(root)
     assert found.grey_levels == {"integer": (0, 4095), "float": (0, 1)}
     assert found.facts()["grey_levels"] == {"integer": [0, 4095], "float": [0, 1]}
-    assert scales_from(found.facts()) == {INTEGER: Scale(0, 4095), FLOAT: Scale(0, 1)}
+    assert scales_from(DatasetFacts.read(found.facts())) == {INTEGER: Scale(0, 4095), FLOAT: Scale(0, 1)}
     assert found.notes[1:] == (
         "4 images with grey levels of more than 8 bits: 0 is black and 4095 is white (their values lie between 0 and 3987)",
         "8 images of floating-point numbers: 0 is black and 1 is white (their values lie between 0 and 1.02)",

@@ -11,7 +11,7 @@ from toy import load
 
 from flowers_bench.contract.dataset import DataRequest
 from flowers_bench.contract.host import discover
-from flowers_bench.data.reopen import load_dataset
+from flowers_bench.data.reopen import DataPlace, load_dataset
 from flowers_bench.data.shots import few_shot
 from flowers_bench.plan.planning import Request, plan
 from flowers_bench.store.identity import Trial, trial_from_config
@@ -56,8 +56,8 @@ def test_shots_are_part_of_the_trial(tmp_path: Path) -> None:
 
 def test_a_trial_sees_its_images_alone(tmp_path: Path) -> None:
     folder = live(tmp_path, "toy/short", shots=2)
-    assert folder.history()[0]["images"] == 8
-    trial = trial_from_config(folder.config())
-    dataset = load_dataset(discover([TOY]), trial, folder.run())
+    assert folder.history()[0].images == 8
+    trial = folder.trial()
+    dataset = load_dataset(discover([TOY]), trial, DataPlace.of(folder.run()))
     assert list(dataset.train.keys) == list(few_shot(DATASET, 2, 0).train.keys)
-    assert folder.result()["test"]["n"] == 40
+    assert folder.result().test.n == 40

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from flowers_bench.executors import local
 from flowers_bench.executors.ray import Cluster, run_all
 from flowers_bench.plan.planning import Request, plan
 from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.training.events import EpochFinished, Event, Resumed, Step, Waiting
 from flowers_bench.util.errors import UsageError
 
 TOY = Path(__file__).parents[1] / "toy.py"
@@ -94,7 +96,7 @@ def prepared(tmp_path: Path, store: str, seeds: int, plugin: Path | None = None,
     files = [TOY, *([plugin] if plugin else [])]
     request = Request(["toy/plain"], "toy", tmp_path / "cache", seeds, settings=settings, threads=1)
     return [
-        Store(tmp_path / store).prepare(item.trial, {**item.run, "command": []})
+        Store(tmp_path / store).prepare(item.trial, replace(item.run, command=[]))
         for item in plan(discover(files), request, files)
     ]
 
@@ -105,20 +107,20 @@ class Listener:
     def __init__(self) -> None:
         self.events: Events = []
 
-    def __call__(self, folder: TrialFolder, event: dict[str, Any]) -> None:
-        if event["event"] != "step":
-            self.events.append((folder.config()["seed"], event))
+    def __call__(self, folder: TrialFolder, event: Event) -> None:
+        if not isinstance(event, Step):
+            self.events.append((folder.config().seed, event))
 
-    def kinds(self, seed: int) -> list[str]:
-        return [event["event"] for of, event in self.events if of == seed]
+    def kinds(self, seed: int) -> list[type[Event]]:
+        return [type(event) for of, event in self.events if of == seed]
 
-    def reasons(self, seed: int, kind: str) -> list[str]:
-        return [event["reason"] for of, event in self.events if of == seed and event["event"] == kind]
+    def waits(self, seed: int) -> list[str]:
+        return [event.reason for of, event in self.events if of == seed and isinstance(event, Waiting)]
 
 
 def same(one: TrialFolder, other: TrialFolder) -> bool:
     def numbers(folder: TrialFolder) -> list[Any]:
-        return [[record[k] for k in ("epoch", "train_loss", "val_top1", "val_nll")] for record in folder.history()]
+        return [(r.epoch, r.train_loss, r.val_top1, r.val_nll) for r in folder.history()]
 
     files = ("model.safetensors", "predictions.parquet")
     equal = all((one.path / name).read_bytes() == (other.path / name).read_bytes() for name in files)
@@ -133,13 +135,13 @@ def test_trials_equal_local_ones_and_a_crash_ends_only_its_own(tmp_path: Path, n
     heard, expected = Listener(), Listener()
     ends = run_all(folders, heard, 120, Cluster(nodes.address, 1))
     local.run_all(reference, expected, 120)
-    assert {end.folder.config()["seed"]: end.state for end in ends} == {0: "done", 1: "failed", 2: "done"}
+    assert {end.folder.config().seed: end.state for end in ends} == {0: "done", 1: "failed", 2: "done"}
     assert [end.kind for end in ends if end.state == "failed"] == ["killed"]
-    assert "SIGSEGV" in folders[1].failure()["error"]
+    assert "SIGSEGV" in folders[1].failure().error
     for seed in (0, 2):
         assert same(folders[seed], reference[seed])
         assert heard.kinds(seed) == expected.kinds(seed)
-    assert [attempt["state"] for attempt in folders[0].attempts()] == ["done"]
+    assert [attempt.state for attempt in folders[0].attempts()] == ["done"]
 
 
 @pytest.mark.slow
@@ -169,7 +171,7 @@ def test_an_interrupt_lets_epochs_end_and_starts_no_more(tmp_path: Path, nodes: 
     def interrupt_once_both_train(folder: TrialFolder, event: dict[str, Any]) -> None:
         heard(folder, event)
         # One may be many epochs ahead of the other, whose node took longer to start it.
-        if not sent and all("epoch" in heard.kinds(seed) for seed in (0, 1)):
+        if not sent and all(EpochFinished in heard.kinds(seed) for seed in (0, 1)):
             sent.append(signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -189,9 +191,9 @@ def test_trials_of_a_killed_node_end_on_another(tmp_path: Path, nodes: Any) -> N
     def kill_a_node_once_both_train(folder: TrialFolder, event: dict[str, Any]) -> None:
         heard(folder, event)
         if (
-            event["event"] == "epoch"
+            isinstance(event, EpochFinished)
             and len(nodes.worker_nodes) == 2
-            and all("epoch" in heard.kinds(s) for s in (0, 1))
+            and all(EpochFinished in heard.kinds(s) for s in (0, 1))
         ):
             nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
 
@@ -200,9 +202,9 @@ def test_trials_of_a_killed_node_end_on_another(tmp_path: Path, nodes: Any) -> N
     finally:
         nodes.add_node(num_cpus=1, object_store_memory=80 * 2**20)
     assert [end.state for end in ends] == ["done"] * 2
-    (lost,) = [seed for seed in (0, 1) if heard.reasons(seed, "waiting")]
-    assert "lost with its node" in heard.reasons(lost, "waiting")[0]
-    assert "resumed" in heard.kinds(lost)
-    assert [attempt["state"] for attempt in folders[lost].attempts()] == ["lost", "done"]
+    (lost,) = [seed for seed in (0, 1) if heard.waits(seed)]
+    assert "lost with its node" in heard.waits(lost)[0]
+    assert Resumed in heard.kinds(lost)
+    assert [attempt.state for attempt in folders[lost].attempts()] == ["lost", "done"]
     local.run_all(reference, lambda *_: None, 200)
     assert all(map(same, folders, reference))

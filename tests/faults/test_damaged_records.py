@@ -23,7 +23,7 @@ from stored import add_stress, outcomes, store_trial
 from flowers_bench import cli, load_results
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.identity import Protocol
-from flowers_bench.store.schema import parse_json
+from flowers_bench.store.reading import parse_json
 from flowers_bench.util.errors import Unreadable
 from flowers_bench.util.files import write_json
 
@@ -93,8 +93,7 @@ def chosen(runs: Path, label: str = "wise/b", seed: int = 1) -> TrialFolder:
     return next(
         folder
         for folder in Store(runs).trials()
-        if (folder.config()["technique"], folder.config()["variant"], folder.config()["seed"])
-        == (*label.split("/"), seed)
+        if (folder.config().technique, folder.config().variant, folder.config().seed) == (*label.split("/"), seed)
     )
 
 

@@ -101,9 +101,9 @@ def outcome(trial: TrialFolder) -> tuple[Any, ...]:
     def lasting(record: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in record.items() if not any(word in key for word in VOLATILE)}
 
-    result = trial.result()
+    result = trial.result().json()
     logits = np.stack(list(trial.predictions()["logits"])).tobytes()
-    history = [lasting(record) for record in trial.history()]
+    history = [lasting(record.json()) for record in trial.history()]
     return (
         logits,
         history,

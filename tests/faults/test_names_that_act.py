@@ -62,7 +62,7 @@ def test_lists_and_single_trials_do_not_act(runs: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("format", ["text", "md", "csv", "json"])
 def test_comparisons_do_not_act(runs: Path, capsys: pytest.CaptureFixture[str], format: str) -> None:
-    ids = [folder.id for folder in Store(runs).trials() if folder.config()["seed"] == 0]
+    ids = [folder.id for folder in Store(runs).trials() if folder.config().seed == 0]
     compare(ids, runs, format)
     assert_harmless(capsys.readouterr().out)
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import py_compile
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 def with_run(folder: TrialFolder, tmp_path: Path, **changes: object) -> TrialFolder:
     """A copy of the trial in a store of its own, with another `run.json`."""
     copy = TrialFolder(Path(shutil.copytree(folder.path, tmp_path / "runs" / folder.id)))
-    write_json(copy.path / "run.json", {**copy.run(), **changes})
+    write_json(copy.path / "run.json", {**copy.run().json(), **changes})
     return copy
 
 
@@ -196,7 +197,7 @@ def test_weights_are_not_fetched_from_where_a_store_says(
 
 
 def test_a_backbone_that_asks_the_network_is_refused(neighbours: TrialFolder, tmp_path: Path) -> None:
-    config = {**neighbours.config(), "backbone": "hf-hub:somebody/model"}
+    config = {**neighbours.config().json(), "backbone": "hf-hub:somebody/model"}
     config["id"] = config_id(config)
     folder = TrialFolder(Path(shutil.copytree(neighbours.path, tmp_path / config["id"])))
     write_json(folder.path / "config.json", config)
@@ -206,14 +207,12 @@ def test_a_backbone_that_asks_the_network_is_refused(neighbours: TrialFolder, tm
 
 def test_a_merged_trial_is_continued_from_where_this_command_says(tmp_path: Path, evil: Path) -> None:
     item = planned(tmp_path, "toy/short")
-    folder = Store(tmp_path / "runs").prepare(
-        item.trial, {**item.run, "plugin_files": [str(evil)], "cache_dir": "/etc"}
-    )
+    folder = Store(tmp_path / "runs").prepare(item.trial, replace(item.run, plugin_files=[str(evil)], cache_dir="/etc"))
     ((again,), unfit) = prepared([item], Store(tmp_path / "runs"))
     assert not unfit
     assert again == folder
-    assert again.run()["plugin_files"] == [str(TOY)]
-    assert again.run()["cache_dir"] == item.run["cache_dir"]
+    assert again.run().plugin_files == [str(TOY)]
+    assert again.run().cache_dir == item.run.cache_dir
 
 
 @pytest.mark.parametrize("name", ["log.txt", ".lock", "figures", ""])

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lives import TOY, planned
 from flowers_bench.cli.execute import prepared as trials_to_run
 from flowers_bench.executors.local import Outcome, run_all
 from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.training.events import Event, Starting, Waiting
 from flowers_bench.util.errors import UsageError
 
 
@@ -39,7 +41,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def prepared(tmp_path: Path, store: Path, name: str, **settings: str) -> TrialFolder:
     item = planned(tmp_path, name, **settings)
-    return Store(store).prepare(item.trial, {**item.run, "threads": 1, "command": []})
+    return Store(store).prepare(item.trial, replace(item.run, threads=1, command=[]))
 
 
 def run(folders: list[TrialFolder]) -> tuple[list[Outcome], list[dict[str, Any]]]:
@@ -108,25 +110,25 @@ def test_waiting_for_another_run_is_said_and_does_not_count(tmp_path: Path) -> N
     folder = prepared(tmp_path, tmp_path / "runs", "toy/short")
     lock = FileLock(folder.path / ".lock", thread_local=False)
     lock.acquire()
-    heard: list[dict[str, Any]] = []
+    heard: list[Event] = []
 
-    def on_event(told: TrialFolder, event: dict[str, Any]) -> None:
+    def on_event(told: TrialFolder, event: Event) -> None:
         heard.append(event)
-        if event["event"] == "waiting":
+        if isinstance(event, Waiting):
             threading.Timer(3, lock.release).start()
 
     began = time.monotonic()
     (outcome,) = run_all([folder], on_event, timeout=100)
     took = time.monotonic() - began
     assert outcome.state == "done"
-    assert [event["event"] for event in heard][:2] == ["waiting", "starting"]
+    assert [type(event) for event in heard[:2]] == [Waiting, Starting]
     (attempt,) = folder.attempts()
-    assert attempt["seconds"] < took - 3
+    assert attempt.seconds < took - 3
 
 
 def _name(trial: TrialFolder) -> str:
     config = trial.config()
-    return f"{config['technique']}/{config['variant']} seed {config['seed']}"
+    return f"{config.label} seed {config.seed}"
 
 
 @pytest.fixture
@@ -157,10 +159,10 @@ def test_a_clock_that_is_set_back_changes_nothing(
     for trial in Store(tmp_path / "set-back").trials():
         calm = Store(tmp_path / "calm").folder(trial.id)
         assert (trial.path / "model.safetensors").read_bytes() == (calm.path / "model.safetensors").read_bytes()
-        assert trial.result()["test"] == calm.result()["test"]
-        cost = trial.result()["cost"]
-        assert all(cost[key] > 0 for key in ("seconds", "train_seconds", "setup_seconds", "test_seconds"))
-        assert [attempt["seconds"] > 0 for attempt in trial.attempts()] == [True]
+        assert trial.result().test == calm.result().test
+        cost = trial.result().cost
+        assert all((cost.seconds > 0, cost.train_seconds > 0, cost.setup_seconds > 0, cost.test_seconds > 0))
+        assert [attempt.seconds > 0 for attempt in trial.attempts()] == [True]
 
 
 def test_a_trial_that_cannot_be_run_does_not_stop_the_others(tmp_path: Path) -> None:

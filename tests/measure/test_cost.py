@@ -16,12 +16,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from flowers_bench.measure import inference
-from flowers_bench.measure.cost import flops, parameter_counts, peak_memory, total_cost, training_cost
+from flowers_bench.measure.cost import Flops, PeakMemory, TotalCost, flops, total_cost, training_cost
 from flowers_bench.measure.energy import Meter
 from flowers_bench.measure.hardware import bfloat16_in_hardware
-from flowers_bench.measure.inference import inference_cost, other_load, quantile, speed, timings
+from flowers_bench.measure.inference import OtherLoad, inference_cost, quantile, speed, timings
 from flowers_bench.ops import DeformConv2d
 from flowers_bench.store.folder import TrialFolder
+from flowers_bench.store.records import Epoch
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ def test_flops_of_convolutions_and_linear_layers_by_formula() -> None:
         nn.Linear(12 * 4 * 4, 10),
     ).eval()
     by_hand = 2 * (8 * 8 * 8 * 3 * 9 + 12 * 8 * 8 * 2 * 9 + 192 * 10)
-    assert flops(net, torch.zeros(1, 3, 16, 16)) == {"flops": by_hand, "flops_uncounted": []}
+    assert flops(net, torch.zeros(1, 3, 16, 16)) == Flops(by_hand, ())
 
 
 def test_flops_of_a_transformer_count_its_attention() -> None:
@@ -47,13 +48,13 @@ def test_flops_of_a_transformer_count_its_attention() -> None:
     attention = 2 * tokens * tokens * dim
     block = tokens * dim * 3 * dim + attention + tokens * dim * dim + 2 * tokens * dim * hidden
     by_hand = 2 * (196 * 768 * dim + depth * block + dim * 10)
-    assert flops(net, torch.zeros(1, 3, 224, 224)) == {"flops": by_hand, "flops_uncounted": []}
+    assert flops(net, torch.zeros(1, 3, 224, 224)) == Flops(by_hand, ())
 
 
 def test_flops_of_our_operator_are_its_formula() -> None:
     conv = DeformConv2d(4, 6, 3, padding=1)
     found = flops(lambda x: conv(x, torch.zeros(1, 18, 8, 8)), torch.zeros(1, 4, 8, 8))
-    assert found == {"flops": 2 * 64 * 9 * (4 * 6 + 4 * 4), "flops_uncounted": []}
+    assert found == Flops(2 * 64 * 9 * (4 * 6 + 4 * 4), ())
 
 
 def test_an_unknown_operation_is_named() -> None:
@@ -65,39 +66,48 @@ def test_an_unknown_operation_is_named() -> None:
         return torch.fft.rfft(deform_conv2d(x, torch.zeros(1, 18, 6, 6), weight)) + F.conv2d(x, weight)[..., :4]
 
     found = flops(run, torch.zeros(1, 3, 8, 8))
-    assert found["flops"] == 2 * 36 * 2 * 27
-    assert found["flops_uncounted"] == ["aten._fft_r2c", "torchvision.deform_conv2d"]
+    assert found.counted == 2 * 36 * 2 * 27
+    assert found.uncounted == ("aten._fft_r2c", "torchvision.deform_conv2d")
 
 
 @pytest.mark.parametrize("name", ["densenet121", "efficientnet_b0", "convnext_atto"])
 def test_backbones_have_no_unknown_operation(name: str) -> None:
     with torch.device("meta"):
         net, image = timm.create_model(name, num_classes=7).eval(), torch.zeros(1, 3, 64, 64)
-    assert flops(net, image)["flops_uncounted"] == []
+    assert flops(net, image).uncounted == ()
 
 
 def test_parameters_and_what_was_trained() -> None:
     net = nn.Sequential(nn.Linear(10, 4), nn.Linear(4, 2).double())
     net[0].requires_grad_(False)
-    assert parameter_counts(net) == {"parameters": 54, "trainable_parameters": 10, "trained_bytes": 80}
+    cost = training_cost(net, [], 0, 0)
+    assert (cost.parameters, cost.trainable_parameters, cost.trained_bytes) == (54, 10, 80)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_peak_memory_sees_what_was_allocated() -> None:
-    before = peak_memory(CPU)["peak_rss_bytes"]
+    before = PeakMemory.so_far(CPU).rss
     now = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     block = np.ones(before - now + 2**25, np.uint8)  # with it, more than the process ever had
-    assert before + 2**24 <= peak_memory(CPU)["peak_rss_bytes"] <= before + 2**26
+    assert before + 2**24 <= PeakMemory.so_far(CPU).rss <= before + 2**26
     del block
 
 
-def epoch(number: int, **more: float) -> dict[str, float]:
-    return {"epoch": number, "train_seconds": 2.0, "wait_seconds": 0.5, "seconds": 3.0, "images": 100, **more}
+NET = nn.Linear(2, 1)
+
+
+def epoch(number: int, **more: float) -> Epoch:
+    return Epoch.read(
+        {"epoch": number, "train_seconds": 2.0, "wait_seconds": 0.5, "seconds": 3.0, "images": 100, **more}
+    )
 
 
 def test_training_cost_adds_up() -> None:
-    found = training_cost([epoch(1), epoch(2), epoch(3)], best_epoch=2, fit_seconds=0.5)
-    assert found == {
+    found = training_cost(NET, [epoch(1), epoch(2), epoch(3)], best_epoch=2, fit_seconds=0.5)
+    assert found.json() == {
+        "parameters": 3,
+        "trainable_parameters": 3,
+        "trained_bytes": 12,
         "epochs": 3,
         "train_seconds": 6.0,
         "data_wait_share": 0.25,
@@ -106,13 +116,13 @@ def test_training_cost_adds_up() -> None:
         "seconds_to_best": 6.5,
         "train_images_per_second": 50.0,
     }
-    assert training_cost([], 0, 0.5)["train_images_per_second"] is None
+    assert training_cost(NET, [], 0, 0.5).train_images_per_second is None
 
 
 def test_energy_is_reported_only_if_every_epoch_was_measured() -> None:
     both = [epoch(1, package_joules=5.0), epoch(2, package_joules=7.0)]
-    assert training_cost(both, 1, 0)["package_joules"] == 12
-    assert "package_joules" not in training_cost([*both, epoch(3)], 1, 0)
+    assert training_cost(NET, both, 1, 0).package_joules == 12
+    assert training_cost(NET, [*both, epoch(3)], 1, 0).package_joules is None
 
 
 def test_rapl_counters_are_read_summed_and_unwound(tmp_path: Path) -> None:
@@ -147,19 +157,19 @@ def test_speed_of_something_whose_time_is_known() -> None:
         time.sleep(0.005 + 0.001 * len(images))
 
     found = speed(run, torch.zeros(1, 3, 2, 2))
-    latency, throughput = found["latency"], found["throughput"]
-    assert 6 <= latency["p50_ms"]["value"] < 12
-    assert latency["p50_ms"]["low"] <= latency["p50_ms"]["value"] <= latency["p50_ms"]["high"]
-    assert latency["p95_ms"]["value"] >= latency["p50_ms"]["value"]
-    batch = throughput["batch"]
+    latency, throughput = found.latency, found.throughput
+    assert 6 <= latency.p50_ms.value < 12
+    assert latency.p50_ms.low <= latency.p50_ms.value <= latency.p50_ms.high
+    assert latency.p95_ms.value >= latency.p50_ms.value
+    batch = throughput.batch
     assert batch >= 8
-    assert 0.5 * batch / (0.005 + 0.001 * batch) < throughput["images_per_second"] <= batch / (0.005 + 0.001 * batch)
-    assert throughput["low"] <= throughput["images_per_second"] <= throughput["high"]
+    assert 0.5 * batch / (0.005 + 0.001 * batch) < throughput.images_per_second <= batch / (0.005 + 0.001 * batch)
+    assert throughput.low <= throughput.images_per_second <= throughput.high
 
 
 def test_a_batch_that_does_not_pay_is_not_taken() -> None:
     found = speed(lambda images: time.sleep(0.002 * len(images) ** 1.3), torch.zeros(1, 3, 2, 2))
-    assert found["throughput"]["batch"] == 1
+    assert found.throughput.batch == 1
 
 
 def test_a_batch_that_no_longer_fits_is_halved() -> None:
@@ -214,17 +224,18 @@ def test_machine_state_stands_beside_the_times(monkeypatch: pytest.MonkeyPatch) 
     net = nn.Conv2d(3, 4, 3).eval()
     kinds = []
     found = inference_cost(lambda x: kinds.append(net(x).dtype), torch.zeros(1, 3, 8, 8))
-    assert set(found) == {"float32", "bfloat16", "seconds", "threads", "governor", "other_cores_busy"}
-    assert found["threads"] == 1
+    assert set(found.json()) == {"float32", "bfloat16", "seconds", "threads", "governor", "other_cores_busy"}
+    assert found.threads == 1
     assert set(kinds) == {torch.float32, torch.bfloat16}
 
 
 def test_own_work_is_no_other_load() -> None:
-    with other_load() as found:
-        end = time.process_time() + 0.3
-        while time.process_time() < end:
-            pass
-    assert found["other_cores_busy"] is None or found["other_cores_busy"] >= 0
+    load = OtherLoad()
+    end = time.process_time() + 0.3
+    while time.process_time() < end:
+        pass
+    busy = load.cores_busy()
+    assert busy is None or busy >= 0
 
 
 def test_an_attempt_is_noted_whole_beside_others(tmp_path: Path) -> None:
@@ -232,7 +243,7 @@ def test_an_attempt_is_noted_whole_beside_others(tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda seconds: folder.note_attempt(seconds, "done"), range(40)))
-    assert sorted(attempt["seconds"] for attempt in folder.attempts()) == list(range(40))
+    assert sorted(attempt.seconds for attempt in folder.attempts()) == list(range(40))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="No space"):
@@ -248,4 +259,4 @@ def test_failed_and_repeated_attempts_are_in_the_total(tmp_path: Path) -> None:
     done.note_attempt(5.5, "done")
     failed.note_attempt(2, "failed")
     (failed.path / "failure.json").write_text('{"kind": "killed", "error": "x"}')
-    assert total_cost([done, failed, fresh]) == {"trials": 3, "failed": 1, "attempts": 3, "seconds": 17.5}
+    assert total_cost([done, failed, fresh]) == TotalCost(trials=3, failed=1, attempts=3, seconds=17.5)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from flowers_bench import Split, UsageError
+from flowers_bench import Options, Split, UsageError
 from flowers_bench.data.pixels import Normalizer
 from flowers_bench.data.samplers import held_out_classes
 from flowers_bench.measure import retrieval as module
@@ -20,6 +20,7 @@ from flowers_bench.measure.retrieval import Retrieval, retrieval
 from flowers_bench.measure.statistics import image_mean
 from flowers_bench.models.predictors import fit_logistic, mean_logits
 from flowers_bench.nn import Output
+from flowers_bench.store.records import Mixed, RetrievalFigures
 from flowers_bench.training.evaluation import Evaluator
 
 torch.set_num_threads(1)  # waking other threads costs more than they save
@@ -53,7 +54,7 @@ def test_retrieval_is_its_definition_in_any_chunks(seed: int, classes: int, n: i
         patch.setattr(module, "QUERIES", queries)
         found = retrieval(points.astype(np.float32), labels)
     expected = _retrieval_by_hand(points.astype(np.float32), labels)
-    assert (found["recall_at_1"], found["map_at_r"]) == pytest.approx(expected, abs=1e-12)
+    assert (found.recall_at_1, found.map_at_r) == pytest.approx(expected, abs=1e-12)
 
 
 def test_retrieval_agrees_with_pytorch_metric_learning() -> None:
@@ -70,8 +71,8 @@ def test_retrieval_agrees_with_pytorch_metric_learning() -> None:
     )
     expected = judge.get_accuracy(torch.from_numpy(points), torch.from_numpy(labels))
     found = retrieval(points, labels)
-    assert found["recall_at_1"] == pytest.approx(expected["precision_at_1"])
-    assert found["map_at_r"] == pytest.approx(expected["mean_average_precision_at_r"])
+    assert found.recall_at_1 == pytest.approx(expected["precision_at_1"])
+    assert found.map_at_r == pytest.approx(expected["mean_average_precision_at_r"])
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, 30.0, 1e3, 1e5])
@@ -82,13 +83,13 @@ def test_retrieval_is_exact_however_nearly_the_embedding_has_collapsed(shift: fl
     points = (rng.normal(size=(300, 16)) + 2 * rng.normal(size=(10, 16))[labels] + shift).astype(np.float32)
     found = retrieval(points, labels)
     expected = _retrieval_by_hand(points, labels)
-    assert (found["recall_at_1"], found["map_at_r"]) == pytest.approx(expected, abs=1e-12)
+    assert (found.recall_at_1, found.map_at_r) == pytest.approx(expected, abs=1e-12)
 
 
 def test_classes_that_are_a_millionth_apart_are_found() -> None:
     labels = np.repeat(np.arange(4), 5)
     points = np.ones((20, 8)) + 1e-6 * np.eye(4, 8)[labels] + 1e-9 * np.random.default_rng(0).normal(size=(20, 8))
-    assert retrieval(points, labels) == {"recall_at_1": 1, "map_at_r": 1}
+    assert retrieval(points, labels) == RetrievalFigures(recall_at_1=1, map_at_r=1)
 
 
 @pytest.mark.parametrize("size", [1.0, 3.0, 0.0, 1e-30])
@@ -97,19 +98,19 @@ def test_a_collapsed_embedding_retrieves_nothing(size: float) -> None:
     one_point = np.full((20, 3), size, np.float32)
     one_way = one_point * np.random.default_rng(0).uniform(0.5, 2, (20, 1)).astype(np.float32)  # cosines are all 1
     for points in (one_point, one_way):
-        assert retrieval(points, labels) == {"recall_at_1": 0, "map_at_r": 0}
+        assert retrieval(points, labels) == RetrievalFigures(recall_at_1=0, map_at_r=0)
 
 
 def test_an_embedding_of_zero_is_as_far_from_all() -> None:
     points = np.array([[1.0, 0], [0, 0], [-1, 0], [1, 0.1]], np.float32)
     # Cosines of the first: 0 with the second, -1, almost 1; the second's are ties, which count against.
-    assert retrieval(points, np.array([0, 0, 1, 1]))["recall_at_1"] == 0
-    assert retrieval(points, np.array([0, 1, 1, 0]))["recall_at_1"] == 0.75
+    assert retrieval(points, np.array([0, 0, 1, 1])).recall_at_1 == 0
+    assert retrieval(points, np.array([0, 1, 1, 0])).recall_at_1 == 0.75
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_retrieval_without_a_pair_is_not_measured(count: int) -> None:
-    assert retrieval(np.ones((count, 2), np.float32), np.arange(count)) == {}
+    assert retrieval(np.ones((count, 2), np.float32), np.arange(count)) is None
 
 
 @settings(deadline=None, max_examples=30)
@@ -161,8 +162,8 @@ def test_episodes_that_are_all_right_have_an_interval_too() -> None:
     found = episodic_accuracy(
         np.eye(8, dtype=np.float32)[labels], labels, 5, 1, "euclidean", np.random.default_rng(1), 600
     )
-    assert (found["accuracy"], found["high"], found["n"]) == (1, 1, 96)
-    assert found["low"] == pytest.approx(600 / (600 + 1.959964**2))
+    assert (found.accuracy, found.high, found.n) == (1, 1, 96)
+    assert found.low == pytest.approx(600 / (600 + 1.959964**2))
 
 
 def test_episodes_of_separated_classes_are_right_and_of_noise_at_chance() -> None:
@@ -170,12 +171,12 @@ def test_episodes_of_separated_classes_are_right_and_of_noise_at_chance() -> Non
     labels = np.repeat(np.arange(8), 12)
     corners = np.eye(8, dtype=np.float32)[labels]
     right = episodic_accuracy(corners, labels, 5, 1, "euclidean", np.random.default_rng(1), 600)
-    assert right["accuracy"] == 1.0
-    assert (right["n_query"], right["episodes"]) == (11, 600)
+    assert right.accuracy == 1.0
+    assert (right.n_query, right.episodes) == (11, 600)
     noise = rng.normal(size=(96, 4)).astype(np.float32)
     chance = episodic_accuracy(noise, labels, 5, 2, "cosine", np.random.default_rng(1), 600)
-    assert abs(chance["accuracy"] - 0.2) < 0.03
-    assert chance["low"] < chance["accuracy"] < chance["high"]
+    assert abs(chance.accuracy - 0.2) < 0.03
+    assert chance.low < chance.accuracy < chance.high
     assert chance == episodic_accuracy(noise, labels, 5, 2, "cosine", np.random.default_rng(1), 600)
 
 
@@ -195,7 +196,7 @@ def test_held_out_classes_are_the_same_for_everyone_and_never_all(classes: int, 
 def test_mixed_quality_counts_the_classes_among_the_largest() -> None:
     logits = np.array([[4.0, 3, 2, 1], [4, 3, 2, 1], [4, 3, 2, 1], [1, 1, 1, 1]])
     targets = np.array([[0.5, 0.45, 0.05, 0], [0.9, 0, 0, 0.1], [0, 1, 0, 0], [0.5, 0.5, 0, 0]])
-    assert mixed_quality(logits, targets) == {"top_m": (1 + 0.5 + 0 + 0) / 4, "all_m": 0.25, "m": 1.75}
+    assert mixed_quality(logits, targets) == Mixed(n=4, top_m=(1 + 0.5 + 0 + 0) / 4, all_m=0.25, m=1.75)
 
 
 def test_logistic_regression_agrees_with_scikit_learn() -> None:
@@ -223,7 +224,7 @@ def test_training_images_are_predicted_from_the_others(predictor: str, distance:
     torch.manual_seed(0)
     images = [torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8) for _ in range(12)]
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2])
-    options = {"distance": distance, "temperature": 0.5, "k": 3}
+    options = Options(distance=distance, temperature=0.5, k=3)
     normalize = Normalizer((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), torch.device("cpu"))
     evaluator = Evaluator(predictor, options, 3, 4, normalize)
     rows = np.array([10, 0, 5])
@@ -243,7 +244,7 @@ def test_every_predictor_can_be_timed_under_autocast(predictor: str, distance: s
     """On a processor that multiplies in bfloat16, inference is measured so too."""
     images = [torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8) for _ in range(9)]
     normalize = Normalizer((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), torch.device("cpu"))
-    evaluator = Evaluator(predictor, {"distance": distance, "k": 3}, 3, 4, normalize)
+    evaluator = Evaluator(predictor, Options(distance=distance, k=3), 3, 4, normalize)
     fitted = evaluator.fit(_Flat().eval(), _split(images, np.repeat(np.arange(3), 3)))
     batch = normalize(torch.stack(images))
     exact = fitted.scores(batch)

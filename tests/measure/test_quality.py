@@ -52,11 +52,11 @@ CASES = pytest.mark.parametrize(("seed", "n", "classes"), [(0, 400, 6), (1, 37, 
 def test_accuracy_f1_and_likelihood_agree_with_scikit_learn(seed: int, n: int, classes: int) -> None:
     logits, labels = predictions(seed, n, classes)
     found, chosen = quality(logits, labels), logits.argmax(1)
-    assert found["top1"] == pytest.approx(accuracy_score(labels, chosen))
-    assert found["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=range(classes)))
-    assert found["macro_f1"] == pytest.approx(f1_score(labels, chosen, average="macro", zero_division=0))
+    assert found.top1 == pytest.approx(accuracy_score(labels, chosen))
+    assert found.top5 == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=range(classes)))
+    assert found.macro_f1 == pytest.approx(f1_score(labels, chosen, average="macro", zero_division=0))
     probabilities = softmax(logits.astype(np.float64), axis=1)
-    assert found["nll"] == pytest.approx(log_loss(labels, probabilities, labels=range(classes)))
+    assert found.nll == pytest.approx(log_loss(labels, probabilities, labels=range(classes)))
 
 
 @CASES
@@ -65,11 +65,11 @@ def test_figures_agree_with_torchmetrics(seed: int, n: int, classes: int) -> Non
     logits, labels = predictions(seed, n, classes)
     found, given_ = quality(logits, labels), (torch.from_numpy(logits).double(), torch.from_numpy(labels), classes)
     recall = metrics.multiclass_recall(*given_, average="none")[np.unique(labels)].mean()
-    assert found["mean_per_class"] == pytest.approx(float(recall))
-    assert found["top1"] == pytest.approx(float(metrics.multiclass_accuracy(*given_, average="micro")))
-    assert found["macro_f1"] == pytest.approx(float(metrics.multiclass_f1_score(*given_)))
+    assert found.mean_per_class == pytest.approx(float(recall))
+    assert found.top1 == pytest.approx(float(metrics.multiclass_accuracy(*given_, average="micro")))
+    assert found.macro_f1 == pytest.approx(float(metrics.multiclass_f1_score(*given_)))
     error = metrics.multiclass_calibration_error(*given_, n_bins=BINS, norm="l1")
-    assert found["ece"] == pytest.approx(float(error), abs=1e-6)
+    assert found.ece == pytest.approx(float(error), abs=1e-6)
     assert confusion_matrix(logits, labels).toarray().tolist() == metrics.multiclass_confusion_matrix(*given_).tolist()
 
 
@@ -82,15 +82,15 @@ def test_brier_and_calibration_are_their_definitions(seed: int, n: int, classes:
         sum((p - (c == y)) ** 2 for c, p in enumerate(row)) for row, y in zip(probabilities, labels, strict=True)
     ]
     found = quality(logits, labels)
-    assert found["brier"] == pytest.approx(math.fsum(squares) / n)
+    assert found.brier == pytest.approx(math.fsum(squares) / n)
     images = sorted((max(row), int(row.argmax() == y)) for row, y in zip(probabilities, labels, strict=True))
     wide = [[(p, hit) for p, hit in images if b / BINS < p <= (b + 1) / BINS] for b in range(BINS)]
-    assert found["ece"] == pytest.approx(_gaps(wide, n))
+    assert found.ece == pytest.approx(_gaps(wide, n))
     even: list[list[tuple[float, int]]] = [[] for _ in range(BINS)]
     for rank, image in enumerate(images):
         even[rank * BINS // n].append(image)
     assert max(map(len, even)) - min(map(len, even)) <= 1
-    assert found["ece_adaptive"] == pytest.approx(_gaps(even, n))
+    assert found.ece_adaptive == pytest.approx(_gaps(even, n))
 
 
 def _gaps(bins: list[list[tuple[float, int]]], n: int) -> float:
@@ -154,7 +154,7 @@ def test_shares_have_the_figure_as_their_mean_and_are_its_slopes(seed: int, n: i
     logits, labels = predictions(seed, n, classes)
     predicted = logits.argmax(1)
     shares = f1_shares(predicted, labels, classes)
-    assert shares.mean() == pytest.approx(quality(logits, labels)["macro_f1"])
+    assert shares.mean() == pytest.approx(quality(logits, labels).macro_f1)
     image, weights = seed % n, np.ones(n)
     weights[image] += 1e-6 * n
     weighted = f1_score(labels, predicted, average="macro", sample_weight=weights, zero_division=0)
@@ -169,7 +169,7 @@ def test_of_equal_scores_one_is_as_good_as_drawn() -> None:
     scores, labels = np.array([[1.0, 1, 0], [2, 0, 0], [0, 0, 0], [0, 3, 0]]), np.array([1, 0, 2, 0])
     assert chance_right(scores, labels).tolist() == [0.5, 1, pytest.approx(1 / 3), 0]
     constant = probability_quality(np.zeros((60, 4)), np.repeat(np.arange(4), 15)[::-1])
-    assert constant["ece"] == pytest.approx(0, abs=1e-12), "it promises one in four, and so it is, whatever the class"
+    assert constant.ece == pytest.approx(0, abs=1e-12), "it promises one in four, and so it is, whatever the class"
 
 
 def test_brier_agrees_with_scikit_learn_on_two_classes() -> None:
@@ -177,7 +177,7 @@ def test_brier_agrees_with_scikit_learn_on_two_classes() -> None:
 
     logits, labels = predictions(0, 60, 2)
     probabilities = softmax(logits.astype(np.float64), axis=1)
-    assert quality(logits, labels)["brier"] == pytest.approx(2 * brier_score_loss(labels, probabilities[:, 1]))
+    assert quality(logits, labels).brier == pytest.approx(2 * brier_score_loss(labels, probabilities[:, 1]))
 
 
 @pytest.mark.parametrize("values", [1, 20, 100])
@@ -199,11 +199,10 @@ def test_a_calibrated_classifier_has_no_calibration_error_and_an_overconfident_o
     logits = rng.normal(0, 1.5, (20000, 5))
     labels = np.array([rng.choice(5, p=p) for p in softmax(logits, axis=1)])
     honest, bold = probability_quality(logits, labels), probability_quality(5 * logits, labels)
-    for name in ("ece", "ece_adaptive"):
-        assert honest[name] < 0.02
-        assert bold[name] > 0.15
-    assert honest["brier"] < bold["brier"]
-    assert honest["nll"] < bold["nll"]
+    assert max(honest.ece, honest.ece_adaptive) < 0.02
+    assert min(bold.ece, bold.ece_adaptive) > 0.15
+    assert honest.brier < bold.brier
+    assert honest.nll < bold.nll
 
 
 @settings(deadline=None, max_examples=30)
@@ -230,8 +229,8 @@ def test_temperature_recovers_calibration_of_new_images() -> None:
     assert temperature == pytest.approx(3, rel=0.1)
     before = probability_quality(3 * logits[2000:], labels[2000:])
     after = probability_quality(3 * logits[2000:], labels[2000:], temperature)
-    assert after["ece"] < before["ece"] / 3
-    assert after["nll"] < before["nll"]
+    assert after.ece < before.ece / 3
+    assert after.nll < before.nll
 
 
 def test_a_perfect_validation_split_has_no_temperature() -> None:
@@ -256,22 +255,22 @@ def test_temperature_follows_scores_of_any_size(scale: float) -> None:
 def test_per_class_table_agrees_with_scikit_learn() -> None:
     logits, labels = predictions(0, 300, 7)
     report = classification_report(labels, logits.argmax(1), output_dict=True, zero_division=0)
-    table = quality_by_class(logits, labels)["per_class"]
+    table = quality_by_class(logits, labels).per_class
     for c in range(7):
         row = report[str(c)]
         expected = (row["support"], row["precision"], row["recall"], row["f1-score"])
-        assert tuple(table[name][c] for name in ("n", "precision", "recall", "f1")) == pytest.approx(expected)
+        assert (table.n[c], table.precision[c], table.recall[c], table.f1[c]) == pytest.approx(expected)
 
 
 def test_what_is_a_share_of_nothing_is_absent() -> None:
     logits = np.eye(4)[[0, 0, 1]]
     labels = np.array([0, 2, 1])
-    table = PerClass.of(confusion_matrix(logits, labels)).table()
-    assert table["n"] == [1, 1, 1, 0]
-    assert table["precision"] == [0.5, 1, None, None]
-    assert table["recall"] == [1, 1, 0, None]
-    assert table["f1"] == [pytest.approx(2 / 3), 1, 0, None]
-    assert quality(logits, labels)["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    table = PerClass.of(confusion_matrix(logits, labels)).figures()
+    assert table.n == [1, 1, 1, 0]
+    assert table.precision == [0.5, 1, None, None]
+    assert table.recall == [1, 1, 0, None]
+    assert table.f1 == [pytest.approx(2 / 3), 1, 0, None]
+    assert quality(logits, labels).macro_f1 == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
 def test_confusions_are_named_largest_first() -> None:
@@ -285,7 +284,7 @@ def test_confusions_are_named_largest_first() -> None:
 
 def test_scores_that_are_no_probabilities_are_not_judged_as_such() -> None:
     logits, labels = predictions(0, 50, 6)
-    assert set(quality(logits, labels)) - set(quality(logits, labels, probabilities=False)) == {
+    assert set(quality(logits, labels).json()) - set(quality(logits, labels, probabilities=False).json()) == {
         "nll",
         "brier",
         "ece",

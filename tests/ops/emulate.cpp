@@ -56,8 +56,8 @@ extern "C" void emulate(int type, const int64_t* counts, const flowers_bench::Po
   using namespace flowers_bench;
   emulation::reversed = reversed;
   const int64_t* n = counts;
-  const Geometry g = {n[0],  n[1],  n[2],  n[3],  n[4],  n[5],  n[6],  n[7],          n[8],
-                      n[9],  n[10], n[11], n[12], n[13], n[14], n[15], n[16], t->mask != nullptr};
+  const Geometry g = {n[0], n[1],  n[2],  n[3],  n[4],  n[5],  n[6],  n[7],  n[8],
+                      n[9], n[10], n[11], n[12], n[13], n[14], n[15], n[16], t->mask != nullptr};
   const auto run = type == kFloat64    ? emulate_as<double>
                    : type == kBFloat16 ? emulate_as<BFloat16>
                    : type == kFloat16  ? emulate_as<Half>

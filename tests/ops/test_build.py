@@ -108,17 +108,16 @@ def test_the_environment_can_ask_for_plain_instructions() -> None:
     assert run("from flowers_bench.ops import kernel; print(kernel())", **env).stdout.startswith("cpu-generic")
 
 
-def test_the_key_changes_with_source_and_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_of_the_compiler_and_not_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = shutil.which("c++") or pytest.skip("no C++ compiler here")
-    before = _build._key(compiler, cuda=False)
-    assert before == _build._key(compiler, cuda=False)
-    copy = tmp_path / "csrc"
-    shutil.copytree(_build.source_root(), copy)
-    monkeypatch.setattr(_build, "source_root", lambda: copy)
-    assert before == _build._key(compiler, cuda=False)
-    with (copy / "deform_conv" / "geometry.h").open("a") as file:
-        file.write("// changed\n")
-    assert before != _build._key(compiler, cuda=False)
+    other = tmp_path / "c++"
+    other.write_text("#!/bin/sh\necho another 1.0\n")
+    other.chmod(0o755)
+    key = _build._key(compiler, cuda=False)
+    assert _build._key(str(other), cuda=False) != key
+    shutil.copytree(_build.source_root(), tmp_path / "csrc")
+    monkeypatch.setattr(_build, "source_root", lambda: tmp_path / "csrc")
+    assert _build._key(compiler, cuda=False) == key
 
 
 def test_a_cuda_toolkit_is_its_own_folder_not_a_wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from flowers_bench.executors import local, worker
 from flowers_bench.executors.local import OnEvent, Outcome
 from flowers_bench.plan.planning import Request, TrialPlan, plan
 from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.store.records import Failure
+from flowers_bench.training.events import Event, Starting
 from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError
 from flowers_bench.util.files import write_json
 
@@ -64,9 +67,9 @@ class Command:
     def _run(self, folder: TrialFolder, on_event: OnEvent, timeout: float) -> Outcome:
         how = self.disturb(folder)
 
-        def struck(folder: TrialFolder, event: dict[str, Any]) -> None:
+        def struck(folder: TrialFolder, event: Event) -> None:
             on_event(folder, event)
-            if how and event["event"] == "starting" and (number := DISTURBANCES[how]):
+            if how and isinstance(event, Starting) and (number := DISTURBANCES[how]):
                 for process in multiprocessing.active_children():
                     os.kill(process.pid or 0, number)
 
@@ -84,7 +87,7 @@ def finished(folder: Path) -> list[str]:
 
 
 def chosen(run: Command) -> list[tuple[str, dict[str, str], list[str]]]:
-    return [(i.trial.id, i.run["search"]["settings"], i.run["search"]["trials"]) for i in run.chosen]
+    return [(i.trial.id, i.run.search.settings, i.run.search.trials) for i in run.chosen]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +122,7 @@ def test_each_trial_disturbed_once_leaves_the_result_as_it_is(
         assert "did not come to its end" in said
         assert "best of" not in said
         failures = [failure for trial in Store(store).of_searches().trials() if (failure := trial.failure())]
-        assert [failure["kind"] for failure in failures] == ["timeout" if how == "timeout" else "killed"] * 2
+        assert [failure.kind for failure in failures] == ["timeout" if how == "timeout" else "killed"] * 2
     assert run(store) == 0
     assert capsys.readouterr().err.count(f"best of {BUDGET} configurations") == 2
     assert (finished(store), chosen(run)) == undisturbed
@@ -128,7 +131,7 @@ def test_each_trial_disturbed_once_leaves_the_result_as_it_is(
 def test_the_other_searches_go_on(
     tmp_path: Path, run: Command, capsys: pytest.CaptureFixture[str], undisturbed: tuple[list[str], list[Any]]
 ) -> None:
-    run.disturb = lambda folder: "SIGTERM" if folder.config()["variant"] == "plain" else None
+    run.disturb = lambda folder: "SIGTERM" if folder.config().variant == "plain" else None
     assert run(tmp_path / "runs") == 1
     assert {item.trial.label for item in run.chosen} == {"toy/short"}
     assert chosen(run) == [found for found in undisturbed[1] if found[0] in {i.trial.id for i in run.chosen}]
@@ -155,8 +158,8 @@ def test_a_configuration_that_cannot_be_trained_is_counted_and_said(
     assert run(tmp_path / "runs", **few) == 0
     assert len(first) == BUDGET
     assert "best of 3 configurations (1 could not be trained)" in capsys.readouterr().err
-    assert run.chosen[0].run["search"]["failed"] == 1
-    assert run.chosen[0].run["search"]["chosen"] != first[0]
+    assert run.chosen[0].run.search.failed == 1
+    assert run.chosen[0].run.search.chosen != first[0]
 
 
 def test_what_cannot_be_told_apart_is_not_counted_as_more(
@@ -171,7 +174,7 @@ def test_what_cannot_be_told_apart_is_not_counted_as_more(
 def trial(tmp_path: Path, name: str = "toy/short") -> TrialFolder:
     request = Request([name], "toy", tmp_path / "cache", seeds=1)
     (item,) = plan(discover([TOY]), request, [TOY])
-    return Store(tmp_path / "runs").prepare(item.trial, {**item.run, "threads": 1, "command": []})
+    return Store(tmp_path / "runs").prepare(item.trial, replace(item.run, threads=1, command=[]))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +202,7 @@ def test_only_a_trial_that_failed_by_itself_says_so(
     outcome = local._outcome(folder, code, None)
     assert (outcome.state, outcome.kind) == ("failed", kind)
     assert outcome.untrainable == (kind == "TrialFailed")
-    assert folder.failure() == {"kind": kind, "error": outcome.reason}
+    assert folder.failure() == Failure(kind=kind, error=outcome.reason)
 
 
 def test_the_executor_tells_the_kind_of_a_failure(tmp_path: Path) -> None:
@@ -217,11 +220,11 @@ def test_a_failure_of_an_earlier_attempt_is_not_taken_for_this_ones(
     def disk_full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    def kill(folder: TrialFolder, event: dict[str, Any]) -> None:
+    def kill(folder: TrialFolder, event: Event) -> None:
         for process in multiprocessing.active_children():
             process.kill()
 
-    monkeypatch.setattr(local, "write_json", disk_full)
+    monkeypatch.setattr(TrialFolder, "note_failure", disk_full)
     (outcome,) = local.run_all([folder], kill, 60)
     assert outcome.kind == "killed"
     assert folder.failure() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def in_this_process(store: Store) -> Execute:
 
     def execute(number: int, planned: Sequence[TrialPlan]) -> list[Outcome]:
         return [
-            in_this_process_alone(store.prepare(item.trial, {**item.run, "threads": 1}))
+            in_this_process_alone(store.prepare(item.trial, replace(item.run, threads=1)))
             for item in planned
             if not store.folder(item.trial.id).finished()
         ]
@@ -78,24 +79,24 @@ def test_the_best_on_validation_is_run_with_every_seed(found: tuple[Path, list[T
         (label, seed) for seed in range(2) for label in ("toy/plain", "toy/short")
     ]
     for item in planned:
-        about = item.run["search"]
-        results = {name: searched(out).folder(name) for name in about["trials"]}
-        top1 = {name: folder.result()["val"]["top1"] for name, folder in results.items()}
+        about = item.run.search
+        results = {name: searched(out).folder(name) for name in about.trials}
+        top1 = {name: folder.any_result().val.top1 for name, folder in results.items()}
         assert len(top1) == 4
-        assert about["val_top1"] == top1[about["chosen"]] == max(top1.values())
-        chosen = results[about["chosen"]].config()
-        assert chosen["recipe"] == item.trial.recipe.facts()
-        assert chosen["options"] == item.trial.options
+        assert about.val_top1 == top1[about.chosen] == max(top1.values())
+        chosen = results[about.chosen].config()
+        assert chosen.recipe.json() == item.trial.recipe.facts()
+        assert chosen.options == item.trial.options
         assert item.trial.protocol.search == 4
-        assert len({folder.config()["recipe"]["lr"] for folder in results.values()}) == 4
+        assert len({folder.config().recipe.lr for folder in results.values()}) == 4
 
 
 def test_the_first_configuration_is_the_techniques_own(found: tuple[Path, list[TrialPlan]]) -> None:
     out, planned = found
-    first = searched(out).folder(planned[0].run["search"]["trials"][0]).config()
-    assert first["recipe"]["lr"] == 1e-2
-    assert first["recipe"]["weight_decay"] == 0.05
-    assert first["options"]["label_smoothing"] == 0.0
+    first = searched(out).folder(planned[0].run.search.trials[0]).config()
+    assert first.recipe.lr == 1e-2
+    assert first.recipe.weight_decay == 0.05
+    assert first.options["label_smoothing"] == 0.0
 
 
 def test_searched_trials_know_nothing_of_the_test_split(
@@ -117,7 +118,9 @@ def test_searched_trials_know_nothing_of_the_test_split(
     monkeypatch.setattr(trial_module, "load_dataset", load)
     find(tmp_path, 1, ["toy/short"])
     (folder,) = searched(tmp_path).finished()
-    assert "test" not in folder.result()
+    assert "test" not in folder.any_result().json()
+    with pytest.raises(UsageError, match="is of a search"):
+        folder.result()
     assert not (folder.path / "predictions.parquet").exists()
     assert not (folder.path / "model.safetensors").exists()
     assert not list(Store(found[0]).trials())  # nor do leaderboards see them
@@ -140,14 +143,14 @@ def test_stopped_and_continued_it_finds_the_same(found: tuple[Path, list[TrialPl
     assert len(before) == 4
     again = find(tmp_path, 4)
     assert [item.trial.id for item in again] == [item.trial.id for item in found[1]]
-    assert again[0].run["search"]["trials"] == found[1][0].run["search"]["trials"]
+    assert again[0].run.search.trials == found[1][0].run.search.trials
     assert all((path / "result.json").stat().st_mtime_ns == time for path, time in before.items())
 
 
 def test_what_is_set_is_not_searched(tmp_path: Path) -> None:
     planned = find(tmp_path, 2, ["toy/short"], lr="0.02", jitter="0.1")
-    assert not {"lr", "jitter"}.intersection(planned[0].run["search"]["settings"])
-    assert "weight_decay" in planned[0].run["search"]["settings"]
+    assert not {"lr", "jitter"}.intersection(planned[0].run.search.settings)
+    assert "weight_decay" in planned[0].run.search.settings
     assert planned[0].trial.recipe.lr == 0.02
 
 
@@ -206,9 +209,9 @@ def test_few_images_have_a_search_of_their_own(tmp_path: Path) -> None:
     assert {(item.trial.protocol.search, item.trial.protocol.shots) for item in planned} == {(2, 3)}
     for folder in searched(tmp_path).finished():
         config = folder.config()
-        assert config["protocol"] == {"train": "train", "select": "val", "report": "none", "shots": 3}
-        assert config["dataset"]["n_train"] == 12
-        assert folder.history()[0]["images"] == 12
+        assert config.protocol.json() == {"train": "train", "select": "val", "report": "none", "shots": 3}
+        assert config.dataset.n_train == 12
+        assert folder.history()[0].images == 12
 
 
 def asked(folder: Path, **changes: Any) -> RunOptions:
@@ -309,20 +312,14 @@ def test_the_command(flowers_bench: Callable[..., Any], tmp_path: Path) -> None:
     untuned = flowers_bench("--plugin", f"{TOY},toy/plain", "--data", "toy", "--seeds", "2")
     assert untuned.returncode == 0
     (result,) = {
-        f.result()["cost"].get("search_seconds")
-        for f in Store(tmp_path / "runs").finished()
-        if f.config()["variant"] == "short"
+        f.result().cost.search_seconds for f in Store(tmp_path / "runs").finished() if f.config().variant == "short"
     }
     assert result > 0
     board = flowers_bench("leaderboard").stdout
     assert board.count("toy/plain") >= 2  # a table of its own
     refused = flowers_bench(
         "compare",
-        *[
-            f.id
-            for f in Store(tmp_path / "runs").finished()
-            if f.config()["variant"] == "plain" and f.config()["seed"] == 0
-        ],
+        *[f.id for f in Store(tmp_path / "runs").finished() if f.config().variant == "plain" and f.config().seed == 0],
     )
     assert refused.returncode == 2
     assert "other search budget" in refused.stderr

@@ -83,8 +83,8 @@ def test_a_student_runs_from_plan_to_result(taught: tuple[Path, str]) -> None:
     folder = store.prepare(item.trial, item.run)
     run_trial(folder, lambda event: None)
     # Counted without its teacher, which is as large.
-    cost, alone = folder.result()["cost"], store.folder(teacher).result()["cost"]
-    assert cost["parameters"] == alone["parameters"]
+    cost, alone = folder.result().cost, store.folder(teacher).result().cost
+    assert cost.parameters == alone.parameters
     assert load_trained(folder, torch.device("cpu")).model.backbone is not None
 
 
@@ -144,7 +144,7 @@ def test_what_is_no_id_is_refused(tmp_path: Path, name: str) -> None:
 def test_trials_that_cannot_teach_are_refused(taught: tuple[Path, str]) -> None:
     tmp_path, teacher = taught
     runs = tmp_path / "runs"
-    facts = Store(runs).folder(teacher).config()["dataset"]
+    facts = Store(runs).folder(teacher).config().dataset.json()
     assert find_teacher(teacher, runs, facts).folder == runs / teacher
     with pytest.raises(UsageError, match="does not exist"):
         find_teacher("0" * 16, runs, facts)

@@ -15,18 +15,17 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from flowers_bench.contract.host import discover
-from flowers_bench.data.reopen import load_dataset
+from flowers_bench.data.reopen import DataPlace, load_dataset
 from flowers_bench.store.folder import TrialFolder
-from flowers_bench.store.identity import trial_from_config
-from flowers_bench.training.build import build_parts
+from flowers_bench.training.build import Places, build_parts
 
 
 def _features(folder: TrialFolder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Training embeddings and labels, test embeddings, from the stored weights."""
-    run, trial = folder.run(), trial_from_config(folder.config())
-    host = discover([Path(path) for path in run["plugin_files"]])
-    dataset = load_dataset(host, trial, run)
-    parts, _ = build_parts(host, trial, run, torch.device("cpu"))
+    place, places, trial = DataPlace.of(folder.run()), Places.of(folder.run()), folder.trial()
+    host = discover(places.plugins)
+    dataset = load_dataset(host, trial, place)
+    parts, _ = build_parts(host, trial, places, torch.device("cpu"))
     parts.model.load_state_dict(load_file(folder.path / "model.safetensors"))
     train = parts.evaluator.forward(parts.model, dataset.train.images)[1].numpy().astype(np.float64)
     test = parts.evaluator.forward(parts.model, dataset.test.images)[1].numpy().astype(np.float64)
@@ -41,10 +40,10 @@ def _predicted(folder: TrialFolder) -> np.ndarray:
 def test_a_trial_of_knn_trains_nothing_and_votes_as_scikit_learn(tmp_path: Path) -> None:
     folder = live(tmp_path, "knn/k5", k="7")
     result = folder.result()
-    assert result["cost"]["trainable_parameters"] == 0
-    assert (result["cost"]["epochs"], result["best_epoch"], result["stopped_early"]) == (0, 0, False)
+    assert result.cost.trainable_parameters == 0
+    assert (result.cost.epochs, result.best_epoch, result.stopped_early) == (0, 0, False)
     assert folder.history() == []
-    assert folder.config()["options"]["k"] == 7
+    assert folder.config().options["k"] == 7
     train, labels, test = _features(folder)
 
     def weigh(distance: np.ndarray) -> np.ndarray:
@@ -54,14 +53,14 @@ def test_a_trial_of_knn_trains_nothing_and_votes_as_scikit_learn(tmp_path: Path)
     peer = KNeighborsClassifier(7, metric="cosine", weights=weigh).fit(train, labels)
     scores = _predicted(folder)
     assert np.exp(scores) == pytest.approx(peer.predict_proba(test), abs=1e-3)
-    assert result["test"]["top1"] > 0.4  # random features of easy patterns; chance is 0.25
-    assert set(result["retrieval"]) == {"recall_at_1", "map_at_r"}
+    assert result.test.top1 > 0.4  # random features of easy patterns; chance is 0.25
+    assert set(result.retrieval) == {"recall_at_1", "map_at_r"}
     # Votes are no probabilities, until temperature scaling makes some of them.
-    assert not {"nll", "brier", "ece"} & set(result["test"])
+    assert not {"nll", "brier", "ece"} & set(result.test)
     errors = {"ece", "ece_adaptive"}
-    found = set(result["test"]["calibrated"])
+    found = set(result.test.calibrated)
     assert found == {"nll", "brier", *errors, *(f"{name}_if_calibrated" for name in errors)}
-    assert result["cost"]["flops_uncounted"] == []
+    assert result.cost.flops_uncounted == []
 
 
 def test_a_trial_of_the_logistic_probe_is_scikit_learns(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]
         recipe = {"test_resnet": {"lr": "3e-3", "epochs": "15"}, "test_vit": {"lr": "1e-3", "epochs": "30"}}[backbone]
         given = {**SOURCE, **recipe, "warmup_epochs": "2", "image_size": "64"}
         trial = live(folder, "transfer/scratch", data="petals", backbone=backbone, **given)
-        print(backbone, "on its own species:", trial.result()["test"]["top1"])
+        print(backbone, "on its own species:", trial.result().test.top1)
         state = {k.removeprefix("backbone."): v for k, v in load_file(trial.path / "model.safetensors").items()}
         save_file(state, folder / f"{backbone}.safetensors")
         return str(folder / f"{backbone}.safetensors")
@@ -51,8 +51,8 @@ def learned(tmp_path_factory: pytest.TempPathFactory, pretrained: Callable[[str]
             **dict(settings),
         }
         result = live(folder, name, data="petals", backbone=backbone, weights=weights, **given).result()
-        print(name, backbone, start, result["test"]["top1"], result["retrieval"], result.get("episodic"))
-        return float(result["test"]["top1"])
+        print(name, backbone, start, result.test.top1, result.retrieval, result.episodic)
+        return result.test.top1
 
     return lambda name, backbone, start, **settings: accuracy(name, backbone, start, tuple(sorted(settings.items())))
 

@@ -15,7 +15,7 @@ from lives import live, planned
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowers_bench import AugmentationContext, UsageError
+from flowers_bench import AugmentationContext, Options, UsageError
 from flowers_bench_plugins.mixing import MIXES, batch_transform, blend, cutmix_mask, mixup_mask
 
 CLASSES = 5
@@ -108,7 +108,7 @@ def test_a_seed_repeats_and_no_share_changes_nothing(name: str) -> None:
 def test_an_augmentation_has_the_options_that_it_uses(name: str) -> None:
     used: set[str] = set()
 
-    class Noted(dict[str, Any]):
+    class Noted(Options):
         def __getitem__(self, key: str) -> Any:
             used.add(key)
             return super().__getitem__(key)
@@ -130,14 +130,14 @@ def test_it_overfits_one_batch() -> None:
 def test_a_trial_measures_mixed_images_draws_them_and_repeats(tmp_path: Path) -> None:
     settings = {"epochs": "2", "warmup_epochs": "0", "batch_size": "16", "lr": "3e-3"}
     folder = live(tmp_path, "mixing/both", **settings)
-    result = folder.result()
+    result = folder.result().json()
     mixed = result["mixed"]
     assert mixed["n"] == 40
     assert 1 <= mixed["m"] <= 4
     assert 0 <= mixed["all_m"] <= mixed["top_m"] <= 1
-    assert 0 <= folder.history()[0]["train_top1_clean"] <= 1
+    assert 0 <= folder.history()[0].train_top1_clean <= 1
     assert (folder.path / "figures" / "mixed.png").stat().st_size > 1000
-    again = live(tmp_path, "mixing/both", store="again", **settings).result()
+    again = live(tmp_path, "mixing/both", store="again", **settings).result().json()
     assert {k: again[k] for k in ("mixed", "test", "retrieval")} == {
         k: result[k] for k in ("mixed", "test", "retrieval")
     }

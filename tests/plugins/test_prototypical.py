@@ -115,7 +115,7 @@ SMALL = {"n_way": "2", "eval_way": "3", "episodes_per_epoch": "3"}
 def test_a_trial_keeps_its_two_accuracies_apart(tmp_path: Path) -> None:
     settings = {**SMALL, "epochs": "3", "warmup_epochs": "0", "lr": "3e-3", "held_out": "0.5", "eval_way": "2"}
     folder = live(tmp_path, "prototypical/held-out", **settings)
-    result = folder.result()
+    result = folder.result().json()
     assert result["test"].keys() >= {"n", "top1", "top5", "mean_per_class", "nll"}
     assert not result["test"].keys() & {"accuracy", "episodes", "n_way", "k_shot"}
     for found in result["episodic"].values():
@@ -124,7 +124,7 @@ def test_a_trial_keeps_its_two_accuracies_apart(tmp_path: Path) -> None:
     assert set(result["episodic"]) == {"test", "held_out_classes"}
     assert result["episodic"]["test"]["accuracy"] > 0.6
     assert set(result["retrieval"]) == {"recall_at_1", "map_at_r"}
-    again = live(tmp_path, "prototypical/held-out", store="again", **settings).result()
+    again = live(tmp_path, "prototypical/held-out", store="again", **settings).result().json()
     assert {k: again[k] for k in ("episodic", "test")} == {k: result[k] for k in ("episodic", "test")}
 
 

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from lives import live
 import flowers_bench_plugins
 from flowers_bench.contract.host import discover
 from flowers_bench.store.folder import TrialFolder
+from flowers_bench.training.events import Event, Warned
 from flowers_bench.util.errors import UsageError
 
 PLUGINS = Path(flowers_bench_plugins.__file__).parent
@@ -67,7 +67,7 @@ def test_tensorboard_has_the_numbers_of_history_and_result(tmp_path: Path) -> No
     def read(tag: str) -> list[tuple[int, float]]:
         return [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors(tag)]
 
-    history, result = folder.history(), folder.result()
+    history, result = [record.json() for record in folder.history()], folder.result().json()
     for key in history[0]:
         if key not in SKIPPED:
             assert read(f"epoch/{key}") == [(record["epoch"], record[key]) for record in history]
@@ -82,14 +82,14 @@ def test_mlflow_has_the_numbers_of_history_and_result(tmp_path: Path, monkeypatc
     client = mlflow.MlflowClient((tmp_path / "runs" / "mlruns").as_uri())
     experiment = client.get_experiment_by_name("flowers-bench toy")
     (run,) = client.search_runs([experiment.experiment_id])
-    history, result = folder.history(), folder.result()
+    history, result = [record.json() for record in folder.history()], folder.result().json()
     for key in history[0]:
         if key not in SKIPPED:
             logged = client.get_metric_history(run.info.run_id, f"epoch.{key}")
             assert [(m.step, m.value) for m in logged] == [(record["epoch"], record[key]) for record in history]
     assert run.data.metrics["test.top1"] == result["test"]["top1"]
     assert run.data.metrics["cost.seconds"] == result["cost"]["seconds"]
-    assert run.data.params["recipe.lr"] == str(folder.config()["recipe"]["lr"])
+    assert run.data.params["recipe.lr"] == str(folder.config().recipe.lr)
     assert run.data.tags["flowers_bench.trial"] == folder.id
     assert run.info.status == "FINISHED"
 
@@ -120,10 +120,10 @@ def test_a_server_that_never_answers_is_said_once_and_soon(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", silent_server)
     for name in PATIENCE:
         monkeypatch.delenv(name, raising=False)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     started = time.monotonic()
     folder = live(tmp_path, "toy/plain", files=files("mlflow"), run={"track": ["mlflow"]}, emit=events.append)
-    warnings = [event["text"] for event in events if event["event"] == "warning"]
+    warnings = [event.text for event in events if isinstance(event, Warned)]
     assert len(warnings) == 1
     assert "tracker 'mlflow' is left out of this trial from here on: trial_started" in warnings[0]
     assert time.monotonic() - started < 90, "four hooks would have waited for minutes each"
@@ -136,9 +136,9 @@ def test_a_tracker_that_cannot_write_is_said_once(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / {"mlflow": "mlruns", "tensorboard": "tensorboard"}[name]).write_text("in the way")
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     folder = live(tmp_path, "toy/plain", files=files(name), run={"track": [name]}, emit=events.append)
-    warnings = [event["text"] for event in events if event["event"] == "warning"]
+    warnings = [event.text for event in events if isinstance(event, Warned)]
     assert len(warnings) == 1
     assert f"tracker {name!r} is left out of this trial" in warnings[0]
     assert folder.finished()
@@ -167,16 +167,16 @@ def test_trackers_are_silent_unless_asked(tmp_path: Path) -> None:
 
 def test_a_harmful_observer_changes_no_number(tmp_path: Path) -> None:
     (tmp_path / "harmful.py").write_text(HARMFUL)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     alone = live(tmp_path, "toy/plain", store="alone")
     beside = live(tmp_path, "toy/plain", store="beside", files=[tmp_path / "harmful.py"], emit=events.append)
-    warnings = [event["text"] for event in events if event["event"] == "warning"]
+    warnings = [event.text for event in events if isinstance(event, Warned)]
     assert any("no disk" in text for text in warnings)
     assert sum("SystemExit" in text for text in warnings) == 4
     logits = [np.stack(list(folder.predictions()["logits"])) for folder in (alone, beside)]
     assert np.array_equal(*logits)
-    assert alone.result()["test"] == beside.result()["test"]
-    assert alone.history()[-1]["val_top1"] == beside.history()[-1]["val_top1"]
+    assert alone.result().test == beside.result().test
+    assert alone.history()[-1].val_top1 == beside.history()[-1].val_top1
 
 
 def test_what_cannot_track_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,9 +77,7 @@ def test_all_pairs_are_adjusted_together(runs: Path) -> None:
 
 def test_a_trial_id_is_that_seed_alone(runs: Path) -> None:
     ids = [
-        f.id
-        for f in Store(runs).finished()
-        if f.result()["label"] in ("wise/good", "wise/plain") and f.result()["seed"] == 1
+        f.id for f in Store(runs).finished() if f.result().label in ("wise/good", "wise/plain") and f.result().seed == 1
     ]
     (pair,) = Comparison.all_of(rows_of([ids[0][:8], ids[1]], runs)).pairs
     assert pair.seeds == (1,)
@@ -179,7 +177,7 @@ def test_ambiguous_names_list_what_to_type(runs: Path) -> None:
 def test_of_several_datasets_the_common_one_is_meant(runs: Path) -> None:
     store_trial(runs, "wise/good", 0, outcomes(0, 0.9), dataset={"name": "garden"})
     rows = rows_of(["wise/good", "wise/plain"], runs)
-    assert {row.config["dataset"]["name"] for row in rows} == {"meadow"}
+    assert {row.config.dataset.name for row in rows} == {"meadow"}
 
 
 @pytest.mark.parametrize(

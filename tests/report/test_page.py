@@ -17,6 +17,7 @@ from flowers_bench.report.explorer import hardest
 from flowers_bench.report.leaderboard import Leaderboard
 from flowers_bench.report.plots import curve, reliability, sweeps
 from flowers_bench.store.folder import Store
+from flowers_bench.store.records import Epoch
 from flowers_bench.util.errors import UsageError
 
 
@@ -89,7 +90,7 @@ def test_plots_have_the_stored_figures(data: dict) -> None:
 def test_examples_show_what_they_say(data: dict, runs: Path) -> None:
     (group,) = [g for g in data.values() if any(row["stress"] for row in g["rows"])]
     row = next(row for row in group["rows"] if row["name"] == "wise/good")
-    folder = next(f for f in Store(runs).finished() if f.result()["label"] == "wise/good" and "stress" in f.result())
+    folder = next(f for f in Store(runs).finished() if f.result().label == "wise/good" and f.result().stress)
     scores = folder.scores()
     predicted = dict(zip(scores.keys, scores.logits.argmax(1), strict=True))
     labels = dict(zip(scores.keys, scores.labels, strict=True))
@@ -150,16 +151,18 @@ def test_an_unreadable_picture_does_not_stop_the_page(
 
 
 def test_curve_of_seeds_that_stopped_at_different_epochs() -> None:
-    histories = [[{"x": 1.0}, {"x": 3.0}], [{"x": 2.0}]]
-    assert curve(histories, "x") == {"mean": [1.5, 3.0], "low": [1.0, 3.0], "high": [2.0, 3.0]}
-    assert curve([[]], "x") == {"mean": [], "low": [], "high": []}
+    histories = [
+        [Epoch.read({"epoch": 1, "val_nll": value}) for value in values] for values in ([1.0, 3.0, None], [2.0])
+    ]
+    assert curve(histories, lambda epoch: epoch.val_nll) == {"mean": [1.5, 3.0], "low": [1.0, 3.0], "high": [2.0, 3.0]}
+    assert curve([[]], lambda epoch: epoch.val_nll) == {"mean": [], "low": [], "high": []}
 
 
 def test_hardest_images_are_of_several_classes(runs: Path) -> None:
     rows = next(g.rows for g in Leaderboard.of(Store(runs).finished()).groups if g.title.startswith("meadow"))
     found = hardest(rows)
-    assert [image["share"] for image in found][:4] == ["0"] * 4
-    assert max(Counter(image["label"] for image in found).values()) == 2
+    assert [image.share for image in found][:4] == ["0"] * 4
+    assert max(Counter(image.label for image in found).values()) == 2
 
 
 def test_reliability_counts_every_prediction_once(runs: Path) -> None:

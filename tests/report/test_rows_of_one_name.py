@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -33,7 +34,8 @@ from flowers_bench.report.published import beside_reported
 from flowers_bench.report.shots import families
 from flowers_bench.report.text import FORMATS
 from flowers_bench.store.folder import Store
-from flowers_bench.store.identity import HARNESS_REVISION, Protocol, trial_from_config
+from flowers_bench.store.identity import HARNESS_REVISION, Protocol
+from flowers_bench.store.records import Config
 from flowers_bench.util.errors import UsageError
 
 SEEDS = 3
@@ -86,9 +88,9 @@ def group(runs: Path) -> Group:
     return group
 
 
-def number_of(config: dict[str, Any]) -> int:
+def number_of(config: Config) -> int:
     """Which of `ROWS` a configuration is."""
-    return ROWS.index((f"{config['technique']}/{config['variant']}", config["backbone"], config["weights"]))
+    return ROWS.index((config.label, config.backbone, config.weights.json()))
 
 
 def outcomes_of(number: int) -> np.ndarray:
@@ -106,15 +108,15 @@ def test_every_cell_is_the_difference_of_its_own_rows(group: Group) -> None:
     compared = Comparison.all_of(group.rows)
     matrix = _matrix(group.rows, compared)
     for (i, one), (j, other) in itertools.product(enumerate(group.rows), repeat=2):
-        cell = matrix["body"][i][j]
+        cell = matrix.body[i][j]
         if i == j:
             assert cell is None, "no row is compared with itself"
             continue
         found = paired_difference(outcomes_of(number_of(one.config)), outcomes_of(number_of(other.config)))
-        assert cell["value"] == f"{100 * found.value:+.1f}", (one.name, other.name)
+        assert cell.value == f"{100 * found.value:+.1f}", (one.name, other.name)
         if i < j:  # the mirrored one draws its bootstrap the other way round
-            assert cell["interval"] == points_interval(found.low, found.high)
-    assert matrix["names"] == [row.name for row in group.rows]
+            assert cell.interval == points_interval(found.low, found.high)
+    assert matrix.names == [row.name for row in group.rows]
 
 
 def test_baselines_are_the_rows_own(group: Group) -> None:
@@ -122,8 +124,8 @@ def test_baselines_are_the_rows_own(group: Group) -> None:
     for pair in group.differences:
         one, other = (next(row for row in group.rows if row.id == i) for i in pair.ids)
         assert (one.name, other.name) == (pair.first, pair.second)
-        assert one.config["backbone"] == other.config["backbone"]
-        assert one.config["weights"] == other.config["weights"]
+        assert one.config.backbone == other.config.backbone
+        assert one.config.weights == other.config.weights
         won, lost = won_and_lost(*(outcomes_of(number_of(row.config)) for row in (one, other)))
         assert pair.difference.value == pytest.approx((won - lost) / SEEDS / 400)
 
@@ -150,10 +152,10 @@ def test_stress_is_the_rows_own(group: Group) -> None:
     found = _stressed(group)
     assert len(found) == 4
     for one, pair in zip(found, group.differences, strict=True):
-        assert one["sheet"].title == f"{pair.first} against {pair.second} under stress"
+        assert one.sheet.title == f"{pair.first} against {pair.second} under stress"
         a, b = (number_of(next(row for row in group.rows if row.id == i).config) for i in pair.ids)
         levels = [np.mean([turned_images(n, seed, k) for seed in range(SEEDS) for k in range(1, 6)]) for n in (a, b)]
-        assert one["sheet"].body[0][3] == f"{100 * (levels[0] - levels[1]):+.1f}"
+        assert one.sheet.body[0][3] == f"{100 * (levels[0] - levels[1]):+.1f}"
 
 
 def test_every_name_is_one_that_compare_takes(group: Group, runs: Path) -> None:
@@ -265,8 +267,8 @@ def test_reported_figures_stand_beside_rows_that_are_told_apart(tmp_path: Path) 
     for table, (k, backbone) in zip(read_suite(str(suite)).tables, ((3, "x"), (4, "x"), (3, "y")), strict=True):
         common = {"options": {"k": k}, "backbone": backbone}
         folder = store_trial(tmp_path / "runs", "wise/good", 0, outcomes(0, 0.5 + k / 20), **common)
-        trial = trial_from_config(folder.config())
-        tables.append(PlannedTable(table, (request,), (TrialPlan(trial, {}),)))
+        trial = folder.trial()
+        tables.append(PlannedTable(table, (request,), (TrialPlan(trial, folder.run()),)))
     found = beside_reported(tables, Store(tmp_path / "runs"))
     assert [(line.reported.row, line.name) for line in found] == [
         ("a", "wise/good backbone=x k=3"),
@@ -339,8 +341,8 @@ def test_tables_of_one_dataset_have_titles_of_their_own(tmp_path: Path, changes:
 
 def test_seeds_and_schema_do_not_make_another_row(tmp_path: Path) -> None:
     config = store_trial(tmp_path, "wise/good", 0, outcomes(0, 0.7)).config()
-    assert configuration_id(config) == configuration_id({**config, "seed": 5, "id": "0" * 16, "schema_version": 2})
-    assert configuration_id(config) != configuration_id({**config, "not known yet": None})
+    assert configuration_id(config) == configuration_id(replace(config, seed=5, id="0" * 16, schema_version=2))
+    assert configuration_id(config) != configuration_id(Config.read({**config.json(), "not known yet": None}))
 
 
 def test_a_trial_is_not_compared_with_its_own_row(tmp_path: Path) -> None:
@@ -362,7 +364,7 @@ def test_two_trials_of_one_row_are_each_their_own(tmp_path: Path, capsys: pytest
 def test_names_are_distinct_whatever_differs(tmp_path: Path) -> None:
     """Random configurations, many of them near twins: distinct, and each picked by what it says and by nothing else."""
     rng = np.random.default_rng(0)
-    config = store_trial(tmp_path, "a/b", 0, outcomes(0, 0.5)).config()
+    config = store_trial(tmp_path, "a/b", 0, outcomes(0, 0.5)).config().json()
 
     def changed() -> dict[str, Any]:
         one = json.loads(json.dumps(config))
@@ -378,16 +380,16 @@ def test_names_are_distinct_whatever_differs(tmp_path: Path) -> None:
         return json.loads(json.dumps(one, default=lambda value: value.item()))
 
     configs = list({json.dumps(one, sort_keys=True): one for one in (changed() for _ in range(300))}.values())
-    names = distinct_names(configs)
+    names = distinct_names(list(map(Config.read, configs)))
     assert len(set(names)) == len(names) > 200
     assert all(name.isprintable() for name in names)
 
 
 def test_a_name_that_imitates_another_is_told_apart(tmp_path: Path) -> None:
     config = store_trial(tmp_path, "a/b", 0, outcomes(0, 0.5)).config()
-    twins = [config, {**config, "options": {"k": 1}}, {**config, "options": {"k": "1"}}]
+    twins = [config, replace(config, options={"k": 1}), replace(config, options={"k": "1"})]
     imitated = distinct_names(twins)
-    liars = [{**config, "variant": name.partition("/")[2]} for name in imitated]
+    liars = [replace(config, variant=name.partition("/")[2]) for name in imitated]
     assert len(set(distinct_names([*twins, *liars]))) == 6
 
 

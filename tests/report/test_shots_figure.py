@@ -32,7 +32,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Leaderboard:
 
 def test_different_shots_never_share_a_table(board: Leaderboard) -> None:
     for group in board.groups:
-        assert len({row.config["protocol"].get("shots") for row in group.rows}) == 1
+        assert len({row.config.protocol.shots for row in group.rows}) == 1
     titles = [group.title for group in board.groups if group.title.startswith("meadow")]
     assert sum("(5 of each class)" in title for title in titles) == 1
     assert {row["shots"] for row in json.loads(json_text(board))} == {1, 5, None}

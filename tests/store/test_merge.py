@@ -35,7 +35,7 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> list[TrialPlan]:
 def make(tmp_path: Path, trials: list[TrialPlan]) -> Make:
     def make(store: str, which: int, *, finished: bool = True, right: int = 40, epochs: int = 1) -> TrialFolder:
         """Of 40 test images, so many right."""
-        folder = Store(tmp_path / store).prepare(trials[which].trial, {**trials[which].run, "from": store})
+        folder = Store(tmp_path / store).prepare(trials[which].trial, replace(trials[which].run, data_source=store))
         train(folder, epochs)
         if finished:
             finish(folder, np.arange(40) < right)
@@ -74,7 +74,7 @@ def test_the_finished_trial_is_taken_and_then_the_one_that_got_further(make: Mak
     make("b", 1, finished=False, epochs=2)
     for sources, target in ((["a", "b"], "x"), (["b", "a"], "y"), (["b"], "a")):
         merge_stores([tmp_path / name for name in sources], tmp_path / target)
-        assert [folder.run()["from"] for folder in Store(tmp_path / target).trials()] == ["b", "b"]
+        assert [folder.run().data_source for folder in Store(tmp_path / target).trials()] == ["b", "b"]
         assert len(Store(tmp_path / target).finished()) == 1
 
 
@@ -132,7 +132,7 @@ def test_renamed_and_edited_trials_are_left_out(make: Make, tmp_path: Path) -> N
     shutil.copytree(folder.path, tmp_path / "a" / ("0" * 16))
     assert "its folder was renamed, or it was edited" in left_out(tmp_path, "a", taken=2)
     shutil.rmtree(tmp_path / "a" / ("0" * 16))
-    write_json(folder.path / "config.json", {**folder.config(), "seed": 7})
+    write_json(folder.path / "config.json", {**folder.config().json(), "seed": 7})
     assert "its folder was renamed, or it was edited" in left_out(tmp_path, "a", taken=1)
 
 
@@ -162,12 +162,12 @@ def test_a_damaged_trial_of_the_target_stays_as_it_is(make: Make, tmp_path: Path
 def test_places_of_another_machine_are_left_behind(make: Make, tmp_path: Path) -> None:
     folder = make("a", 0)
     places = {"weights_path": "/w.pth", "data_path": "/d", "store": "/s", "plugin_files": ["/p.py"], "cache_dir": "/c"}
-    write_json(folder.path / "run.json", {**folder.run(), **places, "command": ["-p", "x"]})
+    write_json(folder.path / "run.json", {**folder.run().json(), **places, "command": ["-p", "x"]})
     merge_stores([tmp_path / "a"], tmp_path / "all")
     arrived = Store(tmp_path / "all").folder(folder.id).run()
-    assert not arrived.keys() & places.keys()
-    assert arrived["command"] == ["-p", "x"]
-    assert arrived["data_source"] == "toy"
+    assert not arrived.json().keys() & places.keys()
+    assert arrived.command == ["-p", "x"]
+    assert arrived.data_source == "a"
 
 
 def test_what_is_no_store_is_refused(make: Make, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from stored import outcomes, store_trial
 
 import flowers_bench
 from flowers_bench import UsageError, load_results
-from flowers_bench.store.folder import SCHEMA_VERSION, Store
+from flowers_bench.store.folder import Store
+from flowers_bench.store.reading import SCHEMA_VERSION
 
 FORMAT = (Path(__file__).parents[2] / "docs" / "results-format.md").read_text(encoding="utf-8")
 
@@ -38,8 +39,8 @@ def test_a_row_per_finished_trial_with_its_figures(runs: Path) -> None:
     ]
     for row in table.to_dict("records"):
         result = Store(runs).folder(row["id"]).result()
-        assert row["test.top1"] == result["test"]["top1"]
-        assert row["cost.seconds"] == result["cost"]["seconds"]
+        assert row["test.top1"] == result.test.top1
+        assert row["cost.seconds"] == result.cost.seconds
         assert row["recipe.epochs"] == 3
         assert row["dataset.name"] == "meadow"
     assert table["test.top1"].dtype == float
@@ -78,9 +79,10 @@ def test_the_package_is_imported_without_pandas() -> None:
 
 def test_the_format_names_every_field(runs: Path) -> None:
     folder = Store(runs).finished()[0]
-    fields = {*folder.config(), *folder.result(), *folder.history()[0], *folder.predictions().columns}
-    nested = {key for name in ("dataset", "recipe", "weights", "protocol") for key in folder.config()[name]}
-    for field in fields | nested | set(folder.result()["hardware"]):
+    config, result = folder.config().json(), folder.result().json()
+    fields = {*config, *result, *folder.history()[0].json(), *folder.predictions().columns}
+    nested = {key for name in ("dataset", "recipe", "weights", "protocol") for key in config[name]}
+    for field in fields | nested | set(result["hardware"]):
         assert f"`{field}`" in FORMAT, field
     assert f"Schema version {SCHEMA_VERSION}" in FORMAT
 

@@ -12,15 +12,17 @@ from pathlib import Path
 import pytest
 from stored import outcomes, store_trial
 
-from flowers_bench.store.folder import SCHEMA_VERSION, Store, read_json
+from flowers_bench.store.folder import Store
 from flowers_bench.store.identity import Protocol
+from flowers_bench.store.reading import SCHEMA_VERSION, read_record
+from flowers_bench.store.schema import Record
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.files import write_atomically, write_json
 
 
 def test_json_round_trip_leaves_no_temporary_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"ü": [1, 2.5, None]})
-    assert read_json(tmp_path / "a.json") == {"ü": [1, 2.5, None]}
+    assert read_record(tmp_path / "a.json", Record).json() == {"ü": [1, 2.5, None]}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -40,7 +42,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, fails)
-    assert read_json(path) == {"old": 1}
+    assert read_record(path, Record).json() == {"old": 1}
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -76,7 +78,7 @@ def test_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         if path.exists():
-            values = read_json(path)["n"]
+            values = read_record(path, Record).json()["n"]
             assert len(values) == 2000
             assert len(set(values)) == 1
 
@@ -85,7 +87,7 @@ def test_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
 def test_damaged_json_names_the_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(UsageError, match=r"result\.json"):
-        read_json(tmp_path / "result.json")
+        read_record(tmp_path / "result.json", Record)
 
 
 def test_result_of_another_version_is_refused(tmp_path: Path) -> None:

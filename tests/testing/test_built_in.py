@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A store with a finished trial on the kit's data."""
     store = tmp_path_factory.mktemp("store")
     planned = Subject(HOST, "transfer/scratch").planned
-    folder = Store(store).prepare(planned.trial, {**planned.run, "command": []})
+    folder = Store(store).prepare(planned.trial, replace(planned.run, command=[]))
     run_trial(folder, lambda event: None)
     torch.use_deterministic_algorithms(False)
     return store, folder.id

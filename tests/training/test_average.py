@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,13 +104,13 @@ def test_a_buffer_that_is_replaced_is_followed() -> None:
 
 def outcome(folder: TrialFolder) -> tuple[bytes, list[float], object]:
     result = folder.result()
-    return folder.scores().logits.tobytes(), [record["val_nll"] for record in folder.history()], result["best_epoch"]
+    return folder.scores().logits.tobytes(), [record.val_nll for record in folder.history()], result.best_epoch
 
 
 def test_stopped_and_continued_it_is_bit_equal(tmp_path: Path) -> None:
     calm = live(tmp_path, "toy/plain", store="calm", ema_decay="0.999")
     item = planned(tmp_path, "toy/plain", ema_decay="0.999")
-    stopped = Store(tmp_path / "stopped").prepare(item.trial, {**item.run, "threads": 1, "command": []})
+    stopped = Store(tmp_path / "stopped").prepare(item.trial, replace(item.run, threads=1, command=[]))
     for _ in range(2):
         with pytest.raises(Interrupted):
             run_once_interrupted(stopped)
@@ -125,9 +126,9 @@ def test_it_learns_as_the_network_does(tmp_path: Path) -> None:
     """Twelve steps; from the initial weights, 0.999 kept 99 % of them and stayed at chance."""
     settings = {"data.noise": "20", "dropout": "0", "lr": "0.05"}
     folder = live(tmp_path, "toy/plain", ema_decay="0.999", **settings)
-    accuracy = folder.result()["val"]["top1"]
+    accuracy = folder.result().val.top1
     assert accuracy > 0.6
-    assert accuracy > live(tmp_path, "toy/plain", **settings).result()["val"]["top1"] - 0.2
+    assert accuracy > live(tmp_path, "toy/plain", **settings).result().val.top1 - 0.2
 
 
 def test_only_trials_that_average_have_other_ids(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_only_trials_that_average_have_other_ids(tmp_path: Path) -> None:
 
 def test_a_trial_from_before_the_warm_up_predicts_but_is_not_continued(tmp_path: Path) -> None:
     folder = live(tmp_path, "toy/short", ema_decay="0.9")
-    config = folder.config()
+    config = folder.config().json()
     del config["recipe"]["ema_warmup"]
     config["id"] = config_id(config)
     old = TrialFolder(folder.path.rename(folder.path.with_name(config["id"])))

@@ -18,19 +18,8 @@ from flowers_bench.cli.report import report
 from flowers_bench.cli.show import show
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.identity import Protocol
-from flowers_bench.store.schema import (
-    CONFIG,
-    ENVIRONMENT,
-    EPOCH,
-    RESULT,
-    RUN,
-    SEARCHED,
-    ByName,
-    Each,
-    Form,
-    OrNull,
-    Record,
-)
+from flowers_bench.store.records import Epoch
+from flowers_bench.store.schema import ByName, Each, Fields, Form, OrNull, form_of
 from flowers_bench.training.robustness import stress_trial
 from flowers_bench.training.trial import run_trial
 
@@ -106,7 +95,7 @@ def under_stress(tmp_path: Path) -> TrialFolder:
 def searched(tmp_path: Path) -> TrialFolder:
     item = planned(tmp_path, "toy/short")
     trial = replace(item.trial, protocol=Protocol(report="none"))
-    folder = Store(tmp_path / "runs").of_searches().prepare(trial, {**item.run, "threads": 1, "command": []})
+    folder = Store(tmp_path / "runs").of_searches().prepare(trial, replace(item.run, threads=1, command=[]))
     run_trial(folder, lambda event: None)
     return folder
 
@@ -136,7 +125,7 @@ def unnamed(value: Any, form: Form, name: str = "") -> Iterator[str]:
     elif isinstance(form, ByName):
         for item in (value or {}).values():
             yield from unnamed(item, form.form, f"{name}.*")
-    elif isinstance(form, Record):
+    elif isinstance(form, Fields):
         known = {key.removesuffix("?"): inner for key, inner in form.fields.items()}
         for key, item in (value or {}).items():
             if key not in known:
@@ -151,21 +140,17 @@ def test_what_is_measured_can_be_read_and_is_in_the_schema(
 ) -> None:
     folder = corner(tmp_path)
     folder.check()
-    result = folder.result()
+    result = folder.any_result().json()
     assert {name: result.get(name) for name in CORNERS[corner]} == CORNERS[corner]
     if corner is episodes:
         assert result["episodic"].keys() == {"test"}
-    forms = ((folder.config(), CONFIG), (folder.run(), RUN), (result, RESULT))
-    if folder.config()["protocol"]["report"] == "none":
-        forms = ((folder.config(), CONFIG), (folder.run(), RUN), (result, SEARCHED))
-    else:
-        assert not list(unnamed(folder.environment(), ENVIRONMENT))
-    for value, form in forms:
-        assert not list(unnamed(value, form))
-    for record in folder.history():
-        assert not list(unnamed(record, EPOCH))
+    records = [folder.config(), folder.run(), folder.any_result(), *folder.history()]
+    if not folder.config().searched:
+        records.append(folder.environment())
+    for record in records:
+        assert not list(unnamed(record.json(), form_of(type(record))))
     show(folder.id, folder.path.parent, "text")
-    if folder.config()["protocol"]["report"] == "test":
+    if not folder.config().searched:
         runs = folder.path.parent
         assert print_leaderboard(runs, "text", trials=False) == 0
         assert report(runs, tmp_path / "report.html") == 0
@@ -174,6 +159,7 @@ def test_what_is_measured_can_be_read_and_is_in_the_schema(
 
 
 def test_a_loss_without_end_on_validation_images_is_null_in_the_history(tmp_path: Path) -> None:
-    TrialFolder(tmp_path).write_history([{"epoch": 1, "val_nll": float("nan"), "train_loss": 1.5, "images": 3}])
+    given = {"epoch": 1, "val_nll": float("nan"), "train_loss": 1.5, "images": 3}
+    TrialFolder(tmp_path).write_history([Epoch.read(given)])
     (record,) = TrialFolder(tmp_path).history()
-    assert record == {"epoch": 1, "val_nll": None, "train_loss": 1.5, "images": 3}
+    assert record.json() == {**given, "val_nll": None}

@@ -9,6 +9,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,17 +25,17 @@ from torch import nn
 
 from flowers_bench.cli.options import RunOptions, check_devices
 from flowers_bench.contract.host import discover
-from flowers_bench.data.reopen import load_dataset
+from flowers_bench.data.reopen import DataPlace, load_dataset
 from flowers_bench.executors.devices import run_on_devices
 from flowers_bench.executors.local import run_all
-from flowers_bench.measure.cost import peak_of_all
+from flowers_bench.measure.cost import PeakMemory
 from flowers_bench.measure.energy import joules_of_all
 from flowers_bench.nn import Output
 from flowers_bench.plan.planning import Request, plan
 from flowers_bench.store.folder import Store, TrialFolder
-from flowers_bench.store.identity import trial_from_config
-from flowers_bench.training.build import build_parts
+from flowers_bench.training.build import Places, build_parts
 from flowers_bench.training.distributed import Ranks
+from flowers_bench.training.events import EpochFinished, Event, Starting
 from flowers_bench.training.frozen_prefix import start_from_prefix
 from flowers_bench.training.loop import Training
 from flowers_bench.training.process import Interrupted, prepare_process
@@ -62,7 +63,7 @@ WHOLE: dict[str, dict[str, str]] = {
 
 def prepared(tmp_path: Path, name: str, devices: int, **settings: str) -> TrialFolder:
     item = planned(tmp_path, name, **{**RECIPE, **settings})  # type: ignore[arg-type]
-    run = {**item.run, "threads": 1, "devices": devices, "command": []}
+    run = replace(item.run, threads=1, devices=devices, command=[])
     return Store(tmp_path / f"on-{devices}").prepare(item.trial, run)
 
 
@@ -90,11 +91,12 @@ def train(folders: Sequence[TrialFolder], count: int, stop: bool = False) -> Non
 def train_one(folder: TrialFolder, ranks: Ranks, stop: bool) -> None:
     """Trains, and leaves what this rank's model saw, what targets its loss saw, and what became of the model."""
     run = folder.run()
-    trial, host = trial_from_config(folder.config()), discover([Path(path) for path in run["plugin_files"]])
-    device = prepare_process(run, ranks.count)
-    dataset = load_dataset(host, trial, run)
-    parts, _ = build_parts(host, trial, run, device)
-    dataset, _ = start_from_prefix(trial, parts, dataset, Path(run["cache_dir"]), lambda event: None)
+    place, places = DataPlace.of(run), Places.of(run)
+    trial, host = folder.trial(), discover(places.plugins)
+    device = prepare_process(run.threads, ranks.count)
+    dataset = load_dataset(host, trial, place)
+    parts, _ = build_parts(host, trial, places, device)
+    dataset, _ = start_from_prefix(trial, parts, dataset, place.cache, lambda event: None)
     seen: list[torch.Tensor] = []
     targets: list[torch.Tensor] = []
     criterion = parts.criterion
@@ -109,7 +111,7 @@ def train_one(folder: TrialFolder, ranks: Ranks, stop: bool) -> None:
         parts,
         dataset.train,
         dataset.val,
-        folder.path,
+        folder,
         stop_requested=lambda: stop and ranks.is_main,
         ranks=ranks,
     )
@@ -182,10 +184,10 @@ def test_interrupted_on_two_devices_and_continued_on_one(tmp_path: Path) -> None
     assert (moved.path / "checkpoint.pt").exists()
     in_a_process(partial(train, [moved], 1))
     expected, found = left_by(alone), left_by(moved)
-    assert len(found["seen"]) == len(expected["seen"]) * 2 // 3
-    assert [record["epoch"] for record in found["history"]] == [1, 2, 3]
-    for key, value in expected["model"].items():
-        torch.testing.assert_close(found["model"][key], value, rtol=1e-3, atol=2e-5)
+    assert len(found.seen) == len(expected.seen) * 2 // 3
+    assert [record.epoch for record in found.history] == [1, 2, 3]
+    for key, value in expected.model.items():
+        torch.testing.assert_close(found.model[key], value, rtol=1e-3, atol=2e-5)
 
 
 def the_trial_and_its_ranks(folder: TrialFolder) -> list[psutil.Process]:
@@ -219,8 +221,8 @@ def test_a_process_that_dies_ends_the_trial_with_the_reason(tmp_path: Path, vict
     processes: list[psutil.Process] = []
     ports: list[Any] = []
 
-    def kill(of: TrialFolder, event: dict[str, Any]) -> None:
-        if event["event"] == "epoch" and event["epoch"] == 2:
+    def kill(of: TrialFolder, event: Event) -> None:
+        if isinstance(event, EpochFinished) and event.record.epoch == 2:
             processes.extend(the_trial_and_its_ranks(folder))
             ports.extend(port for process in processes for port in process.net_connections("inet"))
             processes[victim].kill()
@@ -240,19 +242,19 @@ def test_a_whole_life_on_two_devices(tmp_path: Path) -> None:
     settings = {**RECIPE, "epochs": "3", "dropout": "0"}
     alone = live(tmp_path, "toy/plain", store="alone", **settings)
     item = planned(tmp_path, "toy/plain", **settings)  # type: ignore[arg-type]
-    together = Store(tmp_path / "together").prepare(item.trial, {**item.run, "threads": 2, "devices": 2, "command": []})
+    together = Store(tmp_path / "together").prepare(item.trial, replace(item.run, threads=2, devices=2, command=[]))
     assert together.id == alone.id
-    events: list[str] = []
-    (outcome,) = run_all([together], lambda folder, event: events.append(event["event"]), timeout=200)
+    events: list[type] = []
+    (outcome,) = run_all([together], lambda folder, event: events.append(type(event)), timeout=200)
     assert outcome.state == "done"
-    assert events.count("epoch") == events.count("starting") * 3 == 3
+    assert events.count(EpochFinished) == events.count(Starting) * 3 == 3
     one, other = (np.stack(list(folder.predictions()["logits"])) for folder in (alone, together))
     np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-4)
     found, expected = together.result(), alone.result()
-    assert found["test"]["top1"] == expected["test"]["top1"]
-    assert (expected["hardware"]["devices"], found["hardware"]["devices"]) == (1, 2)
-    assert found["hardware"]["threads"] == 1
-    assert found["cost"]["peak_rss_bytes"] > 0
+    assert found.test.top1 == expected.test.top1
+    assert (expected.hardware.devices, found.hardware.devices) == (1, 2)
+    assert found.hardware.threads == 1
+    assert found.cost.peak_rss_bytes > 0
     assert len(together.history()) == 3
     assert sorted(path.name for path in together.path.iterdir() if not path.name.startswith(".")) == sorted(
         [*(path.name for path in alone.path.iterdir() if not path.name.startswith(".")), "attempts.jsonl", "log.txt"]
@@ -263,8 +265,8 @@ def test_a_whole_life_on_two_devices(tmp_path: Path) -> None:
 def test_an_interrupt_lets_all_finish_their_epoch(tmp_path: Path) -> None:
     folder = prepared(tmp_path, "toy/plain", 2, epochs="6")
 
-    def interrupt(of: TrialFolder, event: dict[str, Any]) -> None:
-        if event["event"] == "epoch" and event["epoch"] == 2:
+    def interrupt(of: TrialFolder, event: Event) -> None:
+        if isinstance(event, EpochFinished) and event.record.epoch == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     (outcome,) = run_all([folder], interrupt, timeout=100)
@@ -272,7 +274,7 @@ def test_an_interrupt_lets_all_finish_their_epoch(tmp_path: Path) -> None:
     assert 2 <= len(folder.history()) < 6
     (outcome,) = run_all([folder], lambda *event: None, timeout=100)
     assert outcome.state == "done"
-    assert [record["epoch"] for record in folder.history()] == [1, 2, 3, 4, 5, 6]
+    assert [record.epoch for record in folder.history()] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow
@@ -289,7 +291,7 @@ def test_a_plugin_that_raises_on_one_device_is_named(tmp_path: Path) -> None:
     plugin = tmp_path / "half.py"
     plugin.write_text(HALF)
     item = planned(tmp_path, "half", files=[plugin], image_size="16")
-    folder = Store(tmp_path / "runs").prepare(item.trial, {**item.run, "threads": 1, "devices": 2, "command": []})
+    folder = Store(tmp_path / "runs").prepare(item.trial, replace(item.run, threads=1, devices=2, command=[]))
     (outcome,) = run_all([folder], lambda *event: None, timeout=100)
     assert outcome.state == "failed"
     assert outcome.kind == "crash"
@@ -446,9 +448,8 @@ def test_what_cannot_be_divided_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_several_processes_cost() -> None:
-    assert peak_of_all([{"peak_rss_bytes": 3}]) == {"peak_rss_bytes": 3}
-    peaks = [{"peak_rss_bytes": 3, "peak_cuda_bytes": 5}, {"peak_rss_bytes": 4, "peak_cuda_bytes": 2}]
-    assert peak_of_all(peaks) == {"peak_rss_bytes": 7, "peak_cuda_bytes": 5}
+    assert PeakMemory.of_all([PeakMemory(3, None)]) == PeakMemory(3, None)
+    assert PeakMemory.of_all([PeakMemory(3, 5), PeakMemory(4, 2)]) == PeakMemory(7, 5)
     assert joules_of_all([{"package_joules": 3.0}, {"package_joules": 3.5}]) == {"package_joules": 3.0}
     assert joules_of_all([{"package_joules": 3.0, "gpu_joules": 1.0}, {"gpu_joules": 2.0}]) == {
         "package_joules": 3.0,

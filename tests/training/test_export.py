@@ -40,15 +40,15 @@ def stored(folder: TrialFolder) -> np.ndarray:
 
 def pixels(folder: TrialFolder) -> np.ndarray:
     images = dataset_of(folder, NAMED).test.images
-    transform = evaluation_transform(folder.config()["recipe"]["image_size"])
+    transform = evaluation_transform(folder.config().recipe.image_size)
     return torch.stack([transform(images[i]) for i in range(len(images))]).numpy()
 
 
 def check_facts(facts: dict[str, object], folder: TrialFolder) -> None:
     assert facts["trial"] == folder.id
-    assert facts["classes"] == folder.result()["class_names"]
-    assert facts["temperature"] == folder.result()["temperature"]
-    assert facts["input"]["center_crop"] == folder.config()["recipe"]["image_size"]
+    assert facts["classes"] == folder.result().class_names
+    assert facts["temperature"] == folder.result().temperature
+    assert facts["input"]["center_crop"] == folder.config().recipe.image_size
 
 
 def check_onnx(folder: TrialFolder, path: Path) -> None:

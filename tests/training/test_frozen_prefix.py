@@ -18,6 +18,7 @@ from flowers_bench.contract.technique import ModelContext
 from flowers_bench.data import activations
 from flowers_bench.data.activations import stored_rows
 from flowers_bench.data.pixels import Augmented, evaluation_transform
+from flowers_bench.measure.cost import Flops
 from flowers_bench.models.backbones import Backbone, freeze_stages
 from flowers_bench.models.weights import Weights
 from flowers_bench.nn import Classifier
@@ -32,10 +33,11 @@ IMAGE = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
 
 def outcome(folder: TrialFolder) -> tuple[Any, ...]:
     history = [
-        {k: v for k, v in record.items() if "seconds" not in k and "joules" not in k} for record in folder.history()
+        {k: v for k, v in record.json().items() if "seconds" not in k and "joules" not in k}
+        for record in folder.history()
     ]
     weights = (folder.path / "model.safetensors").read_bytes()
-    result = folder.result()
+    result = folder.result().json()
     figures = {key: result[key] for key in ("val", "test", "retrieval", "best_epoch", "temperature")}
     return np.stack(list(folder.predictions()["logits"])).tobytes(), history, weights, figures
 
@@ -77,23 +79,23 @@ SLOW = [
 def test_bit_equal_to_the_uncached_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, training: bool, until: str, settings: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(trial_module, "prediction_cost", lambda *parts: {})
+    monkeypatch.setattr(trial_module, "prediction_cost", lambda *parts: (Flops(0, ()), None))
     size = "32" if settings.get("backbone") == "test_vit" else "16"
     settings = {"epochs": "2", "warmup_epochs": "0", "batch_size": "16", "image_size": size, **settings}
     plain = uncached(tmp_path, monkeypatch, name, **settings)
-    assert plain.result()["cost"]["prefix_cache"] == {"until": None, "reason": "switched off"}
+    assert plain.result().cost.prefix_cache == {"until": None, "reason": "switched off"}
     computed, read = (live(tmp_path, name, store=store, **settings) for store in ("computed", "read"))
     assert outcome(computed) == outcome(plain)
     assert outcome(read) == outcome(plain)
-    facts = computed.result()["cost"]["prefix_cache"]
+    facts = computed.result().cost.prefix_cache
     assert (facts["training"], facts["until"]) == (training, until)
-    assert facts["bytes"] == read.result()["cost"]["prefix_cache"]["bytes"] > 0
+    assert facts["bytes"] == read.result().cost.prefix_cache["bytes"] > 0
 
 
 def test_techniques_and_seeds_with_one_prefix_share_what_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial_module, "prediction_cost", lambda *parts: {})
+    monkeypatch.setattr(trial_module, "prediction_cost", lambda *parts: (Flops(0, ()), None))
     weights = tmp_path / "weights.pt"
     torch.save(timm.create_model("test_resnet").state_dict(), weights)
     for name, settings in (("linear-probe/plain-head", {"epochs": "1", "warmup_epochs": "0"}), ("knn/k1", {})):
@@ -105,7 +107,7 @@ def test_techniques_and_seeds_with_one_prefix_share_what_is_stored(
 def test_versions_of_images_are_shared_by_what_draws_them_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial_module, "prediction_cost", lambda *parts: {})
+    monkeypatch.setattr(trial_module, "prediction_cost", lambda *parts: (Flops(0, ()), None))
     common = {"augmentation": "fixed-views", "views": "2", "epochs": "1", "warmup_epochs": "0", "image_size": "32"}
 
     def stored(store: str, **settings: str) -> int:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from flowers_bench.executors.local import run_all
 from flowers_bench.executors.memory import UNKNOWN, MemoryGuard, expected_peak
 from flowers_bench.plan.planning import Request, plan
 from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.training.events import Ended, EpochFinished, Event, Starting, Waiting
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.files import write_json
 
@@ -32,7 +34,7 @@ TOY = Path(__file__).parents[1] / "toy.py"
 def prepared(tmp_path: Path, store: str, seeds: int, jobs: int = 1, **settings: str) -> list[TrialFolder]:
     request = Request(["toy/plain"], "toy", tmp_path / "cache", seeds, settings=settings, jobs=jobs)
     return [
-        Store(tmp_path / store).prepare(item.trial, {**item.run, "threads": 1, "command": []})
+        Store(tmp_path / store).prepare(item.trial, replace(item.run, threads=1, command=[]))
         for item in plan(discover([TOY]), request, [TOY])
     ]
 
@@ -42,11 +44,11 @@ def test_trials_at_once_equal_trials_in_turn(tmp_path: Path) -> None:
     running: set[str] = set()
     most = 0
 
-    def watch(folder: TrialFolder, event: dict[str, Any]) -> None:
+    def watch(folder: TrialFolder, event: Event) -> None:
         nonlocal most
-        if event["event"] == "starting":
+        if isinstance(event, Starting):
             running.add(folder.id)
-        elif event["event"] == "done":
+        elif event == Ended("done"):
             running.remove(folder.id)
         most = max(most, len(running))
 
@@ -63,8 +65,8 @@ def test_an_interrupt_stops_all_that_run_and_starts_no_more(stop: signal.Signals
     folders = prepared(tmp_path, "runs", 4, epochs="50")
     training: set[str] = set()
 
-    def interrupt_once_both_train(folder: TrialFolder, event: dict[str, Any]) -> None:
-        if event["event"] == "epoch" and folder.id not in training:
+    def interrupt_once_both_train(folder: TrialFolder, event: Event) -> None:
+        if isinstance(event, EpochFinished) and folder.id not in training:
             training.add(folder.id)
             if len(training) == 2:
                 os.kill(os.getpid(), stop)
@@ -84,7 +86,7 @@ def test_an_interrupt_reaches_a_trial_that_does_not_listen_yet(tmp_path: Path) -
     try:
         with FileLock(folder.path / ".lock"):
             process.start()
-            assert events.recv()["event"] == "waiting"
+            assert isinstance(events.recv(), Waiting)
             os.kill(process.pid or 0, signal.SIGINT)
             process.join(20)
     finally:
@@ -99,7 +101,7 @@ def test_threads_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def threads(jobs: int) -> Any:
         request = Request(["toy/plain"], "toy", tmp_path / "cache", 1, jobs=jobs)
-        return plan(discover([TOY]), request, [TOY])[0].run["threads"]
+        return plan(discover([TOY]), request, [TOY])[0].run.threads
 
     assert [threads(jobs) for jobs in (1, 2, 3, 16)] == [None, 4, 2, 1]
 

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def planned(tmp_path: Path, *names: str, seeds: int = 1, **settings: str) -> lis
 def prepare(tmp_path: Path) -> Prepare:
     def make(store: str, name: str = "toy/plain", **settings: str) -> TrialFolder:
         (item,) = planned(tmp_path, name, **settings)
-        return Store(tmp_path / store).prepare(item.trial, {**item.run, "threads": 1, "command": []})
+        return Store(tmp_path / store).prepare(item.trial, replace(item.run, threads=1, command=[]))
 
     return make
 
@@ -43,11 +44,12 @@ def prepare(tmp_path: Path) -> Prepare:
 def outcome(folder: TrialFolder) -> tuple[Any, ...]:
     """What must be bit-equal between two runs: predictions, history without times, figures without times."""
     history = [
-        {k: v for k, v in record.items() if "seconds" not in k and "joules" not in k} for record in folder.history()
+        {k: v for k, v in record.json().items() if "seconds" not in k and "joules" not in k}
+        for record in folder.history()
     ]
     table = folder.predictions()
     result = folder.result()
-    return (np.stack(list(table["logits"])).tobytes(), history, result["test"], result["val"], result["best_epoch"])
+    return (np.stack(list(table["logits"])).tobytes(), history, result.test, result.val, result.best_epoch)
 
 
 def test_two_runs_are_bit_equal_and_leave_a_complete_folder(prepare: Prepare) -> None:
@@ -72,18 +74,18 @@ def test_a_result_has_quality_by_class_and_the_cost_of_predicting(prepare: Prepa
     folder = prepare("a", epochs="2", **{"data.noise": "200"})
     run_trial(folder, ignore)
     result, table = folder.result(), folder.predictions()
-    test, cost = result["test"], result["cost"]
+    test, cost = result.test, result.cost
     rows = table[table["split"] == "test"]
     right = rows["label"] == rows["prediction"]
-    assert test["per_class"]["n"] == [10] * 4
-    assert test["per_class"]["recall"] == pytest.approx(right.groupby(rows["label"]).mean().tolist())
-    assert sum(pair["images"] for pair in test["confused"]) == (~right).sum()
-    assert test["calibrated"]["nll"] < test["nll"] + 0.1
-    assert result["temperature"] > 0
+    assert test.per_class.n == [10] * 4
+    assert test.per_class.recall == pytest.approx(right.groupby(rows["label"]).mean().tolist())
+    assert sum(pair["images"] for pair in test.confused) == (~right).sum()
+    assert test.calibrated.nll < test.nll + 0.1
+    assert result.temperature > 0
     # Two convolutions and a linear layer, written out.
-    assert cost["flops"] == 2 * (8 * 8 * 8 * 3 * 9 + 4 * 4 * 16 * 8 * 9 + 16 * 4)
-    assert cost["flops_uncounted"] == []
-    speed = cost["inference"]["float32"]
+    assert cost.flops == 2 * (8 * 8 * 8 * 3 * 9 + 4 * 4 * 16 * 8 * 9 + 16 * 4)
+    assert cost.flops_uncounted == []
+    speed = cost.inference.float32
     assert 0 < speed["latency"]["p50_ms"]["value"] <= speed["latency"]["p95_ms"]["value"]
     assert speed["throughput"]["images_per_second"] > 0
 
@@ -165,8 +167,7 @@ def test_damaged_checkpoint_is_refused_by_name(prepare: Prepare) -> None:
 
 def test_edited_configuration_is_refused(prepare: Prepare) -> None:
     folder = prepare("a")
-    config = folder.config()
-    config["seed"] = 5
+    config = {**folder.config().json(), "seed": 5}
     (folder.path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="does not match its id"):
         run_trial(folder, ignore)

@@ -99,7 +99,7 @@ def test_embeddings_are_a_layer_before_the_first_block_and_not_decayed() -> None
     assert found["blocks.5.mlp.fc1.weight"] == (0.5, 0.1)
     assert found["blocks.0.mlp.fc1.weight"] == (0.5**6, 0.1)
     assert found["patch_embed.proj.weight"] == (0.5**7, 0.1)
-    assert found["cls_token"] == found["pos_embed"] == (0.5**7, 0.0)
+    assert found.cls_token == found.pos_embed == (0.5**7, 0.0)
 
 
 def test_a_pattern_multiplies_the_layers_rate() -> None:
@@ -113,7 +113,7 @@ def test_without_layer_decay_only_the_exemptions_are_timms() -> None:
     model = Classifier(timm.create_model("test_vit", num_classes=3))
     found = _groups(Recipe(weight_decay=0.1), model)
     assert {scale for scale, _ in found.values()} == {1.0}
-    assert found["pos_embed"][1] == 0.0
+    assert found.pos_embed[1] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,9 @@ def test_quality_against_a_naive_loop() -> None:
     ranks = [sorted(row, reverse=True).index(row[label]) for row, label in zip(logits, labels, strict=True)]
     assert correct_in_top_k(logits, labels, 3).tolist() == [rank < 3 for rank in ranks]
     found = quality(logits, labels)
-    assert found["top1"] == np.mean([rank == 0 for rank in ranks])
+    assert found.top1 == np.mean([rank == 0 for rank in ranks])
     by_class = [np.mean([r == 0 for r, label in zip(ranks, labels, strict=True) if label == c]) for c in set(labels)]
-    assert found["mean_per_class"] == pytest.approx(np.mean(by_class))
+    assert found.mean_per_class == pytest.approx(np.mean(by_class))
     expected = np.mean([np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, labels, strict=True)])
     assert negative_log_likelihood(logits, labels) == pytest.approx(expected)
 

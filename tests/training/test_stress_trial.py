@@ -14,6 +14,7 @@ from flowers_bench.executors.local import run_all
 from flowers_bench.measure.robustness import CHANGES
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.merge import merge_stores
+from flowers_bench.training.events import EpochFinished, Event
 from flowers_bench.training.process import Interrupted
 from flowers_bench.training.robustness import stress_trial
 from flowers_bench.util.files import write_json
@@ -30,16 +31,16 @@ def folder(finished: TrialFolder, tmp_path: Path) -> TrialFolder:
 
 
 def test_it_is_added_to_a_finished_trial_without_training(folder: TrialFolder) -> None:
-    before, history = folder.result(), folder.history()
+    before, history = folder.result().json(), folder.history()
     weights = hashlib.sha256((folder.path / "model.safetensors").read_bytes()).digest()
-    write_json(folder.path / "run.json", {**folder.run(), "stress": True})
+    write_json(folder.path / "run.json", {**folder.run().json(), "stress": True})
     assert not folder.complete(stress=True)
-    events: list[str] = []
-    (end,) = run_all([folder], lambda _, event: events.append(event["event"]), timeout=120)
+    events: list[Event] = []
+    (end,) = run_all([folder], lambda _, event: events.append(event), timeout=120)
     assert end.state == "done"
-    assert "epoch" not in events
+    assert not [event for event in events if isinstance(event, EpochFinished)]
     assert folder.complete(stress=True)
-    after = folder.result()
+    after = folder.result().json()
     assert {key: after[key] for key in before} == before
     assert folder.history() == history
     assert hashlib.sha256((folder.path / "model.safetensors").read_bytes()).digest() == weights
@@ -48,14 +49,14 @@ def test_it_is_added_to_a_finished_trial_without_training(folder: TrialFolder) -
 def test_figures_are_of_the_images_stored_beside_them(folder: TrialFolder) -> None:
     stress_trial(folder, lambda event: None)
     table, result = folder.stress(), folder.result()
-    assert set(table["kind"]) == set(result["stress"]) == set(CHANGES)
-    for kind, points in result["stress"].items():
+    assert set(table["kind"]) == set(result.stress) == set(CHANGES)
+    for kind, points in result.stress.items():
         for point in points:
-            rows = table[(table["kind"] == kind) & (table["level"] == point["level"])]
+            rows = table[(table["kind"] == kind) & (table["level"] == point.level)]
             assert sorted(rows["key"]) == sorted(folder.scores().keys)
-            assert point["top1"] == pytest.approx(rows["correct"].mean())
-            assert point["low"] <= point["top1"] <= point["high"]
-        assert result["robustness"][kind] == pytest.approx(sum(point["top1"] for point in points) / 5)
+            assert point.top1 == pytest.approx(rows["correct"].mean())
+            assert point.low <= point.top1 <= point.high
+        assert result.robustness[kind] == pytest.approx(sum(point.top1 for point in points) / 5)
 
 
 def test_interrupted_it_writes_nothing(folder: TrialFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../geometry.h"
+#include "instruction_sets.h"
 
 namespace flowers_bench {
 
@@ -26,14 +27,14 @@ struct Problem {
   Geometry g;
   const T* input = nullptr;  // (N, H, W, C), dense
   Strided offset, mask;
-  int64_t panel = 0;             // Kernel::panel
-  const T* weight = nullptr;     // Kernel::pack_forward's; null where a forward pass takes the unpacked one
+  int64_t panel = 0;          // Kernel::panel
+  const T* weight = nullptr;  // Kernel::pack_forward's; null where a forward pass takes the unpacked one
   Strided unpacked;
-  const T* bias = nullptr;       // (OC) or null
-  Strided out;                   // (N, OC, OH, OW), dense or channels-last
-  const T* weight_t = nullptr;   // Kernel::pack_backward's
-  const T* grad = nullptr;       // (N, OH, OW, OC), dense
-  T* grad_input = nullptr;       // (N, H, W, C), dense, zeroed; null where not asked for
+  const T* bias = nullptr;         // (OC) or null
+  Strided out;                     // (N, OC, OH, OW), dense or channels-last
+  const T* weight_t = nullptr;     // Kernel::pack_backward's
+  const T* grad = nullptr;         // (N, OH, OW, OC), dense
+  T* grad_input = nullptr;         // (N, H, W, C), dense, zeroed; null where not asked for
   Strided grad_offset, grad_mask;  // dense; null data where not asked for
 
   // Always inlined (FB_HD): a copy shared by the linker could hold instructions that a processor lacks.
@@ -42,8 +43,8 @@ struct Problem {
   // One channel in, one out: a scaling instead of a matrix product.
   FB_HD bool depthwise() const { return group_channels() == 1 && group_outputs() == 1; }
   FB_HD int64_t gemm_groups() const { return depthwise() ? 1 : g.groups; }
-  FB_HD int64_t depth() const { return g.taps() * g.channels / gemm_groups(); }                 // K
-  FB_HD int64_t width() const { return g.out_channels / gemm_groups(); }                        // outputs of a group
+  FB_HD int64_t depth() const { return g.taps() * g.channels / gemm_groups(); }  // K
+  FB_HD int64_t width() const { return g.out_channels / gemm_groups(); }         // outputs of a group
   FB_HD int64_t padded(int64_t n) const { return (n + panel - 1) / panel * panel; }
   FB_HD int64_t weight_size() const { return depthwise() ? depth() : g.groups * depth() * padded(width()); }
   FB_HD int64_t weight_t_size() const { return depthwise() ? depth() : g.groups * width() * padded(depth()); }
@@ -69,7 +70,8 @@ struct Kernel {
   int64_t panel;  // columns that a microkernel computes at once
   int64_t (*blocks)(const Problem<T>&);
   bool (*takes_unpacked)(const Problem<T>&, const Strided& weight, int64_t positions);  // forward, by one thread
-  int64_t (*forward_scratch)(const Problem<T>&);  // bytes for each thread
+  // Bytes of scratch memory for each thread.
+  int64_t (*forward_scratch)(const Problem<T>&);
   int64_t (*backward_scratch)(const Problem<T>&);
   void (*forward)(const Problem<T>&, int64_t begin, int64_t end, void* scratch);
   void (*backward)(const Problem<T>&, const BackwardRange<T>&, void* scratch);
@@ -83,8 +85,7 @@ struct Kernel {
                         const Strided& weight);
   // Positions [begin, end) of all images, (N, C, positions) with any strides -> (N, positions, C) dense; and back.
   void (*to_rows)(const Strided& from, int64_t channels, int64_t positions, int64_t begin, int64_t end, T* to);
-  void (*from_rows)(const T* from, int64_t channels, int64_t positions, int64_t begin, int64_t end,
-                    const Strided& to);
+  void (*from_rows)(const T* from, int64_t channels, int64_t positions, int64_t begin, int64_t end, const Strided& to);
 };
 
 struct Kernels {
@@ -92,8 +93,16 @@ struct Kernels {
   Kernel<double> f64;
 };
 
-const Kernels& kernels_generic();
-const Kernels* kernels_avx2();    // null where not compiled for x86
-const Kernels* kernels_avx512();
+namespace generic {
+const Kernels& kernels();
+}
+#if defined(__x86_64__)
+namespace avx2 {
+const Kernels& kernels();
+}
+namespace avx512 {
+const Kernels& kernels();
+}
+#endif
 
 }  // namespace flowers_bench

@@ -1,34 +1,9 @@
-// The kernels for AVX2; without it in the processor, op.cpp never calls them.
+// The kernels for AVX2. op.cpp calls them only where the processor has it.
 #include "kernel.h"
 
 #if defined(__x86_64__)
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
-
 #define FB_ISA avx2
-#define FB_VECTOR_BYTES 32
-#define FB_ROWS 6
-#include "kernel_body.h"
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-namespace flowers_bench {
-const Kernels* kernels_avx2() { return &avx2::kKernels; }
-}  // namespace flowers_bench
-
-#else
-
-namespace flowers_bench {
-const Kernels* kernels_avx2() { return nullptr; }
-}  // namespace flowers_bench
-
+FB_BEGIN_TARGET("avx2,fma,f16c")
+#include "body/kernels.inl"
+FB_END_TARGET
 #endif

@@ -11,38 +11,49 @@ namespace {
 
 // ---- Instruction sets ----
 
-enum InstructionSet : int64_t { kGeneric = 0, kAvx2 = 1, kAvx512 = 2 };
+// What the operator `instruction_set` returns: the names in flowers_bench.ops stand in this order.
+enum Instructions : int64_t { kGeneric, kAvx2, kAvx512 };
 
 #if defined(__x86_64__)
-InstructionSet best_instruction_set() {
+
+Instructions best_instructions() {
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return kGeneric;
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   return avx512 ? kAvx512 : kAvx2;
 }
+
+const Kernels& kernels_of(Instructions instructions) {
+  if (instructions == kAvx512) return avx512::kernels();
+  if (instructions == kAvx2) return avx2::kernels();
+  return generic::kernels();
+}
+
 #else
-InstructionSet best_instruction_set() { return kGeneric; }
+
+Instructions best_instructions() { return kGeneric; }
+const Kernels& kernels_of(Instructions) { return generic::kernels(); }
+
 #endif
 
-InstructionSet choose_instruction_set() {
-  const InstructionSet best = best_instruction_set();
+// Takes the best that this processor has, or less where FLOWERS_BENCH_KERNEL asks for it.
+Instructions choose_instructions() {
+  const Instructions best = best_instructions();
   const char* asked = std::getenv("FLOWERS_BENCH_KERNEL");
   if (asked && !std::strcmp(asked, "generic")) return kGeneric;
   if (asked && !std::strcmp(asked, "avx2") && best >= kAvx2) return kAvx2;
   return best;
 }
 
-int64_t instruction_set() {
-  static const InstructionSet chosen = choose_instruction_set();
+Instructions instructions() {
+  static const Instructions chosen = choose_instructions();
   return chosen;
 }
 
-const Kernels& kernels() {
-  if (instruction_set() == kAvx512) return *kernels_avx512();
-  if (instruction_set() == kAvx2) return *kernels_avx2();
-  return kernels_generic();
-}
+int64_t instruction_set() { return instructions(); }
+
+const Kernels& kernels() { return kernels_of(instructions()); }
 
 const Kernel<float>& kernel_for(float) { return kernels().f32; }
 const Kernel<double>& kernel_for(double) { return kernels().f64; }
@@ -114,8 +125,7 @@ void each_worker(int64_t workers, const F& f) {
 
 template <typename T>
 void zero_in_parallel(T* data, int64_t count) {
-  share(count, 1 << 15,
-        [&](int64_t begin, int64_t end) { std::memset(data + begin, 0, (end - begin) * sizeof(T)); });
+  share(count, 1 << 15, [&](int64_t begin, int64_t end) { std::memset(data + begin, 0, (end - begin) * sizeof(T)); });
 }
 
 // Enough positions that a worker fills its microkernels.
@@ -273,9 +283,7 @@ Buffer<T> bias_of(const Call& c) {
   return bias;
 }
 
-int64_t size_of(Storage storage) {
-  return storage == Storage::kFloat64 ? 8 : storage == Storage::kFloat32 ? 4 : 2;
-}
+int64_t size_of(Storage storage) { return storage == Storage::kFloat64 ? 8 : storage == Storage::kFloat32 ? 4 : 2; }
 
 // The part of a problem with one weight group that computes outputs [begin, end), from the unpacked weight.
 template <typename T>

@@ -115,8 +115,8 @@ struct BackwardColumns {
     team.phase([&](int thread, Registers& r) { r.product.store(s.result, thread); });
   }
 
-  // A warp's threads have neighbouring channels, `Width` each: their atomics to one pixel fill whole sectors. Threads of
-  // one channel share the rows or, where the order counts, the pixels: each has every fourth to itself.
+  // A warp's threads have neighbouring channels, `Width` each: their atomics to one pixel fill whole sectors. Threads
+  // of one channel share the rows or, where the order counts, the pixels: each has every fourth to itself.
   template <int Width>
   static FB_DEVICE void scatter(const Problem<T>& p, const Shared& s, int channel, int count, int thread) {
     constexpr int kAcross = kTile / Width, kShared = kThreads / kAcross;

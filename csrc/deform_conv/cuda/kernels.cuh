@@ -95,8 +95,8 @@ void run_backward(Problem<T> p, Stream stream) {
   if (p.grad_weight) {
     const Plan<T> plan = weight_plan(p);
     with_kernel<BackwardWeight>(p, [&](auto kernel) { launch_plan<decltype(kernel)>(plan, stream); });
-    const typename Add::Params add = {p.parts, plan.parts, p.g.groups, p.g.taps(), p.group_channels, p.group_outputs,
-                                      p.grad_weight};
+    const typename Add::Params add = {p.parts,          plan.parts,      p.g.groups,   p.g.taps(),
+                                      p.group_channels, p.group_outputs, p.grad_weight};
     launch<Add>(add, Add::blocks(add), stream);
     p.parts += plan.parts * p.weight_size();
   }

@@ -189,8 +189,8 @@ struct AccumulatorOf<double> {
 template <typename T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
-// How many neighbours a thread adds to at once where they are aligned. Without an instruction for four, a warp's threads
-// do better side by side.
+// How many neighbours a thread adds to at once where they are aligned. Without an instruction for four, a warp's
+// threads do better side by side.
 template <typename A>
 struct AtomicWidth {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -207,8 +207,8 @@ struct alignas(16) Pack {
   uint32_t word[4];
 };
 
-// At most kCount values from `from`, `count` if that is less, zeros after them. `Wide` promises an aligned address, and all
-// values or none.
+// At most kCount values from `from`, `count` if that is less, zeros after them. `Wide` promises an aligned address, and
+// all values or none.
 template <bool Wide, typename T>
 FB_DEVICE Pack<T> load_pack(const T* from, int count) {
   Pack<T> pack = {};

@@ -173,8 +173,7 @@ Gradients backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, std:
   const Needs needs = {need_input, need_offset, need_weight, need_bias, need_mask};
   check_backward(grad, c, g, needs);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  return dispatch(input,
-                  [&](auto value) { return backward_as<decltype(value)>(grad, c, g, needs, Deterministic); });
+  return dispatch(input, [&](auto value) { return backward_as<decltype(value)>(grad, c, g, needs, Deterministic); });
 }
 
 }  // namespace

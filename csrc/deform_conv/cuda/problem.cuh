@@ -7,7 +7,7 @@
 
 namespace flowers_bench {
 
-constexpr int kTile = 64;  // rows of a product's result, and columns of most
+constexpr int kTile = 64;                // rows of a product's result, and columns of most
 constexpr int kWays = kThreads / kTile;  // threads that share a row of the result
 
 // What a product sums over, per step.
@@ -51,8 +51,8 @@ struct Problem {
   T* grad_mask = nullptr;    // like mask
   T* grad_weight = nullptr;  // (OC, channels of a group, taps)
   T* grad_bias = nullptr;    // (OC)
-  // Where blocks leave sums of their share, as many of each as its plan has parts. Forward, of the taps: (N, OH * OW, OC)
-  // each. Backward, of the positions: grad_weight's in the order of `weight`, then grad_bias's.
+  // Where blocks leave sums of their share, as many of each as its plan has parts. Forward, of the taps: (N, OH * OW,
+  // OC) each. Backward, of the positions: grad_weight's in the order of `weight`, then grad_bias's.
   A* parts = nullptr;
   // Sum the input's gradient in a fixed order: slower, since fewer blocks can work at once.
   bool deterministic = false;

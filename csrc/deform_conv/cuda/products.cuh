@@ -68,7 +68,8 @@ struct ThreadProduct {
 template <typename T, int Columns, bool Transposed>
 struct WarpProduct {
   using S = Strides<T, Columns>;
-  static constexpr int kAcross = Columns / 32;  // warps that share their rows
+  // Warps that share their rows.
+  static constexpr int kAcross = Columns / 32;
   static constexpr int kRows = kTile * kAcross / (kThreads / kWarp) / 16, kColumns = 2;  // squares of 16 of each
   WarpSum sum[kRows][kColumns];
 
@@ -143,7 +144,8 @@ struct Work {
 
 // The first rows and columns of a result, each value as `finished(value, column)`, to rows of `length` values.
 template <int Columns, typename A, typename To, typename F>
-FB_DEVICE void write_rows(const A* result, To* to, int64_t length, int rows, int columns, int thread, const F& finished) {
+FB_DEVICE void write_rows(const A* result, To* to, int64_t length, int rows, int columns, int thread,
+                          const F& finished) {
   const int column = thread % Columns;
   if (column >= columns) return;
   for (int row = thread / Columns; row < rows; row += kThreads / Columns) {

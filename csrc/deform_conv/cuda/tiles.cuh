@@ -55,8 +55,8 @@ FB_DEVICE Point<A> locate(const Problem<T>& p, const Place& place, int tap, int 
   point.weight_x[0] = h.weight_low, point.weight_x[1] = h.weight_high;
   for (int corner = 0; corner < 4; ++corner) {
     // A slope of 0 marks what lies outside. Not the weight: a pixel that counts may have weight 0, and be NaN.
-    const bool inside = (corner >> 1 ? v.slope_high : v.slope_low) != A(0) &&
-                        (corner & 1 ? h.slope_high : h.slope_low) != A(0);
+    const bool inside =
+        (corner >> 1 ? v.slope_high : v.slope_low) != A(0) && (corner & 1 ? h.slope_high : h.slope_low) != A(0);
     if (inside) point.index[corner] = (corner >> 1 ? v.high : v.low) * width + (corner & 1 ? h.high : h.low);
   }
   return point;
@@ -84,11 +84,11 @@ template <typename T, int Columns = kTile>
 struct alignas(128) Tiles {
   using A = Accumulator<T>;
   struct alignas(128) Factors {
-    T left[kTile * Strides<T, Columns>::kLeft];  // [row][depth], or transposed
+    T left[kTile * Strides<T, Columns>::kLeft];                     // [row][depth], or transposed
     alignas(128) T right[kDepth<T> * Strides<T, Columns>::kRight];  // [depth][column]
   };
   union {
-    Factors factors[2];  // of the even and of the odd steps
+    Factors factors[2];                              // of the even and of the odd steps
     A result[kTile * Strides<T, Columns>::kResult];  // [row][column]
   };
   Point<A> points[kPoints<T>];

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flowers_bench.contract.host import Host, Registered, discover
-from flowers_bench.contract.technique import Option, Technique, in_use
+from flowers_bench.contract.options import Option
+from flowers_bench.contract.technique import Technique, in_use
+from flowers_bench.hookspecs import OLDEST_PLUGIN_API, PLUGIN_API
 from flowers_bench.util.text import printable
 
 
@@ -35,7 +37,7 @@ def print_all(files: Sequence[Path]) -> None:
     for name, source in sorted(host.datasets.items()):
         _line(name, source.value.summary, source.plugin)
         if source.value.options:
-            _say(f"      options: {', '.join(f'data.{k}={v}' for k, v in source.value.options.items())}")
+            _say(f"      options: {', '.join(f'data.{k}={v}' for k, v in source.value.defaults().items())}")
     _print_broken(host)
 
 
@@ -120,11 +122,14 @@ def _searched(option: Option) -> str:
 
 
 def print_plugins(files: Sequence[Path]) -> None:
-    """One line per plugin; broken ones with the reason."""
-    rows = [("name", "version", "origin", "status", "hooks")]
+    """Print which versions of the plugin API are accepted, and one line per plugin; broken ones with the reason."""
+    _say(f"plugin API {OLDEST_PLUGIN_API} to {PLUGIN_API} (docs/plugin-api-policy.md)\n")
+    rows = [("name", "version", "API", "origin", "status", "hooks")]
     for status in discover(files).plugins.values():
         state = "off" if status.off else "BROKEN" if status.error else "ok"
-        rows.append((status.name, status.version or "-", status.origin, state, status.error or ", ".join(status.hooks)))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        api = "-" if status.api is None else str(status.api)
+        more = status.error or ", ".join(status.hooks)
+        rows.append((status.name, status.version or "-", api, status.origin, state, more))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:
-        _say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip())
+        _say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip())

@@ -131,7 +131,7 @@ def _ambiguous(name: str, found: Sequence[Configuration], out: Path) -> UsageErr
 
     names = distinct_names([configuration.config for configuration in found])
     lines = [
-        f"  {shlex.quote(text)}   seeds {', '.join(str(t.config['seed']) for t in one.trials)}; "
+        f"  {shlex.quote(text)}   seeds {', '.join(str(t.config.seed) for t in one.trials)}; "
         f"trials {', '.join(t.folder.id[:8] for t in one.trials)}"
         for text, one in zip(names, found, strict=True)
     ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
@@ -13,6 +14,8 @@ from flowers_bench.cli.damage import told
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
 from flowers_bench.cli.options import RunOptions
 from flowers_bench.cli.progress import TrialProgress, messages
+from flowers_bench.store.records import DatasetFacts
+from flowers_bench.training.events import Ended, Event
 from flowers_bench.util.errors import Unreadable, UsageError
 from flowers_bench.util.text import printable
 
@@ -31,7 +34,7 @@ def execute(planned: Sequence[TrialPlan], asked: RunOptions, timeout: float, for
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.names import distinct_names
     from flowers_bench.report.text import markdown, print_text
-    from flowers_bench.store.folder import Store, read_each
+    from flowers_bench.store.folder import Store, config_of, read_each
 
     store = Store(asked.out)
     _announce(planned, asked.store)
@@ -43,13 +46,13 @@ def execute(planned: Sequence[TrialPlan], asked: RunOptions, timeout: float, for
         unmeasured = len(todo) + len(unfit) - (len(planned) - finished_before)
         rest = f"; {unmeasured} of them are still to be measured under stress" if unmeasured else ""
         messages.print(f"{finished_before} of {len(planned)} trials are finished already{rest}")
-    names = distinct_names([item.trial.facts() for item in planned])
+    names = distinct_names([config_of(item.trial) for item in planned])
     labels = {item.trial.id: f"{name} seed {item.trial.seed}" for name, item in zip(names, planned, strict=True)}
     with _pusher(asked) as pusher, TrialProgress(labels, len(todo)) as progress:
 
-        def on_event(folder: TrialFolder, event: dict[str, Any]) -> None:
+        def on_event(folder: TrialFolder, event: Event) -> None:
             progress.on_event(folder, event)
-            if pusher and event["event"] == "done":
+            if pusher and isinstance(event, Ended) and event.state == "done":
                 pusher.push(folder)
 
         outcomes = run_all(todo, on_event, timeout, asked)
@@ -99,7 +102,6 @@ def prepared(
     or lead elsewhere."""
     todo: list[TrialFolder] = []
     unfit: list[Unreadable] = []
-    more = {"command": sys.argv[1:], "stress": stress, "track": list(track)}
     for item in {item.trial.id: item for item in planned}.values():
         folder = store.folder(item.trial.id)
         if folder.finished():  # its process may have been killed right after the result was there
@@ -107,7 +109,8 @@ def prepared(
                 folder.discard_leftovers()
         try:
             if not folder.complete(stress=stress):
-                todo.append(store.prepare(item.trial, {**item.run, **more}))
+                run = replace(item.run, command=sys.argv[1:], stress=stress, track=list(track))
+                todo.append(store.prepare(item.trial, run))
         except Unreadable as error:
             unfit.append(error)
     return todo, unfit
@@ -118,15 +121,15 @@ def _print_total(folders: Sequence[TrialFolder]) -> None:
     from flowers_bench.report.formatting import duration
 
     total = total_cost(folders)
-    failed = f", {total['failed']} of them failed," if total["failed"] else ""
-    messages.print(f"these {total['trials']} trials{failed} took {duration(total['seconds'])} in all", markup=False)
+    failed = f", {total.failed} of them failed," if total.failed else ""
+    messages.print(f"these {total.trials} trials{failed} took {duration(total.seconds)} in all", markup=False)
 
 
 def _announce(planned: Sequence[TrialPlan], out: str) -> None:
-    datasets: dict[str, list[Mapping[str, Any]]] = {}  # splits of one dataset may differ in their training images alone
+    datasets: dict[str, list[DatasetFacts]] = {}  # splits of one dataset may differ in their training images alone
     for item in planned:
-        data = item.trial.dataset
-        name = f"{data['name']}, {data['n_val']} val, {data['n_test']} test, {data['resolution']}"
+        data = DatasetFacts.read(item.trial.dataset)
+        name = f"{data.name}, {data.n_val} val, {data.n_test} test, {data.resolution}"
         datasets.setdefault(name, []).append(data)
     for alike in datasets.values():
         _announce_dataset(alike)
@@ -146,12 +149,12 @@ def _in_one_line(item: TrialPlan) -> str:
     return f"{trial.label}: {trial.backbone}, weights {trial.weights['name']}, {recipe.image_size} px, {how}"
 
 
-def _announce_dataset(alike: Sequence[Mapping[str, Any]]) -> None:
+def _announce_dataset(alike: Sequence[DatasetFacts]) -> None:
     data = alike[0]
-    sizes = ", ".join(map(str, dict.fromkeys(one["n_train"] for one in alike)))
+    sizes = ", ".join(map(str, dict.fromkeys(one.n_train for one in alike)))
     messages.print(
-        f"[bold]{escape(printable(data['name']))}[/bold]: {data['classes']} classes, {sizes} train / {data['n_val']} val / {data['n_test']} test, "
-        f"{data['resolution']}, split {data['split_checksum'][:8]}"
+        f"[bold]{escape(printable(data.name))}[/bold]: {data.classes} classes, {sizes} train / {data.n_val} val / {data.n_test} test, "
+        f"{data.resolution}, split {data.split_checksum[:8]}"
     )
-    for note in data["notes"]:
+    for note in data.notes:
         messages.print(printable(f"  note: {note}"), markup=False)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flowers_bench.cli.exit_codes import FAILED
 from flowers_bench.contract.host import discover
+from flowers_bench.util.deprecation import deprecations
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.text import printable, text_of
 
@@ -72,17 +73,20 @@ def _refuse_name(name: str) -> None:
 
 
 def check(plugin: str, backbone: str | None, settings: Sequence[str], out: Path | None) -> int:
-    """Run the conformance kit, one line per check. Returns the exit code: 0 if everything passed, else 1."""
+    """Run the conformance kit, one line per check; what a later release drops is a warning, said once. Returns the exit code: 0 if
+    everything passed, else 1."""
     from flowers_bench.cli.options import parse_settings
     from flowers_bench.testing import checks
 
     passed, failed, unplannable = 0, 0, set()
+    warned: list[str] = []
     for one in checks(plugin, backbone=backbone, settings=parse_settings(settings), store=out):
         if one.label in unplannable:
             continue  # it would fail for the same reason
         started = time.perf_counter()
         try:
-            one()
+            with deprecations() as found:
+                one()
         except Exception as error:
             failed += 1
             print(printable(f"FAILED  {one}\n        {_told(error)}"), flush=True)
@@ -91,7 +95,11 @@ def check(plugin: str, backbone: str | None, settings: Sequence[str], out: Path 
         else:
             passed += 1
             print(f"ok      {one} ({time.perf_counter() - started:.1f} s)", flush=True)
-    print(f"\n{passed} checks passed, {failed} failed")
+        for text in found:
+            if text not in warned:
+                warned.append(text)
+                print(printable(f"WARNING {one}\n        {text}"), flush=True)
+    print(f"\n{passed} checks passed, {failed} failed{f', {len(warned)} warnings' if warned else ''}")
     return FAILED if failed else 0
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowers_bench.cli.exit_codes import FAILED
+from flowers_bench.store.records import Config
 from flowers_bench.util.errors import UsageError, unknown_name
 from flowers_bench.util.text import printable
 
@@ -16,6 +18,29 @@ if TYPE_CHECKING:
     import numpy as np
 
 FORMATS = ("text", "json")
+
+
+@dataclass(frozen=True)
+class Likely:
+    """A class that an image may be of, with its probability."""
+
+    name: str
+    label: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the model sees in one image, the likeliest class first; `calibrated` says whether the probabilities are."""
+
+    image: str
+    calibrated: bool
+    predictions: list[Likely]
+
+    def json(self) -> dict[str, object]:
+        """Give what `--format json` prints."""
+        found = [{"class": one.name, "label": one.label, "probability": one.probability} for one in self.predictions]
+        return {"image": self.image, "calibrated": self.calibrated, "predictions": found}
 
 
 def predict(
@@ -60,16 +85,16 @@ def predict(
     sources = Sources.named(folder, plugins, data, cache)
     trained = Trained.load(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"), sources)
     probabilities = trained.probabilities(torch.from_numpy(array.copy()).permute(2, 0, 1) for _, array in readable)
-    records = [
-        {"image": str(path), "calibrated": trained.temperature is not None, "predictions": _top(row, trained, top)}
+    seen = [
+        Seen(str(path), trained.temperature is not None, _top(row, trained.class_names, top))
         for (path, _), row in zip(readable, probabilities, strict=True)
     ]
     if format == "json":
         from flowers_bench.report.formatting import json_text
 
-        print(json_text(records))
+        print(json_text([one.json() for one in seen]))
     else:
-        _print(records)
+        _print(seen)
     for failure in failures:
         sys.stderr.write(f"error: {printable(failure)}\n")
     return FAILED if failures else 0
@@ -89,7 +114,7 @@ def _listed(images: Sequence[Path]) -> tuple[list[Path], list[UsageError]]:
     return found, missing
 
 
-def _decoded(images: Sequence[Path], config: Mapping[str, Any]) -> list[np.ndarray | UsageError]:
+def _decoded(images: Sequence[Path], config: Config) -> list[np.ndarray | UsageError]:
     """Each image, or why it cannot be read; before the model is loaded, so that a bad one is said at once.
 
     Images of more than 8 bits are scaled by the rule of the dataset that the trial was trained on. If that had no such
@@ -100,7 +125,7 @@ def _decoded(images: Sequence[Path], config: Mapping[str, Any]) -> list[np.ndarr
     from flowers_bench.data.pixels import stored_side
     from flowers_bench.data.threads import in_order
 
-    scales, side = scales_from(config["dataset"]), stored_side(config["recipe"]["image_size"])
+    scales, side = scales_from(config.dataset), stored_side(config.recipe.image_size)
 
     def attempt(path: Path) -> np.ndarray | UsageError:
         try:
@@ -115,17 +140,17 @@ def _decoded(images: Sequence[Path], config: Mapping[str, Any]) -> list[np.ndarr
     return list(in_order(attempt, images))
 
 
-def _top(row: np.ndarray, trained: Any, top: int) -> list[dict[str, Any]]:
+def _top(row: np.ndarray, class_names: Sequence[str], top: int) -> list[Likely]:
     order = row.argsort(kind="stable")[::-1][:top]
-    return [{"class": trained.class_names[c], "label": int(c), "probability": float(row[c])} for c in order]
+    return [Likely(class_names[label], int(label), float(row[label])) for label in order]
 
 
-def _print(records: Sequence[dict[str, Any]]) -> None:
-    for record in records:
-        print(printable(record["image"]))
-        for found in record["predictions"]:
-            print(f"  {100 * found['probability']:5.1f} %  {printable(found['class'])}")
-    if records and not records[0]["calibrated"]:
+def _print(seen: Sequence[Seen]) -> None:
+    for one in seen:
+        print(printable(one.image))
+        for found in one.predictions:
+            print(f"  {100 * found.probability:5.1f} %  {printable(found.name)}")
+    if seen and not seen[0].calibrated:
         print(
             "not calibrated: no temperature is the best one, as where every validation image was right, or the scores say nothing"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +17,19 @@ from rich.progress import (
 )
 from rich.progress import track as shown_with_a_bar
 
+from flowers_bench.training.events import (
+    Ended,
+    EpochFinished,
+    Event,
+    Resumed,
+    Starting,
+    Step,
+    Storing,
+    Testing,
+    UnderStress,
+    Waiting,
+    Warned,
+)
 from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
@@ -58,48 +71,48 @@ class TrialProgress:
             self._progress.remove_task(task)
         self._progress.stop()
 
-    def on_event(self, folder: TrialFolder, event: dict[str, Any]) -> None:
+    def on_event(self, folder: TrialFolder, event: Event) -> None:
         """Show one event of a trial."""
         label = self._labels[folder.id]
-        kind = event["event"]
-        if kind == "step":
-            self._progress.update(
-                self._bar(folder),
-                description=f"{label} epoch {event['epoch']}",
-                total=event["steps"],
-                completed=event["step"],
-                note=f"{event['rate']:.0f} images/s",
-            )
-        elif kind == "epoch":
-            messages.print(
-                f"{label} epoch {event['epoch']}: loss {event['train_loss']:.3f}, val top-1 {100 * event['val_top1']:.1f} %, "
-                f"{event['seconds']:.1f} s",
-                markup=False,
-            )
-        elif kind in ("starting", "testing"):
-            self._progress.update(self._bar(folder), description=f"{label} {kind}", total=None, note="")
-        elif kind == "stress":
-            self._progress.update(
-                self._bar(folder),
-                description=f"{label} under stress",
-                total=event["of"],
-                completed=event["done"],
-                note=event["kind"],
-            )
-        elif kind == "waiting":
-            messages.print(f"{label} {event['reason']}", markup=False)
-        elif kind == "storing":
-            messages.print(f"{label}: {event['text']}", markup=False)
-        elif kind == "warning":
-            messages.print(printable(f"warning: {event['text']}"), markup=False)
-        elif kind == "resumed":
-            messages.print(f"{label}: continues after epoch {event['epoch']}", markup=False)
-        elif kind == "failed":
-            messages.print(printable(f"{label} FAILED: {event['reason']}"), markup=False, style="red")
-        if kind in ("done", "failed"):
+        match event:
+            case Step():
+                note = f"{event.rate:.0f} images/s"
+                self._show(folder, f"{label} epoch {event.epoch}", event.step, event.steps, note)
+            case EpochFinished(record):
+                messages.print(
+                    f"{label} epoch {record.epoch}: loss {record.train_loss:.3f}, val top-1 {100 * (record.val_top1 or 0):.1f} %, "
+                    f"{record.seconds:.1f} s",
+                    markup=False,
+                )
+            case Starting():
+                self._show(folder, f"{label} starting")
+            case Testing():
+                self._show(folder, f"{label} testing")
+            case UnderStress():
+                self._show(folder, f"{label} under stress", event.done, event.of, event.kind)
+            case Waiting(reason):
+                messages.print(f"{label} {reason}", markup=False)
+            case Storing(text):
+                messages.print(f"{label}: {text}", markup=False)
+            case Warned(text):
+                messages.print(printable(f"warning: {text}"), markup=False)
+            case Resumed(epoch):
+                messages.print(f"{label}: continues after epoch {epoch}", markup=False)
+            case Ended():
+                self._end(folder, label, event)
+
+    def _end(self, folder: TrialFolder, label: str, event: Ended) -> None:
+        if event.state == "failed":
+            messages.print(printable(f"{label} FAILED: {event.reason}"), markup=False, style="red")
+        if event.state in ("done", "failed"):
             self._progress.advance(self._trials)
-        if kind in ("done", "failed", "interrupted") and folder.id in self._running:
+        if folder.id in self._running:
             self._progress.remove_task(self._running.pop(folder.id))
+
+    def _show(
+        self, folder: TrialFolder, text: str, done: int | None = None, total: int | None = None, note: str = ""
+    ) -> None:
+        self._progress.update(self._bar(folder), description=text, total=total, completed=done, note=note)
 
     def _bar(self, folder: TrialFolder) -> TaskID:
         if folder.id not in self._running:

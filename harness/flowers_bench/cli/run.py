@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from flowers_bench.contract.dataset import Dataset
     from flowers_bench.executors.local import Outcome
     from flowers_bench.plan.planning import Request, TrialPlan
+    from flowers_bench.store.records import SearchFacts
 
 
 def run(asked: RunOptions, format: str, timeout: float) -> int:
@@ -167,7 +168,7 @@ def _searched(
     from flowers_bench.plan.search import search
     from flowers_bench.plan.suites import distinct_requests
     from flowers_bench.report.names import distinct_names
-    from flowers_bench.store.folder import Store
+    from flowers_bench.store.folder import Store, config_of
 
     store = Store(asked.out).of_searches()
     kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
@@ -179,7 +180,7 @@ def _searched(
             raise unfit[0]
         if todo:
             messages.print(f"search: configuration {number} of {longest}")
-        names = distinct_names([item.trial.facts() for item in planned])
+        names = distinct_names([config_of(item.trial) for item in planned])
         labels = {item.trial.id: name for name, item in zip(names, planned, strict=True)}
         with TrialProgress(labels, len(todo)) as progress:
             outcomes = run_all(todo, progress.on_event, timeout, asked)
@@ -192,24 +193,25 @@ def _searched(
     for name, one in zip(distinct_requests(requests), searches, strict=True):
         try:
             found.append(one.best())
-            messages.print(printable(f"{name}: {_in_words(found[-1][0].run['search'])}"), markup=False)
+            messages.print(printable(f"{name}: {_in_words(found[-1][0].run.search)}"), markup=False)
         except (TrialFailed, TrialDisturbed) as error:
             found.append([])
             messages.print(printable(f"{name}: {error}"), markup=False, style="red")
     return found
 
 
-def _in_words(about: Mapping[str, Any]) -> str:
+def _in_words(about: SearchFacts | None) -> str:
     from flowers_bench.report.formatting import duration, percent
 
-    settings = ", ".join(f"{key}={value}" for key, value in about["settings"].items()) or "nothing to search"
-    tried, different = about["configurations"], len(about["trials"])
+    assert about is not None  # as `Search.best` plans trials
+    settings = ", ".join(f"{key}={value}" for key, value in about.settings.items()) or "nothing to search"
+    tried, different = about.configurations, len(about.trials)
     notes = [f"{different} different"] if different < tried else []
-    notes += [f"{about['failed']} could not be trained"] if about["failed"] else []
+    notes += [f"{about.failed} could not be trained"] if about.failed else []
     beside = f" ({', '.join(notes)})" if notes else ""
     return (
-        f"{settings}; validation top-1 {percent(about['val_top1'])} %, best of {tried} configurations{beside} "
-        f"in {duration(about['seconds'])}"
+        f"{settings}; validation top-1 {percent(about.val_top1)} %, best of {tried} configurations{beside} "
+        f"in {duration(about.seconds)}"
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowers_bench.contract.technique import in_use
+from flowers_bench.store.records import Bounded, Config, Epoch, Result, Run, SearchedResult, StressLevel, Throughput
 from flowers_bench.util.errors import unknown_name
 from flowers_bench.util.text import printable
 
@@ -37,64 +38,69 @@ def show(trial: str, out: Path, format: str) -> None:
             print(printable(f"  {key:<{width}}  {value}".rstrip()))
 
 
-def _everything(folder: TrialFolder) -> dict[str, Any]:
+def _everything(folder: TrialFolder) -> dict[str, object]:
     """What the trial's files hold, images' predictions apart."""
+    failure = folder.failure()
     return {
-        "config": folder.config(),
-        "run": folder.run(),
-        "history": folder.history(),
-        "attempts": folder.attempts(),
-        "result": folder.result() if folder.finished() else None,
-        "failure": folder.failure(),
+        "config": folder.config().json(),
+        "run": folder.run().json(),
+        "history": [epoch.json() for epoch in folder.history()],
+        "attempts": [attempt.json() for attempt in folder.attempts()],
+        "result": folder.any_result().json() if folder.finished() else None,
+        "failure": failure.json() if failure else None,
     }
 
 
 def _sections(folder: TrialFolder) -> Iterator[tuple[str, list[Line]]]:
     config, run = folder.config(), folder.run()
-    label = f"{config['technique']}/{config['variant']}"
-    data = config["dataset"]
-    yield f"trial {folder.id}: {label} on {data['name']}, seed {config['seed']}", []
+    result = folder.any_result() if folder.finished() else None
+    yield f"trial {folder.id}: {config.label} on {config.dataset.name}, seed {config.seed}", []
     yield "What it is", _identity(config, run)
-    trained = bool(folder.result()["cost"]["epochs"] if folder.finished() else config["recipe"]["epochs"])
-    recipe = {**in_use(config["recipe"], trained=trained), **config["options"]}
+    trained = (result.cost.epochs if result else config.recipe.epochs) > 0
+    recipe = {**in_use(config.recipe.json(), trained=trained), **config.options}
     yield "Recipe" if trained else "Nothing trained", [(key, _text(value)) for key, value in recipe.items()]
     failure = folder.failure()
     if failure:
-        yield "Last attempt failed", [(str(failure["kind"]), str(failure["error"]))]
-    if folder.finished() and config["protocol"]["report"] == "none":  # a trial of a search
-        yield "Quality", [("val top-1", f"{100 * folder.result()['val']['top1']:.1f} %; the test split was not read")]
-    elif folder.finished():
-        result = folder.result()
+        yield "Last attempt failed", [(failure.kind, failure.error)]
+    if isinstance(result, SearchedResult):
+        yield "Quality", [("val top-1", f"{100 * result.val.top1:.1f} %; the test split was not read")]
+    elif result is not None:
         yield "Quality, with 95 % intervals over test images (one seed)", _quality(folder, result)
-        if result.get("stress"):
-            yield "Under stress: test top-1 % from the weakest level to the strongest", _stress(result)
-        yield "Cost", _cost(folder, result["cost"])
-        yield "Environment", _environment(result["hardware"])
-    yield "History", [(f"epoch {record['epoch']}", _epoch(record)) for record in folder.history()]
+        if result.stress:
+            yield "Under stress: test top-1 % from the weakest level to the strongest", _stress(result.stress)
+        yield "Cost", _cost(folder, result)
+        yield "Environment", [(key.replace("_", " "), _text(value)) for key, value in _flat(result.hardware.json())]
+    yield "History", [(f"epoch {record.epoch}", _epoch(record)) for record in folder.history()]
     yield f"Files in {folder.path}", [(str(path.relative_to(folder.path)), _size(path)) for path in _files(folder)]
-    yield "Run it again", [(shlex.join(["flowers-bench", *map(str, run.get("command", []))]), "")]
+    yield "Run it again", [(shlex.join(["flowers-bench", *(run.command or ())]), "")]
 
 
-def _identity(config: Mapping[str, Any], run: Mapping[str, Any]) -> list[Line]:
-    data, weights, shots = config["dataset"], config["weights"], config["protocol"].get("shots")
-    parts = ", ".join(f"{key} {config[key]}" for key in ("model", "loss", "augmentation", "sampler", "predictor"))
-    sizes = f"{data['n_train']} train / {data['n_val']} val / {data['n_test']} test"
+def _identity(config: Config, run: Run) -> list[Line]:
+    data, shots = config.dataset, config.protocol.shots
+    parts = {
+        "model": config.model,
+        "loss": config.loss,
+        "augmentation": config.augmentation,
+        "sampler": config.sampler,
+        "predictor": config.predictor,
+    }
+    sizes = f"{data.n_train} train / {data.n_val} val / {data.n_test} test"
     lines = [
-        ("parts", parts),
-        ("backbone", f"{config['backbone']}, weights {weights['name']}" + _sha(weights["sha256"])),
-        ("data", f"{data['classes']} classes, {sizes}, {data['resolution']}, split {data['split_checksum'][:8]}"),
+        ("parts", ", ".join(f"{key} {name}" for key, name in parts.items())),
+        ("backbone", f"{config.backbone}, weights {config.weights.name}" + _sha(config.weights.sha256)),
+        ("data", f"{data.classes} classes, {sizes}, {data.resolution}, split {data.split_checksum[:8]}"),
         ("protocol", "trained on train, chosen on val, read once on test" + (f"; {shots} shots" if shots else "")),
-        ("compared with", run.get("baseline") or "-"),
-        ("code", ", ".join(f"{plugin} ({code})" for plugin, code in config["code"].items())),
+        ("compared with", run.baseline or "-"),
+        ("code", ", ".join(f"{plugin} ({code})" for plugin, code in config.code.items())),
     ]
-    return [*lines, *(("note", note) for note in data["notes"])]
+    return [*lines, *(("note", note) for note in data.notes)]
 
 
 def _sha(digest: str | None) -> str:
     return f" (sha256 {digest[:12]})" if digest else ""
 
 
-def _quality(folder: TrialFolder, result: Mapping[str, Any]) -> list[Line]:
+def _quality(folder: TrialFolder, result: Result) -> list[Line]:
     from flowers_bench.report.aggregate import Configuration, Finished, build_row
     from flowers_bench.report.formatting import percent, percent_interval
     from flowers_bench.report.measures import KINDS, QUALITY
@@ -105,64 +111,60 @@ def _quality(folder: TrialFolder, result: Mapping[str, Any]) -> list[Line]:
     retrieval = [measure for kind in KINDS for measure in kind.measures if measure.path[0] == "retrieval"]
     measures = (*QUALITY.measures, *retrieval)
     lines += [(measure.title, measure.text(row)) for measure in measures if measure.measured([row])]
-    lines.append(("val top-1 %", percent(result["val"]["top1"])))
-    for kind in ("episodic", "mixed"):
-        lines += [(f"{kind} {key}".replace("_", " "), _text(value)) for key, value in _flat(result.get(kind) or {})]
-    if not result["cost"]["epochs"]:
+    lines.append(("val top-1 %", percent(result.val.top1)))
+    for kind, figures in (("episodic", result.episodic), ("mixed", result.mixed)):
+        found = _flat(figures.json() if figures else {})
+        lines += [(f"{kind} {key}".replace("_", " "), _text(value)) for key, value in found]
+    if not result.cost.epochs:
         return lines
-    chosen = f"epoch {result['best_epoch']} of {result['cost']['epochs']}"
-    return [*lines, ("checkpoint", chosen + (", stopped early" if result["stopped_early"] else ""))]
+    chosen = f"epoch {result.best_epoch} of {result.cost.epochs}"
+    return [*lines, ("checkpoint", chosen + (", stopped early" if result.stopped_early else ""))]
 
 
-def _stress(result: Mapping[str, Any]) -> list[Line]:
+def _stress(kinds: Mapping[str, Sequence[StressLevel]]) -> list[Line]:
     from flowers_bench.report.formatting import percent
 
     return [
-        (kind, ", ".join(f"{point['label']} {percent(point['top1'])}" for point in points))
-        for kind, points in result["stress"].items()
+        (kind, ", ".join(f"{level.label} {percent(level.top1)}" for level in levels)) for kind, levels in kinds.items()
     ] + [("", "intervals stand in result.json under `stress`, each image in stress.parquet")]
 
 
-def _cost(folder: TrialFolder, cost: Mapping[str, Any]) -> list[Line]:
+def _cost(folder: TrialFolder, result: Result) -> list[Line]:
     from flowers_bench.report.aggregate import at
     from flowers_bench.report.formatting import duration
     from flowers_bench.report.measures import COSTS, SPEEDS
 
     lines = [
-        (measure.title, measure.format(value) + _bounds(measure, cost))
+        (measure.title, measure.format(value) + _bounds(measure, result))
         for measure in (*COSTS, *SPEEDS)
-        if (value := at({"cost": cost}, measure.path)) is not None
+        if (value := at(result, measure.path)) is not None
     ]
-    machine = {key: at(cost, ("inference", key)) for key in ("threads", "governor", "other_cores_busy")}
-    if machine["threads"] is not None:
-        lines.append(("while it was timed", _text({key.replace("_", " "): value for key, value in machine.items()})))
-    if cost.get("flops_uncounted"):
-        lines.append(("FLOPs leave out", ", ".join(cost["flops_uncounted"])))
+    speed = result.cost.inference
+    if speed and speed.threads is not None:
+        machine = {"threads": speed.threads, "governor": speed.governor, "other cores busy": speed.other_cores_busy}
+        lines.append(("while it was timed", _text(machine)))
+    if result.cost.flops_uncounted:
+        lines.append(("FLOPs leave out", ", ".join(result.cost.flops_uncounted)))
     attempts = folder.attempts()
-    total = sum(attempt["seconds"] for attempt in attempts)
+    total = sum(attempt.seconds for attempt in attempts)
     return [*lines, ("attempts", f"{len(attempts)}, {duration(total)} in all")]
 
 
-def _bounds(measure: Measure, cost: Mapping[str, Any]) -> str:
+def _bounds(measure: Measure, result: Result) -> str:
     """The 95 % interval of a time that was taken many times, where the trial has it; `?` for a bound that it has not."""
-    from flowers_bench.report.aggregate import at
+    from flowers_bench.report.aggregate import within
 
-    beside = at({"cost": cost}, measure.path[:-1])
-    if "low" not in beside:
+    beside = within(result, measure.path[:-1])
+    if not isinstance(beside, (Bounded, Throughput)) or not beside.has("low"):
         return ""
-    bounds = [beside.get(key) for key in ("low", "high")]
-    return f" [{', '.join('?' if bound is None else measure.format(bound) for bound in bounds)}]"
+    return f" [{', '.join('?' if bound is None else measure.format(bound) for bound in (beside.low, beside.high))}]"
 
 
-def _environment(hardware: Mapping[str, Any]) -> list[Line]:
-    return [(key.replace("_", " "), _text(value)) for key, value in _flat(hardware)]
+def _epoch(record: Epoch) -> str:
+    return ", ".join(f"{key} {_text(value)}" for key, value in record.json().items() if key != "epoch")
 
 
-def _epoch(record: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_text(value)}" for key, value in record.items() if key != "epoch")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key} ")
@@ -170,7 +172,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):

@@ -9,6 +9,8 @@ from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from flowers_bench.contract.options import Option, Options, OptionValue, ReadsOptions
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -113,14 +115,15 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class DataRequest:
+class DataRequest(ReadsOptions):
     """What a dataset source is asked for.
 
     Attributes:
         cache_dir: where downloads and decoded-image caches may be written (`--data-dir`).
         path: the folder given as `--data PATH`, or None. Never written to.
         stored_side: decoded images are stored with their shortest side at most this many pixels.
-        options: every option of the source, with the default or what `--set data.KEY=VALUE` gave (then text).
+        options: every option of the source, with the default or what `--set data.KEY=VALUE` gave: of the option's type where
+            the source declares an `Option`, else text.
         progress: wraps long loops.
         read_only: nothing may be written, downloaded or decoded: `UsageError` where it is not all in `cache_dir` already.
     """
@@ -128,7 +131,7 @@ class DataRequest:
     cache_dir: Path
     path: Path | None
     stored_side: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
     progress: Progress = silent
     read_only: bool = False
 
@@ -141,23 +144,43 @@ class DatasetSource:
         name: what `--data` takes.
         summary: one line for `flowers-bench list`.
         load: builds the dataset; raises `flowers_bench.UsageError` for anything the user can mend.
-        options: what `--set data.KEY=` takes, with the default of each.
+        options: what `--set data.KEY=` takes: an `Option` each, or only its default.
         recognises: whether a folder given as `--data PATH` is in this source's layout. The sources are asked in
             order of name, except that `folder`, which takes any, is asked last.
         backbones: small stand-ins for the techniques' default backbones, by name, where the user names none.
         recipe: recipe fields that suit this data, such as its image size; `--set` overrides them.
+        weights: what `pretrained` means on it, for the backbones that have such weights; `--weights` overrides it.
         max_epochs: at most this many, unless `--set epochs=`; None: as many as the recipe says.
-            All three are printed before a run, and stand in every result.
+            All four are printed before a run, and stand in every result.
     """
 
     name: str
     summary: str
     load: Callable[[DataRequest], Dataset]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Option | OptionValue] = field(default_factory=dict)
     recognises: Callable[[Path], bool] | None = None
     backbones: Mapping[str, str] = field(default_factory=dict)
     max_epochs: int | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = "pretrained"
+
+    def defaults(self) -> Options:
+        """Give every option its default."""
+        return Options({name: o.default if isinstance(o, Option) else o for name, o in self.options.items()})
+
+    def option_values(self, given: Mapping[str, Any]) -> Options:
+        """Give every option its value: the given one, parsed where an `Option` is declared, or the default.
+
+        Raises:
+            UsageError: a value is not valid.
+        """
+        values = {**self.defaults(), **given}
+        return Options(
+            {
+                name: option.parse(f"data.{name}", values[name]) if isinstance(option, Option) else values[name]
+                for name, option in self.options.items()
+            }
+        )
 
 
 def split_checksum(splits: Mapping[str, tuple[Sequence[str], Sequence[int]]]) -> str:

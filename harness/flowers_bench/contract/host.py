@@ -62,6 +62,7 @@ class PluginStatus:
         origin: the distribution's name, or the file's path.
         code: what identifies the code in a trial's id: distribution and version, or the file's SHA-256.
         version: the distribution's, empty for a file.
+        api: the version of the plugin API that it states, or None.
         hooks: the hooks it implements.
         error: why it is skipped, or None.
         off: switched off by the user: not even imported.
@@ -72,6 +73,7 @@ class PluginStatus:
     origin: str
     code: str
     version: str = ""
+    api: int | None = None
     hooks: list[str] = field(default_factory=list)
     error: str | None = None
     off: bool = False
@@ -123,12 +125,9 @@ class Host:
                 self._manager.unregister(name=status.name)
 
     def _register(self, status: PluginStatus, module: object) -> None:
-        wanted = getattr(module, "FLOWERS_BENCH_API", hookspecs.PLUGIN_API)
-        if wanted != hookspecs.PLUGIN_API:
-            raise UsageError(
-                f"written for plugin API {wanted}, this flowers-bench has API {hookspecs.PLUGIN_API}. "
-                "Install matching versions."
-            )
+        built_in = status.origin == BUILT_IN
+        status.api = hookspecs.PLUGIN_API if built_in else getattr(module, "FLOWERS_BENCH_API", None)
+        _refuse_api(status.api)
         status.tracker = getattr(module, "FLOWERS_BENCH_TRACKER", None)
         self._manager.register(module, name=status.name)
         callers = self._manager.get_hookcallers(module) or []
@@ -222,7 +221,7 @@ class Host:
     def unknown(self, kind: str, name: str, known: Iterable[str]) -> UsageError:
         """The error for a name that nobody registered; plugins that are not asked may be the ones that have it."""
         skipped = [f"{p.name} (switched off by --no-plugin or {NO_PLUGIN})" for p in self.plugins.values() if p.off]
-        skipped += [f"{p.name} (broken)" for p in self.broken()]
+        skipped += [f"{p.name} (broken: {p.error})" for p in self.broken()]
         note = f" It may be registered by a plugin that was skipped: {', '.join(skipped)}." if skipped else ""
         withheld = f" {self.withheld}" if self.withheld else ""
         return UsageError(f"{unknown_name(kind, name, known)}{note}{withheld}")
@@ -266,6 +265,22 @@ def _time_limit(seconds: float) -> Iterator[None]:
         left = max(1e-3, waiting - (time.monotonic() - started)) if waiting else 0
         signal.signal(signal.SIGALRM, previous)
         signal.setitimer(signal.ITIMER_REAL, left)
+
+
+def _refuse_api(stated: object) -> None:
+    oldest, newest = hookspecs.OLDEST_PLUGIN_API, hookspecs.PLUGIN_API
+    if stated is not None and (not isinstance(stated, int) or isinstance(stated, bool)):
+        raise UsageError(f"states FLOWERS_BENCH_API = {stated!r}: expected a whole number from {oldest} to {newest}.")
+    # Before there was a second version, none had to be stated.
+    version = 1 if stated is None else stated
+    if not oldest <= version <= newest:
+        words = "states no FLOWERS_BENCH_API, and is taken for" if stated is None else "is written for"
+        cure = (
+            "Install a newer version of the plugin; its author finds in docs/plugin-api-policy.md what changed"
+            if version < oldest
+            else "Install a newer flowers-bench (pip install -U flowers-bench), or an older version of the plugin"
+        )
+        raise UsageError(f"it {words} plugin API {version}; this flowers-bench accepts {oldest} to {newest}. {cure}.")
 
 
 def _refuse_unknown_hooks(callers: Sequence[pluggy.HookCaller]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from flowers_bench.contract.options import Option, Options, OptionValue, ReadsOptions, parse_like, parse_options
 from flowers_bench.util.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from flowers_bench.models.backbones import Backbone
     from flowers_bench.models.layers import Output
 
-Value = bool | int | float | str
 #: In the facts of a recipe that averages weights.
 EMA_WARMUP = "ema_warmup"
 Need = Literal[
@@ -39,62 +39,8 @@ Need = Literal[
 ]
 
 
-@dataclass(frozen=True)
-class Option:
-    """One setting of a part that `--set NAME=VALUE` may change.
-
-    Attributes:
-        default: its value otherwise; its type is the option's type.
-        help: one line.
-        choices: the only valid values, if not empty.
-        minimum, maximum: inclusive bounds of a number.
-        search: where `--search` looks: the bounds of a number (tried on a logarithmic scale where the upper one is at
-            least ten times the lower), or the values to try; empty: it is not searched.
-        formerly: the name that it had in earlier versions, which stored trials have and `--set` still takes; empty: none.
-    """
-
-    default: Value
-    help: str
-    choices: tuple[Value, ...] = ()
-    minimum: float = -math.inf
-    maximum: float = math.inf
-    search: tuple[Value, ...] = ()
-    formerly: str = ""
-
-    def given(self, name: str, values: Mapping[str, Any]) -> Any:
-        """Look its value up, under its name or its former one; the default where it is not given."""
-        return values.get(name, values.get(self.formerly, self.default))
-
-    def parse(self, name: str, value: Any) -> Value:
-        """`value` (text or a TOML value) as this option's type; raises `UsageError` naming the valid choices."""
-        parsed = parse_like(self.default, name, value)
-        if self.choices and parsed not in self.choices:
-            raise UsageError(f"{name}={value}: valid choices are {', '.join(map(str, self.choices))}.")
-        if isinstance(parsed, (int, float)) and not self.minimum <= parsed <= self.maximum:
-            raise UsageError(f"{name}={value}: must be between {self.minimum:g} and {self.maximum:g}.")
-        return parsed
-
-
-def parse_like(example: Any, name: str, value: Any) -> Any:
-    """`value` as the type of `example` (bool, int, float, str, or None for an optional int)."""
-    text = str(value).strip()
-    try:
-        if isinstance(example, bool):
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        if example is None:
-            return None if text.lower() == "none" else int(text)
-        if isinstance(example, int):
-            return int(text)
-        if isinstance(example, float):
-            number = float(text)
-            if not math.isfinite(number):
-                raise ValueError
-            return number
-    except (KeyError, ValueError):
-        kind = "whole number" if example is None else type(example).__name__
-        wanted = {"bool": "true or false", "int": "a whole number", "float": "a finite number"}.get(kind, kind)
-        raise UsageError(f"{name}={value}: expected {wanted}.") from None
-    return text
+def _patience(value: object) -> OptionValue | None:
+    return None if str(value).strip().lower() == "none" else parse_like(1, "patience", value)
 
 
 def _factors(name: str, value: Any) -> dict[str, float]:
@@ -178,7 +124,7 @@ class Recipe:
             if name == "lr_scale":
                 fields[name] = MappingProxyType(_factors(name, value))
             else:
-                fields[name] = parse_like(None if name == "patience" else fields[name], name, value)
+                fields[name] = _patience(value) if name == "patience" else parse_like(fields[name], name, value)
         return Recipe(**fields)
 
     def warmup_for(self, epochs: int) -> int:
@@ -208,7 +154,7 @@ def in_use(recipe: Mapping[str, Any], *, trained: bool) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class ModelContext:
+class ModelContext(ReadsOptions):
     """What a model's `build` receives.
 
     Attributes:
@@ -224,28 +170,28 @@ class ModelContext:
     backbone: Backbone
     num_classes: int
     image_size: int
-    options: Mapping[str, Any]
+    options: Options
     dataset: Mapping[str, Any] = field(default_factory=dict)
     store: Path | None = None
     plugin_files: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
-class LossContext:
+class LossContext(ReadsOptions):
     """What a loss's `build` receives: the number of classes, the embedding's dimension and the loss's options."""
 
     num_classes: int
     embedding_dim: int
-    options: Mapping[str, Any]
+    options: Options
 
 
 @dataclass(frozen=True)
-class AugmentationContext:
+class AugmentationContext(ReadsOptions):
     """What an augmentation's `image` and `batch` receive: the input size, the classes, the options."""
 
     image_size: int
     num_classes: int
-    options: Mapping[str, Any]
+    options: Options
 
 
 @dataclass(frozen=True)
@@ -262,9 +208,9 @@ class Part:
     options: Mapping[str, Option] = field(default_factory=dict)
     revision: int = field(default=1, kw_only=True)
 
-    def option_values(self, given: Mapping[str, Any]) -> dict[str, Value]:
-        """Every option of this part with its value: the given one, parsed, or the default."""
-        return {name: o.parse(name, o.given(name, given)) for name, o in self.options.items()}
+    def option_values(self, given: Mapping[str, object]) -> Options:
+        """Give every option of this part its value: the given one, parsed, or the default."""
+        return parse_options(self.options, given)
 
 
 @dataclass(frozen=True)
@@ -330,7 +276,7 @@ class Variant:
     """
 
     summary: str
-    options: Mapping[str, Value] = field(default_factory=dict)
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
     loss: str | None = None

@@ -13,16 +13,17 @@ import os
 from collections.abc import Iterable, Mapping
 from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from flowers_bench.contract.dataset import DataRequest, Dataset, Split, split_checksum
+from flowers_bench.contract.options import OptionValue, parse_options
 from flowers_bench.data.cache import CachedImages, Selection, cached_images
 from flowers_bench.data.decode import DECODER, decode_images
 from flowers_bench.data.hashes import Content, copies_note, image_contents
 from flowers_bench.data.levels import Scales, notes_on_levels, scales_of
 from flowers_bench.data.listing import Classes, find_splits, list_classes, look, notes_on_files
+from flowers_bench.data.options import FOLDER_OPTIONS
 from flowers_bench.util.errors import UsageError
 
 
@@ -31,7 +32,7 @@ def load(request: DataRequest) -> Dataset:
     root = request.path
     if root is None:
         raise UsageError("--data folder: name the folder itself, such as --data ../my/images.")
-    options = _parse(request.options)
+    val, test, seed = _parse(request.options)
     try:
         layout = find_splits(root)
         listings = {split: list_classes(root / folder, root) for split, folder in (layout.splits or {"": "."}).items()}
@@ -44,8 +45,8 @@ def load(request: DataRequest) -> Dataset:
     if layout.splits:
         splits = {split: listing.classes for split, listing in listings.items()}
     else:
-        splits = split_by_rule(listings[""].classes, hashes, options["val"], options["test"], options["split_seed"])
-        notes.append(f"split by rule: val {options['val']}, test {options['test']}, split_seed {options['split_seed']}")
+        splits = split_by_rule(listings[""].classes, hashes, val, test, seed)
+        notes.append(f"split by rule: val {val}, test {test}, split_seed {seed}")
     _check_classes(root, splits)
     notes += copies_note({s: {hashes[p] for p in _listed(splits[s])} for s in splits}) + _uneven(splits)
     return _dataset(request, root, splits, contents, notes)
@@ -176,19 +177,16 @@ def _scales_text(scales: Scales) -> str:
     return "".join(f" {kind} {scale.black!r} {scale.white!r}" for kind, scale in sorted(scales.items()))
 
 
-def _parse(options: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in options.items():
-        try:
-            found[name] = (int if name == "split_seed" else float)(str(value))
-        except ValueError:
-            raise UsageError(f"data.{name}={value}: expected a number.") from None
-    for name in ("val", "test"):
-        if not 0 < found[name] < 1:
-            raise UsageError(f"data.{name}={found[name]}: expected a share between 0 and 1.")
-    if found["val"] + found["test"] >= 1:
+def _parse(options: Mapping[str, OptionValue]) -> tuple[float, float, int]:
+    """Read the shares of validation and test, and the seed of the split."""
+    values = parse_options(FOLDER_OPTIONS, options, "data.")
+    val, test = values.number("val"), values.number("test")
+    for name, share in (("val", val), ("test", test)):
+        if not 0 < share < 1:
+            raise UsageError(f"data.{name}={share}: expected a share above 0 and below 1.")
+    if val + test >= 1:
         raise UsageError("data.val and data.test leave nothing to train on.")
-    return found
+    return val, test, values.integer("split_seed")
 
 
 def _listed(classes: Classes) -> Iterable[str]:

@@ -20,6 +20,8 @@ from flowers_bench.util.errors import UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from flowers_bench.store.records import DatasetFacts
+
 #: Kinds of images that need a rule, each one of its own: integers of 16 or 32 bits, floating-point numbers, and colours
 #: of 16 bits, of which Pillow reads the upper 8. The format of a `FIXED` one says all.
 INTEGER, FLOAT, COLOUR, FIXED = "integer", "float", "colour", "fixed"
@@ -184,14 +186,15 @@ def to_bytes(image: Image, header: Header, scales: Scales) -> NDArray[np.uint8]:
     return grey
 
 
-def scales_from(facts: Mapping[str, Any]) -> dict[str, Scale]:
-    """The rules that a trial's dataset was decoded by, from `Dataset.facts()`. Raises `UsageError` if they are damaged."""
+def scales_from(facts: DatasetFacts) -> dict[str, Scale]:
+    """The rules that a trial's dataset was decoded by. Raises `UsageError` if they are damaged."""
+    levels = facts.grey_levels.json() if facts.grey_levels else {}
     try:
-        found = {str(kind): Scale(*map(float, pair)) for kind, pair in (facts.get("grey_levels") or {}).items()}
-    except (AttributeError, TypeError, ValueError):
+        found = {kind: Scale(*map(float, pair)) for kind, pair in levels.items()}
+    except (TypeError, ValueError):
         found = {"damaged": Scale(0, 0)}
     if not all(math.isfinite(scale.black) and scale.black < scale.white < math.inf for scale in found.values()):
-        raise UsageError(f"the trial's grey_levels are damaged: {facts['grey_levels']!r:.80}. Remove its folder.")
+        raise UsageError(f"the trial's grey_levels are damaged: {levels!r:.80}. Remove its folder.")
     return found
 
 

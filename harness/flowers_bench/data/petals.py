@@ -27,9 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowers_bench.contract.dataset import DataRequest, Dataset, Split, split_checksum
+from flowers_bench.contract.options import OptionValue, parse_options
 from flowers_bench.data.cache import Slice, cached_images
+from flowers_bench.data.options import PETALS_OPTIONS
 from flowers_bench.data.threads import in_order
-from flowers_bench.util.errors import UsageError, unknown_name
+from flowers_bench.util.errors import unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,14 +39,6 @@ if TYPE_CHECKING:
 #: Part of the fingerprint: bump it when any pixel would change.
 RENDERER = "petals-2"
 FAMILY = 3
-_BOUNDS = {
-    "size": (16, 1024),
-    "species": (2, 10000),
-    "train": (1, 10000),
-    "val": (1, 10000),
-    "test": (1, 10000),
-    "grammar_seed": (0, 2**31),
-}
 Array = NDArray[np.floating[Any]]
 Colour = tuple[float, float, float]
 _TURN = 2 * np.pi
@@ -465,19 +459,12 @@ def _blurred(images: Array, sigmas: Array) -> Array:
     return images
 
 
-def _parse(options: Mapping[str, Any]) -> dict[str, int]:
-    values: dict[str, int] = {}
-    for name, given in options.items():
-        if name not in _BOUNDS:
-            raise unknown_name("option of dataset petals", name, _BOUNDS)
-        low, high = _BOUNDS[name]
-        try:
-            values[name] = int(str(given))
-        except ValueError:
-            raise UsageError(f"data.{name}={given}: expected a whole number from {low} to {high}.") from None
-        if not low <= values[name] <= high:
-            raise UsageError(f"data.{name}={given}: expected a whole number from {low} to {high}.")
-    return values
+def _parse(options: Mapping[str, OptionValue]) -> dict[str, int]:
+    for name in options:
+        if name not in PETALS_OPTIONS:
+            raise unknown_name("option of dataset petals", name, PETALS_OPTIONS)
+    values = parse_options(PETALS_OPTIONS, options, "data.")
+    return {name: values.integer(name) for name in values}
 
 
 def load(request: DataRequest) -> Dataset:

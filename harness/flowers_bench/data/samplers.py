@@ -7,18 +7,18 @@ techniques compared under one seed see the same one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from flowers_bench.contract.options import Options
 from flowers_bench.util.errors import UsageError
 
 Batches = Iterator[np.ndarray]
-Sampler = Callable[[np.ndarray, int, Mapping[str, Any], np.random.Generator], Batches]
+Sampler = Callable[[np.ndarray, int, Options, np.random.Generator], Batches]
 
 
-def shuffled(labels: np.ndarray, batch_size: int, options: Mapping[str, Any], rng: np.random.Generator) -> Batches:
+def shuffled(labels: np.ndarray, batch_size: int, options: Options, rng: np.random.Generator) -> Batches:
     """Every image once, in random order; the last batch may be smaller, but never a single image
     (batch norm cannot train on one)."""
     order = rng.permutation(len(labels))
@@ -30,10 +30,10 @@ def shuffled(labels: np.ndarray, batch_size: int, options: Mapping[str, Any], rn
         yield order[start:stop]
 
 
-def pk(labels: np.ndarray, batch_size: int, options: Mapping[str, Any], rng: np.random.Generator) -> Batches:
+def pk(labels: np.ndarray, batch_size: int, options: Options, rng: np.random.Generator) -> Batches:
     """P classes x K images each, K = `options["images_per_class"]`, P = batch_size / K: what triplets are mined from
     (Hermans et al. 2017, arXiv:1703.07737). Each class appears about once per pass over the classes."""
-    per_class = int(options.get("images_per_class", 4))
+    per_class = options.integer("images_per_class", 4)
     classes = np.unique(labels)
     wanted = batch_size // per_class
     if wanted < 2 or wanted > len(classes):
@@ -48,12 +48,12 @@ def pk(labels: np.ndarray, batch_size: int, options: Mapping[str, Any], rng: np.
         yield np.concatenate([rng.choice(members[c], per_class, replace=len(members[c]) < per_class) for c in chosen])
 
 
-def episodes(labels: np.ndarray, batch_size: int, options: Mapping[str, Any], rng: np.random.Generator) -> Batches:
+def episodes(labels: np.ndarray, batch_size: int, options: Options, rng: np.random.Generator) -> Batches:
     """n-way k-shot episodes (Snell et al. 2017, arXiv:1703.05175): for each of `n_way` classes first its `k_shot`
     support images, then its `n_query` query images, class by class. Classes that are held out are never drawn."""
-    n_way, k_shot, n_query = (int(options[name]) for name in ("n_way", "k_shot", "n_query"))
+    n_way, k_shot, n_query = (options.integer(name) for name in ("n_way", "k_shot", "n_query"))
     classes = np.unique(labels)
-    shown = np.setdiff1d(classes, held_out_classes(classes, float(options.get("held_out", 0))))
+    shown = np.setdiff1d(classes, held_out_classes(classes, options.number("held_out", 0.0)))
     members = {c: np.flatnonzero(labels == c) for c in shown}
     smallest = min(map(len, members.values()))
     if n_way > len(members) or k_shot + n_query > smallest:
@@ -61,7 +61,7 @@ def episodes(labels: np.ndarray, batch_size: int, options: Mapping[str, Any], rn
             f"{n_way}-way episodes of {k_shot} support and {n_query} query images do not fit the data: {len(members)} classes, "
             f"the smallest with {smallest} images. Change n_way, k_shot or n_query."
         )
-    for _ in range(int(options["episodes_per_epoch"])):
+    for _ in range(options.integer("episodes_per_epoch")):
         chosen = rng.choice(list(members), n_way, replace=False)
         yield np.concatenate([rng.choice(members[c], k_shot + n_query, replace=False) for c in chosen])
 

@@ -18,15 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
 
 from flowers_bench.executors import worker
 from flowers_bench.executors.memory import MemoryGuard
 from flowers_bench.store.folder import TrialFolder
+from flowers_bench.store.records import Failure
+from flowers_bench.training.events import Ended, Event, Starting, Waiting
 from flowers_bench.util.errors import TrialFailed
-from flowers_bench.util.files import write_json
 
-OnEvent = Callable[[TrialFolder, dict[str, Any]], None]
+OnEvent = Callable[[TrialFolder, Event], None]
 _PRELOAD = ["flowers_bench.executors.preload"]
 
 
@@ -108,11 +108,11 @@ class Run:
             if self._stopping.is_set():
                 return None
             with contextlib.suppress(OSError):  # what an earlier attempt left must not be taken for this one's
-                (folder.path / "failure.json").unlink(missing_ok=True)
+                folder.forget_failure()
             outcome, seconds = self._watch(folder)
         with contextlib.suppress(OSError):  # a full disk was said by what failed first; the other trials go on
             folder.note_attempt(seconds, outcome.state)
-        self._tell(folder, outcome.state, outcome.reason)
+        self._tell(folder, Ended(outcome.state, outcome.reason))
         if outcome.state == "interrupted":
             self._stopping.set()
         return outcome
@@ -120,11 +120,11 @@ class Run:
     def _room_for(self, folder: TrialFolder) -> contextlib.AbstractContextManager[None]:
         if self._memory is None:
             return contextlib.nullcontext()
-        return self._memory.held_for(folder, self._stopping, lambda reason: self._tell(folder, "waiting", reason))
+        return self._memory.held_for(folder, self._stopping, lambda reason: self._tell(folder, Waiting(reason)))
 
-    def _tell(self, folder: TrialFolder, kind: str, reason: str) -> None:
+    def _tell(self, folder: TrialFolder, event: Event) -> None:
         with self._lock:
-            self._on_event(folder, {"event": kind, "reason": reason})
+            self._on_event(folder, event)
 
     def _watch(self, folder: TrialFolder) -> tuple[Outcome, float]:
         """Until it ends; with the seconds that it took."""
@@ -134,13 +134,12 @@ class Run:
         clock = _Clock(self._timeout, lambda: _kill(process.pid))
         try:
             while True:
-                event = events.recv()
-                if event["event"] == "starting":  # until then it waits for another run that has the same trial
+                event: Event = events.recv()
+                if isinstance(event, Starting):  # until then it waits for another run that has the same trial
                     clock.start()
                     if self._stopping.is_set():  # an interrupt before it listened may be lost
                         _interrupt(process.pid)
-                with self._lock:
-                    self._on_event(folder, event)
+                self._tell(folder, event)
         except (EOFError, OSError):  # the latter when it died in the middle of a message
             process.join()
         finally:
@@ -212,7 +211,7 @@ def _kill(pid: int | None) -> None:
 
 
 def _outcome(folder: TrialFolder, code: int, timed_out_after: float | None) -> Outcome:
-    if folder.complete(stress=bool(folder.run().get("stress"))):
+    if folder.complete(stress=bool(folder.run().stress)):
         return Outcome(folder, "done")
     if code == worker.INTERRUPTED:
         return Outcome(folder, "interrupted")
@@ -221,17 +220,18 @@ def _outcome(folder: TrialFolder, code: int, timed_out_after: float | None) -> O
         return noted_failure(folder, "timeout", reason)
     if code < 0:
         name = signal.Signals(-code).name
-        hint = " (out of memory?)" if name == "SIGKILL" else f" (see {folder.path / 'log.txt'})"
+        hint = " (out of memory?)" if name == "SIGKILL" else f" (see {folder.log_path})"
         reason = f"its process was killed by {name}{hint}; run again to continue from its last epoch"
         return noted_failure(folder, "killed", reason)
-    failure = folder.failure() or {}  # there is none where it could not be stored, or the process ended itself
-    reason = failure.get("error", f"its process ended with code {code}; see {folder.path / 'log.txt'}")
-    kind = TrialFailed.__name__ if code == worker.UNTRAINABLE else failure.get("kind", "crash")
-    return Outcome(folder, "failed", reason, kind)
+    failure = folder.failure()
+    if failure is None:  # it could not be stored, or the process ended itself
+        failure = Failure(kind="crash", error=f"its process ended with code {code}; see {folder.log_path}")
+    kind = TrialFailed.__name__ if code == worker.UNTRAINABLE else failure.kind
+    return Outcome(folder, "failed", failure.error, kind)
 
 
 def noted_failure(folder: TrialFolder, kind: str, reason: str) -> Outcome:
     """The outcome of a trial whose process cannot say itself why it failed, stored where that is possible."""
     with contextlib.suppress(OSError):
-        write_json(folder.path / "failure.json", {"kind": kind, "error": reason})
+        folder.note_failure(kind, reason)
     return Outcome(folder, "failed", reason, kind)

@@ -10,16 +10,18 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import psutil
 
 from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.store.records import Config
 from flowers_bench.util.errors import UsageError
 
 #: Bytes that a trial is taken to need while nothing has been measured in its store.
 UNKNOWN = 2 * 2**30
 _LOOK_AGAIN = 2.0  # seconds
+#: Model, backbone, image size, batch size and precision: what decides how much memory a trial takes.
+_Kind = tuple[str, str, int, int, str | None]
 
 
 class MemoryGuard:
@@ -69,18 +71,19 @@ def expected_peak(folder: TrialFolder) -> int:
     same: list[int] = []
     others: list[int] = []
     for other in Store(folder.path.parent).finished():
-        with contextlib.suppress(UsageError, KeyError):  # a damaged neighbour is not this trial's affair
+        with contextlib.suppress(UsageError):  # a damaged neighbour is not this trial's affair
             found, peak = _measured(other)
-            (same if found == kind else others).append(peak)
+            if peak is not None:
+                (same if found == kind else others).append(peak)
     return max(same or others or [UNKNOWN])
 
 
 @functools.cache
-def _measured(folder: TrialFolder) -> tuple[tuple[Any, ...], int]:
+def _measured(folder: TrialFolder) -> tuple[_Kind, int | None]:
     """Kind and peak of a finished trial, read once: it does not change any more, and is asked for at every start."""
-    return _kind(folder.config()), folder.result()["cost"]["peak_rss_bytes"]
+    return _kind(folder.config()), folder.any_result().cost.peak_rss_bytes
 
 
-def _kind(config: dict[str, Any]) -> tuple[Any, ...]:
-    recipe = config["recipe"]
-    return (config["model"], config["backbone"], recipe["image_size"], recipe["batch_size"], recipe["precision"])
+def _kind(config: Config) -> _Kind:
+    recipe = config.recipe
+    return (config.model, config.backbone, recipe.image_size, recipe.batch_size, recipe.precision)

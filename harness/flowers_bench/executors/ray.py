@@ -22,6 +22,7 @@ from typing import Any
 from flowers_bench.executors import local
 from flowers_bench.executors.local import OnEvent, Outcome
 from flowers_bench.store.folder import TrialFolder
+from flowers_bench.training.events import Ended, Event, Starting, Step, Waiting
 from flowers_bench.util.errors import UsageError
 
 #: So many nodes may be lost under one trial.
@@ -153,7 +154,7 @@ class _Run:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if self._tasks and not any(all(node.get(k, 0) >= n for k, n in self._needs.items()) for node in nodes):
             need = ", ".join(f"{n:g} {k}" for k, n in self._needs.items() if n)
-            self._say(next(iter(self._tasks.values())), "waiting", f"waits: no node of the cluster has {need}")
+            self._on_event(next(iter(self._tasks.values())), Waiting(f"waits: no node of the cluster has {need}"))
 
     def _stop_all(self) -> None:
         self._ray.get(self._desk.stop.remote())
@@ -161,13 +162,10 @@ class _Run:
             if folder.id not in self._started:
                 self._ray.cancel(reference)
 
-    def _tell(self, folder: TrialFolder, event: dict[str, Any]) -> None:
-        if event["event"] == "starting":
+    def _tell(self, folder: TrialFolder, event: Event) -> None:
+        if isinstance(event, Starting):
             self._started[folder.id] = time.monotonic()
         self._on_event(folder, event)
-
-    def _say(self, folder: TrialFolder, kind: str, reason: str = "") -> None:
-        self._on_event(folder, {"event": kind, "reason": reason})
 
     def _finish(self, reference: Any) -> Outcome | None:
         folder = self._tasks.pop(reference)
@@ -188,17 +186,17 @@ class _Run:
         if folder.id in self._started:
             folder.note_attempt(time.monotonic() - self._started.pop(folder.id), "lost")
         if self._stopping:
-            self._say(folder, "interrupted")
+            self._on_event(folder, Ended("interrupted"))
             return Outcome(folder, "interrupted")
         self._lost[folder.id] += 1
         if self._lost[folder.id] > RETRIES:
             return self._failed(folder, f"{what}, the {RETRIES + 1}th time; run again to continue from its last epoch")
-        self._say(folder, "waiting", f"{what}; starts on another")
+        self._on_event(folder, Waiting(f"{what}; starts on another"))
         self._submit(folder)
         return None
 
     def _failed(self, folder: TrialFolder, reason: str) -> Outcome:
-        self._say(folder, "failed", reason)
+        self._on_event(folder, Ended("failed", reason))
         return local.noted_failure(folder, "node", reason)
 
 
@@ -206,15 +204,15 @@ class _Desk:
     """An actor beside the driver: where nodes leave their trials' events, and read whether to stop."""
 
     def __init__(self) -> None:
-        self._events: list[tuple[TrialFolder, dict[str, Any]]] = []
+        self._events: list[tuple[TrialFolder, Event]] = []
         self._stopping = False
 
-    def leave(self, folder: TrialFolder, events: list[dict[str, Any]]) -> bool:
+    def leave(self, folder: TrialFolder, events: list[Event]) -> bool:
         """Takes events in; returns whether the run is stopping."""
         self._events += [(folder, event) for event in events]
         return self._stopping
 
-    def take(self) -> list[tuple[TrialFolder, dict[str, Any]]]:
+    def take(self) -> list[tuple[TrialFolder, Event]]:
         """All events since the last call, in the order in which they came."""
         events, self._events = self._events, []
         return events
@@ -227,7 +225,7 @@ class _Desk:
 def _run_on_node(folder: TrialFolder, timeout: float, desk: Any, settings: Mapping[str, str]) -> Outcome | None:
     """The task: the trial's outcome; None if the run was stopped before it started."""
     os.environ.update(settings)
-    if not (folder.path / "config.json").is_file():
+    if not folder.prepared():
         raise UsageError(
             f"node {socket.gethostname()} does not see {folder.path}. The run store and --data-dir must be on a disk that "
             "all nodes share, under the same path."
@@ -244,15 +242,15 @@ class _Reporter:
     def __init__(self, folder: TrialFolder, desk: Any) -> None:
         self._folder = folder
         self._desk = desk
-        self._events: list[dict[str, Any]] = []
+        self._events: list[Event] = []
         self._lock = threading.Lock()
         self._reported, self._over = threading.Event(), threading.Event()
         self._told_to_stop = False
 
-    def note(self, folder: TrialFolder, event: dict[str, Any]) -> None:
+    def note(self, folder: TrialFolder, event: Event) -> None:
         """Keep an event for the next report; of steps in a row, the last."""
         with self._lock:
-            if self._events and self._events[-1]["event"] == event["event"] == "step":
+            if self._events and isinstance(event, Step) and isinstance(self._events[-1], Step):
                 self._events.pop()
             self._events.append(event)
 

@@ -1,6 +1,6 @@
 """The trial's own process: a crash, an out-of-memory kill or a timeout ends it and its trial, not the run.
 
-Events (dictionaries) go through a pipe to the executor; what the trial prints goes to its log.
+Events go through a pipe to the executor; what the trial prints goes to its log.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import sys
 import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from flowers_bench.store.folder import TrialFolder
+from flowers_bench.training.events import Emit, Event, Starting, Waiting, Warned
 from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError
-from flowers_bench.util.files import write_json
 from flowers_bench.util.text import text_of
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
@@ -38,12 +37,12 @@ def main(folder: TrialFolder, events: Connection) -> None:
     # Ray's workers block SIGINT, a script's background job ignores it, and children inherit that: a stop would be lost.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    with (folder.path / "log.txt").open("ab") as log:
+    with folder.log_path.open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     faulthandler.enable(2)
 
-    def emit(event: dict[str, Any]) -> None:
+    def emit(event: Event) -> None:
         try:
             events.send(event)
         except BrokenPipeError:  # the executor is gone: nobody would know that this trial still runs
@@ -63,30 +62,30 @@ def main(folder: TrialFolder, events: Connection) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: TrialFolder, emit: Any) -> Iterator[None]:
+def _alone(folder: TrialFolder, emit: Emit) -> Iterator[None]:
     """Holds the trial's lock; says so where another process has it."""
-    lock = FileLock(folder.path / ".lock")
+    lock = FileLock(folder.lock_path)
     try:
         lock.acquire(timeout=_PATIENCE)
     except Timeout:
-        emit({"event": "waiting", "reason": "waits for another run, which has this trial"})
+        emit(Waiting("waits for another run, which has this trial"))
         lock.acquire()
     with lock:
         yield
 
 
-def _run(folder: TrialFolder, emit: Any) -> int:
+def _run(folder: TrialFolder, emit: Emit) -> int:
     from flowers_bench.executors.devices import run_on_devices
     from flowers_bench.training.process import Interrupted
     from flowers_bench.training.robustness import stress_trial
     from flowers_bench.training.trial import run_trial
 
-    emit({"event": "starting"})
+    emit(Starting())
     try:
         folder.remove_half_files()
         if not folder.finished():
-            run_on_devices(folder.run().get("devices", 1), lambda ranks: run_trial(folder, emit, ranks))
-        if folder.run().get("stress") and not folder.stressed():
+            run_on_devices(folder.run().devices or 1, lambda ranks: run_trial(folder, emit, ranks))
+        if folder.run().stress and not folder.stressed():
             stress_trial(folder, emit)
     except (Interrupted, KeyboardInterrupt):  # the latter before the trial listens for the signal itself
         return INTERRUPTED
@@ -101,15 +100,15 @@ def _run(folder: TrialFolder, emit: Any) -> int:
         with contextlib.suppress(OSError, ValueError):
             traceback.print_exc()
         return _failed(
-            folder, emit, "crash", f"{type(error).__name__}: {text_of(error)} (traceback in {folder.path / 'log.txt'})"
+            folder, emit, "crash", f"{type(error).__name__}: {text_of(error)} (traceback in {folder.log_path})"
         )
     return DONE
 
 
-def _failed(folder: TrialFolder, emit: Any, kind: str, text: str) -> int:
+def _failed(folder: TrialFolder, emit: Emit, kind: str, text: str) -> int:
     """Note why; where even that cannot be written, such as on a full disk, tell the executor."""
     try:
-        write_json(folder.path / "failure.json", {"kind": kind, "error": text})
+        folder.note_failure(kind, text)
     except OSError as error:
-        emit({"event": "warning", "text": f"{folder.path.name}: {text}; this could not be stored: {error}"})
+        emit(Warned(f"{folder.path.name}: {text}; this could not be stored: {error}"))
     return FAILED

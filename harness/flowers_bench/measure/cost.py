@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from flowers_bench.store.folder import TrialFolder
+from flowers_bench.store.records import Cost, Epoch
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -32,34 +34,29 @@ _PER_ELEMENT = (
 )
 
 
-def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Parameters, trainable parameters, and the bytes of what was trained (as stored)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "trainable_parameters": sum(p.numel() for p in trained),
-        "trained_bytes": sum(p.numel() * p.element_size() for p in trained),
-    }
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of one image.
 
-
-def flops(run: Callable[[Tensor], object], image: Tensor) -> dict[str, Any]:
-    """Floating-point operations of `run` on one image (1, 3, S, S): 2 for each multiply-add of its matrix products,
-    convolutions, deformable convolutions and attention.
-
-    Returns:
-        flops: the count.
-        flops_uncounted: operations that are in none of those classes and known for no formula, by name: where there
-            are any, the count is too low.
+    Attributes:
+        counted: how many.
+        uncounted: operations that are in no counted class and known for no formula, by name: where there are any, the
+            count is too low.
     """
+
+    counted: int
+    uncounted: tuple[str, ...]
+
+
+def flops(run: Callable[[Tensor], object], image: Tensor) -> Flops:
+    """Floating-point operations of `run` on one image (1, 3, S, S): 2 for each multiply-add of its matrix products,
+    convolutions, deformable convolutions and attention."""
     seen = _Seen()
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     with torch.inference_mode(), seen, counter:
         run(image)
     uncounted = {op for op in seen.ops if op._overloadpacket not in counter.flop_registry and not _is_per_element(op)}
-    return {
-        "flops": int(counter.get_total_flops()),
-        "flops_uncounted": sorted({str(op._overloadpacket) for op in uncounted}),
-    }
+    return Flops(int(counter.get_total_flops()), tuple(sorted({str(op._overloadpacket) for op in uncounted})))
 
 
 class _Seen(TorchDispatchMode):
@@ -80,56 +77,83 @@ def _is_per_element(op: Any) -> bool:
     return op.is_view or known or any(tag in op.tags for tag in tags)
 
 
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """Peak memory so far: of the process (resident set) on the CPU, of the allocator on CUDA. Bytes."""
-    # ru_maxrss is in kibibytes on Linux and in bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    found = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if device.type == "cuda":
-        found["peak_cuda_bytes"] = torch.cuda.max_memory_allocated(device)
-    return found
+@dataclass(frozen=True)
+class PeakMemory:
+    """Peak memory in bytes: of the process (resident set), and of the allocator on CUDA, if there is one."""
+
+    rss: int
+    cuda: int | None
+
+    @classmethod
+    def so_far(cls, device: torch.device) -> PeakMemory:
+        """Of this process."""
+        # ru_maxrss is in kibibytes on Linux and in bytes on macOS.
+        unit = 1 if sys.platform == "darwin" else 1024
+        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return cls(rss, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
+
+    @classmethod
+    def of_all(cls, peaks: Sequence[PeakMemory]) -> PeakMemory:
+        """Of several processes: resident memory in sum (pages that they share count in each), CUDA memory of the device that
+        needed most."""
+        return cls(sum(peak.rss for peak in peaks), max((p.cuda for p in peaks if p.cuda is not None), default=None))
 
 
-def peak_of_all(peaks: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Of `peak_memory` of several processes: resident memory in sum (pages that they share count in each), CUDA memory
-    of the device that needed most."""
-    fold: dict[str, Callable[[Iterable[int]], int]] = {"peak_rss_bytes": sum, "peak_cuda_bytes": max}
-    return {name: fold[name]([peak[name] for peak in peaks]) for name in peaks[0]}
-
-
-def training_cost(history: list[dict[str, Any]], best_epoch: int, fit_seconds: float) -> dict[str, Any]:
-    """Time over all epochs, evaluation included and apart; images per second of training; time to the best epoch;
-    and the energy, where every epoch's was measured (`energy.Meter`).
+def training_cost(model: nn.Module, history: Sequence[Epoch], best_epoch: int, fit_seconds: float) -> Cost:
+    """Parameters, trainable parameters, and the bytes of what was trained (as stored). Time over all epochs, evaluation
+    included and apart; images per second of training; time to the best epoch; and the energy, where every epoch's was
+    measured (`energy.Meter`).
 
     Args:
-        history: a dictionary per epoch.
+        history: every epoch.
         best_epoch: the chosen one, from 1.
         fit_seconds: what fitting the predictor on the training split took in the end, for some techniques all there is to
             learn: part of the time in all and of the time to the best.
     """
-    train_seconds = sum(epoch["train_seconds"] for epoch in history)
-    waited = [epoch["wait_seconds"] for epoch in history if "wait_seconds" in epoch]
-    counters = set.intersection(*({k for k in epoch if k.endswith("_joules")} for epoch in history)) if history else ()
-    return {
-        "epochs": len(history),
-        "train_seconds": train_seconds,
-        "data_wait_share": sum(waited) / train_seconds if train_seconds and len(waited) == len(history) else None,
-        "fit_seconds": fit_seconds,
-        "seconds": sum(epoch["seconds"] for epoch in history) + fit_seconds,
-        "seconds_to_best": sum(epoch["seconds"] for epoch in history[:best_epoch]) + fit_seconds,
-        "train_images_per_second": sum(epoch["images"] for epoch in history) / train_seconds if train_seconds else None,
-        **{name: sum(epoch[name] for epoch in history) for name in sorted(counters)},
-    }
+    trained = [p for p in model.parameters() if p.requires_grad]
+    train_seconds = sum(epoch.train_seconds or 0 for epoch in history)
+    waited = _sum_of_all([epoch.wait_seconds for epoch in history])
+    images = sum(epoch.images or 0 for epoch in history)
+    return Cost(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable_parameters=sum(p.numel() for p in trained),
+        trained_bytes=sum(p.numel() * p.element_size() for p in trained),
+        epochs=len(history),
+        train_seconds=train_seconds,
+        data_wait_share=waited / train_seconds if train_seconds and waited is not None else None,
+        fit_seconds=fit_seconds,
+        seconds=sum(epoch.seconds or 0 for epoch in history) + fit_seconds,
+        seconds_to_best=sum(epoch.seconds or 0 for epoch in history[:best_epoch]) + fit_seconds,
+        train_images_per_second=images / train_seconds if train_seconds else None,
+        gpu_joules=_sum_of_all([epoch.gpu_joules for epoch in history]),
+        package_joules=_sum_of_all([epoch.package_joules for epoch in history]),
+    )
 
 
-def total_cost(folders: Iterable[TrialFolder]) -> dict[str, Any]:
-    """What it took to get these trials, those that failed or that a search discarded included: `trials`, `failed`,
-    `attempts` and `seconds` from the start of each trial's process to its end, whatever that end was."""
+def _sum_of_all(values: Sequence[float | None]) -> float | None:
+    """Of what every epoch measured; None where one did not, or there is none."""
+    measured = [value for value in values if value is not None]
+    return sum(measured) if measured and len(measured) == len(values) else None
+
+
+@dataclass(frozen=True)
+class TotalCost:
+    """What it took to get some trials, those that failed or that a search discarded included.
+
+    Attributes:
+        failed: how many of the `trials` failed at their last attempt.
+        seconds: from the start of each attempt's process to its end, whatever that end was.
+    """
+
+    trials: int
+    failed: int
+    attempts: int
+    seconds: float
+
+
+def total_cost(folders: Iterable[TrialFolder]) -> TotalCost:
+    """Add up the attempts of these trials."""
     listed = list(folders)
     attempts = [attempt for folder in listed for attempt in folder.attempts()]
-    return {
-        "trials": len(listed),
-        "failed": sum(folder.failure() is not None for folder in listed),
-        "attempts": len(attempts),
-        "seconds": sum(attempt["seconds"] for attempt in attempts),
-    }
+    failed = sum(folder.failure() is not None for folder in listed)
+    return TotalCost(len(listed), failed, len(attempts), sum(attempt.seconds for attempt in attempts))

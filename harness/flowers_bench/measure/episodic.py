@@ -11,6 +11,7 @@ import torch
 
 from flowers_bench.measure.statistics import image_mean
 from flowers_bench.models.predictors import mean_logits
+from flowers_bench.store.records import Episodes
 from flowers_bench.util.errors import UsageError
 
 #: Episodes that the mean is taken over, and images per class that are asked about in each.
@@ -41,7 +42,7 @@ def episodic_accuracy(
     distance: str,
     rng: np.random.Generator,
     episodes: int = EPISODES,
-) -> dict[str, float]:
+) -> Episodes:
     """Mean accuracy over episodes with its 95 % interval over them, for this model and these `n` images: embeddings
     (N, D), labels (N,). Each episode draws its classes, and its images without replacement."""
     n_query = queries_per_class(labels, n_way, k_shot, "this split")
@@ -56,13 +57,13 @@ def episodic_accuracy(
         scores = mean_logits(query.flatten(0, 1), support.mean(1), distance)
         found[episode] = (scores.argmax(1) == truth).double().mean()
     interval = image_mean(found[None], 1.0)
-    return {
-        "n": len(labels),
-        "accuracy": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "episodes": episodes,
-        "n_way": n_way,
-        "k_shot": k_shot,
-        "n_query": n_query,
-    }
+    return Episodes(
+        n=len(labels),
+        accuracy=interval.value,
+        low=interval.low,
+        high=interval.high,
+        episodes=episodes,
+        n_way=n_way,
+        k_shot=k_shot,
+        n_query=n_query,
+    )

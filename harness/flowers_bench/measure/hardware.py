@@ -7,30 +7,35 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from flowers_bench.store.records import Environment
 
 if TYPE_CHECKING:
     import torch
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Plain JSON values: processor, accelerator, threads, load, versions, and which deformable-convolution kernel."""
+def environment(device: torch.device, devices: int | None = None) -> Environment:
+    """Describe this machine: processor, accelerator, threads, load, versions, and which deformable-convolution kernel.
+
+    Args:
+        devices: that a trial is divided among.
+    """
     import torch  # here, so that reading results needs none
 
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "load_average": list(os.getloadavg()),
-        "system": platform.platform(terse=True),
-        "python": platform.python_version(),
-        "versions": {
-            name: version(name) for name in ("flowers-bench", "torch", "torchvision", "timm", "numpy", "pluggy")
-        },
-        "kernel": kernel_in_use(),
-    }
+    return Environment(
+        processor=_processor(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        load_average=list(os.getloadavg()),
+        system=platform.platform(terse=True),
+        python=platform.python_version(),
+        versions={name: version(name) for name in ("flowers-bench", "torch", "torchvision", "timm", "numpy", "pluggy")},
+        kernel=kernel_in_use(),
+        devices=devices,
+    )
 
 
 def kernel_in_use() -> str | None:
@@ -62,11 +67,11 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def describe_hardware(facts: dict[str, Any]) -> str:
-    """One line for people, from `environment()`."""
-    devices = facts.get("devices", 1)  # older results have none
+def describe_hardware(machine: Environment) -> str:
+    """One line for people."""
+    devices = machine.devices or 1  # older results have none
     return (
-        f"{facts['processor']}, {facts['threads']} thread{'' if facts['threads'] == 1 else 's'} ({facts['cpu_capability']})"
-        + ("" if facts["device"] == "cpu" else f", {facts['device']}")
+        f"{machine.processor}, {machine.threads} thread{'' if machine.threads == 1 else 's'} ({machine.cpu_capability})"
+        + ("" if machine.device == "cpu" else f", {machine.device}")
         + ("" if devices == 1 else f", divided among {devices}")
     )

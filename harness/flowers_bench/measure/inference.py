@@ -7,12 +7,10 @@ promise too much. Beside them stands the machine's state, above all what else it
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from scipy.stats import quantile_test
 from torch import Tensor
 
 from flowers_bench.measure.hardware import bfloat16_in_hardware
+from flowers_bench.store.records import Bounded, Inference, Latency, Speed, Throughput
 
 #: A measurement repeats for so many seconds, and at least so many times: fewer give no 95 % interval of a median.
 SECONDS, RUNS = 0.2, 10
@@ -31,50 +30,50 @@ WORTH = 1.03
 Run = Callable[[Tensor], object]
 
 
-def inference_cost(run: Run, image: Tensor) -> dict[str, Any]:
+def inference_cost(run: Run, image: Tensor) -> Inference:
     """Latency and throughput of `run` in float32, and in bfloat16 autocast where the processor computes in it.
 
     Args:
         run: images (N, 3, S, S), normalised and on the device, to anything.
         image: one of them, (1, 3, S, S).
     """
-    found: dict[str, Any] = {}
-    started = time.perf_counter()
-    with other_load() as others, torch.inference_mode():
-        found["float32"] = speed(run, image)
+    bfloat16 = None
+    others, started = OtherLoad(), time.perf_counter()
+    with torch.inference_mode():
+        float32 = speed(run, image)
         if bfloat16_in_hardware(image.device):
             with torch.autocast(image.device.type, torch.bfloat16):
-                found["bfloat16"] = speed(run, image)
-    seconds = time.perf_counter() - started
-    return {**found, "seconds": seconds, "threads": torch.get_num_threads(), "governor": governor(), **others}
+                bfloat16 = speed(run, image)
+    return Inference(
+        float32=float32,
+        bfloat16=bfloat16,
+        seconds=time.perf_counter() - started,
+        threads=torch.get_num_threads(),
+        governor=governor(),
+        other_cores_busy=others.cores_busy(),
+    )
 
 
-def speed(run: Run, image: Tensor) -> dict[str, Any]:
-    """`latency`: milliseconds of one image at the 50th and 95th percentile; `throughput`: images per second at the
-    batch size that gives most. `low` and `high` bound a figure, None where so few runs cannot."""
+def speed(run: Run, image: Tensor) -> Speed:
+    """Time one image at the 50th and 95th percentile, and the batch size that gives most images per second."""
     single = timings(run, image, SECONDS, RUNS)
     batch, seconds = _throughput(run, image, _best_batch(run, image, float(np.median(single))))
     value, low, high = quantile(seconds, 0.5)
-    return {
-        "latency": {
-            f"p{percent}_ms": dict(
-                zip(("value", "low", "high"), _scaled(quantile(single, percent / 100), 1e3), strict=True)
-            )
-            for percent in (50, 95)
-        }
-        | {"runs": len(single)},
-        "throughput": {
-            "images_per_second": batch / value,
-            "low": batch / high if high else None,
-            "high": batch / low if low else None,
-            "batch": batch,
-            "runs": len(seconds),
-        },
-    }
+    return Speed(
+        latency=Latency(p50_ms=_milliseconds(single, 0.5), p95_ms=_milliseconds(single, 0.95), runs=len(single)),
+        throughput=Throughput(
+            images_per_second=batch / value,
+            low=batch / high if high else None,
+            high=batch / low if low else None,
+            batch=batch,
+            runs=len(seconds),
+        ),
+    )
 
 
-def _scaled(values: tuple[float | None, ...], factor: float) -> list[float | None]:
-    return [None if value is None else value * factor for value in values]
+def _milliseconds(seconds: np.ndarray, p: float) -> Bounded:
+    value, low, high = quantile(seconds, p)
+    return Bounded(value=value * 1e3, low=None if low is None else low * 1e3, high=None if high is None else high * 1e3)
 
 
 def _best_batch(run: Run, image: Tensor, seconds: float) -> int:
@@ -138,16 +137,18 @@ def governor() -> str | None:
         return None
 
 
-@contextlib.contextmanager
-def other_load() -> Iterator[dict[str, float | None]]:
-    """Within it, measures how many cores other processes kept busy, on average: `other_cores_busy` of what it yields,
-    None where the system does not tell (it takes Linux)."""
-    found: dict[str, float | None] = {"other_cores_busy": None}
-    before, own, start = _busy_seconds(), time.process_time(), time.perf_counter()
-    yield found
-    after, elapsed = _busy_seconds(), time.perf_counter() - start
-    if before is not None and after is not None and elapsed > 0:
-        found["other_cores_busy"] = max(0.0, (after - before - (time.process_time() - own)) / elapsed)
+class OtherLoad:
+    """Measures, from when it is made, how many cores other processes keep busy."""
+
+    def __init__(self) -> None:
+        self._busy, self._own, self._start = _busy_seconds(), time.process_time(), time.perf_counter()
+
+    def cores_busy(self) -> float | None:
+        """On average so far; None where the system does not tell (it takes Linux)."""
+        busy, elapsed = _busy_seconds(), time.perf_counter() - self._start
+        if self._busy is None or busy is None or elapsed <= 0:
+            return None
+        return max(0.0, (busy - self._busy - (time.process_time() - self._own)) / elapsed)
 
 
 def _busy_seconds() -> float | None:

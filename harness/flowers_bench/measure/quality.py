@@ -7,8 +7,7 @@ seconds, and its accuracy resolves ties in favour of the class that comes first.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
@@ -16,6 +15,8 @@ from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_array
 from scipy.special import log_softmax, softmax
 from scipy.stats import rankdata
+
+from flowers_bench.store.records import Confused, Mixed, PerClassFigures, Probabilities, Quality, QualityByClass
 
 #: Less than this share of a mixed image cannot be expected to be recognised.
 VISIBLE = 0.1
@@ -64,7 +65,7 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature:
     return float(np.concatenate(losses).mean())
 
 
-def mixed_quality(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+def mixed_quality(logits: np.ndarray, targets: np.ndarray) -> Mixed:
     """Of images that are mixed from m classes each: are these the m largest logits? logits (N, C), targets (N, C), the
     classes' shares. A class counts as being in the image from a share of `VISIBLE` on.
 
@@ -75,7 +76,8 @@ def mixed_quality(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     image, label = np.nonzero(present)
     m = present.sum(1)
     found = np.bincount(image, correct_in_top_k(logits[image], label, m[image]), minlength=len(targets))
-    return {"top_m": float((found / m).mean()), "all_m": float((found == m).mean()), "m": float(m.mean())}
+    all_m = float((found == m).mean())
+    return Mixed(n=len(targets), top_m=float((found / m).mean()), all_m=all_m, m=float(m.mean()))
 
 
 def squared_distances(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -144,7 +146,7 @@ def chance_right(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.asarray(largest[np.arange(len(labels)), labels] / largest.sum(1))
 
 
-def probability_quality(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> dict[str, float]:
+def probability_quality(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> Probabilities:
     """How good softmax(logits / temperature) is as probabilities. logits (N, C), labels (N,)."""
     judged = []
     for scaled, own in _blocks(logits, labels, temperature):
@@ -152,14 +154,14 @@ def probability_quality(logits: np.ndarray, labels: np.ndarray, temperature: flo
         # By the scores: probabilities that differ less than float64 can tell are no tie.
         judged.append((squared_distances(probabilities, own), probabilities.max(1), chance_right(scaled, own)))
     distances, confidence, correct = map(np.concatenate, zip(*judged, strict=True))
-    return {
-        "nll": negative_log_likelihood(logits, labels, temperature),
-        "brier": float(distances.mean()),
-        "ece": calibration_error(confidence, correct),
-        "ece_adaptive": calibration_error(confidence, correct, adaptive=True),
-        "ece_if_calibrated": calibration_error_if_calibrated(confidence),
-        "ece_adaptive_if_calibrated": calibration_error_if_calibrated(confidence, adaptive=True),
-    }
+    return Probabilities(
+        nll=negative_log_likelihood(logits, labels, temperature),
+        brier=float(distances.mean()),
+        ece=calibration_error(confidence, correct),
+        ece_adaptive=calibration_error(confidence, correct, adaptive=True),
+        ece_if_calibrated=calibration_error_if_calibrated(confidence),
+        ece_adaptive_if_calibrated=calibration_error_if_calibrated(confidence, adaptive=True),
+    )
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
@@ -226,12 +228,10 @@ class PerClass:
         with np.errstate(invalid="ignore"):
             return cls(n, hits / taken, hits / n, 2 * hits / (n + taken))
 
-    def table(self) -> dict[str, list[Any]]:
-        """Plain JSON values, None for NaN."""
-        values = {"n": self.n.tolist()}
-        for name in ("precision", "recall", "f1"):
-            values[name] = [None if np.isnan(v) else float(v) for v in getattr(self, name)]
-        return values
+    def figures(self) -> PerClassFigures:
+        """As `result.json` has them, None for NaN."""
+        lists = [[None if np.isnan(v) else float(v) for v in share] for share in (self.precision, self.recall, self.f1)]
+        return PerClassFigures(n=self.n.tolist(), precision=lists[0], recall=lists[1], f1=lists[2])
 
 
 def f1_shares(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -243,22 +243,30 @@ def f1_shares(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
     return np.asarray(np.nanmean(found.f1) + change * len(labels) / np.count_nonzero(counts))
 
 
-def quality(logits: np.ndarray, labels: np.ndarray, *, probabilities: bool = True) -> dict[str, float]:
+def quality(logits: np.ndarray, labels: np.ndarray, *, probabilities: bool = True) -> Quality:
     """Every figure of one split. logits (N, C) float, labels (N,) int; `probabilities` says whether softmax(logits) is
     meant as such: of mere scores, the figures that judge probabilities are absent."""
     correct = correct_in_top_k(logits, labels)
-    return {
-        "top1": float(correct.mean()),
-        "top5": top_k(logits, labels, 5),
-        "mean_per_class": mean_per_class(correct, labels),
-        "macro_f1": float(np.nanmean(PerClass.of(confusion_matrix(logits, labels)).f1)),
-        **(probability_quality(logits, labels) if probabilities else {}),
-    }
+    found = Quality(
+        n=len(labels),
+        top1=float(correct.mean()),
+        top5=top_k(logits, labels, 5),
+        mean_per_class=mean_per_class(correct, labels),
+        macro_f1=float(np.nanmean(PerClass.of(confusion_matrix(logits, labels)).f1)),
+    )
+    return replace(found, **vars(probability_quality(logits, labels))) if probabilities else found
 
 
-def quality_by_class(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Plain JSON values: `per_class`, lists by class index, and `confused`, the most confused pairs. Arguments as for
-    `quality`."""
+def quality_by_class(
+    logits: np.ndarray, labels: np.ndarray, temperature: float | None = None, *, probabilities: bool = True
+) -> QualityByClass:
+    """`quality`, and beside it figures by class index, the most confused pairs, and with a temperature the figures that
+    judge calibrated probabilities. Arguments as for `quality`."""
     matrix = confusion_matrix(logits, labels)
-    pairs = [{"label": a, "prediction": b, "images": n} for a, b, n in most_confused(matrix)]
-    return {"per_class": PerClass.of(matrix).table(), "confused": pairs}
+    pairs = [Confused(label=a, prediction=b, images=n) for a, b, n in most_confused(matrix)]
+    return QualityByClass(
+        **vars(quality(logits, labels, probabilities=probabilities)),
+        per_class=PerClass.of(matrix).figures(),
+        confused=pairs,
+        calibrated=None if temperature is None else probability_quality(logits, labels, temperature),
+    )

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowers_bench.store.records import RetrievalFigures
+
 #: Queries compared at a time: memory is this times the number of images.
 QUERIES = 256
 
@@ -73,15 +75,15 @@ class Retrieval:
         recall, precision = figures.tolist()
         return cls(recall, precision, {"recall_at_1": shares[0].numpy(), "map_at_r": shares[1].numpy()})
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> RetrievalFigures:
         """As `result.json` has them."""
-        return {"recall_at_1": self.recall_at_1, "map_at_r": self.map_at_r}
+        return RetrievalFigures(recall_at_1=self.recall_at_1, map_at_r=self.map_at_r)
 
 
-def retrieval(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Recall@1 and MAP@R of embeddings (N, D) and labels (N,); empty where no class has two images."""
+def retrieval(embeddings: np.ndarray, labels: np.ndarray) -> RetrievalFigures | None:
+    """Recall@1 and MAP@R of embeddings (N, D) and labels (N,); None where no class has two images."""
     found = Retrieval.of(embeddings, labels)
-    return found.figures() if found else {}
+    return found.figures() if found else None
 
 
 class _Distances:

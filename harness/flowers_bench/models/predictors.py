@@ -6,13 +6,12 @@ Whatever has to be fitted is fitted on the training split, without augmentation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowers_bench.contract.technique import Option
+from flowers_bench.contract.options import Option, Options, OptionValue
 from flowers_bench.util.errors import UsageError
 
 #: A model's logits (N, C or 0) and embeddings (N, D) of images, and their rows in the training split (N,) or None if they
@@ -21,7 +20,7 @@ Score = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 #: So many similarities between queries and training images are held at a time by `knn` (float32: 256 MiB).
 SIMILARITIES = 2**26
 #: The predictors, each with its options. A part's option of the same name is the same setting, with the part's default.
-PREDICTORS: dict[str, dict[str, Option]] = {
+PREDICTORS: Mapping[str, Mapping[str, Option]] = {
     "classifier": {},
     "nearest-mean": {
         "distance": Option("euclidean", "between an embedding and a class mean", choices=("euclidean", "cosine")),
@@ -46,7 +45,7 @@ def classifier_scores(logits: Tensor, embeddings: Tensor, rows: Tensor | None) -
 
 
 def fit_predictor(
-    predictor: str, options: Mapping[str, Any], support: Tensor, labels: Tensor, num_classes: int
+    predictor: str, options: Mapping[str, OptionValue], support: Tensor, labels: Tensor, num_classes: int
 ) -> Score:
     """Fit a predictor on the training split.
 
@@ -57,13 +56,14 @@ def fit_predictor(
         labels: theirs, int (N,).
         num_classes: C.
     """
-    own = {name: options.get(name, option.default) for name, option in PREDICTORS[predictor].items()}
+    own = Options({name: options.get(name, option.default) for name, option in PREDICTORS[predictor].items()})
     if predictor == "knn":
-        return lambda logits, queries, rows: knn_logits(support, labels, queries, num_classes, own["k"], rows)
+        k = own.integer("k")
+        return lambda logits, queries, rows: knn_logits(support, labels, queries, num_classes, k, rows)
     if predictor == "logistic":
-        head = fit_logistic(support, labels, num_classes, own["l2"])
+        head = fit_logistic(support, labels, num_classes, own.number("l2"))
         return lambda logits, queries, rows: head(queries)
-    return _nearest_mean(support, labels, num_classes, own["distance"], float(own["temperature"]))
+    return _nearest_mean(support, labels, num_classes, own.text("distance"), own.number("temperature"))
 
 
 def _nearest_mean(support: Tensor, labels: Tensor, num_classes: int, distance: str, temperature: float) -> Score:

@@ -28,6 +28,7 @@ NVCC_FLAGS = (*DEFINES, "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "--thre
 # From Turing to Blackwell; the last is also kept as PTX for what comes after it. Set always: torch would otherwise
 # ask a GPU that the building machine may not have.
 CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+SUFFIXES = (".h", ".inl", ".cpp", ".cu", ".cuh")  # of what is compiled or included; csrc/ holds pages and pictures too
 _SECONDS = 60  # what a compilation takes on two slow cores, for the message
 
 
@@ -38,8 +39,14 @@ def source_root() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "csrc"
 
 
+def dependencies(cuda: bool) -> list[Path]:
+    """List every file that the library is made of: what is compiled, and what that includes."""
+    found = sorted(path for path in source_root().rglob("*") if path.suffix in SUFFIXES)
+    return [path for path in found if cuda or path.parent.name != "cuda"]
+
+
 def sources(cuda: bool) -> list[Path]:
-    """The files to compile."""
+    """List the files to compile."""
     kernel = source_root() / "deform_conv"
     found = [kernel / "binding.cpp", *sorted((kernel / "cpu").glob("*.cpp"))]
     return found + (sorted((kernel / "cuda").glob("*.cu")) if cuda else [])
@@ -175,9 +182,7 @@ def _key(compiler: str, cuda: bool) -> str:
 
     digest = hashlib.sha256()
     root = source_root()
-    for path in sorted(p for p in root.rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh")):
-        if not cuda and path.parent.name == "cuda":
-            continue
+    for path in dependencies(cuda):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     home = cuda_home() if cuda else None
     for program in [compiler, *([str(home / "bin" / "nvcc")] if home else [])]:

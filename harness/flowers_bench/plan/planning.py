@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,19 +13,25 @@ import numpy as np
 from torch import nn
 
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Progress, silent
-from flowers_bench.contract.host import Host, Registered
-from flowers_bench.contract.technique import Augmentation, Loss, Model, ModelContext, Option, Recipe, Technique, Variant
+from flowers_bench.contract.host import Host, Registered, files_of_trial
+from flowers_bench.contract.options import Option, Options, OptionValue, parse_options
+from flowers_bench.contract.technique import Augmentation, Loss, Model, ModelContext, Recipe, Technique, Variant
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.data.shots import few_shot
 from flowers_bench.measure.episodic import queries_per_class
-from flowers_bench.models.backbones import Backbone, check_backbone, check_image_size, check_weights
+from flowers_bench.models.backbones import Backbone, check_backbone, check_beyond, check_image_size, check_weights
 from flowers_bench.models.predictors import PREDICTORS
 from flowers_bench.models.weights import Weights
-from flowers_bench.models.weights.source import NoNetwork, resolve_weights
+from flowers_bench.models.weights.provenance import refuse_seen
+from flowers_bench.models.weights.source import NoNetwork, resolvable, resolve_weights
 from flowers_bench.store.identity import Protocol, Trial
+from flowers_bench.store.records import Run
 from flowers_bench.training import optimizer
 from flowers_bench.util.errors import UsageError, unknown_name
+
+#: Before a trial's id, in `--weights`.
+_TRIAL = "trial:"
 
 
 @dataclass(frozen=True)
@@ -66,24 +73,24 @@ class TrialPlan:
     """A trial and where it finds what it needs on this machine.
 
     Attributes:
-        run: the content of `run.json`.
+        run: `run.json` as far as the plan knows it.
         trains: whether it takes any step; without, its recipe says nothing but the size of the images.
         notes: what was understood of its weight file, to be said before it runs.
     """
 
     trial: Trial
-    run: Mapping[str, Any]
+    run: Run
     trains: bool = True
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Initial:
-    """Where a technique's training starts: a timm model's name, its weights, and what was understood of them."""
+    """Where a technique's training starts: a timm model's name, and the weights that may be meant, of which the first is used
+    that fits what the technique makes of it."""
 
     backbone: str
-    weights: Weights
-    notes: tuple[str, ...]
+    weights: tuple[Weights, ...]
 
 
 @dataclass(frozen=True)
@@ -118,30 +125,37 @@ def plan(
         UsageError: anything unknown, contradictory or unfit, before anything is trained.
     """
     source, path = find_source(host, request.data)
-    data_options, settings = _split_settings(source, request.settings)
     chosen = [_parts(host, request, name) for name in _with_baselines(host, request.techniques)]
+    request = replace(request, settings=_renamed(chosen, request.settings))
+    data_options, settings = _split_settings(source, request.settings)
     _refuse_unknown_settings(chosen, settings)
     datasets = {} if loaded is None else loaded
     recipes = [_recipe(source, parts, settings) for parts in chosen]
     # Before the data, which may take a download, or minutes of drawing.
-    initial = [_initial(request, parts, source, recipe) for parts, recipe in zip(chosen, recipes, strict=True)]
+    initial = [
+        _initial(request, plugin_files, parts, source, recipe) for parts, recipe in zip(chosen, recipes, strict=True)
+    ]
     planned: list[TrialPlan] = []
     for parts, recipe, start in zip(chosen, recipes, initial, strict=True):
         key = (source.name, path, recipe.image_size, tuple(sorted((k, str(v)) for k, v in data_options.items())))
         if key not in datasets:
-            data = DataRequest(request.cache_dir, path, stored_side(recipe.image_size), data_options, progress)
+            data = DataRequest(
+                request.cache_dir, path, stored_side(recipe.image_size), source.option_values(data_options), progress
+            )
             datasets[key] = source.load(data)
-        run = {
-            "data_source": source.name,
-            "data_path": str(path.resolve()) if path else None,
-            "cache_dir": str(request.cache_dir.resolve()),
-            "store": str(request.store.resolve()) if request.store else None,
-            "plugin_files": [str(file.resolve()) for file in plugin_files],
-            "threads": request.threads or threads_of_environment() or _share_of_threads(request.jobs),
-            "devices": request.devices,
-        }
+        run = Run(
+            data_source=source.name,
+            data_path=str(path.resolve()) if path else None,
+            cache_dir=str(request.cache_dir.resolve()),
+            store=str(request.store.resolve()) if request.store else None,
+            plugin_files=[str(file.resolve()) for file in plugin_files],
+            threads=request.threads or threads_of_environment() or _share_of_threads(request.jobs),
+            devices=request.devices,
+            weights_path=None,
+            baseline=parts.variant.baseline,
+        )
         dataset = few_shot(datasets[key], request.shots, 0)
-        planned += _trials(host, request, parts, start, recipe, dataset, data_options, run)
+        planned += _trials(host, request, source.name, parts, start, recipe, dataset, data_options, run)
     return in_order(planned)
 
 
@@ -201,12 +215,14 @@ def find_source(host: Host, data: str) -> tuple[DatasetSource, Path | None]:
     )
 
 
-def _split_settings(source: DatasetSource, settings: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _split_settings(
+    source: DatasetSource, settings: Mapping[str, str]
+) -> tuple[dict[str, OptionValue], dict[str, str]]:
     data = {key.removeprefix("data."): value for key, value in settings.items() if key.startswith("data.")}
     for key in data:
         if key not in source.options:
             raise unknown_name(f"option of dataset {source.name}", key, source.options)
-    return {**source.options, **data}, {key: value for key, value in settings.items() if not key.startswith("data.")}
+    return {**source.defaults(), **data}, {key: value for key, value in settings.items() if not key.startswith("data.")}
 
 
 def _with_baselines(host: Host, names: Sequence[str]) -> list[str]:
@@ -267,6 +283,12 @@ def _refuse_misfits(parts: _Parts) -> None:
         )
 
 
+def _renamed(chosen: Sequence[_Parts], settings: Mapping[str, str]) -> dict[str, str]:
+    """The settings under the names that the options have now."""
+    former = {o.formerly: name for parts in chosen for name, o in _options(parts).items() if o.formerly}
+    return {former.get(key, key): value for key, value in settings.items()}
+
+
 def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, str]) -> None:
     recipe_fields = set(Recipe().facts())
     for key in settings:
@@ -283,9 +305,9 @@ def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, st
             )
 
 
-def _options(parts: _Parts) -> dict[str, Any]:
+def _options(parts: _Parts) -> dict[str, Option]:
     # What a part declares comes before the predictor's own: its option of the same name is the same setting.
-    given: dict[str, Any] = dict(PREDICTORS[parts.predictor])
+    given = dict(PREDICTORS[parts.predictor])
     for part in (parts.model.value, parts.loss.value, parts.augmentation.value):
         for name, option in part.options.items():
             given[name] = option
@@ -303,19 +325,35 @@ def _recipe(source: DatasetSource, parts: _Parts, settings: Mapping[str, str]) -
     return changed
 
 
-def _initial(request: Request, parts: _Parts, source: DatasetSource, recipe: Recipe) -> _Initial:
+def _initial(
+    request: Request, plugin_files: Sequence[Path], parts: _Parts, source: DatasetSource, recipe: Recipe
+) -> _Initial:
     """The backbone and its weights, found on this machine and known to fit each other and the image size."""
     default = parts.variant.backbone or parts.technique.backbone
     name = request.backbone or source.backbones.get(default, default)
     check_backbone(name)
     check_image_size(name, recipe.image_size)
     asked = request.weights or parts.variant.weights or parts.technique.weights
+    if asked == "pretrained" and not request.weights and resolvable(source.weights, name):
+        asked = source.weights
     try:
-        weights = resolve_weights(asked, name)
+        weights = _of_trial(request, asked, plugin_files) if asked.startswith(_TRIAL) else resolve_weights(asked, name)
     except NoNetwork as error:
         raise UsageError(f"{parts.label}: {error}\n{_without_weights(parts)}") from error
-    understood = check_weights(weights, name, recipe.image_size).understood
-    return _Initial(name, weights, tuple(f"weights {weights.name}: {words}" for words in understood))
+    check_weights(weights[-1], name, recipe.image_size)
+    return _Initial(name, tuple(weights))
+
+
+def _of_trial(request: Request, asked: str, plugin_files: Sequence[Path]) -> list[Weights]:
+    from flowers_bench.store.folder import Store
+    from flowers_bench.training.initial_weights import weights_of_trial
+    from flowers_bench.training.trained import Sources
+
+    if request.store is None:
+        raise UsageError(f"--weights {asked}: there is no run store to find it in.")
+    folder = Store(request.store).find_trained(asked.removeprefix(_TRIAL))
+    plugins = files_of_trial(folder.config().code, plugin_files)
+    return [weights_of_trial(folder, Sources(plugins, request.cache_dir))]
 
 
 def _without_weights(parts: _Parts) -> str:
@@ -330,20 +368,26 @@ def _without_weights(parts: _Parts) -> str:
 def _trials(
     host: Host,
     request: Request,
+    source: str,
     parts: _Parts,
     start: _Initial,
     recipe: Recipe,
     dataset: Dataset,
-    data_options: Mapping[str, Any],
-    run: Mapping[str, Any],
+    data_options: Mapping[str, OptionValue],
+    run: Run,
 ) -> list[TrialPlan]:
-    name, weights = start.backbone, start.weights
-    given = {**parts.variant.options, **request.settings}
-    options = {key: option.parse(key, given.get(key, option.default)) for key, option in _options(parts).items()}
-    model = _try_building(parts, name, dataset, recipe, options, request.store)
+    name, given = start.backbone, {**parts.variant.options, **request.settings}
+    options = parse_options(_options(parts), given)
+    backbone = Backbone(name, Weights(), dataset.num_classes, recipe.image_size)
+    model = _try_building(parts, backbone, dataset, recipe, options, request.store)
+    weights = _that_fits(start.weights, backbone)
+    notes = [f"weights {weights.name}: {words}" for words in check_weights(weights, name, recipe.image_size).understood]
+    if weights.provenance is not None:
+        notes = [f"weights {weights.name}: {weights.provenance.summary}", *notes]
+        notes += refuse_seen(weights.name, weights.provenance, dataset)
     trains = recipe.epochs > 0 and any(parameter.requires_grad for parameter in model.parameters())
     _try_sampling(parts, dataset, recipe, options, request.devices)
-    code = _code(host, parts, run["data_source"], recipe, model)
+    code = _code(host, parts, source, recipe, model)
     return [
         TrialPlan(
             Trial(
@@ -364,13 +408,9 @@ def _trials(
                 code=code,
                 protocol=Protocol(shots=request.shots),
             ),
-            {
-                **run,
-                "weights_path": str(weights.path) if weights.path else None,
-                "baseline": parts.variant.baseline,
-            },
+            replace(run, weights_path=str(weights.path) if weights.path else None),
             trains,
-            start.notes,
+            tuple(notes),
         )
         for seed in range(request.seeds)
     ]
@@ -392,24 +432,34 @@ def _code(host: Host, parts: _Parts, source: str, recipe: Recipe, model: nn.Modu
     }
 
 
+def _that_fits(candidates: Sequence[Weights], built: Backbone) -> Weights:
+    """The first whose every tensor the model has that was built, without values, from a backbone."""
+    for weights in candidates[:-1]:
+        with contextlib.suppress(UsageError):
+            check_beyond(weights, built)
+            return weights
+    check_beyond(candidates[-1], built)
+    return candidates[-1]
+
+
 def _try_building(
     parts: _Parts,
-    backbone: str,
+    backbone: Backbone,
     dataset: Dataset,
     recipe: Recipe,
-    options: Mapping[str, Any],
+    options: Options,
     store: Path | None,
 ) -> nn.Module:
     """The model, built without memory: a technique that does not fit the backbone says so now, not in the trial."""
     from flowers_bench.models.meta import without_values
 
     model = parts.model.value
-    values = {key: options[key] for key in model.options}
+    values = Options({key: options[key] for key in model.options})
     with without_values():
         try:
             return model.build(
                 ModelContext(
-                    Backbone(backbone, Weights(), dataset.num_classes, recipe.image_size),
+                    backbone,
                     dataset.num_classes,
                     recipe.image_size,
                     values,
@@ -418,7 +468,7 @@ def _try_building(
                 )
             )
         except UsageError as error:
-            raise UsageError(f"{parts.label} does not fit backbone {backbone}: {error}") from error
+            raise UsageError(f"{parts.label} does not fit backbone {backbone.name}: {error}") from error
         except Exception as error:  # a plugin's own mistake: told like every other reason not to start
             raise UsageError(
                 f"{parts.label} cannot be built: model {model.name!r} of plugin {parts.model.plugin!r} raised "
@@ -426,7 +476,7 @@ def _try_building(
             ) from error
 
 
-def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapping[str, Any], devices: int) -> None:
+def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Options, devices: int) -> None:
     """Draw one batch, without its images: batches that the data cannot give are refused now, not in the trial."""
     sampler = parts.loss.value.sampler
     try:
@@ -438,6 +488,6 @@ def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Mapp
             raise UsageError(f"--devices {devices}: batches of {len(batch)} images cannot be divided among so many.")
         if sampler == "episodes":
             test = np.asarray(dataset.test.labels)
-            queries_per_class(test, options.get("eval_way", 5), options.get("eval_shot", 5), "the test split")
+            queries_per_class(test, options.integer("eval_way", 5), options.integer("eval_shot", 5), "the test split")
     except UsageError as error:
         raise UsageError(f"{parts.label} on {dataset.name}: {error}") from error

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from flowers_bench.contract.dataset import Dataset, silent
 from flowers_bench.contract.host import Host
-from flowers_bench.contract.technique import Option, Recipe
+from flowers_bench.contract.options import Option
+from flowers_bench.contract.technique import Recipe
 from flowers_bench.measure.cost import total_cost
 from flowers_bench.plan.planning import Request, TrialPlan, plan, searchable
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.identity import derive_seed
+from flowers_bench.store.records import SearchFacts
 from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def _distribution(option: Option) -> BaseDistribution:
     return FloatDistribution(low, high, log=log)
 
 
-def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
     """Settings as a user would write them: numbers to four digits."""
     return {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in values.items()}
 
@@ -154,7 +156,7 @@ class Search:
         _, folder = self.tried[-1]
         outcome = ended.get(folder.id)
         if folder.finished():
-            self.study.tell(self._asked, float(folder.result()["val"]["top1"]))
+            self.study.tell(self._asked, folder.any_result().val.top1)
         elif outcome is not None and outcome.untrainable:
             self.study.tell(self._asked, state=TrialState.FAIL)
             self.failed += 1
@@ -180,23 +182,23 @@ class Search:
         finished = [(settings, folder) for settings, folder in self.tried if folder.finished()]
         if not finished:
             raise TrialFailed(f"none of {budget} configurations could be trained.")
-        settings, chosen = max(finished, key=lambda pair: float(pair[1].result()["val"]["top1"]))
+        settings, chosen = max(finished, key=lambda pair: pair[1].any_result().val.top1)
         folders = {folder.id: folder for _, folder in self.tried}
-        about = {
-            "configurations": budget,
-            "failed": self.failed,
-            "trials": list(folders),
-            "chosen": chosen.id,
-            "settings": settings,
-            "val_top1": chosen.result()["val"]["top1"],
-            "seconds": total_cost(folders.values())["seconds"],
-        }
+        about = SearchFacts(
+            configurations=budget,
+            failed=self.failed,
+            trials=list(folders),
+            chosen=chosen.id,
+            settings=settings,
+            val_top1=chosen.any_result().val.top1,
+            seconds=total_cost(folders.values()).seconds,
+        )
         planned = self._plan(settings, self.request.seeds)
         return [
             replace(
                 item,
                 trial=replace(item.trial, protocol=replace(item.trial.protocol, search=budget)),
-                run={**item.run, "search": about},
+                run=replace(item.run, search=about),
             )
             for item in planned
         ]

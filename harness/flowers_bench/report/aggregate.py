@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import log_softmax
@@ -20,9 +19,7 @@ from flowers_bench.measure.quality import (
 from flowers_bench.measure.statistics import Interval, accuracy_interval, image_mean
 from flowers_bench.report.names import configuration_id
 from flowers_bench.store.folder import STRESS_REVISION, Scores, TrialFolder
-
-#: What `--stress` adds to `result.json`.
-_STRESS = ("stress_revision", "stress", "robustness")
+from flowers_bench.store.records import Config, Result, Run
 
 
 @dataclass(frozen=True)
@@ -30,23 +27,23 @@ class Finished:
     """A finished trial with its files read."""
 
     folder: TrialFolder
-    config: dict[str, Any]
-    result: dict[str, Any]
-    run: dict[str, Any]
+    config: Config
+    result: Result
+    run: Run
 
     @classmethod
     def load(cls, folder: TrialFolder) -> Finished:
         """Everything but the predictions. Figures under changes as another version made them are left out: they are not
         comparable with those of this one, and `--stress` measures them again."""
         result = folder.result()
-        if result.get("stress_revision", STRESS_REVISION) != STRESS_REVISION:
-            result = {key: value for key, value in result.items() if key not in _STRESS}
+        if result.has("stress_revision") and result.stress_revision != STRESS_REVISION:
+            result = replace(result, stress_revision=None, stress=None, robustness=None)
         return cls(folder, folder.config(), result, folder.run())
 
     @property
     def trained(self) -> bool:
         """Whether anything was trained."""
-        return bool(self.result["cost"]["epochs"] > 0)
+        return self.result.cost.epochs > 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Configuration:
     @classmethod
     def of(cls, trials: Iterable[Finished]) -> Configuration:
         """Of trials that have all but the seed in common."""
-        ordered = tuple(sorted(trials, key=lambda trial: int(trial.config["seed"])))
+        ordered = tuple(sorted(trials, key=lambda trial: trial.config.seed))
         return cls(configuration_id(ordered[0].config), ordered)
 
     @classmethod
@@ -73,14 +70,14 @@ class Configuration:
         return cls(trial.folder.id, (trial,))
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Config:
         """Of the first seed; the others have the same but for the seed."""
         return self.trials[0].config
 
     @property
     def label(self) -> str:
         """`technique/variant`, as the user writes it."""
-        return f"{self.config['technique']}/{self.config['variant']}"
+        return self.config.label
 
 
 @dataclass(frozen=True)
@@ -113,19 +110,18 @@ class Row:
     if_calibrated: Mapping[str, float]
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Config:
         """Of the first seed; the others have the same but for the seed."""
         return self.trials[0].config
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(int(trial.config["seed"]) for trial in self.trials)
+        return tuple(trial.config.seed for trial in self.trials)
 
     @property
     def baseline(self) -> str | None:
         """The variant that it is to be compared with."""
-        name = self.trials[0].run.get("baseline")
-        return str(name) if name else None
+        return self.trials[0].run.baseline or None
 
     def mean(self, *path: str) -> float | None:
         """Mean over seeds of a number in `result.json`, or None where it was not measured."""
@@ -133,10 +129,16 @@ class Row:
         return float(np.mean(numbers)) if numbers else None
 
 
-def at(value: Any, path: Sequence[str]) -> Any:
-    """A value inside nested dictionaries, or None."""
+def at(value: object, path: Sequence[str]) -> float | None:
+    """A number inside nested records, or None."""
+    found = within(value, path)
+    return found if isinstance(found, (int, float)) else None
+
+
+def within(value: object, path: Sequence[str]) -> object:
+    """What stands inside nested records, or None."""
     for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
+        value = value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
     return value
 
 
@@ -146,7 +148,7 @@ def build_row(name: str, configuration: Configuration) -> Row:
     scores = [trial.folder.scores() for trial in trials]
     correct = np.stack([correct_in_top_k(s.logits, s.labels) for s in scores])
     raw = _Judged.of(scores, [1.0] * len(scores))
-    temperatures = [float(found) for trial in trials if (found := trial.result.get("temperature"))]
+    temperatures = [float(found) for trial in trials if (found := trial.result.temperature)]
     calibrated = _Judged.of(scores, temperatures) if len(temperatures) == len(trials) else None
     labels = scores[0].labels
     # Each class weighs as much as any other: the mean of this over images is the mean over classes.
@@ -160,7 +162,7 @@ def build_row(name: str, configuration: Configuration) -> Row:
         "macro_f1": image_mean(f1, 1.0),
     }
     if_calibrated: dict[str, float] = {}
-    if all("nll" in trial.result["test"] for trial in trials):  # else its scores are not meant as probabilities
+    if all(trial.result.test.nll is not None for trial in trials):  # else its scores are not meant as probabilities
         figures |= raw.figures("")
         if_calibrated |= raw.if_calibrated("")
     if calibrated is not None:
@@ -234,31 +236,31 @@ def by_configuration(trials: Iterable[Finished]) -> list[Configuration]:
     return list(map(Configuration.of, found.values()))
 
 
-def protocol(config: Mapping[str, Any]) -> dict[str, str]:
+def protocol(config: Config) -> dict[str, str]:
     """What two trials must have in common to be comparable, each fact in words.
 
     The pixels' stored size is not among them: 64 px and 128 px input of the same photographs are comparable.
     """
-    data = config["dataset"]
-    sizes = f"{data['n_train']} train / {data['n_val']} val / {data['n_test']} test"
+    data = config.dataset
+    sizes = f"{data.n_train} train / {data.n_val} val / {data.n_test} test"
     return {
-        "dataset": data["name"],
-        "split": f"{sizes}, {data['split_checksum'][:8]}",
-        "images": "; ".join(data["notes"]) or "as they are",
-        "data options": _pairs(config["data_options"]),
-        "protocol": _pairs({key: value for key, value in config["protocol"].items() if key != "search"}),
+        "dataset": data.name,
+        "split": f"{sizes}, {data.split_checksum[:8]}",
+        "images": "; ".join(data.notes) or "as they are",
+        "data options": _pairs(config.data_options),
+        "protocol": _pairs({key: value for key, value in config.protocol.json().items() if key != "search"}),
         "search budget": search_budget(config) or "none",
-        "harness revision": str(config["harness_revision"]),
+        "harness revision": str(config.harness_revision),
     }
 
 
-def search_budget(config: Mapping[str, Any]) -> str | None:
+def search_budget(config: Config) -> str | None:
     """How the recipe was found, in words; None where it is as given."""
-    tried = config["protocol"].get("search")
+    tried = config.protocol.search
     return f"best of {tried} configurations on validation" if tried else None
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
+def _pairs(values: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {value}" for key, value in sorted(values.items())) or "none"
 
 
@@ -266,8 +268,8 @@ def obstacles(first: Finished, second: Finished) -> list[str]:
     """Why two trials must not be compared, in words; empty where they may."""
     one, other = protocol(first.config), protocol(second.config)
     found = [f"other {key}: {one[key]} against {other[key]}" for key in one if one[key] != other[key]]
-    same_size = first.config["recipe"]["image_size"] == second.config["recipe"]["image_size"]
-    prints = [trial.config["dataset"]["fingerprint"] for trial in (first, second)]
+    same_size = first.config.recipe.image_size == second.config.recipe.image_size
+    prints = [trial.config.dataset.fingerprint for trial in (first, second)]
     if not found and same_size and prints[0] != prints[1]:
         found.append(
             f"other images: the names are the same, the pixels are not ({prints[0][:8]} against {prints[1][:8]})"

@@ -150,9 +150,9 @@ def _compare(first: Row, second: Row, pairs: int) -> Pair:
 
 def _time_ratio(first: Row, second: Row, places: Sequence[Sequence[int]]) -> float | None:
     trials = [[row.trials[i] for i in chosen] for row, chosen in zip((first, second), places, strict=True)]
-    if len({describe_hardware(trial.result["hardware"]) for side in trials for trial in side}) > 1:
+    if len({describe_hardware(trial.result.hardware) for side in trials for trial in side}) > 1:
         return None
-    seconds = [float(np.mean([trial.result["cost"]["seconds"] for trial in side])) for side in trials]
+    seconds = [float(np.mean([trial.result.cost.seconds for trial in side])) for side in trials]
     return seconds[0] / seconds[1] if seconds[1] else None
 
 
@@ -161,6 +161,6 @@ def _differing(first: Row, second: Row) -> tuple[str, ...]:
     one trains nothing, the recipe is part of what they are."""
     one, other = factors(first.config), factors(second.config)
     both_trained = first.trials[0].trained and second.trials[0].trained
-    recipe = in_use({**first.config["recipe"], **second.config["recipe"]}, trained=both_trained)
+    recipe = in_use({**first.config.recipe.json(), **second.config.recipe.json()}, trained=both_trained)
     keys = ["backbone", "weights", *recipe]
     return tuple(f"{key} {one.get(key)} / {other.get(key)}" for key in keys if one.get(key) != other.get(key))

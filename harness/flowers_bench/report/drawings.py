@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from flowers_bench.report.aggregate import Row
 from flowers_bench.report.formatting import percent, percent_interval
 from flowers_bench.report.names import factors, facts_without, told_apart
 from flowers_bench.report.pictures import drawn, read_picture
-from flowers_bench.report.plots import curve, finite
+from flowers_bench.report.plots import Band, curve, finite
 from flowers_bench.util.errors import Unreadable
 from flowers_bench.util.files import write_atomically
 from flowers_bench.util.text import printable
@@ -45,8 +45,8 @@ class Panel:
 
     def caption(self, shown: str) -> str:
         """What the figure is of; `shown` says what its lines or pictures are."""
-        weights = sorted({str(row.config["weights"]["name"]) for row in self.rows})
-        sizes = sorted({int(row.config["recipe"]["image_size"]) for row in self.rows})
+        weights = sorted({row.config.weights.name for row in self.rows})
+        sizes = sorted({row.config.recipe.image_size for row in self.rows})
         seeds = sorted({len(row.seeds) for row in self.rows})
         count = f"{seeds[0]} seed{'s' if seeds[-1] > 1 else ''}"
         return ". ".join(
@@ -55,7 +55,7 @@ class Panel:
                 f"{' or '.join(map(str, sizes))} px",
                 count if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds",
                 shown,
-                *(f"Note: {note}" for note in self.rows[0].config["dataset"]["notes"]),
+                *(f"Note: {note}" for note in self.rows[0].config.dataset.notes),
             )
         )
 
@@ -113,9 +113,9 @@ def draw_curves(panel: Panel) -> Drawing | str:
     handles = []
     for row, colour in zip(trained, _colours(len(trained)), strict=True):
         histories = [trial.folder.history() for trial in row.trials]
-        line = _band(accuracy, curve(histories, "val_top1"), colour, "-", 100)
-        _band(accuracy, curve(histories, "train_top1_clean"), colour, "--", 100)
-        _band(loss, curve(histories, "train_loss"), colour, "--", 1)
+        line = _band(accuracy, curve(histories, lambda epoch: epoch.val_top1), colour, "-", 100)
+        _band(accuracy, curve(histories, lambda epoch: epoch.train_top1_clean), colour, "--", 100)
+        _band(loss, curve(histories, lambda epoch: epoch.train_loss), colour, "--", 1)
         line.set_label(f"{row.name}: {percent(row.top1.value)} {percent_interval(row.top1.low, row.top1.high)}")
         handles.append(line)
     for axes in (accuracy, loss):
@@ -135,8 +135,10 @@ def _colours(count: int) -> list[Any]:
     return list(matplotlib.colormaps["turbo"](np.linspace(0, 1, count)))
 
 
-def _band(axes: Any, values: Mapping[str, Sequence[float | None]], colour: str, style: str, factor: float) -> Any:
-    mean, low, high = (factor * np.array(values[key], dtype=float) for key in ("mean", "low", "high"))
+def _band(axes: Any, values: Band, colour: str, style: str, factor: float) -> Any:
+    mean, low, high = (
+        factor * np.array(found, dtype=float) for found in (values["mean"], values["low"], values["high"])
+    )
     epochs = np.arange(1, len(mean) + 1)
     axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
     (line,) = axes.plot(epochs, mean, style, color=colour, linewidth=1.3)

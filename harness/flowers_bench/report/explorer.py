@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -37,12 +38,52 @@ class Matrices:
         return flat if self._left > 0 else None
 
 
-def explore(row: Row, examples: Examples, matrices: Matrices) -> dict[str, Any]:
+class ConfusedPair(TypedDict):
+    """Images of class `label` that were taken for another: of `of` images, mean over seeds. Keys of some of them, and of
+    images that are typical of the other."""
+
+    label: int
+    taken: int
+    images: float
+    of: int
+    mistaken: list[str]
+    typical: list[str]
+
+
+class Example(TypedDict):
+    """An image, its class, what the first seed took it for, and with what confidence."""
+
+    key: str
+    label: int
+    taken: int
+    sure: float
+
+
+class Explored(TypedDict):
+    """What a row mistakes for what; `matrix` as `Matrices.take` has it, `per_class` as `_per_class`."""
+
+    confused: list[ConfusedPair]
+    matrix: list[int] | None
+    per_class: list[list[float | None]]
+    wrong: list[Example]
+    right: list[Example]
+
+
+@dataclass(frozen=True)
+class Hard:
+    """A test image by its key, its class index, and the share of rows and seeds that get it right, in percent."""
+
+    key: str
+    label: int
+    share: str
+
+
+def explore(row: Row, examples: Examples, matrices: Matrices) -> Explored:
     """The pairs of classes that a row confuses most, and images that it gets right and wrong with most confidence."""
     wrong = row.predicted != row.labels
     sure = row.confidence.mean(0)
-    matrix = confusion_counts(row.predicted, row.labels, len(row.trials[0].result["class_names"]))
-    pairs: list[dict[str, Any]] = []
+    matrix = confusion_counts(row.predicted, row.labels, len(row.trials[0].result.class_names))
+    pairs: list[ConfusedPair] = []
     for label, taken, images in most_confused(matrix, CONFUSED):
         mistaken = (row.labels == label) & (row.predicted == taken).any(0)
         typical = (row.labels == taken) & ~wrong.any(0)
@@ -56,7 +97,7 @@ def explore(row: Row, examples: Examples, matrices: Matrices) -> dict[str, Any]:
                 "typical": _keys(row, typical, sure, EXAMPLES - 1),
             }
         )
-    found: dict[str, Any] = {
+    found: Explored = {
         "confused": pairs,
         "matrix": matrices.take(matrix),
         "per_class": _per_class(matrix, len(row.seeds)),
@@ -80,7 +121,7 @@ def _keys(row: Row, chosen: np.ndarray, sure: np.ndarray, count: int) -> list[st
     return [row.keys[i] for i in places[np.argsort(-sure[places], kind="stable")[:count]]]
 
 
-def _pictured(row: Row, chosen: np.ndarray, sure: np.ndarray) -> list[dict[str, Any]]:
+def _pictured(row: Row, chosen: np.ndarray, sure: np.ndarray) -> list[Example]:
     places = np.flatnonzero(chosen)
     best = places[np.argsort(-sure[places], kind="stable")[:PICTURED]]
     return [
@@ -94,14 +135,14 @@ def _pictured(row: Row, chosen: np.ndarray, sure: np.ndarray) -> list[dict[str, 
     ]
 
 
-def hardest(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def hardest(rows: Sequence[Row]) -> list[Hard]:
     """The images that the fewest rows and seeds get right, two of a class at most."""
     share = np.mean([row.correct.mean(0) for row in rows], axis=0)
-    found: list[dict[str, Any]] = []
+    found: list[Hard] = []
     shown: Counter[int] = Counter()
     for place in np.argsort(share, kind="stable"):
         label = int(rows[0].labels[place])
         if shown[label] < 2 and len(found) < HARDEST:
             shown[label] += 1
-            found.append({"key": rows[0].keys[place], "label": label, "share": f"{100 * share[place]:.0f}"})
+            found.append(Hard(rows[0].keys[place], label, f"{100 * share[place]:.0f}"))
     return found

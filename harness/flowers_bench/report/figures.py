@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from flowers_bench.plan.suites import Figure
 from flowers_bench.report.aggregate import Finished, Row, build_row, by_configuration, protocol
 from flowers_bench.report.drawings import DRAWINGS, Panel
 from flowers_bench.report.names import distinct_names, told_apart
 from flowers_bench.store.folder import TrialFolder
+from flowers_bench.store.records import Config
 from flowers_bench.util.files import file_name
 
 
@@ -33,7 +33,7 @@ def draw_figures(figures: Sequence[Figure], folders: Iterable[TrialFolder], dire
 
 
 def _draw(figure: Figure, trials: Sequence[Finished], rows: dict[str, Row], directory: Path) -> Drawn:
-    chosen = [trial for trial in trials if _label(trial) in figure.technique]
+    chosen = [trial for trial in trials if trial.config.label in figure.technique]
     if not chosen:
         return Drawn(figure, (), f"no finished trial of {', '.join(figure.technique)}")
     files: list[Path] = []
@@ -53,7 +53,7 @@ def _panels(figure: Figure, trials: Sequence[Finished], rows: dict[str, Row]) ->
     """One for each dataset, protocol and backbone."""
     groups: dict[str, list[Finished]] = {}
     for trial in trials:
-        facts = {**protocol(trial.config), "backbone": trial.config["backbone"]}
+        facts = {**protocol(trial.config), "backbone": trial.config.backbone}
         groups.setdefault(json.dumps(facts, sort_keys=True), []).append(trial)
     ordered = sorted(groups.items())
     apart = [[protocol(found[0].config), {"group": key}] for key, found in ordered]
@@ -61,16 +61,10 @@ def _panels(figure: Figure, trials: Sequence[Finished], rows: dict[str, Row]) ->
     return [Panel(figure, _rows(figure, found, rows), about) for about, (_, found) in zip(abouts, ordered, strict=True)]
 
 
-def _label(trial: Finished) -> str:
-    return f"{trial.config['technique']}/{trial.config['variant']}"
-
-
-def _about(config: dict[str, Any]) -> str:
-    data = config["dataset"]
-    sizes = f"{data['n_train']} train / {data['n_val']} val / {data['n_test']} test images"
-    return (
-        f"{data['name']}: {data['classes']} classes, {sizes}, split {data['split_checksum'][:8]}. {config['backbone']}"
-    )
+def _about(config: Config) -> str:
+    data = config.dataset
+    sizes = f"{data.n_train} train / {data.n_val} val / {data.n_test} test images"
+    return f"{data.name}: {data.classes} classes, {sizes}, split {data.split_checksum[:8]}. {config.backbone}"
 
 
 def _rows(figure: Figure, trials: Sequence[Finished], known: dict[str, Row]) -> tuple[Row, ...]:
@@ -82,12 +76,11 @@ def _rows(figure: Figure, trials: Sequence[Finished], known: dict[str, Row]) -> 
             known[configuration.id] = build_row("", configuration)
     rows = [replace(known[own.id], name=name) for name, own in zip(names, configurations, strict=True)]
     order = {label: place for place, label in enumerate(figure.technique)}
-    return tuple(sorted(rows, key=lambda row: (order[_label(row.trials[0])], row.name)))
+    return tuple(sorted(rows, key=lambda row: (order[row.config.label], row.name)))
 
 
-def _stem(figure: Figure, config: dict[str, Any]) -> str:
-    words = [figure.name, str(config["dataset"]["name"]), str(config["backbone"])]
-    return file_name("-".join(words))
+def _stem(figure: Figure, config: Config) -> str:
+    return file_name("-".join([figure.name, config.dataset.name, config.backbone]))
 
 
 def _free(directory: Path, stem: str, suffix: str, taken: Sequence[Path]) -> Path:

@@ -11,6 +11,7 @@ from flowers_bench.report.aggregate import Finished, Row, build_row, by_configur
 from flowers_bench.report.comparison import Comparison, Pair
 from flowers_bench.report.names import distinct_names, factors, told_apart
 from flowers_bench.store.folder import TrialFolder
+from flowers_bench.store.records import Config
 
 
 @dataclass(frozen=True)
@@ -57,31 +58,33 @@ def _group(trials: Sequence[Finished]) -> Group:
     configurations = by_configuration(trials)
     names = distinct_names([configuration.config for configuration in configurations])
     rows = sorted(map(build_row, names, configurations), key=lambda row: -row.top1.value)
-    data = trials[0].config["dataset"]
-    shots = trials[0].config["protocol"].get("shots")
-    train = f"{data['n_train']} train ({shots} of each class)" if shots else f"{data['n_train']} train"
+    data = trials[0].config.dataset
+    shots = trials[0].config.protocol.shots
+    train = f"{data.n_train} train ({shots} of each class)" if shots else f"{data.n_train} train"
     title = (
-        f"{data['name']}: {data['classes']} classes, {train} / {data['n_val']} val / {data['n_test']} test, "
-        f"{data['resolution']}, split {data['split_checksum'][:8]}"
+        f"{data.name}: {data.classes} classes, {train} / {data.n_val} val / {data.n_test} test, "
+        f"{data.resolution}, split {data.split_checksum[:8]}"
     )
     if budget := search_budget(trials[0].config):
         title += f"; recipes searched: {budget}"
-    machines = [trial.result["hardware"] for trial in trials]
-    hardware = {f"{describe_hardware(facts)}, kernel {facts['kernel'] or 'not used'}" for facts in machines}
+    machines = [trial.result.hardware for trial in trials]
+    hardware = {f"{describe_hardware(machine)}, kernel {machine.kernel or 'not used'}" for machine in machines}
     with_baselines = [(row, other) for row in rows if (other := _baseline(row, rows)) is not None]
     differences = Comparison.of(with_baselines).pairs
-    return Group(title, tuple(data["notes"]), tuple(sorted(hardware)), tuple(rows), differences)
+    return Group(title, tuple(data.notes), tuple(sorted(hardware)), tuple(rows), differences)
 
 
 def _baseline(row: Row, rows: Sequence[Row]) -> Row | None:
     """The row of its baseline variant on the same backbone and weights; of several, the one with the likest recipe."""
-    same = ("technique", "backbone", "weights")
     found = [
         other
         for other in rows
-        if other is not row
-        and other.config["variant"] == row.baseline
-        and all(other.config[key] == row.config[key] for key in same)
+        if other is not row and other.config.variant == row.baseline and _start(other.config) == _start(row.config)
     ]
     own = factors(row.config).items()
     return max(found, key=lambda other: len(own & factors(other.config).items()), default=None)
+
+
+def _start(config: Config) -> tuple[str, str, dict[str, object]]:
+    """What a row and its baseline must have in common: the technique, and what its training starts from."""
+    return config.technique, config.backbone, config.weights.json()

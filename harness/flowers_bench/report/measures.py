@@ -54,7 +54,7 @@ class Measure:
             return None
         if (found := row.figures.get(self.key)) is not None:
             return found.low, found.high
-        shares = [float(value) for trial in row.trials if (value := at(trial.result, self.path)) is not None]
+        shares = [value for trial in row.trials if (value := at(trial.result, self.path)) is not None]
         images = self.images(row) if self.images else None
         return share_interval(shares, images) if shares and images else None
 
@@ -206,7 +206,7 @@ KINDS = (
             Measure("map_at_r", "MAP@R %", ("retrieval", "map_at_r"), percent, True),
         ),
         # A classifier's embedding is a by-product: nobody who compares classifiers asked for it.
-        lambda row: row.config["predictor"] in ("nearest-mean", "knn"),
+        lambda row: row.config.predictor in ("nearest-mean", "knn"),
     ),
     Kind(
         "Under stress",

@@ -9,8 +9,9 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+from flowers_bench.store.records import Config
+from flowers_bench.store.schema import Record
 from flowers_bench.util.text import printable
 
 #: The value of a setting that a configuration does not have.
@@ -21,52 +22,51 @@ _NOT_CONFIGURED = ("schema_version", "id", "seed")
 Facts = Mapping[str, str]
 
 
-def configuration_id(config: Mapping[str, Any]) -> str:
+def configuration_id(config: Config) -> str:
     """16 hexadecimal digits that trials have in common if they differ in nothing but the seed."""
-    facts = {key: value for key, value in config.items() if key not in _NOT_CONFIGURED}
+    facts = {key: value for key, value in config.json().items() if key not in _NOT_CONFIGURED}
     canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def kinds(config: Mapping[str, Any]) -> list[dict[str, str]]:
+def kinds(config: Config) -> list[dict[str, str]]:
     """All that may tell one configuration from another, as text, in the order in which names say it.
 
     Backbone; weights, by their name, then by their file; data and protocol; settings: parts, recipe fields and options
     by their own names; code; the dataset's images; what all of these have in common, `row`.
     """
-    data, weights, protocol = config["dataset"], config["weights"], config["protocol"]
+    protocol = config.protocol.json()
     about = {
-        "data": data["name"],
-        "shots": protocol.get("shots", "all"),
-        **_under("data", config["data_options"]),
-        **_under("protocol", {key: value for key, value in protocol.items() if key != "shots"}),
+        "data": config.dataset.name,
+        "shots": protocol.pop("shots", "all"),
+        **_under("data", config.data_options),
+        **_under("protocol", protocol),
     }
     nested = ("dataset", "weights", "protocol", "data_options", "options", "recipe", "code")
-    code = {"harness_revision": config["harness_revision"], **_under("code", config["code"])}
+    code = {"harness_revision": config.harness_revision, **_under("code", config.code)}
     apart = {*_NOT_CONFIGURED, *nested, "backbone", *code, *about, "row"}
-    settings = {key: value for key, value in config.items() if key not in apart} | config["recipe"]
+    settings = {key: value for key, value in config.json().items() if key not in apart} | config.recipe.json()
     taken = {*apart, *settings}
-    settings |= {f"options.{key}" if key in taken else key: value for key, value in config["options"].items()}
-    images = _under("dataset", {key: value for key, value in data.items() if key != "name"})
-    found: list[Mapping[str, Any]] = [
-        {"backbone": config["backbone"]},
-        {"weights": weights["name"]},
-        _under("weights", {key: value for key, value in weights.items() if key != "name"}),
+    settings |= {f"options.{key}" if key in taken else key: value for key, value in config.options.items()}
+    found: list[Mapping[str, object]] = [
+        {"backbone": config.backbone},
+        {"weights": config.weights.name},
+        _under("weights", _without_name(config.weights)),
         about,
         settings,
         code,
-        images,
+        _under("dataset", _without_name(config.dataset)),
         {"row": configuration_id(config)},
     ]
     return [{one_line(key): _text(value) for key, value in kind.items()} for kind in found]
 
 
-def factors(config: Mapping[str, Any]) -> dict[str, str]:
+def factors(config: Config) -> dict[str, str]:
     """What was chosen for a trial, flat and as text; neither the dataset's images, which follow from it, nor `row`."""
     return merged(kinds(config)[:-2])
 
 
-def facts_without(config: Mapping[str, Any], *keys: str) -> list[dict[str, str]]:
+def facts_without(config: Config, *keys: str) -> list[dict[str, str]]:
     """`kinds`, but for these keys."""
     return [{key: value for key, value in kind.items() if key not in keys} for kind in kinds(config)]
 
@@ -76,10 +76,10 @@ def merged(found: Sequence[Facts]) -> dict[str, str]:
     return {key: value for kind in found for key, value in kind.items()}
 
 
-def distinct_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def distinct_names(configs: Sequence[Config]) -> list[str]:
     """`technique/variant` of each, with whatever it takes to tell it from the others: no two names are equal, unless two
     configurations are."""
-    return told_apart([f"{config['technique']}/{config['variant']}" for config in configs], list(map(kinds, configs)))
+    return told_apart([config.label for config in configs], list(map(kinds, configs)))
 
 
 def told_apart(
@@ -132,11 +132,15 @@ def one_line(text: str) -> str:
     return " ".join(printable(text).split())
 
 
-def _under(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_name(record: Record) -> dict[str, object]:
+    return {key: value for key, value in record.json().items() if key != "name"}
+
+
+def _under(prefix: str, values: Mapping[str, object]) -> dict[str, object]:
     return {f"{prefix}.{key}": value for key, value in values.items()}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Eight digits of a checksum are enough."""
     text = one_line(str(value))
     return text[:8] if re.fullmatch("[0-9a-f]{64}", text) else text

@@ -9,25 +9,28 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.resources import files
-from typing import Any
+from typing import TypedDict
 
 from flowers_bench import __version__
 from flowers_bench.contract.technique import in_use
 from flowers_bench.measure.hardware import describe_hardware
+from flowers_bench.measure.statistics import Interval
 from flowers_bench.report.aggregate import Finished, Row
 from flowers_bench.report.comparison import Comparison, Pair
 from flowers_bench.report.comparison_text import sentence
-from flowers_bench.report.explorer import MATRICES_BUDGET, Matrices, explore, hardest
+from flowers_bench.report.explorer import MATRICES_BUDGET, Explored, Matrices, explore, hardest
 from flowers_bench.report.formatting import duration, p_value, percent, percent_interval, plain, points_interval
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import COSTS, KINDS, QUALITY, SPEEDS, Kind, Measure
 from flowers_bench.report.names import distinct_names
-from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, figures
-from flowers_bench.report.plots import CURVES, series, shots_series, sweeps
+from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, Picture, figures
+from flowers_bench.report.plots import CURVES, Series, ShotsCurve, Sweep, series, shots_series, sweeps
 from flowers_bench.report.robustness import sentences, sheet, under_stress
 from flowers_bench.report.shots import Family, families
+from flowers_bench.report.table import Sheet
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.util.errors import Unreadable
 from flowers_bench.util.text import printable
@@ -36,6 +39,171 @@ from flowers_bench.util.text import printable
 COMPARED = 12
 #: Rows that the plots show until others are chosen.
 DRAWN = 6
+#: Names and values of nested facts, as text.
+Facts = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """An environment that differs from the others in more than its load."""
+
+    number: int
+    shown: str
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class PageTrial:
+    """One trial of a row, as text but for its seed and its machine's number."""
+
+    id: str
+    seed: int
+    test: str
+    val: str
+    epochs: str
+    time: str
+    machine: int
+    load: str
+    command: str
+
+
+@dataclass(frozen=True)
+class PageRow:
+    """One row; of its costs, by their keys, the mean over seeds and the text."""
+
+    id: str
+    name: str
+    backbone: str
+    weights: str
+    seeds: int
+    top1: Interval
+    accuracy: str
+    per_class: Interval
+    val: float | None
+    costs: dict[str, tuple[float | None, str]]
+    facts: Facts
+    trials: list[PageTrial]
+
+
+@dataclass(frozen=True)
+class KindTable:
+    """Measures of one kind: names of rows and their cells."""
+
+    title: str
+    note: str
+    head: list[str]
+    body: list[tuple[str, list[str]]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Row minus column of the comparison matrix; `strength` of its colour in percent, 0 where nothing is claimed."""
+
+    value: str
+    interval: str
+    p: str
+    claimed: bool
+    one_seed: bool
+    side: str
+    strength: int
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The comparison matrix; None for a pair that must not be compared."""
+
+    names: list[str]
+    body: list[list[Cell | None]]
+    pairs: int
+    one_seed: bool
+
+
+@dataclass(frozen=True)
+class StressedPair:
+    """A row against its baseline on changed images."""
+
+    sentences: list[str]
+    sheet: Sheet
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A trial without a result, and why."""
+
+    id: str
+    name: str
+    seed: int
+    why: str
+
+
+class Axis(TypedDict):
+    """What a plot against a cost is called, and what its values are divided by."""
+
+    key: str
+    title: str
+    axis: str
+    unit: float
+    words: str
+
+
+class RowData(Series, Explored):
+    """What the page's script knows of a row."""
+
+
+class GroupData(TypedDict):
+    """What the page's script draws of a group."""
+
+    shots: dict[str, list[ShotsCurve]] | None
+    rows: list[RowData]
+    classes: Sequence[str]
+    costs: list[Axis]
+    curves: dict[str, str]
+    images: dict[str, str]
+    sweeps: list[Sweep]
+    drawn: int
+
+
+@dataclass(frozen=True)
+class PageGroup:
+    """What the page's text says of a group; `data` is for its script."""
+
+    id: str
+    title: str
+    dataset: str
+    notes: tuple[str, ...]
+    hardware: tuple[str, ...]
+    overs: list[str]
+    verdicts: list[str]
+    rows: list[PageRow]
+    scale: Scale
+    costs: list[Measure]
+    kinds: list[KindTable]
+    matrix: Matrix
+    figures: list[Picture]
+    hard: list[HardImage]
+    missing: str | None
+    sweeps: list[str]
+    has_stress: bool
+    stressed: list[StressedPair]
+    shots: Sheet | None
+    data: GroupData
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Ends of the accuracies of all rows."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class HardImage:
+    """A test image by its key, the name of its class, and the percentage that gets it right."""
+
+    key: str
+    label: str
+    share: str
 
 
 def render(
@@ -67,7 +235,7 @@ def render(
         version=__version__,
         made=(made or datetime.now(timezone.utc)).strftime("%d %B %Y, %H:%M UTC"),
         groups=groups,
-        data={group["id"]: group.pop("data") for group in groups},
+        data={group.id: group.data for group in groups},
         machines=list(machines.values()),
         unfinished=_unfinished(unfinished),
         damaged=[printable(str(error)) for error in damaged],
@@ -85,7 +253,7 @@ def _total(board: Leaderboard, others: Sequence[TrialFolder]) -> str | None:
     from flowers_bench.measure.cost import total_cost
 
     finished = (trial.folder for group in board.groups for row in group.rows for trial in row.trials)
-    seconds = total_cost([*finished, *others])["seconds"]
+    seconds = total_cost([*finished, *others]).seconds
     return duration(seconds) if seconds else None
 
 
@@ -93,84 +261,85 @@ def _asset(name: str) -> str:
     return files("flowers_bench.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _machines(board: Leaderboard) -> dict[str, dict[str, Any]]:
-    """Every environment that differs in more than its load, with a letter."""
-    found: dict[str, dict[str, Any]] = {}
+def _machines(board: Leaderboard) -> dict[str, Machine]:
+    """Every environment that differs in more than its load, by `_machine_key`."""
+    found: dict[str, Machine] = {}
     for trial in (trial for group in board.groups for row in group.rows for trial in row.trials):
         key = _machine_key(trial)
         if key not in found:
-            facts = {k: v for k, v in trial.result["hardware"].items() if k != "load_average"}
-            shown = describe_hardware(trial.result["hardware"])
-            found[key] = {"number": len(found) + 1, "shown": shown, "facts": _flat(facts)}
+            shown = describe_hardware(trial.result.hardware)
+            found[key] = Machine(len(found) + 1, shown, _flat(_without_load(trial)))
     return found
 
 
 def _machine_key(trial: Finished) -> str:
-    return json.dumps({k: v for k, v in trial.result["hardware"].items() if k != "load_average"}, sort_keys=True)
+    return json.dumps(_without_load(trial), sort_keys=True)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _without_load(trial: Finished) -> dict[str, object]:
+    return {key: value for key, value in trial.result.hardware.json().items() if key != "load_average"}
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> Facts:
     """Nested values as names and text."""
-    found: list[tuple[str, str]] = []
+    found: Facts = []
     for key, value in values.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, Mapping) and value:
             found += _flat(value, f"{prefix}{key}.")
         else:
             found.append((f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return found
 
 
-def _group(
-    place: int, group: Group, machines: Mapping[str, Mapping[str, Any]], groups: int, family: Family | None
-) -> dict[str, Any]:
+def _group(place: int, group: Group, machines: Mapping[str, Machine], groups: int, family: Family | None) -> PageGroup:
     rows = group.rows
     compared = Comparison.all_of(rows[:COMPARED])
     examples = Examples(rows[0].trials[0], IMAGES_BUDGET // groups)
-    names = rows[0].trials[0].result["class_names"]
+    names = rows[0].trials[0].result.class_names
     hard, swept = hardest(rows), sweeps(rows)
-    examples.want(image["key"] for image in hard)
+    examples.want(image.key for image in hard)
     matrices = Matrices(MATRICES_BUDGET // groups)
     explored = [explore(row, examples, matrices) for row in rows]
-    bounds = [row.top1.low for row in rows], [row.top1.high for row in rows]
-    return {
-        "id": f"g{place}",
-        "title": group.title,
-        "dataset": rows[0].config["dataset"]["name"],
-        "notes": group.notes,
-        "hardware": group.hardware,
-        "overs": sorted({row.top1.over for row in rows}),
-        "verdicts": _verdicts(group, compared),
-        "rows": [_row(f"g{place}r{i}", row, machines) for i, row in enumerate(rows)],
-        "scale": {"low": min(bounds[0]), "high": max(bounds[1])},
-        "costs": [measure for measure in (*COSTS, *SPEEDS) if measure.measured(rows)],
-        "kinds": [found for kind in (QUALITY, *KINDS) if (found := _kind(kind, rows))],
-        "matrix": _matrix(rows[:COMPARED], compared),
-        "figures": figures(rows, FIGURES_BUDGET // groups),
-        "hard": [image | {"label": names[image["label"]]} for image in hard],
-        "missing": examples.missing,
-        "sweeps": [sweep["factor"] for sweep in swept],
-        "has_stress": any(trial.result.get("stress") for row in rows for trial in row.trials),
-        "stressed": _stressed(group),
-        "shots": family.sheet() if family else None,
-        "data": {
-            "shots": shots_series(family) if family else None,
-            "rows": [series(row) | found for row, found in zip(rows, explored, strict=True)],
-            "classes": names,
-            "costs": [_axis(measure, rows) for measure in COSTS if measure.measured(rows)],
-            "curves": CURVES,
-            "images": examples.uris,
-            "sweeps": swept,
-            "drawn": DRAWN,
-        },
+    data: GroupData = {
+        "shots": shots_series(family) if family else None,
+        "rows": [RowData(**series(row), **found) for row, found in zip(rows, explored, strict=True)],
+        "classes": names,
+        "costs": [_axis(measure, rows) for measure in COSTS if measure.measured(rows)],
+        "curves": {key: title for key, (title, _) in CURVES.items()},
+        "images": examples.uris,
+        "sweeps": swept,
+        "drawn": DRAWN,
     }
+    return PageGroup(
+        id=f"g{place}",
+        title=group.title,
+        dataset=rows[0].config.dataset.name,
+        notes=group.notes,
+        hardware=group.hardware,
+        overs=sorted({row.top1.over for row in rows}),
+        verdicts=_verdicts(group, compared),
+        rows=[_row(f"g{place}r{i}", row, machines) for i, row in enumerate(rows)],
+        scale=Scale(min(row.top1.low for row in rows), max(row.top1.high for row in rows)),
+        costs=[measure for measure in (*COSTS, *SPEEDS) if measure.measured(rows)],
+        kinds=[found for kind in (QUALITY, *KINDS) if (found := _kind(kind, rows))],
+        matrix=_matrix(rows[:COMPARED], compared),
+        figures=figures(rows, FIGURES_BUDGET // groups),
+        hard=[HardImage(image.key, names[image.label], image.share) for image in hard],
+        missing=examples.missing,
+        sweeps=[sweep["factor"] for sweep in swept],
+        has_stress=any(trial.result.stress for row in rows for trial in row.trials),
+        stressed=_stressed(group),
+        shots=family.sheet() if family else None,
+        data=data,
+    )
 
 
-def _stressed(group: Group) -> list[dict[str, Any]]:
+def _stressed(group: Group) -> list[StressedPair]:
     """Rows against their baselines on changed images, as sentences and tables."""
     rows = {row.id: row for row in group.rows}
     pairs = ([rows[i] for i in pair.ids] for pair in group.differences)
     found = [stressed for pair in pairs if (stressed := under_stress(*pair))]
-    return [{"sentences": sentences(one), "sheet": sheet(one)} for one in found[:COMPARED]]
+    return [StressedPair(sentences(one), sheet(one)) for one in found[:COMPARED]]
 
 
 def _verdicts(group: Group, compared: Comparison) -> list[str]:
@@ -199,27 +368,36 @@ def _accuracy(row: Row) -> str:
     return f"{percent(row.top1.value)} % {percent_interval(row.top1.low, row.top1.high)}"
 
 
-def _row(identifier: str, row: Row, machines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _row(identifier: str, row: Row, machines: Mapping[str, Machine]) -> PageRow:
     config = row.config
-    chosen = {k: config[k] for k in ("model", "loss", "augmentation", "sampler", "predictor", "options")}
-    recipe = in_use(config["recipe"], trained=row.trials[0].trained)
-    return {
-        "id": identifier,
-        "name": row.name,
-        "backbone": config["backbone"],
-        "weights": config["weights"]["name"],
-        "seeds": len(row.seeds),
-        "top1": row.top1,
-        "accuracy": _accuracy(row),
-        "per_class": row.figures["mean_per_class"],
-        "val": row.mean("val", "top1"),
-        "costs": {m.key: (row.mean(*m.path), _cost_text(m, row)) for m in (*COSTS, *SPEEDS)},
-        "facts": _flat({"weights": config["weights"], **chosen, "recipe": recipe, "code": config["code"]}),
-        "trials": [_trial(trial, machines) for trial in row.trials],
+    facts: dict[str, object] = {
+        "weights": config.weights.json(),
+        "model": config.model,
+        "loss": config.loss,
+        "augmentation": config.augmentation,
+        "sampler": config.sampler,
+        "predictor": config.predictor,
+        "options": config.options,
+        "recipe": in_use(config.recipe.json(), trained=row.trials[0].trained),
+        "code": config.code,
     }
+    return PageRow(
+        id=identifier,
+        name=row.name,
+        backbone=config.backbone,
+        weights=config.weights.name,
+        seeds=len(row.seeds),
+        top1=row.top1,
+        accuracy=_accuracy(row),
+        per_class=row.figures["mean_per_class"],
+        val=row.mean("val", "top1"),
+        costs={m.key: (row.mean(*m.path), _cost_text(m, row)) for m in (*COSTS, *SPEEDS)},
+        facts=_flat(facts),
+        trials=[_trial(trial, machines) for trial in row.trials],
+    )
 
 
-def _axis(measure: Measure, rows: Sequence[Row]) -> dict[str, Any]:
+def _axis(measure: Measure, rows: Sequence[Row]) -> Axis:
     """What a plot against this cost is called, and what its values are divided by."""
     largest = max(value for row in rows if (value := row.mean(*measure.path)) is not None)
     unit, words = measure.unit(largest)
@@ -234,75 +412,65 @@ def _axis(measure: Measure, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _cost_text(measure: Measure, row: Row) -> str:
     """A count of operations that leaves some out is a lower bound, and says so."""
-    uncounted = measure.key == "flops" and any(trial.result["cost"].get("flops_uncounted") for trial in row.trials)
+    uncounted = measure.key == "flops" and any(trial.result.cost.flops_uncounted for trial in row.trials)
     return f"{'≥ ' if uncounted else ''}{measure.text(row)}"
 
 
-def _trial(trial: Finished, machines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _trial(trial: Finished, machines: Mapping[str, Machine]) -> PageTrial:
     result = trial.result
-    return {
-        "id": trial.folder.id,
-        "seed": trial.config["seed"],
-        "test": percent(result["test"]["top1"]),
-        "val": percent(result["val"]["top1"]),
-        "epochs": f"{result['best_epoch']} of {result['cost']['epochs']}" if trial.trained else "none",
-        "time": duration(result["cost"]["seconds"]),
-        "machine": machines[_machine_key(trial)]["number"],
-        "load": plain(next(iter(result["hardware"]["load_average"]), None)),
-        "command": shlex.join(["flowers-bench", *map(str, trial.run.get("command", []))]),
-    }
+    return PageTrial(
+        id=trial.folder.id,
+        seed=trial.config.seed,
+        test=percent(result.test.top1),
+        val=percent(result.val.top1),
+        epochs=f"{result.best_epoch} of {result.cost.epochs}" if trial.trained else "none",
+        time=duration(result.cost.seconds),
+        machine=machines[_machine_key(trial)].number,
+        load=plain(next(iter(result.hardware.load_average), None)),
+        command=shlex.join(["flowers-bench", *(trial.run.command or ())]),
+    )
 
 
-def _kind(kind: Kind, rows: tuple[Row, ...]) -> dict[str, Any] | None:
+def _kind(kind: Kind, rows: tuple[Row, ...]) -> KindTable | None:
     having = kind.rows(rows)
     if not having:
         return None
     measures = kind.shown(having)
     body = [(row.name, [measure.text(row) for measure in measures]) for row in having]
-    return {"title": kind.title, "note": kind.note, "head": [measure.title for measure in measures], "body": body}
+    return KindTable(kind.title, kind.note, [measure.title for measure in measures], body)
 
 
-def _matrix(rows: Sequence[Row], compared: Comparison) -> dict[str, Any]:
+def _matrix(rows: Sequence[Row], compared: Comparison) -> Matrix:
     """Row minus column, in points; what may be claimed is marked."""
     pairs = {pair.ids: pair for pair in compared.pairs}
     largest = max((abs(pair.difference.value) for pair in compared.pairs), default=0) or 1.0
     ids = [row.id for row in rows]
     body = [[_cell(pairs.get((a, b)), pairs.get((b, a)), largest) for b in ids] for a in ids]
-    return {
-        "names": [row.name for row in rows],
-        "body": body,
-        "pairs": len(pairs),
-        "refused": len(compared.refused),
-        "one_seed": any(pair.one_seed for pair in compared.pairs),
-    }
+    one_seed = any(pair.one_seed for pair in compared.pairs)
+    return Matrix([row.name for row in rows], body, len(pairs), one_seed)
 
 
-def _cell(pair: Pair | None, mirrored: Pair | None, largest: float) -> dict[str, Any] | None:
+def _cell(pair: Pair | None, mirrored: Pair | None, largest: float) -> Cell | None:
     found = pair or mirrored
     if found is None:
         return None
     sign = 1 if pair else -1
     value = sign * found.difference.value
     low, high = sorted((sign * found.difference.low, sign * found.difference.high))
-    return {
-        "value": f"{100 * value:+.1f}",
-        "interval": points_interval(low, high),
-        "p": p_value(found.p_holm),
-        "claimed": found.claimed,
-        "one_seed": found.one_seed,
-        "side": "won" if value > 0 else "lost",
-        "strength": round(8 + 42 * min(1.0, abs(value) / largest)) if found.claimed else 0,
-    }
+    return Cell(
+        value=f"{100 * value:+.1f}",
+        interval=points_interval(low, high),
+        p=p_value(found.p_holm),
+        claimed=found.claimed,
+        one_seed=found.one_seed,
+        side="won" if value > 0 else "lost",
+        strength=round(8 + 42 * min(1.0, abs(value) / largest)) if found.claimed else 0,
+    )
 
 
-def _unfinished(folders: Sequence[TrialFolder]) -> list[dict[str, str]]:
+def _unfinished(folders: Sequence[TrialFolder]) -> list[Unfinished]:
     configs = [folder.config() for folder in folders]
     return [
-        {
-            "id": folder.id,
-            "name": name,
-            "seed": str(config["seed"]),
-            "why": str(failure["error"]) if (failure := folder.failure()) else "not finished yet",
-        }
+        Unfinished(folder.id, name, config.seed, failure.error if (failure := folder.failure()) else "not finished yet")
         for folder, config, name in zip(folders, configs, distinct_names(configs), strict=True)
     ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowers_bench.data.decode import MAX_PIXELS
 from flowers_bench.report.aggregate import Finished, Row
-from flowers_bench.store.schema import damaged
+from flowers_bench.store.reading import damaged
 from flowers_bench.util.errors import Unreadable
 from flowers_bench.util.files import read_regular
 from flowers_bench.util.text import printable
@@ -63,19 +64,18 @@ class Examples:
 def _dataset(trial: Finished) -> Dataset:
     """As its caches have it: a page is no reason to run a plugin file, to write, to download or to decode."""
     from flowers_bench.contract.host import discover
-    from flowers_bench.data.reopen import reopen
+    from flowers_bench.data.reopen import DataPlace, reopen
     from flowers_bench.util.errors import UsageError
 
     run = trial.run
-    if not run.get("cache_dir") or not Path(run["cache_dir"]).is_dir():
-        raise UsageError(f"{run.get('cache_dir') or 'their cache'} is not there: the trials ran on another machine.")
+    if not run.cache_dir or not Path(run.cache_dir).is_dir():
+        raise UsageError(f"{run.cache_dir or 'their cache'} is not there: the trials ran on another machine.")
     host = discover(only_built_in=True)
-    if run.get("data_source") not in host.datasets:
+    if run.data_source not in host.datasets:
         raise UsageError("they are of a dataset that comes with a plugin.")
-    places = {name: run.get(name) for name in ("data_source", "data_path", "cache_dir")}
-    size = int(trial.config["recipe"]["image_size"])
-    dataset = reopen(host, places, size, trial.config["data_options"], read_only=True)
-    if dataset.split_checksum != trial.config["dataset"]["split_checksum"]:
+    place = DataPlace.of(run)
+    dataset = reopen(host, place, trial.config.recipe.image_size, trial.config.data_options, read_only=True)
+    if dataset.split_checksum != trial.config.dataset.split_checksum:
         raise UsageError(f"dataset {dataset.name} has another split by now.")
     return dataset
 
@@ -94,8 +94,17 @@ def _data_uri(image: Image.Image, quality: int) -> str:
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def figures(rows: Sequence[Row], budget: int) -> list[dict[str, str]]:
-    """The pictures that techniques drew, of each row's first seed, as `row`, `name` and `uri`, while they fit."""
+@dataclass(frozen=True)
+class Picture:
+    """A picture that a technique drew: its row's name, its own, and itself as a data URI."""
+
+    row: str
+    name: str
+    uri: str
+
+
+def figures(rows: Sequence[Row], budget: int) -> list[Picture]:
+    """The pictures that techniques drew, of each row's first seed, while they fit."""
     found = []
     for row in rows:
         for path in drawn(row):
@@ -108,20 +117,20 @@ def figures(rows: Sequence[Row], budget: int) -> list[dict[str, str]]:
             if len(uri) <= budget:
                 budget -= len(uri)
                 name = printable(path.stem.replace("_", " ").replace("-", " "))
-                found.append({"row": row.name, "name": name, "uri": uri})
+                found.append(Picture(row.name, name, uri))
     return found
 
 
 def drawn(row: Row) -> list[Path]:
     """The files of the pictures that its technique drew for its first seed."""
-    folder = row.trials[0].folder.path / "figures"
+    folder = row.trials[0].folder.figures_path
     return [] if folder.is_symlink() else sorted(folder.glob("*.png"))
 
 
 def damaged_pictures(folders: Iterable[TrialFolder]) -> list[Unreadable]:
     """Why pictures of these trials cannot be shown; the rest of the trial can."""
     found = []
-    for place in (folder.path / "figures" for folder in folders):
+    for place in (folder.figures_path for folder in folders):
         if place.is_symlink() or (place.exists() and not place.is_dir()):
             found.append(damaged(place, "is not a folder"))
             continue

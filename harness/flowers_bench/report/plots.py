@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypedDict
 
 import numpy as np
 
@@ -12,36 +12,108 @@ from flowers_bench.report.aggregate import Row
 from flowers_bench.report.measures import COSTS
 from flowers_bench.report.names import factors, facts_without, told_apart
 from flowers_bench.report.shots import Family
+from flowers_bench.store.records import Epoch
 
 #: Values of a factor that make a sweep.
 SWEPT = 3
-#: What can be drawn of a trial's history, and what it is called.
-CURVES = {"val_top1": "validation accuracy", "train_top1_clean": "training accuracy", "train_loss": "training loss"}
+#: What can be drawn of a trial's history: what it is called, and its value at an epoch.
+CURVES: dict[str, tuple[str, Callable[[Epoch], float | None]]] = {
+    "val_top1": ("validation accuracy", lambda epoch: epoch.val_top1),
+    "train_top1_clean": ("training accuracy", lambda epoch: epoch.train_top1_clean),
+    "train_loss": ("training loss", lambda epoch: epoch.train_loss),
+}
+Numbers = list[float | None]
 
 
-def series(row: Row) -> dict[str, Any]:
+class Band(TypedDict):
+    """Over seeds: a value for each epoch."""
+
+    mean: Numbers
+    low: Numbers
+    high: Numbers
+
+
+class Bins(TypedDict):
+    """By bins of confidence; None where a bin has no image."""
+
+    confidence: Numbers
+    accuracy: Numbers
+    n: list[int]
+
+
+class Reliability(TypedDict):
+    """As predicted, and after temperature scaling."""
+
+    raw: Bins | None
+    scaled: Bins | None
+
+
+class Stressed(TypedDict):
+    """Accuracy at the levels of one kind of change, over seeds."""
+
+    levels: list[int]
+    labels: list[str]
+    mean: Numbers
+    low: Numbers
+    high: Numbers
+
+
+class Series(TypedDict):
     """What the plots draw of a row."""
+
+    id: str
+    name: str
+    backbone: str
+    top1: Numbers
+    costs: dict[str, float | None]
+    curves: dict[str, Band]
+    reliability: Reliability
+    stress: dict[str, Stressed]
+
+
+class Sweep(TypedDict):
+    """Rows by one number in which they differ: low, mean and high of their accuracy at each `x`."""
+
+    factor: str
+    key: str
+    x: list[float]
+    top1: list[Numbers]
+    names: list[str]
+    ids: list[str]
+
+
+class ShotsCurve(TypedDict):
+    """Accuracy of one configuration at each number of training images."""
+
+    name: str
+    x: list[float]
+    top1: list[Numbers]
+
+
+def series(row: Row) -> Series:
+    """What the plots draw of a row."""
+    histories = [trial.folder.history() for trial in row.trials]
     return {
         "id": row.id,
         "name": row.name,
-        "backbone": row.config["backbone"],
+        "backbone": row.config.backbone,
         "top1": rounded([row.top1.low, row.top1.value, row.top1.high]),
         "costs": {measure.key: row.mean(*measure.path) for measure in COSTS},
-        "curves": {key: curve([trial.folder.history() for trial in row.trials], key) for key in CURVES},
+        "curves": {key: curve(histories, value) for key, (_, value) in CURVES.items()},
         "reliability": reliability(row),
         "stress": _stress(row),
     }
 
 
-def sweeps(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def sweeps(rows: Sequence[Row]) -> list[Sweep]:
     """Rows of a technique that differ in one number alone (their variant's name apart), by that number."""
-    found: dict[tuple[Any, ...], list[tuple[float, Row]]] = {}
+    found: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[tuple[float, Row]]] = {}
     for row in rows:
         own = {key: value for key, value in factors(row.config).items() if key not in ("variant", "harness_revision")}
         for key, value in own.items():
             if not key.startswith("weights.") and (number := finite(value)) is not None:
                 rest = tuple(sorted((k, v) for k, v in own.items() if k != key))
-                found.setdefault((row.config["technique"], key, rest), []).append((number, row))
+                found.setdefault((row.config.technique, key, rest), []).append((number, row))
     swept = []
     for (technique, key, _), points in found.items():
         if len({number for number, _ in points}) >= SWEPT:
@@ -63,9 +135,9 @@ def sweeps(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def shots_series(family: Family) -> dict[str, Any]:
+def shots_series(family: Family) -> dict[str, list[ShotsCurve]]:
     """Accuracy against training images of each class, a curve for each configuration."""
-    curves = [
+    curves: list[ShotsCurve] = [
         {
             "name": curve.name,
             "x": [family.columns[column] for column in curve.points],
@@ -85,28 +157,28 @@ def finite(text: str) -> float | None:
     return number if np.isfinite(number) else None
 
 
-def curve(histories: Sequence[Sequence[Mapping[str, Any]]], key: str) -> dict[str, list[float | None]]:
+def curve(histories: Sequence[Sequence[Epoch]], value: Callable[[Epoch], float | None]) -> Band:
     """Mean, least and largest over the seeds that reached each epoch."""
-    values = [[epoch[key] for epoch in history if epoch.get(key) is not None] for history in histories]
+    values = [[found for epoch in history if (found := value(epoch)) is not None] for history in histories]
     by_epoch = [[seed[i] for seed in values if len(seed) > i] for i in range(max(map(len, values), default=0))]
     return {
-        "mean": rounded(np.mean(found) for found in by_epoch),
+        "mean": rounded(float(np.mean(found)) for found in by_epoch),
         "low": rounded(min(found) for found in by_epoch),
         "high": rounded(max(found) for found in by_epoch),
     }
 
 
-def reliability(row: Row) -> dict[str, Any]:
+def reliability(row: Row) -> Reliability:
     """Confidence and accuracy by bins of confidence, all seeds together: as predicted, and after temperature scaling.
     Scores that were never meant as probabilities appear after scaling only."""
-    raw = any("ece" in trial.result["test"] or "temperature" not in trial.result for trial in row.trials)
+    raw = any(trial.result.test.ece is not None or not trial.result.has("temperature") for trial in row.trials)
     return {
         "raw": _bins(row.confidence, row) if raw else None,
         "scaled": _bins(row.calibrated, row) if row.calibrated is not None else None,
     }
 
 
-def _bins(confidence: np.ndarray, row: Row) -> dict[str, list[float | None]]:
+def _bins(confidence: np.ndarray, row: Row) -> Bins:
     right = row.predicted == row.labels
     bins = equal_width_bins(confidence).ravel()
     n = np.bincount(bins, minlength=BINS)
@@ -116,25 +188,24 @@ def _bins(confidence: np.ndarray, row: Row) -> dict[str, list[float | None]]:
     return {"confidence": rounded(mean), "accuracy": rounded(accuracy), "n": n.tolist()}
 
 
-def _stress(row: Row) -> dict[str, Any]:
+def _stress(row: Row) -> dict[str, Stressed]:
     """By kind of change: its levels and the accuracy at each, mean and range over seeds. Level 0 is the images as they
     are; a factor of the dataset's own has none."""
-    measured = [trial.result for trial in row.trials if trial.result.get("stress")]
-    found = {}
-    for kind in measured[0]["stress"] if measured else ():
+    measured = [(trial.result.test.top1, stress) for trial in row.trials if (stress := trial.result.stress)]
+    found: dict[str, Stressed] = {}
+    for kind, first in measured[0][1].items() if measured else ():
         # Of another revision of the changes there may be other levels, which nothing can be averaged with.
-        levels = [point["level"] for point in measured[0]["stress"][kind]]
-        results = [r for r in measured if [point["level"] for point in r["stress"].get(kind, ())] == levels]
-        curves = [result["stress"][kind] for result in results]
+        levels = [point.level for point in first]
+        curves = [(top1, stress.get(kind, ())) for top1, stress in measured]
+        alike = [(top1, points) for top1, points in curves if [point.level for point in points] == levels]
+        labels = [point.label for point in first]
+        values = np.array([[point.top1 for point in points] for _, points in alike])
         if not kind.startswith("factor "):
-            curves = [
-                [{"level": 0, "label": "none", "top1": result["test"]["top1"]}, *curve]
-                for result, curve in zip(results, curves, strict=True)
-            ]
-        values = np.array([[point["top1"] for point in curve] for curve in curves])
+            levels, labels = [0, *levels], ["none", *labels]
+            values = np.column_stack([[top1 for top1, _ in alike], values])
         found[kind] = {
-            "levels": [point["level"] for point in curves[0]],
-            "labels": [point["label"] for point in curves[0]],
+            "levels": levels,
+            "labels": labels,
             "mean": rounded(values.mean(0)),
             "low": rounded(values.min(0)),
             "high": rounded(values.max(0)),
@@ -142,5 +213,6 @@ def _stress(row: Row) -> dict[str, Any]:
     return found
 
 
-def rounded(values: Any) -> list[float | None]:
+def rounded(values: Iterable[float | None]) -> Numbers:
+    """Four digits of each; None for what is not finite."""
     return [None if value is None or not np.isfinite(value) else round(float(value), 4) for value in values]

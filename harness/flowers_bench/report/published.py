@@ -10,7 +10,7 @@ from flowers_bench.report.aggregate import Configuration, Finished, Row, build_r
 from flowers_bench.report.formatting import percent, percent_interval
 from flowers_bench.report.names import distinct_names
 from flowers_bench.report.table import Sheet, markdown_lines, print_sheet, stdout
-from flowers_bench.store.folder import Store, read_each
+from flowers_bench.store.folder import Store, config_of, read_each
 
 COLUMNS = (
     "reported as",
@@ -40,7 +40,7 @@ def beside_reported(tables: Sequence[PlannedTable], store: Store) -> list[Beside
     found = []
     wanted = [(item, item.table.reported) for item in tables if item.table.reported]
     # Of a search that found nothing no trial is planned, and only what was asked for is known.
-    names = iter(distinct_names([item.planned[0].trial.facts() for item, _ in wanted if item.planned]))
+    names = iter(distinct_names([config_of(item.planned[0].trial) for item, _ in wanted if item.planned]))
     for item, reported in wanted:
         name = next(names) if item.planned else " ".join(item.requests[0].techniques)
         folders = [store.folder(planned.trial.id) for planned in item.planned]
@@ -59,9 +59,9 @@ def cells(line: Beside) -> tuple[str, ...]:
     return (
         line.reported.row,
         line.name,
-        row.config["dataset"]["name"],
-        row.config["backbone"],
-        row.config["weights"]["name"],
+        row.config.dataset.name,
+        row.config.backbone,
+        row.config.weights.name,
         str(len(row.seeds)),
         str(len(row.keys)),
         percent(row.top1.value),
@@ -79,7 +79,7 @@ def notes(lines: Sequence[Beside], source: str) -> list[str]:
     budgets = sorted({budget for line in lines if line.row and (budget := search_budget(line.row.config))})
     if budgets:
         found.append(f"recipes searched: {'; '.join(budgets)}")
-    if any(line.row is None or line.row.config["dataset"]["name"] != "flowers102" for line in lines):
+    if any(line.row is None or line.row.config.dataset.name != "flowers102" for line in lines):
         found.append(
             "measured and reported figures are of different data, backbones or weights where the columns say so: "
             "what can be compared is the order of the rows, not the figures"

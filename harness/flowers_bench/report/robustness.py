@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from flowers_bench.report.aggregate import Finished, Row, obstacles
 from flowers_bench.report.comparison import ALPHA
 from flowers_bench.report.formatting import p_value, points_interval
 from flowers_bench.report.table import Sheet
+from flowers_bench.store.records import StressLevel
 
 COLUMNS = (
     "change",
@@ -68,16 +69,15 @@ def under_stress(first: Row, second: Row) -> UnderStress | None:
     if obstacles(first.trials[0], second.trials[0]):
         return None
     measured = [
-        {int(t.config["seed"]): t for t in row.trials if t.result.get("stress_revision") is not None}
-        for row in (first, second)
+        {t.config.seed: t for t in row.trials if t.result.stress_revision is not None} for row in (first, second)
     ]
     seeds = tuple(sorted(set(measured[0]) & set(measured[1])))
     trials = [[of_seed[seed] for seed in seeds] for of_seed in measured]
-    if not seeds or len({trial.result["stress_revision"] for side in trials for trial in side}) > 1:
+    if not seeds or len({trial.result.stress_revision for side in trials for trial in side}) > 1:
         return None
     one, other = (_outcomes(side) for side in trials)
     plain = [row.correct[[row.seeds.index(seed) for seed in seeds]].astype(float) for row in (first, second)]
-    points = trials[0][0].result.get("stress") or {}
+    points = trials[0][0].result.stress or {}
     kinds = [
         _endured(kind, points[kind], one[kind], other[kind], plain) for kind in points if kind in one and kind in other
     ]
@@ -101,7 +101,7 @@ def _by_level(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _endured(
-    kind: str, points: list[dict[str, Any]], one: np.ndarray, other: np.ndarray, plain: list[np.ndarray]
+    kind: str, points: Sequence[StressLevel], one: np.ndarray, other: np.ndarray, plain: list[np.ndarray]
 ) -> Robustness:
     # A dataset's factor is never absent: its weak end is its easiest value, not the images as they are.
     is_factor = plain[0].shape[1] != one.shape[2] or kind.startswith("factor ")
@@ -111,8 +111,8 @@ def _endured(
     levels, summed = one.shape[1], paired_difference(one.sum(1), other.sum(1))
     return Robustness(
         kind=kind,
-        weakest=points[0]["label"] if is_factor else "none",
-        strongest=points[-1]["label"],
+        weakest=points[0].label if is_factor else "none",
+        strongest=points[-1].label,
         difference=replace(summed, **{key: getattr(summed, key) / levels for key in ("value", "low", "high")}),
         growth=paired_difference(*ends),
         p=p,

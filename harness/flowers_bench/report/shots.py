@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from flowers_bench.measure.statistics import Interval
 from flowers_bench.report.aggregate import Row, protocol
@@ -13,6 +12,7 @@ from flowers_bench.report.formatting import percent, percent_interval
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.names import configuration_id, distinct_names, told_apart
 from flowers_bench.report.table import Sheet
+from flowers_bench.store.records import Config
 
 
 @dataclass(frozen=True)
@@ -72,24 +72,16 @@ def families(board: Leaderboard) -> dict[int, Family]:
     }
 
 
-def _protocol(config: Mapping[str, Any]) -> dict[str, str]:
+def _protocol(config: Config) -> dict[str, str]:
     """What all points of a family have in common, in words."""
-    same = {key: value for key, value in config["protocol"].items() if key != "shots"}
-    facts = protocol({**config, "protocol": same})
-    return {**facts, "split": config["dataset"]["split_checksum"][:8]}
+    facts = protocol(replace(config, protocol=replace(config.protocol, shots=None)))
+    return {**facts, "split": config.dataset.split_checksum[:8]}
 
 
-def _key(config: Mapping[str, Any]) -> str:
-    data, protocol = config["dataset"], config["protocol"]
-    return json.dumps(
-        [
-            {key: value for key, value in data.items() if key not in ("n_train", "fingerprint", "resolution")},
-            config["data_options"],
-            {key: value for key, value in protocol.items() if key != "shots"},
-            config["harness_revision"],
-        ],
-        sort_keys=True,
-    )
+def _key(config: Config) -> str:
+    same = replace(config.protocol, shots=None).json()
+    images = {k: v for k, v in config.dataset.json().items() if k not in ("n_train", "fingerprint", "resolution")}
+    return json.dumps([images, config.data_options, same, config.harness_revision], sort_keys=True)
 
 
 def _family(groups: Sequence[Group]) -> Family | None:
@@ -104,24 +96,24 @@ def _family(groups: Sequence[Group]) -> Family | None:
     curves = [points for points in rows.values() if len(points) > 1]
     names = distinct_names([_without_shots(next(iter(points.values())).config) for points in curves])
     found = [
-        Curve(name, next(iter(points.values())).config["backbone"], {c: points[c].top1 for c in columns if c in points})
+        Curve(name, next(iter(points.values())).config.backbone, {c: points[c].top1 for c in columns if c in points})
         for name, points in zip(names, curves, strict=True)
     ]
     found.sort(key=lambda curve: -list(curve.points.values())[-1].value)
-    title = f"{groups[0].rows[0].config['dataset']['name']}: accuracy against training images of each class"
+    title = f"{groups[0].rows[0].config.dataset.name}: accuracy against training images of each class"
     return Family(title, columns, tuple(found)) if found else None
 
 
-def _shots(config: Mapping[str, Any]) -> tuple[str, float]:
-    data, shots = config["dataset"], config["protocol"].get("shots")
-    mean = data["n_train"] / data["classes"]
+def _shots(config: Config) -> tuple[str, float]:
+    shots = config.protocol.shots
+    mean = config.dataset.n_train / config.dataset.classes
     return (str(shots), float(shots)) if shots else (f"all ({mean:.3g})", mean)
 
 
-def _without_shots(config: Mapping[str, Any]) -> dict[str, Any]:
-    protocol = {key: value for key, value in config["protocol"].items() if key != "shots"}
-    data = {key: value for key, value in config["dataset"].items() if key != "n_train"}
-    return {**config, "protocol": protocol, "dataset": data}
+def _without_shots(config: Config) -> Config:
+    """The configuration as all points of its curve have it: without how many images it was trained on."""
+    images = replace(config.dataset, n_train=0)
+    return replace(config, protocol=replace(config.protocol, shots=None), dataset=images)
 
 
 def _cell(top1: Interval | None) -> str:

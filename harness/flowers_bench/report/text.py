@@ -38,8 +38,8 @@ def cells(row: Row) -> tuple[str, ...]:
     """One row as text, in the order of `COLUMNS`."""
     return (
         row.name,
-        row.config["backbone"],
-        row.config["weights"]["name"],
+        row.config.backbone,
+        row.config.weights.name,
         str(len(row.seeds)),
         percent(row.top1.value),
         percent_interval(row.top1.low, row.top1.high),
@@ -97,7 +97,7 @@ def sheets(board: Leaderboard) -> Iterator[Sheet]:
 
 
 def _kind_cells(row: Row, measures: Sequence[Measure]) -> tuple[str, ...]:
-    return (row.name, row.config["backbone"], str(len(row.seeds)), *(measure.text(row) for measure in measures))
+    return (row.name, row.config.backbone, str(len(row.seeds)), *(measure.text(row) for measure in measures))
 
 
 def print_text(board: Leaderboard) -> None:
@@ -156,10 +156,10 @@ def _records(board: Leaderboard) -> list[dict[str, object]]:
             "group": group.title,
             "row": row.id,
             "name": row.name,
-            "backbone": row.config["backbone"],
-            "weights": row.config["weights"]["name"],
+            "backbone": row.config.backbone,
+            "weights": row.config.weights.name,
             "seeds": len(row.seeds),
-            "shots": row.config["protocol"].get("shots"),
+            "shots": row.config.protocol.shots,
             "test_top1": row.top1.value,
             "test_top1_low": row.top1.low,
             "test_top1_high": row.top1.high,
@@ -201,7 +201,7 @@ def trials_table(folders: Sequence[TrialFolder]) -> str:
     for folder in folders:
         config, result = folder.config(), folder.result()
         lines.append(
-            f"{folder.id}  {result['label']:<28} {config['dataset']['name']:<14} {config['backbone']:<20} seed {result['seed']:<3} "
-            f"test {percent(result['test']['top1'])} %  val {percent(result['val']['top1'])} %"
+            f"{folder.id}  {result.label:<28} {config.dataset.name:<14} {config.backbone:<20} seed {result.seed:<3} "
+            f"test {percent(result.test.top1)} %  val {percent(result.val.top1)} %"
         )
     return printable("\n".join(lines))

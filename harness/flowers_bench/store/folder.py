@@ -30,16 +30,29 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from flowers_bench.store import schema as records
-from flowers_bench.store.identity import Trial, config_id
+from flowers_bench.store import tables
+from flowers_bench.store.identity import Trial, config_id, trial_from_config
 from flowers_bench.store.mirror import WEIGHTS, fetch_weights
-from flowers_bench.store.schema import damaged, read_json, read_lines, read_record, read_table, refuse_other_form
+from flowers_bench.store.reading import SCHEMA_VERSION, damaged, read_lines, read_record, read_versioned
+from flowers_bench.store.records import (
+    PLACES,
+    Attempt,
+    Config,
+    Environment,
+    Epoch,
+    Failure,
+    Manifest,
+    Result,
+    Run,
+    SearchedResult,
+    StressLevel,
+)
 from flowers_bench.util.errors import Unreadable, UsageError
 from flowers_bench.util.files import write_atomically, write_json
 
@@ -48,8 +61,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-#: Of `result.json` and `config.json`. Readers refuse a newer one.
-SCHEMA_VERSION = 1
 #: Of the changes that `--stress` makes to images; raised when an image would be changed otherwise. Figures of different
 #: revisions are not comparable.
 STRESS_REVISION = 1
@@ -81,62 +92,104 @@ class TrialFolder:
         """The trial's id: the folder's name."""
         return self.path.name
 
+    @property
+    def best_path(self) -> Path:
+        """The file of the chosen checkpoint's weights, there or not. Who reads them asks `weights` for it."""
+        return self.path / WEIGHTS
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The last finished epoch's whole state, while the trial is not finished."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def log_path(self) -> Path:
+        """What the trial's process printed."""
+        return self.path / "log.txt"
+
+    @property
+    def lock_path(self) -> Path:
+        """Locked by the process that runs the trial."""
+        return self.path / ".lock"
+
+    @property
+    def figures_path(self) -> Path:
+        """The folder of the pictures that techniques drew."""
+        return self.path / "figures"
+
+    def prepared(self) -> bool:
+        """Whether the folder says what its trial is."""
+        return (self.path / "config.json").is_file()
+
     def finished(self) -> bool:
         """Whether there is a result, in whatever state."""
         return os.path.lexists(self.path / "result.json")
 
     def stressed(self) -> bool:
         """Whether it is finished and was measured under changes as this version makes them (`--stress`)."""
-        return self.finished() and self.result().get("stress_revision") == STRESS_REVISION
+        if not self.finished():
+            return False
+        result = self.any_result()
+        return isinstance(result, Result) and result.stress_revision == STRESS_REVISION
 
     def complete(self, *, stress: bool) -> bool:
         """Whether nothing is left to do for it."""
         return self.stressed() if stress else self.finished()
 
-    def config(self) -> dict[str, Any]:
-        """The trial's `facts()`."""
-        return _supported(self.path / "config.json", records.CONFIG)
+    def config(self) -> Config:
+        """What the trial is."""
+        return read_versioned(self.path / "config.json", Config)
+
+    def trial(self) -> Trial:
+        """The trial that `config` describes. Raises `UsageError` if its id does not match its content."""
+        return trial_from_config(self.config().json())
 
     def is_of_its_config(self) -> bool:
         """Whether the folder's name and the id in `config.json` are what that file describes: neither was edited."""
         config = self.config()
-        return bool(self.id == config["id"] == config_id(config))
+        return self.id == config.id == config_id(config.json())
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Run:
         """Where the trial ran from: paths, command, the variant it is to be compared with. Nothing of it is in the trial's
         id: what it names is for people to read, and is neither executed nor written to."""
-        return read_record(self.path / "run.json", records.RUN)
+        return read_record(self.path / "run.json", Run)
 
-    def result(self) -> dict[str, Any]:
-        """The figures, of a finished trial."""
+    def result(self) -> Result:
+        """The figures, of a finished trial that reports the test split."""
+        result = self.any_result()
+        if isinstance(result, SearchedResult):
+            raise UsageError(f"trial {self.id} is of a search, which never reads the test split.")
+        return result
+
+    def any_result(self) -> Result | SearchedResult:
+        """The figures, of a finished trial; of one of a search those on validation."""
         config, path = self.config(), self.path / "result.json"
-        searched = config["protocol"]["report"] == "none"
-        result = _supported(path, records.SEARCHED if searched else records.RESULT)
-        data = config["dataset"]
-        label = f"{config['technique']}/{config['variant']}"
-        agreeing: list[tuple[str, Any, Any]] = [
-            ("id", result["id"], config["id"]),
-            ("label", result["label"], label),
-            ("seed", result["seed"], config["seed"]),
-            ("val.n", result["val"]["n"], data["n_val"]),
+        result: Result | SearchedResult
+        result = read_versioned(path, SearchedResult) if config.searched else read_versioned(path, Result)
+        data = config.dataset
+        agreeing: list[tuple[str, object, object]] = [
+            ("id", result.id, config.id),
+            ("label", result.label, config.label),
+            ("seed", result.seed, config.seed),
+            ("val.n", result.val.n, data.n_val),
         ]
-        if not searched:
-            agreeing.append(("test.n", result["test"]["n"], data["n_test"]))
+        if isinstance(result, Result):
+            agreeing.append(("test.n", result.test.n, data.n_test))
         for name, found, expected in agreeing:
             if found != expected:
                 raise damaged(path, f"is damaged: {name} is {found!r:.40}, and {expected!r:.40} in config.json")
-        if not searched and len(result["class_names"]) != data["classes"]:
-            raise damaged(path, f"is damaged: it names {len(result['class_names'])} classes of {data['classes']}")
+        if isinstance(result, Result) and len(result.class_names) != data.classes:
+            raise damaged(path, f"is damaged: it names {len(result.class_names)} classes of {data.classes}")
         return result
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> Environment:
         """The machine, versions and kernel of a finished trial."""
-        return read_record(self.path / "environment.json", records.ENVIRONMENT)
+        return read_record(self.path / "environment.json", Environment)
 
     def weights(self) -> Path:
         """The file of the chosen checkpoint of a finished trial; fetched, where the store is a mirror of one at a URL.
         Raises `UsageError` where it cannot be had."""
-        path = self.path / WEIGHTS
+        path = self.best_path
         if not os.path.lexists(path):
             fetch_weights(self.path, self.digests().get(WEIGHTS))
         if path.is_symlink() or not path.is_file():
@@ -153,23 +206,23 @@ class TrialFolder:
                 if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                     raise damaged(path, "is a link or a device: a run store has plain files only")
 
-    def failure(self) -> dict[str, Any] | None:
+    def failure(self) -> Failure | None:
         """Why the last attempt failed, or None."""
         path = self.path / "failure.json"
-        return read_record(path, records.FAILURE) if os.path.lexists(path) else None
+        return read_record(path, Failure) if os.path.lexists(path) else None
 
-    def history(self) -> list[dict[str, Any]]:
-        """A dictionary per finished epoch, in order."""
+    def history(self) -> list[Epoch]:
+        """Every finished epoch, in order."""
         path = self.path / "history.jsonl"
-        found = read_lines(path, records.EPOCH) if os.path.lexists(path) else []
-        if [record["epoch"] for record in found] != list(range(1, len(found) + 1)):
+        found = read_lines(path, Epoch) if os.path.lexists(path) else []
+        if [record.epoch for record in found] != list(range(1, len(found) + 1)):
             raise damaged(path, "is damaged: its epochs do not follow each other from 1 on")
         return found
 
-    def attempts(self) -> list[dict[str, Any]]:
-        """Every time that the trial was run: `seconds` until its process ended, and its `state` then."""
+    def attempts(self) -> list[Attempt]:
+        """Every time that the trial was run."""
         path = self.path / "attempts.jsonl"
-        return read_lines(path, records.ATTEMPT) if os.path.lexists(path) else []
+        return read_lines(path, Attempt) if os.path.lexists(path) else []
 
     def check(self) -> str | None:
         """Read every file of the trial, but for weights and pictures, and see that they agree with each other.
@@ -184,7 +237,7 @@ class TrialFolder:
         if not self.is_of_its_config():
             raise damaged(
                 self.path / "config.json",
-                f"is not of the trial that it describes ({config_id(config)}): its folder was renamed, or it was edited",
+                f"is not of the trial that it describes ({config_id(config.json())}): its folder was renamed, or it was edited",
             )
         self.run()
         epochs = len(self.history())
@@ -195,41 +248,47 @@ class TrialFolder:
         self.digests()
         if not self.finished():
             return None
-        result = self.result()
-        if result["cost"]["epochs"] != epochs or result["best_epoch"] > epochs:
-            text = (
-                f"has {epochs} epochs; result.json tells of epoch {result['best_epoch']} of {result['cost']['epochs']}"
-            )
+        result = self.any_result()
+        if result.cost.epochs != epochs or result.best_epoch > epochs:
+            text = f"has {epochs} epochs; result.json tells of epoch {result.best_epoch} of {result.cost.epochs}"
             raise damaged(self.path / "history.jsonl", f"is damaged: it {text}")
-        if config["protocol"]["report"] == "none":
+        if isinstance(result, SearchedResult):
             return None
         table = self._predictions()
         self._check_shares(result)
-        if result.get("stress_revision") is not None:
+        if result.stress_revision is not None:
             self._check_stress(result, set(self.scores("test").keys))
         images = zip(*(table.column(name).to_pylist() for name in ("split", "key", "label")), strict=True)
         return hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
 
-    def digests(self) -> dict[str, str]:
+    def digests(self) -> Mapping[str, str]:
         """SHA-256 of its files by name, of a trial that was pushed to a URL; else nothing."""
         path = self.path / "files.json"
-        return dict(read_record(path, records.MANIFEST)["sha256"]) if os.path.lexists(path) else {}
+        return read_record(path, Manifest).sha256 if os.path.lexists(path) else {}
 
     def note_attempt(self, seconds: float, state: str) -> None:
         """Add to `attempts`: whole or not at all, and beside other runs that had to do with the same trial. A damaged file
         stays as it is: every command names it."""
-        path = self.path / "attempts.jsonl"
-        line = json.dumps({"seconds": round(seconds, 3), "state": state}) + "\n"
+        attempt = Attempt(seconds=round(seconds, 3), state=state)
         # The lock's name is without a second dot, unlike half files.
         with FileLock(self.path / ".attempts-lock"), contextlib.suppress(Unreadable):
-            text = "".join(json.dumps(record) + "\n" for record in self.attempts()) + line
+            text = "".join(json.dumps(record.json()) + "\n" for record in (*self.attempts(), attempt))
+            path = self.path / "attempts.jsonl"
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), durable=False)
 
-    def write_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+    def note_failure(self, kind: str, error: str) -> None:
+        """Write what `failure` reads. Raises `OSError` where that is not possible, such as on a full disk."""
+        write_json(self.path / "failure.json", Failure(kind=kind, error=error).json())
+
+    def forget_failure(self) -> None:
+        """Remove what an earlier attempt left, which must not be taken for a later one's."""
+        (self.path / "failure.json").unlink(missing_ok=True)
+
+    def write_history(self, history: Sequence[Epoch]) -> None:
         """Write what `history` reads. A number that is not finite, such as the loss of scores that overflow on validation
         images, becomes null."""
         finite = [
-            {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
+            {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.json().items()}
             for record in history
         ]
         text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in finite)
@@ -239,13 +298,22 @@ class TrialFolder:
         """Write what `predictions` reads."""
         write_atomically(self.path / "predictions.parquet", lambda path: table.to_parquet(path, index=False))
 
-    def finish(self, result: Mapping[str, Any]) -> None:
+    def finish(self, result: Result | SearchedResult) -> None:
         """Write the result, and with it that the trial is finished: whatever else there is must have been written."""
-        if "hardware" in result:
-            write_json(self.path / "environment.json", result["hardware"])
-        (self.path / "failure.json").unlink(missing_ok=True)
-        write_json(self.path / "result.json", result)
+        if isinstance(result, Result):
+            write_json(self.path / "environment.json", result.hardware.json())
+        self.forget_failure()
+        write_json(self.path / "result.json", result.json())
         self.discard_leftovers()
+
+    def add_stress(
+        self, table: pd.DataFrame, levels: Mapping[str, Sequence[StressLevel]], means: Mapping[str, float]
+    ) -> None:
+        """Write what `stress` reads, then into the result of a finished trial the accuracy by kind and level, and the `means`."""
+        write_atomically(self.path / "stress.parquet", lambda path: table.to_parquet(path, index=False))
+        result = replace(self.result(), stress_revision=STRESS_REVISION, stress=levels, robustness=means)
+        write_json(self.path / "result.json", result.json())
+        self.forget_failure()
 
     def remove_half_files(self) -> None:
         """Remove what killed processes did not finish writing. For the process that has the trial to itself: whoever
@@ -256,9 +324,9 @@ class TrialFolder:
 
     def discard_leftovers(self) -> None:
         """Remove what a finished trial has no use for: the checkpoint, and the weights that a search does not keep."""
-        (self.path / "checkpoint.pt").unlink(missing_ok=True)
-        if self.config()["protocol"]["report"] == "none":
-            (self.path / WEIGHTS).unlink(missing_ok=True)
+        self.checkpoint_path.unlink(missing_ok=True)
+        if self.config().searched:
+            self.best_path.unlink(missing_ok=True)
 
     def predictions(self) -> pd.DataFrame:
         """Columns split, key, label, prediction, logits (a list of C floats): validation and test images of a finished
@@ -268,9 +336,9 @@ class TrialFolder:
     def _predictions(self) -> pa.Table:
         import pyarrow.compute as pc
 
-        path, data = self.path / "predictions.parquet", self.config()["dataset"]
-        sizes = {"val": data["n_val"], "test": data["n_test"]}
-        table = read_table(path, records.PREDICTIONS, sum(sizes.values()), classes=data["classes"])
+        path, data = self.path / "predictions.parquet", self.config().dataset
+        sizes = {"val": data.n_val, "test": data.n_test}
+        table = tables.read_table(path, tables.PREDICTIONS, sum(sizes.values()), classes=data.classes)
         for split, size in sizes.items():
             rows = table.filter(pc.equal(table.column("split"), split))
             if len(rows) != size:
@@ -278,25 +346,27 @@ class TrialFolder:
             if len(pc.unique(rows.column("key"))) != size:
                 raise damaged(path, f"is damaged: a key stands twice among its {split} images")
         logits = table.column("logits").combine_chunks()
-        if not pc.all(pc.equal(pc.list_value_length(logits), data["classes"])).as_py():
-            raise damaged(path, f"is damaged: it has images without {data['classes']} logits, one for each class")
+        if not pc.all(pc.equal(pc.list_value_length(logits), data.classes)).as_py():
+            raise damaged(path, f"is damaged: it has images without {data.classes} logits, one for each class")
         for name in ("label", "prediction"):
             values = table.column(name) if name in table.column_names else []
-            if len(values) and not 0 <= pc.min(values).as_py() <= pc.max(values).as_py() < data["classes"]:
-                raise damaged(path, f"is damaged: it has a {name} that is none of {data['classes']} classes")
+            if len(values) and not 0 <= pc.min(values).as_py() <= pc.max(values).as_py() < data.classes:
+                raise damaged(path, f"is damaged: it has a {name} that is none of {data.classes} classes")
         return table
 
     def stress(self) -> pd.DataFrame:
         """Columns kind, level, value, key, correct: each test image under each change, of a trial with `--stress`.
         Raises `Unreadable` where the file is missing or damaged."""
-        points = sum(map(len, (self.result().get("stress") or {}).values()))
-        most = points * self.config()["dataset"]["n_test"]
-        return read_table(self.path / "stress.parquet", records.STRESS, most, fewer=True).to_pandas(use_threads=False)
+        points = sum(map(len, (self.result().stress or {}).values()))
+        most = points * self.config().dataset.n_test
+        return tables.read_table(self.path / "stress.parquet", tables.STRESS, most, fewer=True).to_pandas(
+            use_threads=False
+        )
 
-    def _check_stress(self, result: Mapping[str, Any], keys: set[str]) -> None:
+    def _check_stress(self, result: Result, keys: set[str]) -> None:
         """The file has the kinds and levels that the result has, of test images, the same at each level of a kind."""
         path, table = self.path / "stress.parquet", self.stress()
-        points = {kind: [point["level"] for point in levels] for kind, levels in (result.get("stress") or {}).items()}
+        points = {kind: [point.level for point in levels] for kind, levels in (result.stress or {}).items()}
         for kind, levels in points.items():
             if levels != list(range(1, len(levels) + 1)):
                 raise damaged(self.path / "result.json", f"is damaged: the levels of stress.{kind} are {levels}")
@@ -331,8 +401,8 @@ class TrialFolder:
         import pyarrow.compute as pc
 
         path = self.path / "predictions.parquet"
-        data = self.config()["dataset"]
-        table = read_table(path, records.SHARES, data["n_val"] + data["n_test"])
+        data = self.config().dataset
+        table = tables.read_table(path, tables.SHARES, data.n_val + data.n_test)
         table = table.filter(pc.equal(table.column("split"), "test")).sort_by("key")
         found = {name: table.column(name).to_numpy() for name in table.column_names if name not in ("split", "key")}
         for name, shares in found.items():
@@ -340,14 +410,14 @@ class TrialFolder:
                 raise damaged(path, f"is damaged: it has test images whose {name} is missing")
         return {name: np.asarray(shares, np.float64) for name, shares in found.items()}
 
-    def _check_shares(self, result: Mapping[str, Any]) -> None:
+    def _check_shares(self, result: Result) -> None:
         """The images' shares, where there are any, are of the figures in the result: each one's mean."""
-        figures, shares = result.get("retrieval") or {}, self.retrieval_shares()
+        figures, shares = result.retrieval.json() if result.retrieval else {}, self.retrieval_shares()
         if shares and shares.keys() != figures.keys():
             what = f"is damaged: it has shares of {_named(shares)}; result.json has figures of {_named(figures)}"
             raise damaged(self.path / "predictions.parquet", what)
         for name, values in shares.items():
-            if abs(values.mean() - figures[name]) > 1e-6:
+            if figures[name] is None or abs(values.mean() - figures[name]) > 1e-6:
                 raise damaged(
                     self.path / "predictions.parquet", f"is damaged: the mean of {name} is not that in result.json"
                 )
@@ -355,19 +425,6 @@ class TrialFolder:
 
 def _named(names: Iterable[str]) -> str:
     return " and ".join(names) or "nothing"
-
-
-def _supported(path: Path, form: records.Record) -> dict[str, Any]:
-    value = read_json(path)
-    version = value.get("schema_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise damaged(path, "is damaged: it has no schema version")
-    if version > SCHEMA_VERSION:
-        raise Unreadable(
-            f"{path} has schema version {version}; this flowers-bench reads up to {SCHEMA_VERSION}. Upgrade flowers-bench."
-        )
-    refuse_other_form(path, value, form)
-    return value
 
 
 @dataclass(frozen=True)
@@ -400,8 +457,8 @@ def read_each(folders: Iterable[TrialFolder]) -> Contents:
             images[folder] = digest
     together: dict[str, list[TrialFolder]] = {}
     for folder in images:
-        data = folder.config()["dataset"]
-        together.setdefault(f"{data['split_checksum']} {data['n_val']} {data['n_test']}", []).append(folder)
+        data = folder.config().dataset
+        together.setdefault(f"{data.split_checksum} {data.n_val} {data.n_test}", []).append(folder)
     for alike in together.values():
         counts = Counter(images[folder] for folder in alike).most_common(2)
         usual = counts[0][0] if len(counts) == 1 or counts[0][1] > counts[1][1] else None
@@ -423,17 +480,14 @@ class Store:
         """The folder of that id, whether or not it exists."""
         return TrialFolder(self.root / trial_id)
 
-    def prepare(self, trial: Trial, run: Mapping[str, Any]) -> TrialFolder:
+    def prepare(self, trial: Trial, run: Run) -> TrialFolder:
         """Create the trial's folder, and note what the trial is and how it is run."""
         folder = self.folder(trial.id)
         try:
             folder.refuse_links()  # whatever the trial writes would go where they lead
             folder.path.mkdir(parents=True, exist_ok=True)
-            write_json(
-                folder.path / "config.json",
-                {"schema_version": SCHEMA_VERSION, "id": trial.id, **trial.facts()},
-            )
-            write_json(folder.path / "run.json", dict(run))
+            write_json(folder.path / "config.json", config_of(trial).json())
+            write_json(folder.path / "run.json", run.json())
         except OSError as error:
             raise UsageError(
                 f"the run store {self.root} cannot be written: {error}. Choose another with --out."
@@ -447,7 +501,7 @@ class Store:
         except OSError as error:
             raise UsageError(f"the run store {self.root} cannot be read: {error}.") from error
         for path in paths:
-            named = re.fullmatch(records.ID.pattern or "", path.name)
+            named = re.fullmatch("[0-9a-f]{16}", path.name)
             if _there(path / "config.json") or (named and _there(path / "result.json")):
                 yield TrialFolder(path)
 
@@ -469,7 +523,7 @@ class Store:
         folder.check()
         if not folder.finished():
             raise UsageError(f"trial {folder.id} is not finished: it has no model yet.")
-        if folder.config()["protocol"]["report"] == "none":
+        if folder.config().searched:
             raise UsageError(f"trial {folder.id} is of a search, which keeps no models.")
         return folder
 
@@ -484,11 +538,16 @@ class Store:
         )
 
 
+def config_of(trial: Trial) -> Config:
+    """What `config.json` says of a trial."""
+    return Config.read({"schema_version": SCHEMA_VERSION, "id": trial.id, **trial.facts()})
+
+
 def leave_places_behind(folder: TrialFolder) -> None:
-    """Take from `run.json` of a trial that came from another machine the places on that one: see `records.PLACES`."""
-    path = folder.path / "run.json"
-    kept = {name: value for name, value in folder.run().items() if name not in records.PLACES}
-    write_json(path, kept, durable=False)
+    """Take from `run.json` of a trial that came from another machine the places on that one. They are not in any hash, so
+    that whoever passes a store on chooses them, and another machine has no use for them."""
+    kept = {name: value for name, value in folder.run().json().items() if name not in PLACES}
+    write_json(folder.path / "run.json", kept, durable=False)
 
 
 def _there(path: Path) -> bool:

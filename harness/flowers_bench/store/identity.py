@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowers_bench.contract.options import Options, ReadsOptions
 from flowers_bench.contract.technique import EMA_WARMUP, Recipe
 from flowers_bench.util.errors import UsageError
 
@@ -40,7 +41,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(ReadsOptions):
     """technique/variant x dataset x backbone + weights x recipe x seed, with every name resolved.
 
     Attributes:
@@ -64,7 +65,7 @@ class Trial:
     augmentation: str
     sampler: str
     predictor: str
-    options: Mapping[str, Any]
+    options: Options
     dataset: Mapping[str, Any]
     data_options: Mapping[str, Any]
     backbone: str

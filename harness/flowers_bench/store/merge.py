@@ -110,13 +110,15 @@ def _better(first: TrialFolder, second: TrialFolder) -> TrialFolder:
 
 
 def _refuse_contradiction(first: TrialFolder, second: TrialFolder) -> None:
-    results = [folder.result() for folder in (first, second)]
-    split = (
-        "test" if "test" in results[0] else "val"
-    )  # a trial of a search reads no test split, and keeps no predictions
-    if first.predictions().equals(second.predictions()) if split == "test" else results[0]["val"] == results[1]["val"]:
+    if first.config().searched:  # it reads no test split, and keeps no predictions
+        split, figures = "val", [folder.any_result().val for folder in (first, second)]
+        same = figures[0].json() == figures[1].json()
+    else:
+        split, figures = "test", [folder.result().test for folder in (first, second)]
+        same = first.predictions().equals(second.predictions())
+    if same:
         return
-    accuracy = [f"{split} {100 * result[split]['top1']:.2f} %" for result in results]
+    accuracy = [f"{split} {100 * found.top1:.2f} %" for found in figures]
     raise UsageError(
         f"trial {first.id} has other predictions in {second.path.parent} ({accuracy[1]}) than in {first.path.parent} "
         f"({accuracy[0]}): machines that calculate differently gave one trial two results. Keep one of them."

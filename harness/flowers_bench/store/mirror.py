@@ -10,9 +10,12 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from flowers_bench.store.schema import PLACE, Record, damaged, read_record
+from flowers_bench.store.reading import damaged, read_record
+from flowers_bench.store.records import Place
+from flowers_bench.store.schema import Record
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.files import file_sha256, write_json
 
@@ -23,6 +26,13 @@ _ORIGIN = ".remote.json"  # in the mirror: the URL
 #: Folders that hold mirrors of the user's own: what a `.remote.json` elsewhere says, such as in a store that came from
 #: somebody else, is not acted upon.
 _CACHES: set[Path] = set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Origin(Record):
+    """`.remote.json`: what a folder is the mirror of."""
+
+    url: Place
 
 
 def is_url(text: str) -> bool:
@@ -40,7 +50,7 @@ def make_mirror(url: str, cache: Path) -> Path:
     trust_cache(cache)
     mirror = _mirror(url, cache)
     mirror.mkdir(parents=True, exist_ok=True)
-    write_json(mirror / _ORIGIN, {"url": url})
+    write_json(mirror / _ORIGIN, _Origin(url=url).json())
     return mirror
 
 
@@ -103,7 +113,7 @@ def fetch_weights(trial: Path, sha256: str | None) -> None:
     store = trial.resolve().parent
     trust_cache(user_cache_path("flowers-bench"))
     if (store / _ORIGIN).exists():
-        url = read_record(store / _ORIGIN, Record({"url": PLACE}))["url"]
+        url = read_record(store / _ORIGIN, _Origin).url
         if any(store == _mirror(url, cache) for cache in _CACHES):
             _download(FilesAt(url), trial, sha256)
             return

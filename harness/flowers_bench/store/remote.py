@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from flowers_bench.store.folder import Store, TrialFolder, leave_places_behind
 from flowers_bench.store.mirror import WEIGHTS, FilesAt, is_url, make_mirror
+from flowers_bench.store.records import Manifest
 from flowers_bench.util.errors import Unreadable, UsageError
 from flowers_bench.util.files import file_sha256, write_json
 from flowers_bench.util.text import printable
@@ -82,7 +83,7 @@ class RemoteStore:
             if not self.files.system.exists(self.files.place(folder.id, _RESULT)):
                 names = sorted(_names(folder.path) - {_MANIFEST, _RESULT})
                 digests = {name: file_sha256(folder.path / name) for name in [*names, _RESULT]}
-                write_json(folder.path / _MANIFEST, {"sha256": digests})
+                write_json(folder.path / _MANIFEST, Manifest(sha256=digests).json())
                 for name in [*names, _MANIFEST, _RESULT]:
                     place = self.files.place(folder.id, name)
                     if self.files.has_folders:
@@ -104,7 +105,7 @@ class RemoteStore:
         folder.path.mkdir(exist_ok=True)
         with (
             contextlib.suppress(Timeout),
-            FileLock(folder.path / ".lock", timeout=0),
+            FileLock(folder.lock_path, timeout=0),
             tempfile.TemporaryDirectory(dir=self.mirror, prefix=".pull-") as temporary,
         ):
             arrived = Path(temporary) / folder.id

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from flowers_bench.store.folder import TrialFolder
 
 #: Long lists that `result.json` holds beside the figures; they stay there.
 _LISTS = ("class_names", "weights_report")
@@ -37,7 +38,8 @@ def load_results(runs: str | Path = "runs") -> pd.DataFrame:
 
     import pandas as pd
 
-    from flowers_bench.store.remote import opened  # here: listing plugins must stay quick
+    from flowers_bench.store.folder import Store  # here: listing plugins must stay quick
+    from flowers_bench.store.remote import opened
 
     root = opened(str(runs))
     if not root.is_dir():
@@ -51,20 +53,20 @@ def load_results(runs: str | Path = "runs") -> pd.DataFrame:
     return table.sort_values(["technique", "variant", "seed", "id"], kind="stable").reset_index(drop=True)
 
 
-def _row(folder: TrialFolder) -> dict[str, Any]:
-    result = {key: value for key, value in folder.result().items() if key not in _LISTS}
-    return flatten({"id": folder.id, **folder.config(), **result})
+def _row(folder: TrialFolder) -> dict[str, object]:
+    result = {key: value for key, value in folder.any_result().json().items() if key not in _LISTS}
+    return flatten({"id": folder.id, **folder.config().json(), **result})
 
 
-def metrics_of(values: Mapping[str, Any]) -> dict[str, float]:
+def metrics_of(values: Mapping[str, object]) -> dict[str, float]:
     """Pick the numbers of `flatten(values)`: what a tracker can draw."""
     return {key: v for key, v in flatten(values).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Put nested dictionaries under dotted names, as `load_results` names its columns. A list of numbers or
     texts is one value; lists by class are left out."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, dict):
             if key != "per_class":

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flowers_bench.nn import Output
 
 #: The version of the plugin contract that this was written for.
-FLOWERS_BENCH_API = 1
+FLOWERS_BENCH_API = 2
 
 
 def build_model(context: ModelContext) -> nn.Module:
@@ -44,14 +44,14 @@ def build_model(context: ModelContext) -> nn.Module:
     backbone = context.backbone.create()
     backbone.reset_classifier(0)
     head = nn.Linear(backbone.head_hidden_size, context.num_classes)
-    return Embedder(backbone, nn.Sequential(nn.Dropout(context.options["dropout"]), head))
+    return Embedder(backbone, nn.Sequential(nn.Dropout(context.options.number("dropout")), head))
 
 
 def build_loss(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
     """Cross-entropy minus `penalty` times the entropy of the prediction, the mean over the batch."""
     import torch.nn.functional as F
 
-    penalty = context.options["penalty"]
+    penalty = context.options.number("penalty")
 
     def loss(output: Output, target: Tensor) -> Tensor:
         log_p = F.log_softmax(output.logits, dim=1)
@@ -69,7 +69,7 @@ def build_augmentation(context: AugmentationContext) -> Callable[[Tensor], Tenso
         [
             v2.RandomResizedCrop(context.image_size, scale=(0.35, 1.0), antialias=True),
             v2.RandomHorizontalFlip(),
-            v2.RandomErasing(context.options["erase"], scale=(0.02, 0.2), value=128),
+            v2.RandomErasing(context.options.number("erase"), scale=(0.02, 0.2), value=128),
         ]
     )
     return transform

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +15,10 @@ from typing import Any
 
 from flowers_bench.contract.host import BUILT_IN, NO_PLUGIN, Host, Registered, discover, installed
 from flowers_bench.contract.technique import Loss, Model, Recipe, Technique, Variant
+from flowers_bench.hookspecs import PLUGIN_API
 from flowers_bench.testing.contract import CHECKS
 from flowers_bench.testing.subject import Nonconformance, Subject, require
+from flowers_bench.util.deprecation import deprecated
 from flowers_bench.util.errors import UsageError, unknown_name
 
 #: The variant's name of a technique that is made up here for a part that none has.
@@ -109,6 +112,10 @@ def _loads(host: Host, name: str) -> None:
     status = host.plugins[name]
     require(not status.off, f"it is switched off: unset {NO_PLUGIN}.")
     require(status.error is None, f"it is broken and would be skipped: {status.error}")
+    if status.api != PLUGIN_API:
+        stated = "no FLOWERS_BENCH_API" if status.api is None else f"FLOWERS_BENCH_API = {status.api}"
+        instead = f"once its checks pass without other warnings, state FLOWERS_BENCH_API = {PLUGIN_API}"
+        warnings.warn(deprecated(f"plugin {name!r} states {stated}, which", instead, "0.3"), stacklevel=2)
 
 
 def _imports_no_torch(name: str, files: Sequence[Path]) -> None:

@@ -453,9 +453,9 @@ def runs_in_a_process_of_its_own(subject: Subject) -> None:
     from flowers_bench.training.trained import load_trained
 
     with tempfile.TemporaryDirectory() as folder:
-        trial = Store(Path(folder)).prepare(subject.planned.trial, {**subject.planned.run, "command": []})
+        trial = Store(Path(folder)).prepare(subject.planned.trial, replace(subject.planned.run, command=[]))
         (outcome,) = run_all([trial], lambda folder, event: None, timeout=600)
-        log = (trial.path / "log.txt").read_text(errors="replace")[-2000:] if outcome.state != "done" else ""
+        log = trial.log_path.read_text(errors="replace")[-2000:] if outcome.state != "done" else ""
         require(outcome.state == "done", f"the trial {outcome.state}: {outcome.reason}\n{log}")
         load_trained(trial, torch.device("cpu"), subject.files, subject.store)
 

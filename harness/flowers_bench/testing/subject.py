@@ -18,6 +18,7 @@ from flowers_bench.util.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from flowers_bench.contract.dataset import Dataset
     from flowers_bench.plan.planning import TrialPlan
     from flowers_bench.training.build import Parts
 
@@ -113,11 +114,11 @@ class Subject:
         return {option for table, part in tables if part in table for option in table[part].value.options}
 
     @functools.cached_property
-    def data(self) -> Any:
+    def data(self) -> Dataset:
         """The trial's dataset."""
-        from flowers_bench.data.reopen import load_dataset
+        from flowers_bench.data.reopen import DataPlace, load_dataset
 
-        return load_dataset(self.host, self.planned.trial, self.planned.run)
+        return load_dataset(self.host, self.planned.trial, DataPlace.of(self.planned.run))
 
     def model(self, backbone: str | None = None) -> nn.Module:
         """The model alone, on the trial's backbone with its options, or on another with its part's default options."""
@@ -135,9 +136,10 @@ class Subject:
         """The parts, newly initialised from the trial's seed, on the CPU."""
         import torch
 
-        from flowers_bench.training.build import build_parts
+        from flowers_bench.training.build import Places, build_parts
 
-        return build_parts(self.host, self.planned.trial, self.planned.run, torch.device("cpu"))[0]
+        places = Places.of(self.planned.run)
+        return build_parts(self.host, self.planned.trial, places, torch.device("cpu"))[0]
 
     def rows(self) -> Any:
         """One batch as the loss's sampler draws it: row numbers of the training split (N,)."""

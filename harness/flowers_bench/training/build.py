@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,10 @@ from flowers_bench.models.backbones import Backbone, mean_and_std
 from flowers_bench.models.layers import Output
 from flowers_bench.models.predictors import gives_probabilities
 from flowers_bench.models.weights import Weights
+from flowers_bench.models.weights.files import read_metadata
+from flowers_bench.models.weights.provenance import provenance_of
 from flowers_bench.store.identity import Trial, derive_seed
+from flowers_bench.store.records import Run
 from flowers_bench.training.evaluation import Evaluator
 from flowers_bench.training.frozen_prefix import CachedActivations
 from flowers_bench.util.errors import UsageError
@@ -49,11 +51,32 @@ class Parts:
     evaluator: Evaluator
     probabilities: bool = True
     views: int | None = None
-    drawing: Mapping[str, Any] = field(default_factory=dict)
+    drawing: Mapping[str, object] = field(default_factory=dict)
     stored: CachedActivations | None = None
 
 
-def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.device) -> tuple[Parts, Backbone]:
+@dataclass(frozen=True)
+class Places:
+    """What a trial's parts are built from on this machine.
+
+    Attributes:
+        weights: the file of the initial weights.
+        store: the run store, in which other finished trials are found.
+        plugins: files that the user named.
+    """
+
+    weights: Path | None
+    store: Path | None
+    plugins: Sequence[Path]
+
+    @classmethod
+    def of(cls, run: Run) -> Places:
+        """As the trial's `run.json` has it."""
+        weights, store = (Path(path) if path else None for path in (run.weights_path, run.store))
+        return cls(weights, store, list(map(Path, run.plugin_files or ())))
+
+
+def build_parts(host: Host, trial: Trial, places: Places, device: torch.device) -> tuple[Parts, Backbone]:
     """Build what is trained, initialised from the trial's seed, on `device`.
 
     Returns:
@@ -63,9 +86,9 @@ def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.
         UsageError: the weights file is not what the plan saw, or a part refuses its options.
     """
     num_classes, size = int(trial.dataset["classes"]), trial.recipe.image_size
-    backbone = Backbone(trial.backbone, _weights(trial, run), num_classes, size)
+    backbone = Backbone(trial.backbone, _weights(trial, places.weights), num_classes, size)
     torch.manual_seed(derive_seed(trial.seed, "initialisation"))
-    model = _build_model(host, trial, run, backbone)
+    model = _build_model(host, trial, places, backbone)
     backbone.load_beyond()
     model = model.to(device).to(memory_format=torch.channels_last)
     normalize = Normalizer(*mean_and_std(model), device)
@@ -92,21 +115,21 @@ def build_parts(host: Host, trial: Trial, run: Mapping[str, Any], device: torch.
     return parts, backbone
 
 
-def _weights(trial: Trial, run: Mapping[str, Any]) -> Weights:
-    path = Path(run["weights_path"]) if run["weights_path"] else None
-    weights = Weights(trial.weights["name"], trial.weights["sha256"], path)
-    if path is not None and path.is_file() and file_sha256(path) != weights.sha256:
+def _weights(trial: Trial, path: Path | None) -> Weights:
+    name, sha256 = trial.weights["name"], trial.weights["sha256"]
+    if path is None or not path.is_file():
+        return Weights(name, sha256, path)
+    if file_sha256(path) != sha256:
         raise UsageError(f"weights file {path} changed since this trial was planned. Run the command again.")
-    return weights
+    return Weights(name, sha256, path, provenance_of(path, read_metadata(path)))
 
 
-def _build_model(host: Host, trial: Trial, run: Mapping[str, Any], backbone: Backbone) -> nn.Module:
+def _build_model(host: Host, trial: Trial, places: Places, backbone: Backbone) -> nn.Module:
     part: Model = host.find("model", host.models, trial.model).value
-    store = Path(run["store"]) if run.get("store") else None
-    values = part.option_values(trial.options)
-    files = [Path(path) for path in run["plugin_files"]]
-    size = trial.recipe.image_size
-    return part.build(ModelContext(backbone, backbone.num_classes, size, values, trial.dataset, store, files))
+    values, size = part.option_values(trial.options), trial.recipe.image_size
+    return part.build(
+        ModelContext(backbone, backbone.num_classes, size, values, trial.dataset, places.store, places.plugins)
+    )
 
 
 def _embedding_dim(model: nn.Module, image: Tensor) -> int:

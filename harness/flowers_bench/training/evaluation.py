@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flowers_bench.contract.dataset import Images, Split
+from flowers_bench.contract.options import Options
 from flowers_bench.data.pixels import Normalizer, evaluation_batches
 from flowers_bench.models.predictors import PREDICTORS, Score, classifier_scores, fit_predictor
 from flowers_bench.training.frozen_prefix import CachedActivations
@@ -79,7 +79,7 @@ class Evaluator:
     """
 
     predictor: str
-    options: Mapping[str, Any]
+    options: Options
     num_classes: int
     image_size: int
     normalize: Normalizer

@@ -131,13 +131,13 @@ def _compared(expected: np.ndarray, found: np.ndarray, side: int, where: str) ->
     return Exported(len(expected), difference, spread, disagreements, side, where)
 
 
-def _facts(folder: TrialFolder, trained: Trained) -> dict[str, Any]:
+def _facts(folder: TrialFolder, trained: Trained) -> dict[str, object]:
     """What a program must know that runs the file."""
     config, side = folder.config(), trained.trial.recipe.image_size
     return {
         "trial": folder.id,
         "technique": trained.trial.label,
-        "dataset": config["dataset"],
+        "dataset": config.dataset.json(),
         "classes": list(trained.class_names),
         "input": {
             "name": "images",

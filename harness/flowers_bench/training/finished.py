@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ class FinishedTrial:
     """
 
     folder: Path
-    dataset: Mapping[str, Any]
+    dataset: Mapping[str, object]
     predictor: str
     image_size: int
 
@@ -38,12 +37,14 @@ class FinishedTrial:
         Raises:
             UsageError: there is no such trial, or it is not finished.
         """
+        from flowers_bench.store.folder import Store  # here: listing plugins must stay quick
+
         folder = Store(store).folder(id)
         if not folder.finished():
             what = "is not finished" if folder.path.is_dir() else "does not exist"
             raise UsageError(f"trial {id} {what} in run store {store}. Run it first, or choose its store with --out.")
         config = folder.config()
-        return cls(folder.path, config["dataset"], config["predictor"], config["recipe"]["image_size"])
+        return cls(folder.path, config.dataset.json(), config.predictor, config.recipe.image_size)
 
     def model(self, device: torch.device, plugins: Sequence[Path] = ()) -> nn.Module:
         """Load its network in evaluation mode, with its trained weights, frozen; torch's random generator stays as it was.
@@ -56,6 +57,7 @@ class FinishedTrial:
         Raises:
             UsageError: it is damaged, or was run with a plugin file that was not named.
         """
+        from flowers_bench.store.folder import TrialFolder
         from flowers_bench.training.trained import load_trained
 
         return load_trained(TrialFolder(self.folder), device, plugins).model

@@ -14,7 +14,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from flowers_bench.data.pixels import Augmented, Normalizer, evaluation_transfor
 from flowers_bench.measure.hardware import environment
 from flowers_bench.models.layers import train_mode
 from flowers_bench.store.identity import Trial
-from flowers_bench.training.process import Emit
+from flowers_bench.training.events import Emit, Storing
 
 if TYPE_CHECKING:
     from flowers_bench.training.build import Parts
@@ -208,6 +208,33 @@ def _trained_ones_moved(model: nn.Module) -> Iterator[None]:
 
 
 @dataclass
+class PrefixUse:
+    """What a trial made of stored activations; completed while it runs.
+
+    Attributes:
+        until: the last layer of the prefix; None where there is no prefix, for this `reason`.
+        training: whether training starts from them too, and not evaluation alone.
+        seconds, bytes: that opening them took, and that they have.
+        computed_batch_sizes: sizes of batches for which they are not exact, so that those were computed.
+    """
+
+    until: str | None
+    reason: str | None = None
+    training: bool | None = None
+    seconds: float | None = None
+    bytes: int | None = None
+    computed_batch_sizes: list[int] = field(default_factory=list)
+
+    def add(self, seconds: float, size: int) -> None:
+        """Count one more file of activations in."""
+        self.seconds, self.bytes = (self.seconds or 0.0) + seconds, (self.bytes or 0) + size
+
+    def json(self) -> dict[str, object]:
+        """Give what `result.json` says of it."""
+        return {name: value for name, value in vars(self).items() if name == "until" or value not in (None, [])}
+
+
+@dataclass
 class Prefix:
     """The frozen first layers of a trial's model, and where their activations are kept.
 
@@ -215,16 +242,16 @@ class Prefix:
         directory: the folder of stored activations.
         identity: what they depend on beside the images and the precision.
         say: told what is about to be written.
-        facts: what stands in the result.
+        use: what stands in the result.
     """
 
     cut: Cut
     model: nn.Module
     normalize: Normalizer
     directory: Path
-    identity: dict[str, Any]
+    identity: Mapping[str, object]
     say: Callable[[str], None]
-    facts: dict[str, Any] = field(default_factory=dict)
+    use: PrefixUse
     _tails: list[tuple[nn.Module, nn.Module]] = field(default_factory=list)
 
     @classmethod
@@ -234,7 +261,7 @@ class Prefix:
         model: nn.Module,
         normalize: Normalizer,
         directory: Path,
-        identity: dict[str, Any],
+        identity: Mapping[str, object],
         say: Callable[[str], None],
     ) -> Prefix:
         """With everything that the activations depend on: layers, weights, normalisation, machine, versions."""
@@ -242,7 +269,7 @@ class Prefix:
         for name, tensor in cut.state(model):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        machine = environment(normalize.device)
+        machine = environment(normalize.device).json()
         facts = ("processor", "threads", "cpu_capability", "device", "versions")
         whole = {
             **identity,
@@ -251,7 +278,7 @@ class Prefix:
             "normalize": [normalize.mean.flatten().tolist(), normalize.scale.flatten().tolist()],
             **{name: machine[name] for name in facts},
         }
-        return cls(cut, model, normalize, directory, whole, say, {"until": cut.name})
+        return cls(cut, model, normalize, directory, whole, say, PrefixUse(cut.name))
 
     def tail(self, model: nn.Module) -> nn.Module:
         """What follows the cut in `model`: the trained one, or a copy of it."""
@@ -261,7 +288,7 @@ class Prefix:
         self._tails.append((model, self.cut.after(model)))
         return self._tails[-1][1]
 
-    def key(self, images: dict[str, Any], precision: str) -> str:
+    def key(self, images: Mapping[str, object], precision: str) -> str:
         """Of a file of activations."""
         text = json.dumps([self.identity, images, precision], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -279,7 +306,12 @@ class CachedActivations:
     """
 
     def __init__(
-        self, prefix: Prefix, images: Images, inputs: Augmented, identity: dict[str, Any], precision: str = "float32"
+        self,
+        prefix: Prefix,
+        images: Images,
+        inputs: Augmented,
+        identity: Mapping[str, object],
+        precision: str = "float32",
     ) -> None:
         self.prefix = prefix
         self._images, self._inputs, self._identity, self._precision = images, inputs, identity, precision
@@ -328,7 +360,7 @@ class CachedActivations:
 
     def _note(self, case: tuple[bool, int]) -> None:
         if not self._exact[case]:
-            sizes = self.prefix.facts.setdefault("computed_batch_sizes", [])
+            sizes = self.prefix.use.computed_batch_sizes
             if case[1] not in sizes:
                 sizes.append(case[1])
 
@@ -346,9 +378,7 @@ class CachedActivations:
             key = self.prefix.key(self._identity, self._precision)
             rows = stored_rows(self.prefix.directory, key, shape, sample.dtype, self._all, self._announce)
             self._rows = None if rows is None else _as_tensor(rows)
-            facts = self.prefix.facts
-            facts["seconds"] = facts.get("seconds", 0.0) + time.perf_counter() - started
-            facts["bytes"] = facts.get("bytes", 0) + (0 if rows is None else rows.nbytes)
+            self.prefix.use.add(time.perf_counter() - started, 0 if rows is None else rows.nbytes)
         return self._rows
 
     def _announce(self, size: int) -> None:
@@ -383,7 +413,7 @@ def _as_tensor(rows: np.ndarray) -> Tensor:
 
 def start_from_prefix(
     trial: Trial, parts: Parts, dataset: Dataset, cache_dir: Path, emit: Emit
-) -> tuple[Dataset, dict[str, Any]]:
+) -> tuple[Dataset, PrefixUse]:
     """Let training and evaluation start behind the model's frozen first layers, where it has some.
 
     Returns:
@@ -393,18 +423,18 @@ def start_from_prefix(
     size = trial.recipe.image_size
     cut = find_cut(parts.model, parts.normalize.blank(size))
     if isinstance(cut, str):
-        return dataset, {"until": None, "reason": cut}
+        return dataset, PrefixUse(None, cut)
     prefix = Prefix.of(
         cut,
         parts.model,
         parts.normalize,
         cache_dir / "activations",
         {"backbone": trial.backbone, "dataset": trial.dataset["fingerprint"], "image_size": size},
-        lambda text: emit({"event": "storing", "text": text}),
+        lambda text: emit(Storing(text)),
     )
     evaluated = evaluation_transform(size)
 
-    def named(name: str, split: Split) -> dict[str, Any]:
+    def named(name: str, split: Split) -> dict[str, object]:
         return {"split": name, "keys": hashlib.sha256(json.dumps(list(split.keys)).encode()).hexdigest()}
 
     def stored(name: str, split: Split) -> Split:
@@ -417,8 +447,8 @@ def start_from_prefix(
     given = dataset.train.images
     train, val, test = (stored(name, getattr(dataset, name)) for name in ("train", "val", "test"))
     dataset = replace(dataset, train=train, val=val, test=test)
-    prefix.facts["training"] = parts.views is not None and parts.batch_transform is None
-    if prefix.facts["training"]:
+    prefix.use.training = parts.views is not None and parts.batch_transform is None
+    if prefix.use.training:
         exact = trial.recipe.precision == "float32"
         if parts.views == 1 and parts.image_transform == evaluated and exact:
             parts.stored = train.images  # type: ignore[assignment]
@@ -426,4 +456,4 @@ def start_from_prefix(
             inputs = Augmented(given, parts.image_transform, parts.views)
             identity = {**named("train", dataset.train), "inputs": dict(parts.drawing)}
             parts.stored = CachedActivations(prefix, given, inputs, identity, trial.recipe.precision)
-    return dataset, prefix.facts
+    return dataset, prefix.use

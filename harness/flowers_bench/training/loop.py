@@ -23,13 +23,16 @@ from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.measure.energy import Meter, joules_of_all
 from flowers_bench.measure.quality import correct_in_top_k, negative_log_likelihood
 from flowers_bench.models.layers import train_mode
+from flowers_bench.store.folder import TrialFolder
 from flowers_bench.store.identity import Trial, derive_seed
+from flowers_bench.store.records import Epoch
 from flowers_bench.training.average import Average
 from flowers_bench.training.build import Parts
 from flowers_bench.training.distributed import ALONE, Ranks
+from flowers_bench.training.events import Emit, Resumed, Step
 from flowers_bench.training.frozen_prefix import CachedActivations
 from flowers_bench.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
-from flowers_bench.training.process import Emit, Interrupted
+from flowers_bench.training.process import Interrupted
 from flowers_bench.util.errors import TrialDisturbed, TrialFailed
 from flowers_bench.util.files import write_atomically
 
@@ -66,13 +69,22 @@ class Batch:
     size: int
 
 
+@dataclass(frozen=True)
+class _Validated:
+    """How good the model is after an epoch: accuracy on training images as they are; accuracy and loss on validation."""
+
+    train_top1_clean: float
+    top1: float
+    nll: float
+
+
 @dataclass
 class Training:
     """Trains until the recipe's epochs or its patience run out; `run` leaves the best weights in the model.
 
     Attributes:
         ranks: this process among those that train together. Only the one that leads evaluates, emits and writes.
-        history: a dictionary per finished epoch.
+        history: every finished epoch.
         best_epoch: the epoch chosen on validation, from 1; 0 before any.
     """
 
@@ -80,11 +92,11 @@ class Training:
     parts: Parts
     train: Split
     val: Split
-    folder: Path
+    folder: TrialFolder
     emit: Emit = lambda event: None
     stop_requested: Callable[[], bool] = lambda: False
     ranks: Ranks = ALONE
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Epoch] = field(default_factory=list)
     best_epoch: int = 0
 
     def __post_init__(self) -> None:
@@ -113,15 +125,7 @@ class Training:
     def _evaluated(self) -> nn.Module:
         return self._model if self._average is None else self._average.model
 
-    @property
-    def _best_path(self) -> Path:
-        return self.folder / "model.safetensors"
-
-    @property
-    def _checkpoint_path(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
-    def run(self, on_epoch: Callable[[dict[str, Any]], None]) -> nn.Module:
+    def run(self, on_epoch: Callable[[Epoch], None]) -> nn.Module:
         """Train (or continue), then load the best weights.
 
         Raises:
@@ -148,7 +152,7 @@ class Training:
         if self.best_epoch == 0:
             self._save_weights()
         if self.ranks.is_main:
-            self._load_best(self._best_path)
+            self._load_best(self.folder.best_path)
         return self._model
 
     def _open_stored(self) -> None:
@@ -162,7 +166,7 @@ class Training:
         patience = self.trial.recipe.patience
         return patience is not None and len(self.history) - self.best_epoch >= patience
 
-    def _epoch(self, epoch: int) -> dict[str, Any]:
+    def _epoch(self, epoch: int) -> Epoch:
         started = time.perf_counter()
         self._energy.lap()
         train_mode(self._model)
@@ -179,29 +183,39 @@ class Training:
             total += self._step(epoch, step, len(batches), batch) * batch.size
             images += batch.size
             rate = images / (time.perf_counter() - started)
-            self.emit({"event": "step", "epoch": epoch, "step": step + 1, "steps": len(batches), "rate": rate})
+            self.emit(Step(epoch, step + 1, len(batches), rate))
         train_seconds = time.perf_counter() - started
-        record = {
-            "epoch": epoch,
-            "train_loss": float(total) / images,
-            **(self._validated() if self.ranks.is_main else {}),
-            "train_seconds": train_seconds,
-            "wait_seconds": self._waited,
-            "seconds": time.perf_counter() - started,
-            "images": images,
-            **joules_of_all(self.ranks.all_gather(self._energy.lap())),
-        }
-        return self.ranks.broadcast(record)
+        validated = self._validated() if self.ranks.is_main else None
+        seconds = time.perf_counter() - started
+        joules = joules_of_all(self.ranks.all_gather(self._energy.lap()))
+        record = None
+        if validated:
+            record = Epoch(
+                epoch=epoch,
+                train_loss=float(total) / images,
+                train_top1_clean=validated.train_top1_clean,
+                val_top1=validated.top1,
+                val_nll=validated.nll,
+                train_seconds=train_seconds,
+                wait_seconds=self._waited,
+                seconds=seconds,
+                images=images,
+                package_joules=joules.get("package_joules"),
+                gpu_joules=joules.get("gpu_joules"),
+            )
+        record = self.ranks.broadcast(record)
+        assert record is not None  # of the rank that evaluates
+        return record
 
-    def _validated(self) -> dict[str, float]:
+    def _validated(self) -> _Validated:
         predict = self.parts.evaluator.fit(self._evaluated, self.train)
         logits = predict(self.val.images).logits
         clean = predict(self._sample.images, self._rows).logits
-        return {
-            "train_top1_clean": float(correct_in_top_k(clean, self._sample.labels).mean()),
-            "val_top1": float(correct_in_top_k(logits, self.val.labels).mean()),
-            "val_nll": negative_log_likelihood(logits, self.val.labels),
-        }
+        return _Validated(
+            train_top1_clean=float(correct_in_top_k(clean, self._sample.labels).mean()),
+            top1=float(correct_in_top_k(logits, self.val.labels).mean()),
+            nll=negative_log_likelihood(logits, self.val.labels),
+        )
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng(derive_seed(self.trial.seed, "order", epoch))
@@ -280,16 +294,18 @@ class Training:
             return torch.autocast(self.parts.normalize.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
-    def _keep_if_best(self, record: dict[str, Any]) -> None:
-        score = (record["val_top1"], -record["val_nll"])
+    def _keep_if_best(self, record: Epoch) -> None:
+        assert record.val_top1 is not None
+        assert record.val_nll is not None
+        score = (record.val_top1, -record.val_nll)
         if score > self._best:
-            self._best, self.best_epoch = score, record["epoch"]
+            self._best, self.best_epoch = score, record.epoch
             # Before the checkpoint: killed in between, the epoch is run again and writes the same weights.
             self._save_weights()
 
     def _save_weights(self) -> None:
         if self.ranks.is_main:
-            save_weights(self._evaluated, self._best_path)
+            save_weights(self._evaluated, self.folder.best_path)
 
     def _save(self) -> None:
         assert self._optimizer is not None
@@ -302,16 +318,16 @@ class Training:
             "criterion": criterion.state_dict() if isinstance(criterion, nn.Module) else {},
             "average": {} if self._average is None else self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "history": self.history,
+            "history": [record.json() for record in self.history],
             "best": self._best,
             "best_epoch": self.best_epoch,
         }
-        write_atomically(self._checkpoint_path, lambda path: torch.save(state, path), durable=False)
+        write_atomically(self.folder.checkpoint_path, lambda path: torch.save(state, path), durable=False)
 
     def _resume(self) -> None:
-        if not self._checkpoint_path.is_file() or not self._best_path.is_file():
+        if not self.folder.checkpoint_path.is_file() or not self.folder.best_path.is_file():
             return
-        for path, use in ((self._best_path, self._load_best), (self._checkpoint_path, self._restore)):
+        for path, use in ((self.folder.best_path, self._load_best), (self.folder.checkpoint_path, self._restore)):
             try:
                 use(path)
             except Exception as error:  # damaged, truncated or hostile: anything may come out of the reader
@@ -320,7 +336,7 @@ class Training:
                     f"{path} cannot be used ({type(error).__name__}: {str(error)[:200]}). "
                     "Remove it to start this trial afresh.",
                 ) from error
-        self.emit({"event": "resumed", "epoch": len(self.history)})
+        self.emit(Resumed(len(self.history)))
 
     def _load_best(self, weights: Path) -> None:
         self._model.load_state_dict(load_file(weights))
@@ -336,7 +352,7 @@ class Training:
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self.history = list(state["history"])
+        self.history = [Epoch.read(record) for record in state["history"]]
         self._best = tuple(state["best"])
         self.best_epoch = int(state["best_epoch"])
 

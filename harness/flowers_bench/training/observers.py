@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +16,9 @@ from flowers_bench.contract.dataset import Dataset
 from flowers_bench.contract.host import Host
 from flowers_bench.contract.pictures import FigureContext
 from flowers_bench.data.pixels import Normalizer, evaluation_transform
-from flowers_bench.training.process import Emit
+from flowers_bench.store.records import Config, Run
+from flowers_bench.store.schema import Record
+from flowers_bench.training.events import Emit, Warned
 
 #: So many test images, of a class each, are given to plugins that draw.
 DRAWN_CLASSES = 8
@@ -33,15 +33,17 @@ class Observers:
     """
 
     host: Host
-    config: Mapping[str, Any]
-    run: Mapping[str, Any]
+    config: Config
+    run: Run
     emit: Emit
 
-    def tell(self, hook: str, **news: Any) -> None:
-        """Call a hook of every plugin. Whatever they do with what they are told, or with random numbers, stays theirs."""
+    def tell(self, hook: str, **news: Record) -> None:
+        """Call a hook of every plugin with plain JSON values. Whatever they do with what they are told, or with random numbers,
+        stays theirs."""
         states = random.getstate(), np.random.get_state()
         with torch.random.fork_rng():
-            told = copy.deepcopy({"trial": self.config, "run": self.run, **news})
+            facts = {"trial": self.config, "run": self.run, **news}
+            told = {name: copy.deepcopy(record.json()) for name, record in facts.items()}
             failures = self.host.notify(hook, **told)
         random.setstate(states[0])
         np.random.set_state(states[1])
@@ -51,14 +53,14 @@ class Observers:
         """Let plugins draw pictures of the trained model into `directory`, which is made for them and removed if empty."""
         labels = np.asarray(dataset.test.labels)
         chosen = [int(np.flatnonzero(labels == c)[0]) for c in np.unique(labels)[:DRAWN_CLASSES]]
-        transform = evaluation_transform(self.config["recipe"]["image_size"])
+        transform = evaluation_transform(self.config.recipe.image_size)
         images = torch.stack([transform(dataset.test.images[i]) for i in chosen])
         directory.mkdir(exist_ok=True)
         context = FigureContext(model.eval(), images, [int(labels[i]) for i in chosen], dataset.class_names, normalize)
-        self._warn(self.host.notify("trial_figures", trial=self.config, context=context, directory=directory))
+        self._warn(self.host.notify("trial_figures", trial=self.config.json(), context=context, directory=directory))
         with contextlib.suppress(OSError):
             directory.rmdir()  # nothing was drawn
 
     def _warn(self, failures: list[str]) -> None:
         for failure in failures:
-            self.emit({"event": "warning", "text": failure})
+            self.emit(Warned(failure))

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
-
-#: Tells the executor of something: see `cli/progress.py` for what it shows of it.
-Emit = Callable[[dict[str, Any]], None]
 
 
 class Interrupted(Exception):
     """The user asked to stop; the last finished epoch is on disk."""
 
 
-def prepare_process(run: Mapping[str, Any], processes: int = 1) -> torch.device:
-    """Make torch calculate reproducibly, with the threads that `run.json` allots, divided among the trial's `processes`.
+def prepare_process(threads: int | None, processes: int = 1) -> torch.device:
+    """Make torch calculate reproducibly, with the `threads` that the trial is allotted, divided among its `processes`; None
+    for as many as torch takes.
 
     Returns:
         the device to calculate on.
@@ -28,9 +25,8 @@ def prepare_process(run: Mapping[str, Any], processes: int = 1) -> torch.device:
     # Writing NaN into each new tensor finds reads of what was never written; on a GPU it is a kernel more for each.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.allow_tf32 = False  # a float32 convolution would keep ten bits of its factors
-    if run.get("threads") or processes > 1:
-        threads = int(run.get("threads") or torch.get_num_threads())
-        torch.set_num_threads(max(1, threads // processes))
+    if threads or processes > 1:
+        torch.set_num_threads(max(1, (threads or torch.get_num_threads()) // processes))
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

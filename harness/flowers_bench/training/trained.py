@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from flowers_bench.contract.dataset import Dataset
 from flowers_bench.contract.host import discover_for, files_of_trial
 from flowers_bench.data.pixels import Normalizer, evaluation_transform
-from flowers_bench.data.reopen import load_dataset
+from flowers_bench.data.reopen import DataPlace, load_dataset
 from flowers_bench.measure.quality import fit_temperature
-from flowers_bench.models.backbones import check_backbone
+from flowers_bench.models.backbones import Backbone, check_backbone
 from flowers_bench.models.weights.files import read_tensors
 from flowers_bench.store.folder import TrialFolder
-from flowers_bench.store.identity import Trial, trial_from_config
-from flowers_bench.store.schema import damaged
-from flowers_bench.training.build import Parts, build_parts
+from flowers_bench.store.identity import Trial
+from flowers_bench.store.reading import damaged
+from flowers_bench.training.build import Parts, Places, build_parts
 from flowers_bench.training.evaluation import Fitted
 from flowers_bench.util.errors import UsageError
 
@@ -45,7 +45,7 @@ class Sources:
     @classmethod
     def named(cls, folder: TrialFolder, plugins: Sequence[Path], data: Path | None, cache: Path | None) -> Sources:
         """As a command's options have it. Raises `UsageError` for a plugin file that the trial was not run with."""
-        for path in set(plugins).difference(files_of_trial(folder.config()["code"], plugins)):
+        for path in set(plugins).difference(files_of_trial(folder.config().code, plugins)):
             raise UsageError(f"--plugin {path}: trial {folder.id} was not run with this file.")
         return cls(plugins, cache or user_cache_path("flowers-bench"), data)
 
@@ -79,11 +79,11 @@ class Trained:
             UsageError: the trial is not finished, damaged, or its images are not there or have changed.
         """
         parts = load_trained(folder, device, sources.plugins)
-        trial = trial_from_config(folder.config())
+        trial = folder.trial()
         if dataset is None and trial.predictor != "classifier":
             dataset = dataset_of(folder, sources)
         fitted = parts.evaluator.fit(parts.model, dataset.train if dataset else None)
-        names = folder.result()["class_names"]
+        names = folder.result().class_names
         return cls(trial, fitted, parts.normalize, temperature_of(folder), names)
 
     def scores(self, images: Iterable[Tensor]) -> np.ndarray:
@@ -109,14 +109,21 @@ def load_trained(
     Raises:
         UsageError: the trial is not finished, is damaged, or was run with a plugin file that was not named.
     """
-    trial = trial_from_config(folder.config())
+    return load_parts(folder, device, plugins, store)[0]
+
+
+def load_parts(
+    folder: TrialFolder, device: torch.device, plugins: Sequence[Path] = (), store: Path | None = None
+) -> tuple[Parts, Backbone]:
+    """As `load_trained`; and the backbone that the model was built from."""
+    trial = folder.trial()
     if not folder.finished():
         raise UsageError(f"trial {folder.id} is not finished.")
     host = discover_for(trial.id, trial.code, plugins)
     check_backbone(trial.backbone)  # timm would also take a name that makes it ask the Hugging Face Hub
-    places = {"weights_path": None, "store": str(store or folder.path.parent), "plugin_files": list(map(str, plugins))}
+    places = Places(None, store or folder.path.parent, plugins)
     with torch.random.fork_rng():
-        parts, _ = build_parts(host, trial, places, device)
+        parts, backbone = build_parts(host, trial, places, device)
     path = folder.weights()
     try:
         tensors = read_tensors(path)
@@ -125,7 +132,7 @@ def load_trained(
     except (RuntimeError, UsageError) as error:
         raise damaged(path, f"does not fit its trial: {str(error)[:200]}") from error
     parts.model.eval().requires_grad_(False)
-    return parts
+    return parts, backbone
 
 
 def _refuse_other_values(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -140,18 +147,16 @@ def _refuse_other_values(tensors: Mapping[str, Tensor], model: nn.Module) -> Non
 
 def dataset_of(folder: TrialFolder, sources: Sources) -> Dataset:
     """The trial's dataset. Raises `UsageError` if it is not the same, or its code was not named."""
-    trial, run = trial_from_config(folder.config()), folder.run()
+    trial, run = folder.trial(), folder.run()
     host = discover_for(trial.id, trial.code, sources.plugins)
-    data = sources.data or run.get("data_path")
-    source = run.get("data_source")
+    data, source = sources.data or run.data_path, run.data_source
     if source == "folder" and data is None:
         raise UsageError(
             f"where the images of trial {trial.id} lie is not known here: name their folder with --data PATH."
         )
     if source is None:
         raise UsageError(f"{folder.path / 'run.json'} does not say which dataset trial {trial.id} was run on.")
-    places = {"data_source": source, "data_path": str(data) if data else None, "cache_dir": str(sources.cache)}
-    return load_dataset(host, trial, places)
+    return load_dataset(host, trial, DataPlace(source, Path(data) if data else None, sources.cache))
 
 
 def temperature_of(folder: TrialFolder) -> float | None:

@@ -54,9 +54,9 @@ def build_distilled(context: ModelContext) -> nn.Module:
     from flowers_bench_plugins.distillation.layers import Distilled
     from flowers_bench_plugins.distillation.teacher import find_teacher, load_teacher
 
-    teacher = find_teacher(context.options["teacher"], context.store, context.dataset)
+    teacher = find_teacher(context.options.text("teacher"), context.store, context.dataset)
     backbone = context.backbone.create()
-    if context.options["distill_weight"] == 0:
+    if context.options.number("distill_weight") == 0:
         return Classifier(backbone)
     mean, std = mean_and_std(backbone)
     return Distilled(backbone, partial(load_teacher, teacher, mean, std, plugins=context.plugin_files))
@@ -67,7 +67,7 @@ def build_distillation(context: LossContext) -> Callable[[Output, Tensor], Tenso
     from flowers_bench_plugins.distillation.loss import distillation
 
     options = context.options
-    return partial(distillation, weight=options["distill_weight"], temperature=options["temperature"])
+    return partial(distillation, weight=options.number("distill_weight"), temperature=options.number("temperature"))
 
 
 WEIGHT = Option(0.9, "a, the teacher's share of the loss; 0: no teacher", minimum=0, maximum=1, search=(0.5, 1.0))

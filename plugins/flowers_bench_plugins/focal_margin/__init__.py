@@ -87,7 +87,7 @@ def build_cosine_classifier(context: ModelContext) -> nn.Module:
     from flowers_bench_plugins.focal_margin.layers import CosineLinear
 
     backbone = context.backbone.create()
-    count, scale = context.options["freeze"], context.options["cosine_scale"]
+    count, scale = context.options.integer("freeze"), context.options.number("cosine_scale")
     freeze_stages(backbone, len(stages(backbone)) if count == -1 else count)
     replace_classifier(backbone, lambda dim, classes: CosineLinear(dim, classes, scale))
     return Classifier(backbone)
@@ -97,7 +97,7 @@ def build_focal(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
     """F(z): hard or soft targets."""
     from flowers_bench_plugins.focal_margin.loss import focal
 
-    gamma = context.options["gamma"]
+    gamma = context.options.number("gamma")
     return lambda output, target: focal(output.logits, target, gamma)
 
 
@@ -105,7 +105,7 @@ def build_focal_margin(context: LossContext) -> Callable[[Output, Tensor], Tenso
     """F(z'). `cosine_scale` is the model's, so that both have one value."""
     from flowers_bench_plugins.focal_margin.loss import focal_margin
 
-    gamma, scale, margin = (context.options[name] for name in ("gamma", "cosine_scale", "margin"))
+    gamma, scale, margin = (context.options.number(name) for name in ("gamma", "cosine_scale", "margin"))
     return lambda output, target: focal_margin(output.logits, target, gamma, scale * margin)
 
 
@@ -113,7 +113,7 @@ def build_hybrid_focal_margin(context: LossContext) -> Callable[[Output, Tensor]
     """lambda FM(z) + (1 - lambda) FT(p)."""
     from flowers_bench_plugins.focal_margin.loss import hybrid
 
-    gamma, margin, weight = (context.options[name] for name in ("gamma", "logit_margin", "focal_weight"))
+    gamma, margin, weight = (context.options.number(name) for name in ("gamma", "logit_margin", "focal_weight"))
     return lambda output, target: hybrid(output.logits, target, gamma, margin, weight)
 
 

@@ -40,8 +40,8 @@ def build_lora(context: ModelContext) -> nn.Module:
     backbone = vision_transformer(context.backbone.create())
     train_only_classifier(backbone)
     options = context.options
-    thirds, output = TARGETS[options["targets"]]
-    adapt_attention(backbone.blocks, options["rank"], options["lora_alpha"], thirds, output)
+    thirds, output = TARGETS[options.text("targets")]
+    adapt_attention(backbone.blocks, options.integer("rank"), options.number("lora_alpha"), thirds, output)
     return Classifier(backbone)
 
 

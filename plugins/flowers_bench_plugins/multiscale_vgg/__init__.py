@@ -64,16 +64,17 @@ def build_multiscale(context: ModelContext) -> nn.Module:
     options = context.options
     backbone = context.backbone.create()
     channels = keep_features(backbone, context.image_size)
-    if options["freeze"] == -1:
+    frozen = options.integer("freeze")
+    if frozen == -1:
         freeze(backbone)
     else:
-        freeze_stages(backbone, options["freeze"])
+        freeze_stages(backbone, frozen)
     extension = nn.Sequential()
-    if options["block"]:
+    if options.flag("block"):
         extension.append(multiscale_block(channels))
-    if options["attention"]:
+    if options.flag("attention"):
         extension.append(SEModule(channels))
-    hidden, dropout = options["hidden"], options["dropout"]
+    hidden, dropout = options.integer("hidden"), options.number("dropout")
     neck = nn.Sequential(
         nn.BatchNorm1d(channels),
         nn.Dropout(dropout),
@@ -97,7 +98,7 @@ def build_plain(context: ModelContext) -> nn.Module:
 
     backbone = context.backbone.create()
     _, after = features(backbone, context.image_size)
-    count = context.options["freeze"]
+    count = context.options.integer("freeze")
     freeze_stages(backbone, len(stages(backbone)) if count == -1 else count)
     for name in after:
         backbone.get_submodule(name).requires_grad_(True)

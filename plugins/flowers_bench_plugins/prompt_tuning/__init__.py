@@ -73,10 +73,10 @@ def build_prompted(context: ModelContext) -> nn.Module:
     rows, columns = backbone.patch_embed.patch_size
     backbone.blocks = PromptedBlocks(
         backbone.blocks,
-        length=context.options["prompt_length"],
+        length=context.options.integer("prompt_length"),
         dim=backbone.embed_dim,
         prefix=backbone.num_prefix_tokens,
-        deep=context.options["deep"],
+        deep=context.options.flag("deep"),
         bound=math.sqrt(6 / (3 * rows * columns + backbone.embed_dim)),
     )
     return Classifier(backbone)

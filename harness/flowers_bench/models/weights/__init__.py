@@ -24,7 +24,7 @@ class Weights:
     name: str = "none"
     sha256: str | None = None
     path: Path | None = None
-    provenance: Provenance | None = None
+    provenance: Provenance | None = field(default=None, compare=False)
 
     def facts(self) -> dict[str, Any]:
         """Give what identifies the weights."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 KEY = "flowers_bench"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Provenance:
     """The training that weights come from.
 

@@ -58,6 +58,11 @@ def resolve_weights(asked: str, backbone: str) -> list[Weights]:
     return [_of_tag(asked, backbone)]
 
 
+def resolvable(asked: str, backbone: str) -> bool:
+    """Tell whether a dataset's own name for pretrained weights gives any for this backbone."""
+    return asked == NAME and bool(shipped_for(backbone))
+
+
 def _of_tag(tag: str, backbone: str) -> Weights:
     import timm
     from timm.models import get_pretrained_cfg

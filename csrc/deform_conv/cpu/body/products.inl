@@ -1,5 +1,10 @@
-// Products of matrices. A part of kernel_body.h,
-// which includes it inside its namespace, once for each instruction set.
+// Multiplies matrices.
+#pragma once
+
+#include "vectors.inl"
+
+namespace flowers_bench::FB_ISA {
+namespace {
 
 // Where the rows of a product go: row i to row index[i] of memory, or to row i where there is no index.
 template <typename T>
@@ -110,3 +115,6 @@ void product_transposed(int64_t rows, int64_t columns, int64_t depth, const T* a
     }
   }
 }
+
+}  // namespace
+}  // namespace flowers_bench::FB_ISA

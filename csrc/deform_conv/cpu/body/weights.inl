@@ -1,7 +1,69 @@
-// The weight's and the images' order in memory. A part of kernel_body.h,
-// which includes it inside its namespace, once for each instruction set.
+// Brings weights into the order in which the products read them, and their gradient back.
+#pragma once
 
-// ---- The weight's order in memory ----
+#include "transpose.inl"
+
+namespace flowers_bench::FB_ISA {
+namespace {
+
+// Walks an output channel's weights in the order of memory, from one to the next: `at` is the distance in memory from
+// the first, `k` the place in K.
+struct WeightWalk {
+  int64_t at = 0, k = 0;
+
+  template <typename T>
+  FB_INLINE WeightWalk(const Problem<T>& q, const Strided& weight) {
+    const int64_t channels = q.group_channels(), taps = q.g.taps();
+    const bool taps_inside = weight.stride[2] <= weight.stride[1];
+    at_step_[0] = weight.stride[taps_inside ? 2 : 1], at_step_[1] = weight.stride[taps_inside ? 1 : 2];
+    k_step_[0] = taps_inside ? channels : 1, k_step_[1] = taps_inside ? 1 : channels;
+    length_ = taps_inside ? taps : channels;
+  }
+  // Whether the weights lie one beside the other.
+  FB_INLINE bool dense() const { return at_step_[0] == 1 && at_step_[1] == length_; }
+  // Whether they also lie in the order of K.
+  FB_INLINE bool in_order() const { return dense() && k_step_[0] == 1; }
+  FB_INLINE void step() {
+    if (++inner_ == length_) inner_ = 0, ++outer_;
+    at = inner_ * at_step_[0] + outer_ * at_step_[1], k = inner_ * k_step_[0] + outer_ * k_step_[1];
+  }
+
+ private:
+  int64_t at_step_[2], k_step_[2], length_, inner_ = 0, outer_ = 0;
+};
+
+// Rows [k0, k1) of one panel of outputs, (K, kPanel); all of K, or any part of it where the weight lies in K's order.
+// Dense weights are turned by squares of vectors.
+template <typename T>
+void pack_panel(const Problem<T>& q, const Strided& weight, int64_t unit, int64_t k0, int64_t k1, T* to) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t panels = q.padded(q.width()) / kPanel<T>, row_stride = weight.stride[0], depth = k1 - k0;
+  const int64_t first = unit % panels * kPanel<T>, used = smaller(kPanel<T>, q.width() - first);
+  with_storage(weight.storage, T(0), [&](auto* kind) {
+    const auto* from = static_cast<decltype(kind)>(weight.data) + (unit / panels * q.width() + first) * row_stride + k0;
+    // What to fetch meanwhile, more rows lying side by side than the hardware follows: further on in them, or, of a
+    // part of K, the same part of the next panel.
+    const int64_t next = depth == q.depth() ? 256 / int64_t(sizeof(*kind)) : kPanel<T> * row_stride;
+    WeightWalk walk(q, weight);
+    int64_t done = 0;
+    for (; walk.dense() && used == kPanel<T> && done + L <= depth; done += L) {
+      Vector<T> squares[2][L];
+      for (int64_t i = 0; i < kPanel<T>; ++i) {
+        __builtin_prefetch(from + i * row_stride + done + next);
+        squares[i / L][i % L] = load_widened<T>(from + i * row_stride + done);
+      }
+      transpose<T>(squares[0]), transpose<T>(squares[1]);
+      for (int64_t i = 0; i < L; ++i, walk.step()) {
+        store(to + walk.k * kPanel<T>, squares[0][i]), store(to + walk.k * kPanel<T> + L, squares[1][i]);
+      }
+    }
+    for (; done < depth; ++done, walk.step()) {
+      T* row = to + walk.k * kPanel<T>;
+      for (int64_t o = 0; o < used; ++o) row[o] = widen(from[o * row_stride + walk.at]);
+      for (int64_t o = used; o < kPanel<T>; ++o) row[o] = T(0);
+    }
+  });
+}
 
 template <typename T>
 int64_t forward_units(const Problem<T>& q) {
@@ -104,8 +166,10 @@ void unpack_weight(const Problem<T>& q, const T* buffers, int64_t parts, int64_t
       int64_t done = 0;
       for (; walk.dense() && used == kPanel<T> && done + L <= q.depth(); done += L) {
         Vector<T> squares[2][L];
-        for (int64_t i = 0; i < L; ++i, walk.step()) squares[0][i] = summed(walk.k, 0), squares[1][i] = summed(walk.k, L);
-        turn<T>(squares[0]), turn<T>(squares[1]);
+        for (int64_t i = 0; i < L; ++i, walk.step()) {
+          squares[0][i] = summed(walk.k, 0), squares[1][i] = summed(walk.k, L);
+        }
+        transpose<T>(squares[0]), transpose<T>(squares[1]);
         for (int64_t i = 0; i < kPanel<T>; ++i) store_narrowed<T>(to + i * row_stride + done, squares[i / L][i % L]);
       }
       for (; done < q.depth(); ++done, walk.step()) {
@@ -117,36 +181,5 @@ void unpack_weight(const Problem<T>& q, const T* buffers, int64_t parts, int64_t
   });
 }
 
-// ---- The images' order in memory ----
-
-// Calls f(image, first position, count, position in all) for the parts of [begin, end) in each image.
-template <typename F>
-FB_INLINE void for_each_part(int64_t positions, int64_t begin, int64_t end, F f) {
-  for (int64_t at = begin; at < end;) {
-    const int64_t place = at % positions, count = smaller(end - at, positions - place);
-    f(at / positions, place, count, at);
-    at += count;
-  }
-}
-
-template <typename T>
-void to_rows(const Strided& from, int64_t channels, int64_t positions, int64_t begin, int64_t end, T* to) {
-  with_storage(from.storage, T(0), [&](auto* kind) {
-    const auto* data = static_cast<decltype(kind)>(from.data);
-    for_each_part(positions, begin, end, [&](int64_t image, int64_t place, int64_t count, int64_t at) {
-      gather_rows(data + image * from.stride[0] + place * from.stride[2], from.stride[1], from.stride[2], channels,
-                  count, to + at * channels);
-    });
-  });
-}
-
-template <typename T>
-void from_rows(const T* from, int64_t channels, int64_t positions, int64_t begin, int64_t end, const Strided& to) {
-  with_storage(to.storage, T(0), [&](auto* kind) {
-    auto* data = static_cast<decltype(kind)>(to.data);
-    for_each_part(positions, begin, end, [&](int64_t image, int64_t place, int64_t count, int64_t at) {
-      scatter_rows(from + at * channels, channels, channels, count,
-                   data + image * to.stride[0] + place * to.stride[2], to.stride[1], to.stride[2]);
-    });
-  });
-}
+}  // namespace
+}  // namespace flowers_bench::FB_ISA

@@ -1,13 +1,20 @@
-// Backward. A part of kernel_body.h,
-// which includes it inside its namespace, once for each instruction set.
+// Computes the gradients.
+#pragma once
+
+#include "forward.inl"
+#include "products.inl"
+#include "tiles.inl"
+
+namespace flowers_bench::FB_ISA {
+namespace {
 
 template <typename T>
 struct BackwardBuffers {
   Tile<T> tile;
   int64_t size;
-  T* columns;  // first the gradient's, then overwritten by the samples
-  T* grad;     // the tile's gradient of the output in panels, for the gradient of the weight
-  T* dots;     // gradients of y, x and mask: [3][offset group][tap][position]
+  T* columns;   // first the gradient's, then overwritten by the samples
+  T* grad;      // the tile's gradient of the output in panels, for the gradient of the weight
+  T* dots;      // gradients of y, x and mask: [3][offset group][tap][position]
   T** scatter;  // of each position: what to add Neighbours::at to, for the gradient of its image
 
   BackwardBuffers(const Problem<T>& q, Arena& arena)
@@ -249,3 +256,6 @@ int64_t backward_scratch(const Problem<T>& q) {
   BackwardBuffers<T> b(q, arena);
   return reinterpret_cast<uintptr_t>(arena.next);
 }
+
+}  // namespace
+}  // namespace flowers_bench::FB_ISA

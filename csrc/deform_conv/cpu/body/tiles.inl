@@ -1,5 +1,10 @@
-// Tiles: where the taps of some positions sample; and blocks of K. A part of kernel_body.h,
-// which includes it inside its namespace, once for each instruction set.
+// Computes where the taps of a tile of positions sample, and cuts K into blocks.
+#pragma once
+
+#include "vectors.inl"
+
+namespace flowers_bench::FB_ISA {
+namespace {
 
 constexpr int32_t kOutside = -1;    // in place of the first neighbour: the sample is 0
 constexpr int32_t kNotFinite = -2;  // the sample is NaN
@@ -11,8 +16,18 @@ FB_INLINE T without_pixels(int32_t mark) {
 }
 
 // What the gradients of offset and mask need of a sample, besides its neighbours.
-enum Slope { kWeightTop, kWeightBottom, kWeightLeft, kWeightRight, kSlopeTop, kSlopeBottom, kSlopeLeft, kSlopeRight,
-             kMask, kSlopes };
+enum Slope {
+  kWeightTop,
+  kWeightBottom,
+  kWeightLeft,
+  kWeightRight,
+  kSlopeTop,
+  kSlopeBottom,
+  kSlopeLeft,
+  kSlopeRight,
+  kMask,
+  kSlopes
+};
 
 // Everything about a sample is kept in arrays over the tile's positions, so that computing it vectorises.
 template <typename T>
@@ -20,16 +35,16 @@ struct Tile {
   int64_t begin = 0, count = 0;
   int64_t size;  // most positions it can hold
   // Of each position:
-  int64_t* image;     // n
-  int64_t* place;     // oh * OW + ow
-  int64_t* pixels;    // where its image begins in the input
+  int64_t* image;      // n
+  int64_t* place;      // oh * OW + ow
+  int64_t* pixels;     // where its image begins in the input
   int64_t* offset_at;  // where its offsets and masks lie in memory
   int64_t* mask_at;
   T* row;  // where tap (0, 0) lies undeformed
   T* column;
   // Of each entry (offset group, tap) and position:
-  T* given;     // [entry][4][size]: offset of y, of x, mask, where they have to be copied; the fourth is empty, so that
-                // an entry's tables lie at the same distances for all of them (accesses 4 KiB apart wait for each other)
+  T* given;  // [entry][4][size]: offset of y, of x, mask, where they have to be copied; the fourth is empty, so that
+             // an entry's tables lie at the same distances for all of them (accesses 4 KiB apart wait for each other)
   int32_t* at;  // [entry][4][size]: the four neighbours, as pixels of the image
   T* weight;    // [entry][4][size]: times the mask
   T* slopes;    // [entry][kSlopes][size], for a backward pass
@@ -235,9 +250,12 @@ FB_INLINE void for_each_run(const Problem<T>& q, const Block& block, F f) {
   for (int64_t k = block.k0; k < block.k1;) {
     const int64_t within = k % group_channels, channel = block.group * group_channels + within;
     const int64_t offset_group = channel / sharing;
-    const int64_t length = smaller(smaller(group_channels - within, block.k1 - k),
-                                   (offset_group + 1) * sharing - channel);
+    const int64_t length =
+        smaller(smaller(group_channels - within, block.k1 - k), (offset_group + 1) * sharing - channel);
     f(Run{offset_group * q.g.taps() + k / group_channels, channel, length, k - block.k0});
     k += length;
   }
 }
+
+}  // namespace
+}  // namespace flowers_bench::FB_ISA

@@ -1,11 +1,20 @@
-// Forward. A part of kernel_body.h,
-// which includes it inside its namespace, once for each instruction set.
+// Computes the output.
+#pragma once
+
+#include "products.inl"
+#include "rows.inl"
+#include "tiles.inl"
+#include "weights.inl"
+
+namespace flowers_bench::FB_ISA {
+namespace {
 
 // `Of` names the vector rather than being it: a template argument would lose its alignment.
 template <typename Of, typename T>
 FB_INLINE void blend(const T* const from[4], const T weight[4], int64_t i, T* to) {
-  const auto at = [&](int corner) { return *reinterpret_cast<const typename Of::loose*>(from[corner] + i); };
-  *reinterpret_cast<typename Of::loose*>(to + i) = weight[0] * at(0) + weight[1] * at(1) + weight[2] * at(2) + weight[3] * at(3);
+  const auto at = [&](int corner) { return *reinterpret_cast<const typename Of::Loose*>(from[corner] + i); };
+  *reinterpret_cast<typename Of::Loose*>(to + i) =
+      weight[0] * at(0) + weight[1] * at(1) + weight[2] * at(2) + weight[3] * at(3);
 }
 
 // Channels that `sample_taps` samples in one go.
@@ -52,7 +61,7 @@ int64_t sample_runs(const Problem<T>& q, const Tile<T>& given, const Run* runs, 
       constexpr int64_t kSmall = 16 / sizeof(T);
       int64_t i = 0;
       for (; i + kLanes<T> <= run.length; i += kLanes<T>) blend<VectorOf<T>>(from, s.weight, i, to);
-      for (; i + kSmall <= run.length; i += kSmall) blend<SmallVectorOf<T>>(from, s.weight, i, to);
+      for (; i + kSmall <= run.length; i += kSmall) blend<VectorOf<T, 16>>(from, s.weight, i, to);
       for (; i < run.length; ++i) blend<ScalarOf<T>>(from, s.weight, i, to);
     }
   });
@@ -109,8 +118,7 @@ template <typename T>
 bool sums_in_place(const Problem<T>& q) {
   const int64_t outputs = q.g.out_channels;
   return q.out.storage == (sizeof(T) == 4 ? Storage::kFloat32 : Storage::kFloat64) && q.out.stride[1] == 1 &&
-         q.out.stride[2] == outputs && q.out.stride[0] == q.g.positions() * outputs &&
-         q.padded(q.width()) == q.width();
+         q.out.stride[2] == outputs && q.out.stride[0] == q.g.positions() * outputs && q.padded(q.width()) == q.width();
 }
 
 template <typename T>
@@ -237,3 +245,6 @@ int64_t forward_scratch(const Problem<T>& q) {
   ForwardBuffers<T> b(q, arena);
   return reinterpret_cast<uintptr_t>(arena.next);
 }
+
+}  // namespace
+}  // namespace flowers_bench::FB_ISA

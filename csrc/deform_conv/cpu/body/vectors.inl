@@ -1,63 +1,62 @@
-// Vectors, storage types and scratch memory. A part of kernel_body.h,
-// which includes it inside its namespace, once for each instruction set.
+// Vectors, the types that tensors are stored in, and scratch memory.
+#pragma once
 
-constexpr int kRows = FB_ROWS;
-// Processors with vectors of 512 bits have second-level caches of 1 MiB and more, others of 512 KiB.
-constexpr bool kLargeCache = FB_VECTOR_BYTES == 64;
+#include "../kernel.h"
+
+#if !defined(FB_ISA)  // read alone, by a tool or a test
+#define FB_ISA generic
+#endif
+
+#define FB_INLINE inline __attribute__((always_inline))
+
+namespace flowers_bench::FB_ISA {
+namespace {
+
+constexpr int64_t kVectorBytes = kInstructionSet.vector_bytes;
+constexpr int kRows = kInstructionSet.rows;
+constexpr bool kLargeCache = kInstructionSet.large_cache;
+
 constexpr int64_t kMaxTile = kLargeCache ? 192 : 96;                 // positions
 constexpr int64_t kSmallTile = kLargeCache ? 8 * kRows : 4 * kRows;  // of a forward pass with a small weight
 constexpr int64_t kTileBytes = (kLargeCache ? 700 : 300) << 10;      // of a tile's buffers
 
-template <typename T>
-struct VectorOf;
-template <>
-struct VectorOf<float> {
-  typedef float type __attribute__((vector_size(FB_VECTOR_BYTES)));
-  typedef float loose __attribute__((vector_size(FB_VECTOR_BYTES), aligned(4), may_alias));
-};
-template <>
-struct VectorOf<double> {
-  typedef double type __attribute__((vector_size(FB_VECTOR_BYTES)));
-  typedef double loose __attribute__((vector_size(FB_VECTOR_BYTES), aligned(8), may_alias));
-};
-// What is left of a run's channels after whole vectors: 128 bits, then one by one.
-template <typename T>
-struct SmallVectorOf;
-template <>
-struct SmallVectorOf<float> {
-  typedef float loose __attribute__((vector_size(16), aligned(4), may_alias));
-};
-template <>
-struct SmallVectorOf<double> {
-  typedef double loose __attribute__((vector_size(16), aligned(8), may_alias));
+// A vector of `Bytes` bytes. In memory, `Loose` ones begin at any element.
+template <typename T, int64_t Bytes = kVectorBytes>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(Bytes)));
+  typedef T Loose __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
 };
 template <typename T>
 struct ScalarOf {
-  typedef T loose;
+  typedef T Loose;
 };
 template <typename T>
-using Vector = typename VectorOf<T>::type;
+using Vector = typename VectorOf<T>::Type;
+
+// Fails where the compiler has not taken FB_BEGIN_TARGET's features: vectors would be computed piece by piece.
+static_assert(alignof(Vector<float>) == kVectorBytes);
 
 template <typename T>
-constexpr int64_t kLanes = FB_VECTOR_BYTES / sizeof(T);
+constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+// The columns of a product's result that a microkernel computes.
 template <typename T>
 constexpr int64_t kPanel = 2 * kLanes<T>;
-// Deepest block of a backward pass: a panel of the weight this deep fits the first-level cache (or fills it, where the
-// second is large).
+// The deepest block of a backward pass: a panel of the weight this deep fits the first-level cache (or fills it, where
+// the second is large).
 template <typename T>
 constexpr int64_t kDepth = (kLargeCache ? 32768 : 16384) / (kPanel<T> * sizeof(T));
-// Deepest block of a forward pass, and deepest product: a panel comes from a large second-level cache in time, and nine
-// taps of 64 channels are one block.
+// The deepest block of a forward pass, and the deepest product: a panel comes from a large second-level cache in time,
+// and nine taps of 64 channels are one block.
 template <typename T>
 constexpr int64_t kForwardDepth = kLargeCache ? kDepth<T> * 5 / 2 : kDepth<T>;
 
 template <typename T>
 FB_INLINE Vector<T> load(const T* p) {
-  return *reinterpret_cast<const typename VectorOf<T>::loose*>(p);
+  return *reinterpret_cast<const typename VectorOf<T>::Loose*>(p);
 }
 template <typename T>
 FB_INLINE void store(T* p, Vector<T> v) {
-  *reinterpret_cast<typename VectorOf<T>::loose*>(p) = v;
+  *reinterpret_cast<typename VectorOf<T>::Loose*>(p) = v;
 }
 
 FB_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -65,7 +64,7 @@ FB_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 FB_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 FB_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// ---- Storage types: read into and written from the type that is computed in ----
+// ---- Storage types: what tensors hold, converted to and from the type that is computed in ----
 
 struct BFloat16 {
   uint16_t bits;
@@ -137,3 +136,6 @@ struct Arena {
     return piece;
   }
 };
+
+}  // namespace
+}  // namespace flowers_bench::FB_ISA

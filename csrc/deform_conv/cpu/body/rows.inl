@@ -1,62 +1,10 @@
-// Channels-by-positions, turned over. A part of kernel_body.h,
-// which includes it inside its namespace, once for each instruction set.
+// Brings images from any order in memory to dense rows of channels, and back.
+#pragma once
 
-#if defined(__GNUC__) && !defined(__clang__)
-template <typename T>
-struct IndexOf;
-template <>
-struct IndexOf<float> {
-  typedef int32_t type __attribute__((vector_size(FB_VECTOR_BYTES)));
-};
-template <>
-struct IndexOf<double> {
-  typedef int64_t type __attribute__((vector_size(FB_VECTOR_BYTES)));
-};
-#endif
+#include "transpose.inl"
 
-// The elements of a and b in turn, from element `first` on.
-template <typename T>
-FB_INLINE Vector<T> zip(Vector<T> a, Vector<T> b, int64_t first) {
-#if defined(__GNUC__) && !defined(__clang__)
-  typename IndexOf<T>::type index;
-  for (int64_t i = 0; i < kLanes<T>; ++i) index[i] = first + i / 2 + (i % 2 ? kLanes<T> : 0);
-  return __builtin_shuffle(a, b, index);
-#else
-  Vector<T> zipped;
-  for (int64_t i = 0; i < kLanes<T>; ++i) zipped[i] = i % 2 ? b[first + i / 2] : a[first + i / 2];
-  return zipped;
-#endif
-}
-
-// Transposes a square of vectors: zipping its halves once for each bit of the index.
-template <typename T>
-FB_INLINE void turn(Vector<T> square[kLanes<T>]) {
-#pragma GCC unroll 4
-  for (int64_t bit = 1; bit < kLanes<T>; bit *= 2) {
-    Vector<T> zipped[kLanes<T>];
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < kLanes<T> / 2; ++i) {
-      zipped[2 * i] = zip<T>(square[i], square[i + kLanes<T> / 2], 0);
-      zipped[2 * i + 1] = zip<T>(square[i], square[i + kLanes<T> / 2], kLanes<T> / 2);
-    }
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < kLanes<T>; ++i) square[i] = zipped[i];
-  }
-}
-
-template <typename T, typename S>
-FB_INLINE Vector<T> load_widened(const S* from) {
-  T wide[kLanes<T>];
-  for (int64_t i = 0; i < kLanes<T>; ++i) wide[i] = widen(from[i]);
-  return load(wide);
-}
-
-template <typename T, typename S>
-FB_INLINE void store_narrowed(S* to, Vector<T> v) {
-  T wide[kLanes<T>];
-  store(wide, v);
-  for (int64_t i = 0; i < kLanes<T>; ++i) narrow(wide[i], to + i);
-}
+namespace flowers_bench::FB_ISA {
+namespace {
 
 // `count` positions of one image, with the given distances between channels and between positions, to dense rows.
 template <typename T, typename S>
@@ -75,7 +23,7 @@ void gather_rows(const S* from, int64_t channel_stride, int64_t position_stride,
     for (int64_t c = 0; c < whole; c += L) {
       Vector<T> square[L];
       for (int64_t i = 0; i < L; ++i) square[i] = load_widened<T>(from + (c + i) * channel_stride + p);
-      turn<T>(square);
+      transpose<T>(square);
       for (int64_t i = 0; i < L; ++i) store(to + (p + i) * channels + c, square[i]);
     }
     for (int64_t c = whole; c < channels; ++c) {
@@ -103,7 +51,7 @@ void scatter_rows(const T* from, int64_t row_stride, int64_t channels, int64_t c
     for (int64_t c = 0; c < whole; c += L) {
       Vector<T> square[L];
       for (int64_t i = 0; i < L; ++i) square[i] = load(from + (p + i) * row_stride + c);
-      turn<T>(square);
+      transpose<T>(square);
       for (int64_t i = 0; i < L; ++i) store_narrowed<T>(to + (c + i) * channel_stride + p, square[i]);
     }
     for (int64_t c = whole; c < channels; ++c) {
@@ -113,3 +61,38 @@ void scatter_rows(const T* from, int64_t row_stride, int64_t channels, int64_t c
     }
   }
 }
+
+// Calls f(image, first position, count, position in all) for the parts of [begin, end) in each image.
+template <typename F>
+FB_INLINE void for_each_part(int64_t positions, int64_t begin, int64_t end, F f) {
+  for (int64_t at = begin; at < end;) {
+    const int64_t place = at % positions, count = smaller(end - at, positions - place);
+    f(at / positions, place, count, at);
+    at += count;
+  }
+}
+
+template <typename T>
+void to_rows(const Strided& from, int64_t channels, int64_t positions, int64_t begin, int64_t end, T* to) {
+  with_storage(from.storage, T(0), [&](auto* kind) {
+    const auto* data = static_cast<decltype(kind)>(from.data);
+    for_each_part(positions, begin, end, [&](int64_t image, int64_t place, int64_t count, int64_t at) {
+      gather_rows(data + image * from.stride[0] + place * from.stride[2], from.stride[1], from.stride[2], channels,
+                  count, to + at * channels);
+    });
+  });
+}
+
+template <typename T>
+void from_rows(const T* from, int64_t channels, int64_t positions, int64_t begin, int64_t end, const Strided& to) {
+  with_storage(to.storage, T(0), [&](auto* kind) {
+    auto* data = static_cast<decltype(kind)>(to.data);
+    for_each_part(positions, begin, end, [&](int64_t image, int64_t place, int64_t count, int64_t at) {
+      scatter_rows(from + at * channels, channels, channels, count, data + image * to.stride[0] + place * to.stride[2],
+                   to.stride[1], to.stride[2]);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace flowers_bench::FB_ISA

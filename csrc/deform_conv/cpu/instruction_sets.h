@@ -1,0 +1,36 @@
+// The instruction sets that the kernels are compiled for, and how a file is compiled for one of them.
+#pragma once
+
+namespace flowers_bench {
+
+// What the kernels have to know of an instruction set, and of the processors that have it.
+struct InstructionSet {
+  int vector_bytes;
+  int rows;  // of a microkernel: its sums fill most of the vector registers
+  // Whether a core has a second-level cache of 1 MiB or more, as those with vectors of 512 bits do; else 512 KiB.
+  bool large_cache;
+};
+
+// Each namespace also holds the kernels of its instruction set: see body/kernels.inl.
+namespace generic {
+inline constexpr InstructionSet kInstructionSet = {16, 6, false};
+}
+namespace avx2 {
+inline constexpr InstructionSet kInstructionSet = {32, 6, false};
+}
+namespace avx512 {
+inline constexpr InstructionSet kInstructionSet = {64, 12, true};
+}
+
+}  // namespace flowers_bench
+
+// Between these two, functions are compiled for instructions that the rest of the file does without.
+#define FB_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define FB_BEGIN_TARGET(features) \
+  FB_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define FB_END_TARGET FB_PRAGMA(clang attribute pop)
+#else
+#define FB_BEGIN_TARGET(features) FB_PRAGMA(GCC push_options) FB_PRAGMA(GCC target(features))
+#define FB_END_TARGET FB_PRAGMA(GCC pop_options)
+#endif

@@ -1,0 +1,23 @@
+"""The options of the built-in datasets, for plugins whose own datasets are made of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flowers_bench.contract.options import Option
+
+#: What `load_petals` takes.
+PETALS_OPTIONS: Mapping[str, Option] = {
+    "size": Option(64, "side of an image, in pixels", minimum=16, maximum=1024),
+    "species": Option(102, "how many classes", minimum=2, maximum=10000),
+    "train": Option(10, "training images of each class", minimum=1, maximum=10000),
+    "val": Option(10, "validation images of each class", minimum=1, maximum=10000),
+    "test": Option(20, "test images of each class", minimum=1, maximum=10000),
+    "grammar_seed": Option(0, "another number gives other species", minimum=0, maximum=2**31),
+}
+#: What `load_folder` takes where the folder is not split into train/ val/ test/.
+FOLDER_OPTIONS: Mapping[str, Option] = {
+    "val": Option(0.2, "share of the images for validation, above 0 and below 1", minimum=0, maximum=1),
+    "test": Option(0.2, "share of the images for the test, above 0 and below 1", minimum=0, maximum=1),
+    "split_seed": Option(0, "another number gives another split"),
+}

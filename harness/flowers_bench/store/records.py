@@ -1,0 +1,483 @@
+"""What every file of a trial holds. `TrialFolder` says which file has which record, and what must agree between files.
+
+Fields stand in the order in which they are written. Those that may be None are missing or null in trials that lack them: of
+an older version, of other hardware, or where there was nothing to measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from flowers_bench.store.schema import Anything, AtLeast, Number, OrNull, Plain, Record, Text
+
+Count = Annotated[int, Number(0, 2**63, whole=True)]
+Positive = Annotated[int, Number(1, 2**31, whole=True)]
+Finite = Annotated[float, Number()]
+Amount = Annotated[float, Number(0)]
+#: Rounding may carry a mean a little further than its terms.
+Share = Annotated[float, Number(-1e-6, 1 + 1e-6)]
+Words = Annotated[str, Text()]
+#: Of what people or plugins named.
+Name = Annotated[str, Text(1000)]
+Id = Annotated[str, Text(16, "[0-9a-f]{16}")]
+Digest = Annotated[str, Text(64, "[0-9a-f]{64}")]
+#: Where something lies. No zero byte, at which the system's calls would break off.
+Place = Annotated[str, Text(4096, "[^\0]*")]
+#: The value of an option.
+Scalar = Annotated[bool | int | float | str | None, Plain()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreyLevels(Record):
+    """Black and white of images of more than 8 bits a sample, by their kind."""
+
+    integer: Sequence[Finite] | None = None
+    float: Sequence[Finite] | None = None
+    colour: Sequence[Finite] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts(Record):
+    """`Dataset.facts()`: what a trial's images are."""
+
+    name: Name
+    classes: Positive
+    n_train: Annotated[int, Number(0, 2**31, whole=True)]
+    n_val: Annotated[int, Number(0, 2**31, whole=True)]
+    n_test: Annotated[int, Number(0, 2**31, whole=True)]
+    fingerprint: Digest
+    split_checksum: Digest
+    resolution: Name
+    notes: Sequence[Words]
+    grey_levels: GreyLevels | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFacts(Record):
+    """`Weights.facts()`: where the initial values come from; no digest where they come from nowhere."""
+
+    name: Name
+    sha256: Annotated[str | None, OrNull(Text(64, "[0-9a-f]{64}"))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeFacts(Record):
+    """`Recipe.facts()`; older trials lack fields that came later."""
+
+    optimizer: Name
+    lr: Amount
+    lr_scale: Mapping[str, Amount] | None = None
+    layer_decay: Amount | None = None
+    weight_decay: Amount | None = None
+    schedule: Name | None = None
+    warmup_epochs: Count | None = None
+    batch_size: Count
+    epochs: Count
+    patience: Count | None = None
+    image_size: Count
+    precision: Name | None = None
+    clip_norm: Amount | None = None
+    ema_decay: Amount | None = None
+    ema_warmup: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolFacts(Record):
+    """`Protocol.facts()`: which split does what."""
+
+    report: Annotated[str, Text(4, "test|none")]
+    train: Name | None = None
+    select: Name | None = None
+    search: Count | None = None
+    shots: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Record):
+    """`config.json`: the trial, as `Trial.facts()` gives it."""
+
+    schema_version: Count
+    id: Id
+    harness_revision: Count
+    technique: Name
+    variant: Name
+    model: Name
+    loss: Name
+    augmentation: Name
+    sampler: Name
+    predictor: Name
+    options: Mapping[str, Scalar]
+    dataset: DatasetFacts
+    data_options: Mapping[str, Scalar]
+    backbone: Name
+    weights: WeightsFacts
+    recipe: RecipeFacts
+    seed: Count
+    code: Mapping[str, Name]
+    protocol: ProtocolFacts
+
+    @property
+    def label(self) -> str:
+        """`technique/variant`, as the user writes it."""
+        return f"{self.technique}/{self.variant}"
+
+    @property
+    def searched(self) -> bool:
+        """Whether it is a trial of a search, which never reads the test split."""
+        return self.protocol.report == "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchFacts(Record):
+    """What a search tried to find a trial's recipe.
+
+    Attributes:
+        configurations, failed: how many were tried, and could not be trained.
+        trials: of them, each once; `chosen` has the best validation accuracy, `val_top1`.
+        settings: of that one.
+        seconds: that all of them took.
+    """
+
+    configurations: Count
+    failed: Count | None
+    trials: Sequence[Id]
+    chosen: Id
+    settings: Mapping[str, Scalar]
+    val_top1: Share
+    seconds: Amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Record):
+    """`run.json`: where the trial runs from. Nothing of it is in the trial's id.
+
+    Attributes:
+        data_source: name of the dataset's source; its images lie in `data_path`, what is made of them in `cache_dir`.
+        store: the run store.
+        weights_path: the file of the initial weights.
+        plugin_files: that the user named.
+        threads: of the trial; None: as many as torch takes.
+        devices: that the trial is divided among.
+        baseline: the variant that it is to be compared with.
+        command: what the user typed after `flowers-bench`.
+        stress: whether it is measured on changed images too.
+        track: names of trackers.
+    """
+
+    data_source: Name | None
+    data_path: Place | None
+    cache_dir: Place | None
+    store: Place | None
+    plugin_files: Sequence[Place] | None
+    threads: Positive | None
+    devices: Positive | None
+    weights_path: Place | None
+    baseline: Name | None
+    search: SearchFacts | None = None
+    command: Sequence[Words] | None = None
+    stress: bool | None = None
+    track: Sequence[Name] | None = None
+
+
+#: Fields of `Run` that hold places of the machine where the trial ran.
+PLACES = ("data_path", "cache_dir", "store", "weights_path", "plugin_files")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounded(Record):
+    """A measured time with its 95 % interval; no bound where so few runs cannot give one."""
+
+    value: Amount
+    low: Amount | None
+    high: Amount | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency(Record):
+    """Milliseconds of one image, at two percentiles of the `runs`."""
+
+    p50_ms: Bounded | None
+    p95_ms: Bounded | None
+    runs: Count | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput(Record):
+    """Images per second at the batch size that gives most, with its 95 % interval."""
+
+    images_per_second: Amount
+    low: Amount | None
+    high: Amount | None
+    batch: Count | None
+    runs: Count | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed(Record):
+    """How fast a model predicts in one precision."""
+
+    latency: Latency | None
+    throughput: Throughput | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference(Record):
+    """How fast a model predicts, and what else the machine did meanwhile.
+
+    Attributes:
+        bfloat16: where the processor computes in it.
+        seconds: that the measurement took.
+        governor: of the processor's frequency.
+        other_cores_busy: with other processes, on average.
+    """
+
+    float32: Speed | None
+    bfloat16: Speed | None = None
+    seconds: Amount | None
+    threads: Count | None
+    governor: Name | None
+    other_cores_busy: Amount | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(Record):
+    """What a trial took; `measure/cost.py` says of each figure how it is measured. Bytes, seconds, joules."""
+
+    parameters: Count | None = None
+    trainable_parameters: Count | None = None
+    trained_bytes: Count | None = None
+    epochs: Count
+    train_seconds: Amount | None
+    data_wait_share: Share | None
+    fit_seconds: Amount | None
+    seconds: Amount
+    seconds_to_best: Amount | None
+    train_images_per_second: Amount | None
+    gpu_joules: Amount | None = None
+    package_joules: Amount | None = None
+    peak_rss_bytes: Count | None = None
+    peak_cuda_bytes: Count | None = None
+    search_seconds: Amount | None = None
+    setup_seconds: Amount | None = None
+    test_seconds: Amount | None = None
+    flops: Count | None = None
+    flops_uncounted: Sequence[Name] | None = None
+    inference: Inference | None = None
+    prefix_cache: Annotated[object, Anything()] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracies(Record):
+    """How often `n` images' labels were predicted."""
+
+    n: Positive
+    top1: Share
+    top5: Share | None = None
+    mean_per_class: Share | None = None
+    macro_f1: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probabilities(Record):
+    """How good scores are as probabilities; without figures where they are not meant as such."""
+
+    nll: Amount | None = None
+    brier: Annotated[float, Number(0, 2 + 1e-6)] | None = None
+    ece: Share | None = None
+    ece_adaptive: Share | None = None
+    ece_if_calibrated: Share | None = None
+    ece_adaptive_if_calibrated: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality(Probabilities, Accuracies):
+    """Every figure of one split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerClassFigures(Record):
+    """Lists by class index; None for a class of which a figure has nothing to be a share of."""
+
+    n: Sequence[Count]
+    precision: Sequence[Share | None]
+    recall: Sequence[Share | None]
+    f1: Sequence[Share | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confused(Record):
+    """So many images of class `label` were taken for `prediction`."""
+
+    label: Count
+    prediction: Count
+    images: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityByClass(Quality):
+    """Figures of the test split, also by class and after temperature scaling."""
+
+    per_class: PerClassFigures | None = None
+    confused: Sequence[Confused] | None = None
+    calibrated: Probabilities | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes(Record):
+    """Mean accuracy of n-way k-shot episodes among `n` images, with its interval over the episodes."""
+
+    n: Count | None
+    accuracy: Share
+    low: Finite | None
+    high: Finite | None
+    episodes: Count
+    n_way: Count
+    k_shot: Count
+    n_query: Count | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodic(Record):
+    """Few-shot accuracy of the test images, and of those of classes that training did not show."""
+
+    test: Episodes | None = None
+    held_out_classes: Episodes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalFigures(Record):
+    """Where every test image is alone in its class, there is nothing to retrieve: trials of before 0.2 have an empty record
+    then, later ones none."""
+
+    recall_at_1: Share | None = None
+    map_at_r: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed(Record):
+    """Of `n` images that were mixed from `m` classes each: are these the m largest scores? Empty where a batch keeps whole
+    labels."""
+
+    n: Count | None = None
+    top_m: Share | None = None
+    all_m: Share | None = None
+    m: Amount | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StressLevel(Record):
+    """Test accuracy on images that were changed by so much, with its interval over images."""
+
+    level: Annotated[int, Number(1, 1000, whole=True)]
+    value: Finite | None
+    label: Words
+    n: Count | None
+    top1: Share
+    low: Share | None
+    high: Share | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment(Record):
+    """`environment.json`: the machine, versions and kernel that a result was measured with."""
+
+    processor: Name
+    cores: Count | None
+    threads: Count
+    cpu_capability: Name
+    device: Name
+    load_average: Sequence[Amount]
+    system: Name | None
+    python: Name | None
+    versions: Mapping[str, Name]
+    kernel: Annotated[str | None, OrNull(Text(1000))]
+    devices: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchedResult(Record):
+    """`result.json` of a trial of a search, which never reads the test split."""
+
+    schema_version: Count
+    id: Id
+    label: Annotated[str, Text(2001)]
+    seed: Count
+    best_epoch: Count
+    val: Quality
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Record):
+    """`result.json`: the figures of a finished trial.
+
+    Attributes:
+        best_epoch: the one chosen on validation, from 1; 0 where nothing was trained.
+        retrieval, episodic, mixed: figures of other questions than the accuracy over all classes, where they were asked.
+        temperature: fitted on validation; None where there is none, and of versions that fitted none.
+        weights_report: how the initial weights met the network.
+        stress_revision: of the changes that `stress` is about; by kind of change its levels, weakest first.
+        robustness: mean accuracy by kind of change.
+    """
+
+    schema_version: Count
+    id: Id
+    label: Annotated[str, Text(2001)]
+    seed: Count
+    best_epoch: Count
+    stopped_early: bool
+    val: Quality
+    test: QualityByClass
+    retrieval: RetrievalFigures | None = None
+    temperature: Annotated[float, Number(1e-9)] | None
+    episodic: Episodic | None = None
+    mixed: Mixed | None = None
+    cost: Cost
+    weights_report: Annotated[object, Anything()] | None
+    class_names: Sequence[Words]
+    hardware: Environment
+    stress_revision: Count | None = None
+    stress: Mapping[str, Annotated[Sequence[StressLevel], AtLeast(1)]] | None = None
+    robustness: Mapping[str, Share] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch(Record):
+    """A line of `history.jsonl`. Losses are null where they were not finite; joules are those of the machine's counters."""
+
+    epoch: Positive
+    train_loss: Finite | None
+    train_top1_clean: Share | None
+    val_top1: Share | None
+    val_nll: Finite | None
+    train_seconds: Amount | None
+    wait_seconds: Amount | None
+    seconds: Amount | None
+    images: Count | None
+    package_joules: Amount | None = None
+    gpu_joules: Amount | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt(Record):
+    """A line of `attempts.jsonl`: seconds from the start of the trial's process to its end, and how it ended."""
+
+    seconds: Amount
+    state: Name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure(Record):
+    """`failure.json`: why the last attempt failed."""
+
+    kind: Name
+    error: Words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Record):
+    """`files.json`: SHA-256 by the file's name within its folder."""
+
+    sha256: Mapping[str, Digest]
