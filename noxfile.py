@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
+
+CPP = (".h", ".inl", ".cpp", ".cu", ".cuh")
 
 nox.options.sessions = ["lint", "types", "fast"]
 nox.options.reuse_existing_virtualenvs = True
@@ -34,11 +38,14 @@ def fast(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check format and style; `-- --fix` mends what can be mended."""
-    install(session, "ruff>=0.9")
+    """Check format and style, of Python and C++; `-- --fix` mends what can be mended."""
+    extra = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["test"]
+    install(session, *(line for line in extra if line.startswith(("ruff", "clang-format"))))
     fix = session.posargs == ["--fix"]
     session.run("ruff", "format", *([] if fix else ["--check"]), ".")
     session.run("ruff", "check", *session.posargs, ".")
+    sources = [str(path) for folder in ("csrc", "tests") for path in Path(folder).rglob("*") if path.suffix in CPP]
+    session.run("clang-format", *(["-i"] if fix else ["--dry-run", "--Werror"]), *sources)
 
 
 @nox.session

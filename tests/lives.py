@@ -66,7 +66,7 @@ def live(
     """The same, run from beginning to end; `run` is added to its `run.json`."""
     item = planned(tmp_path, name, data, store=tmp_path / store, **asked)
     folder = Store(tmp_path / store).prepare(
-        item.trial, replace(item.run, **{"threads": 1, "command": [], **(run or {})})
+        item.trial, replace(item.run, **{"threads": 1, "command": [], **(run or {})}), item.labels
     )
     run_trial(folder, emit)
     torch.use_deterministic_algorithms(False)

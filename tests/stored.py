@@ -13,7 +13,7 @@ import pandas as pd
 from flowers_bench.contract.technique import Recipe
 from flowers_bench.measure.quality import quality
 from flowers_bench.store.folder import Store, TrialFolder
-from flowers_bench.store.identity import Protocol, Trial
+from flowers_bench.store.identity import Label, Protocol, Trial
 from flowers_bench.store.reading import SCHEMA_VERSION
 from flowers_bench.store.records import Run, StressLevel
 from flowers_bench.util.files import write_json
@@ -68,11 +68,8 @@ def store_trial(
     key: Callable[[str, int], str] = plain_key,
 ) -> TrialFolder:
     """A finished trial `technique/variant` whose test images are right or wrong as `correct` (N,) says."""
-    technique, _, variant = label.partition("/")
     n = len(correct)
     trial = Trial(
-        technique=technique,
-        variant=variant,
         model="classifier",
         loss="cross-entropy",
         augmentation="standard",
@@ -89,6 +86,8 @@ def store_trial(
             "split_checksum": "5" * 64,
             "resolution": "64x64",
             "notes": [],
+            # Another label, or another dataset's name, shall be another trial here, though names are in no id.
+            "options": {"for": f"{label} {(dataset or {}).get('name')}", **(data_options or {})},
             **(dataset or {}),
         },
         data_options=dict(data_options or {}),
@@ -99,8 +98,10 @@ def store_trial(
         code=code or {"common": "flowers-bench 0.1.0"},
         protocol=protocol,
     )
-    given = {"data_source": "toy", "data_path": None, "cache_dir": "nowhere", "plugin_files": [], "baseline": "plain"}
-    folder = Store(root).prepare(trial, Run.read({**given, "command": ["--plugin", label], **(run or {})}))
+    given = {"data_source": "toy", "data_path": None, "cache_dir": "nowhere", "plugin_files": []}
+    baseline = f"{label.partition('/')[0]}/plain"
+    about = Run.read({**given, "command": ["--plugin", label], **(run or {})})
+    folder = Store(root).prepare(trial, about, [Label.of(label, baseline)])
     changes = {"cost": cost(seconds), "class_names": list(class_names), **(result or {})}
     finish(folder, correct, probabilities=probabilities, key=key, **changes)
     return folder
@@ -168,7 +169,6 @@ def result_record(folder: TrialFolder, **changes: Any) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "id": folder.id,
-        "label": config.label,
         "seed": config.seed,
         "best_epoch": 3,
         "stopped_early": False,

@@ -33,8 +33,10 @@ def test_every_plugin_has_an_entry_point() -> None:
 
 
 def test_the_harness_imports_no_technique() -> None:
+    # Until 0.3 drops them, `flowers_bench.nn` still gives the layers that moved to their techniques, with a warning.
+    deprecated = ROOT / "harness" / "flowers_bench" / "nn.py"
     for path in (ROOT / "harness").rglob("*.py"):
-        assert "flowers_bench_plugins" not in path.read_text(), path
+        assert path == deprecated or "flowers_bench_plugins" not in path.read_text(), path
 
 
 def test_the_lock_file_has_every_dependency_within_its_bounds() -> None:

@@ -19,14 +19,14 @@ namespace flowers_bench {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The arguments of `flowers_bench_kernel::forward`, in its order.
+// Holds the arguments of `flowers_bench_kernel::forward`, in its order.
 struct __attribute__((visibility("hidden"))) Call {
   Tensor input, offset, weight;
   std::optional<Tensor> bias, mask;
   std::vector<int64_t> stride, padding, dilation;
 };
 
-// Which gradients `flowers_bench_kernel::backward` shall compute; the others come back as empty tensors.
+// Says which gradients `flowers_bench_kernel::backward` computes; the others come back as empty tensors.
 struct Needs {
   bool input, offset, weight, bias, mask;
 };
@@ -51,6 +51,7 @@ inline void check_kind(const Tensor& tensor, const char* name, const Tensor& inp
 // Rows and columns are counted in 32 bits, for the sake of vectors; pixels of an image too.
 constexpr int64_t kLargest = int64_t(1) << 30;
 
+// Returns how many positions an axis of the output has.
 inline int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
   STD_TORCH_CHECK(stride > 0 && pad >= 0 && dilation > 0 && stride < kLargest && pad < kLargest &&
                       dilation < kLargest && size < kLargest && kernel < kLargest,
@@ -60,7 +61,8 @@ inline int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t pa
   return room / stride + 1;
 }
 
-// Raises unless every argument fits; afterwards every index that a kernel derives from the Geometry is in range.
+// Derives the shapes, and raises unless every argument fits; afterwards every index that a kernel derives from the
+// Geometry is in range.
 inline Geometry geometry_of(const Call& c) {
   STD_TORCH_CHECK(c.input.dim() == 4 && c.weight.dim() == 4 && c.offset.dim() == 4,
                   "deform_conv2d: input, weight and offset must have 4 dimensions");
@@ -101,14 +103,14 @@ inline Geometry geometry_of(const Call& c) {
   return g;
 }
 
-// What a backward pass asks of its arguments besides.
+// Raises unless what a backward pass takes besides fits too.
 inline void check_backward(const Tensor& grad, const Call& c, const Geometry& g, const Needs& needs) {
   check_shape(grad, "grad", {g.batch, g.out_channels, g.out_height, g.out_width});
   check_kind(grad, "grad", c.input);
   STD_TORCH_CHECK(c.mask || !needs.mask, "deform_conv2d: the gradient of a mask that is not there");
 }
 
-// The memory format that the output and the input's gradient take over: channels-last or contiguous.
+// Says whether a tensor is channels-last, and not contiguous too: the output and the input's gradient are then as well.
 inline bool is_channels_last(const Tensor& t) {
   if (t.dim() != 4 || t.is_contiguous()) return false;
   const int64_t c = t.size(1), h = t.size(2), w = t.size(3);

@@ -14,7 +14,8 @@
 
 namespace flowers_bench {
 
-// Shapes of one call, as torch names them. Every count is 64-bit: an image index times its size may pass 2^31.
+// Holds the shapes of one call, as torch names them. Every count is 64-bit: an image index times its size may pass
+// 2^31.
 struct Geometry {
   int64_t batch, channels, height, width;  // input (N, C, H, W)
   int64_t out_channels, out_height, out_width;
@@ -27,8 +28,9 @@ struct Geometry {
   FB_HD int64_t positions() const { return out_height * out_width; }
 };
 
-// One axis of a bilinear sample: the pixels below and above a coordinate, their weights, and d weight / d coordinate.
-// A pixel outside the image has weight and slope 0, and an index inside, so that it may be read and ignored.
+// Holds one axis of a bilinear sample: the pixels below and above a coordinate, their weights, and their slopes (d
+// weight / d coordinate). A pixel outside the image has weight and slope 0, and an index inside, so that it may be read
+// and ignored.
 template <typename T>
 struct AxisSample {
   int32_t low, high;
@@ -36,8 +38,9 @@ struct AxisSample {
   T slope_low, slope_high;
 };
 
-// Zero padding: a point at or beyond one pixel outside contributes nothing (torchvision's rule: v <= -1 or v >= size
-// samples 0). Selections of one condition each, no branches, so that compilers vectorise a loop over positions.
+// Samples one axis at coordinate v, with zero padding: a point at or beyond one pixel outside contributes nothing
+// (torchvision's rule: v <= -1 or v >= size samples 0). Selections of one condition each, no branches, so that
+// compilers vectorise a loop over positions.
 template <typename T>
 FB_HD AxisSample<T> sample_axis(T v, int32_t size) {
   // A point outside, and NaN, which fails every comparison, is moved to where neither neighbour is a pixel.
@@ -61,7 +64,8 @@ FB_HD AxisSample<T> sample_axis(T v, int32_t size) {
   return s;
 }
 
-// The undeformed coordinate of a tap: output row (or column) times stride, minus padding, plus tap times dilation.
+// Returns the undeformed coordinate of a tap: output row (or column) times stride, minus padding, plus tap times
+// dilation.
 FB_HD int64_t tap_origin(int64_t out, int64_t stride, int64_t pad, int64_t tap, int64_t dilation) {
   return out * stride - pad + tap * dilation;
 }

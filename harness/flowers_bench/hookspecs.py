@@ -35,38 +35,40 @@ PLUGIN_API = 2
 #: The oldest version that is still accepted. A plugin that states none is taken for version 1.
 OLDEST_PLUGIN_API = 1
 
+# Observers are given `Mapping[str, Any]`: the JSON of a trial's files, which is plain data whatever the plugin's version.
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
 def register_models() -> list[Model]:  # type: ignore[empty-body]
-    """Models this plugin offers, as `flowers_bench.Model` values."""
+    """Offer models, as a list of `flowers_bench.Model` values."""
 
 
 @hookspec
 def register_losses() -> list[Loss]:  # type: ignore[empty-body]
-    """Losses this plugin offers, as `flowers_bench.Loss` values."""
+    """Offer losses, as a list of `flowers_bench.Loss` values."""
 
 
 @hookspec
 def register_augmentations() -> list[Augmentation]:  # type: ignore[empty-body]
-    """Augmentations this plugin offers, as `flowers_bench.Augmentation` values."""
+    """Offer augmentations, as a list of `flowers_bench.Augmentation` values."""
 
 
 @hookspec
 def register_techniques() -> list[Technique]:  # type: ignore[empty-body]
-    """Techniques this plugin offers, as `flowers_bench.Technique` values; their parts may be any plugin's."""
+    """Offer techniques, as a list of `flowers_bench.Technique` values; their parts may be any plugin's."""
 
 
 @hookspec
 def register_datasets() -> list[DatasetSource]:  # type: ignore[empty-body]
-    """Datasets this plugin offers, as `flowers_bench.DatasetSource` values."""
+    """Offer datasets, as a list of `flowers_bench.DatasetSource` values."""
 
 
 @hookspec
 def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    """A trial begins or resumes. `trial` is its `config.json`, `run` its `run.json`: `store` is the run store's path.
+    """Take note that a trial begins or resumes. `trial` is its `config.json` with `technique` and `variant`,
+    `run` its `run.json`: `store` is the run store's path.
 
     Called in the trial's process, as all observers are. They get copies, and torch's, numpy's and Python's random
     numbers go on as if they had not been there: whatever an observer does or raises, the trial's numbers are the same.
@@ -78,12 +80,13 @@ def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
 
 @hookspec
 def epoch_finished(trial: Mapping[str, Any], run: Mapping[str, Any], epoch: Mapping[str, Any]) -> None:
-    """An epoch ended. `epoch` is its line of `history.jsonl`: `epoch` from 1, `train_loss`, `val_top1`, `seconds`, ..."""
+    """Take note that an epoch ended. `epoch` is its line of `history.jsonl`: `epoch` from 1, `train_loss`, `val_top1`,
+    `seconds`, ..."""
 
 
 @hookspec
 def trial_finished(trial: Mapping[str, Any], run: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """The trial's result is about to be stored. `result` is its `result.json`."""
+    """Take note that the trial's result is about to be stored. `result` is its `result.json`."""
 
 
 @hookspec

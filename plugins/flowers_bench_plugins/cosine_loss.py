@@ -35,19 +35,6 @@ if TYPE_CHECKING:
 
     from flowers_bench.nn import Output
 
-# The study has no such row; its recipe for training from scratch.
-STUDY = {
-    "optimizer": "adam",
-    "lr": 1e-3,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "warmup_epochs": 0,
-    "batch_size": 32,
-    "epochs": 100,
-    "patience": 5,
-    "clip_norm": 0.0,
-}
-
 
 def build_class_embedding(context: ModelContext) -> nn.Module:
     """The backbone with psi as its embedding; logits are g of it, or psi itself where g would not be trained."""
@@ -144,15 +131,6 @@ def register_techniques() -> list[Technique]:
                     options={"label_smoothing": 0.1},
                     recipe={"lr": 0.033},
                     baseline="cross-entropy",
-                ),
-                "study": Variant(
-                    "with the study's recipe (no row of the study)", recipe=STUDY, baseline="study-cross-entropy"
-                ),
-                "study-cross-entropy": Variant(
-                    "its twin with cross-entropy alone, with the study's recipe",
-                    model="classifier",
-                    loss="cross-entropy",
-                    recipe=STUDY,
                 ),
             },
             default="combined",

@@ -167,7 +167,7 @@ def register_techniques() -> list[Technique]:
                 **{f"stage{s}-pretrained": _stage(s, pretrained=True) for s in stages},
                 **{f"plain{s}-pretrained": _plain_pretrained(s) for s in stages},
             },
-            default="stages2-4",
+            default="stage3",
         )
     ]
 

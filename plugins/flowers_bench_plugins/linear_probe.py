@@ -23,18 +23,6 @@ from __future__ import annotations
 
 from flowers_bench import Recipe, Technique, Variant, hookimpl
 
-# The study's recipe, which its frozen baselines share.
-STUDY = {
-    "optimizer": "adam",
-    "lr": 1e-3,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "warmup_epochs": 0,
-    "batch_size": 32,
-    "epochs": 100,
-    "patience": 5,
-}
-
 
 @hookimpl
 def register_techniques() -> list[Technique]:
@@ -70,13 +58,6 @@ def register_techniques() -> list[Technique]:
                     baseline="full",
                 ),
                 "full": Variant("full fine-tuning, at a rate that suits it", recipe={"lr": 1e-3, "weight_decay": 0.05}),
-                "study": Variant(
-                    "the study's frozen baselines: the classifier with its recipe",
-                    options={"freeze": -1},
-                    recipe=STUDY,
-                    baseline="study-full",
-                ),
-                "study-full": Variant("full fine-tuning with the study's recipe", recipe=STUDY),
             },
             default="head",
         )

@@ -40,18 +40,6 @@ if TYPE_CHECKING:
 
     from flowers_bench import FigureContext
 
-# The study's recipe, for comparison with its numbers.
-STUDY = {
-    "optimizer": "adam",
-    "lr": 1e-3,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "warmup_epochs": 0,
-    "batch_size": 32,
-    "epochs": 100,
-    "patience": 5,
-}
-
 
 def beta(alpha: float, count: int) -> Tensor:
     """(count,) draws from Beta(alpha, alpha)."""
@@ -207,14 +195,6 @@ def register_techniques() -> list[Technique]:
                     baseline="plain",
                 ),
                 "plain": Variant("the twin without mixing", augmentation="standard"),
-                "study": Variant(
-                    "the study's row: MixUp or CutMix for each batch, with its recipe",
-                    recipe=STUDY,
-                    baseline="study-plain",
-                ),
-                "study-plain": Variant(
-                    "the study's twin without mixing, with its recipe", augmentation="standard", recipe=STUDY
-                ),
             },
             default="random",
         )

@@ -27,14 +27,14 @@ LONGEST, BATCH, PARAMETERS = 500, 1000, 100
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
 
-def _client(run: Mapping[str, Any]) -> MlflowClient:
+def _client(store: str) -> MlflowClient:
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         # MLflow would rather have a database; files need no further package, and travel with the run store.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        uri = (Path(run["store"]) / "mlruns").as_uri()
+        uri = (Path(store) / "mlruns").as_uri()
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
@@ -54,14 +54,14 @@ def _experiment(client: MlflowClient, name: str) -> str:
     return str(found.experiment_id)
 
 
-def _run_of(client: MlflowClient, trial: Mapping[str, Any]) -> str | None:
-    experiment = client.get_experiment_by_name(_name(trial))
-    found = client.search_runs([experiment.experiment_id], f"tags.`{TAG}` = '{trial['id']}'") if experiment else []
+def _run_of(client: MlflowClient, trial_id: str, dataset: str) -> str | None:
+    experiment = client.get_experiment_by_name(_name(dataset))
+    found = client.search_runs([experiment.experiment_id], f"tags.`{TAG}` = '{trial_id}'") if experiment else []
     return str(found[0].info.run_id) if found else None
 
 
-def _name(trial: Mapping[str, Any]) -> str:
-    return f"flowers-bench {trial['dataset']['name']}"
+def _name(dataset: str) -> str:
+    return f"flowers-bench {dataset}"
 
 
 def _log(client: MlflowClient, run_id: str, values: Mapping[str, float], step: int) -> None:
@@ -79,13 +79,15 @@ def _log(client: MlflowClient, run_id: str, values: Mapping[str, float], step: i
 def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
-    client = _client(run)
-    found = _run_of(client, trial)
+    client = _client(run["store"])
+    found = _run_of(client, trial["id"], trial["dataset"]["name"])
     if found is not None:
         client.update_run(found, "RUNNING")
         return
     label = f"{trial['technique']}/{trial['variant']} seed {trial['seed']}"
-    run_id = client.create_run(_experiment(client, _name(trial)), run_name=label, tags={TAG: trial["id"]}).info.run_id
+    run_id = client.create_run(
+        _experiment(client, _name(trial["dataset"]["name"])), run_name=label, tags={TAG: trial["id"]}
+    ).info.run_id
     values = flatten({k: v for k, v in trial.items() if k != "id"}).items()
     params = [Param(key, str(value)[:LONGEST]) for key, value in values]
     for start in range(0, len(params), PARAMETERS):
@@ -94,8 +96,8 @@ def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
 
 @hookimpl
 def epoch_finished(trial: Mapping[str, Any], run: Mapping[str, Any], epoch: Mapping[str, Any]) -> None:
-    client = _client(run)
-    run_id = _run_of(client, trial)
+    client = _client(run["store"])
+    run_id = _run_of(client, trial["id"], trial["dataset"]["name"])
     if run_id is not None:
         values = {f"epoch.{key}": value for key, value in metrics_of(epoch).items() if key != "epoch"}
         _log(client, run_id, values, epoch["epoch"])
@@ -103,8 +105,8 @@ def epoch_finished(trial: Mapping[str, Any], run: Mapping[str, Any], epoch: Mapp
 
 @hookimpl
 def trial_finished(trial: Mapping[str, Any], run: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    client = _client(run)
-    run_id = _run_of(client, trial)
+    client = _client(run["store"])
+    run_id = _run_of(client, trial["id"], trial["dataset"]["name"])
     if run_id is not None:
         _log(client, run_id, metrics_of({key: result[key] for key in ("val", "test", "cost")}), result["best_epoch"])
         client.set_terminated(run_id)

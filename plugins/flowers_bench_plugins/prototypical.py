@@ -38,17 +38,6 @@ if TYPE_CHECKING:
 
     from flowers_bench.nn import Output
 
-# The study's recipe, for comparison with its numbers. An epoch there was 100 episodes or so; it does not say.
-STUDY = {
-    "optimizer": "adam",
-    "lr": 1e-3,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "warmup_epochs": 0,
-    "epochs": 100,
-    "patience": 5,
-}
-
 
 def scores(queries: Tensor, prototypes: Tensor, distance: str) -> Tensor:
     """-d: queries (Q, D), prototypes (n, D) to (Q, n)."""
@@ -152,18 +141,6 @@ def register_techniques() -> list[Technique]:
                     # A temperature leaves the order of the classes as it is: given, so that no search tries others.
                     options={"embedding_dim": 0, "freeze": -1, "temperature": 0.1},
                     recipe={"epochs": 0, "warmup_epochs": 0},
-                ),
-                "study": Variant(
-                    "the study's row: normalised embedding, Euclidean distance, with its recipe",
-                    options={"embedding_dim": 0},
-                    recipe=STUDY,
-                    baseline="study-cross-entropy",
-                ),
-                "study-cross-entropy": Variant(
-                    "the study's twin without episodes, with its recipe",
-                    model="classifier",
-                    loss="cross-entropy",
-                    recipe={**STUDY, "batch_size": 32},
                 ),
             },
             default="euclidean",

@@ -31,7 +31,7 @@ def _writer(trial: Mapping[str, Any], run: Mapping[str, Any]) -> SummaryWriter:
     return SummaryWriter(str(directory(trial, run)))
 
 
-def _add(writer: SummaryWriter, prefix: str, values: Mapping[str, Any], step: int) -> None:
+def _add(writer: SummaryWriter, prefix: str, values: Mapping[str, object], step: int) -> None:
     for name, value in metrics_of(values).items():
         tag = f"{prefix}/{name.replace('.', '/')}"
         writer.add_scalar(tag, value, step, new_style=True, double_precision=True)

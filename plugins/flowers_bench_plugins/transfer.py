@@ -18,18 +18,6 @@ from __future__ import annotations
 
 from flowers_bench import Recipe, Technique, Variant, hookimpl
 
-# The study's recipe, for comparison with its numbers.
-STUDY = {
-    "optimizer": "adam",
-    "lr": 1e-3,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "warmup_epochs": 0,
-    "batch_size": 32,
-    "epochs": 100,
-    "patience": 5,
-}
-
 
 def _frozen(k: int) -> Variant:
     what = "nothing frozen" if k == 0 else "only the classifier trained" if k == -1 else f"first {k} stages frozen"
@@ -59,15 +47,6 @@ def register_techniques() -> list[Technique]:
                 ),
                 **{f"k{k}": _frozen(k) for k in range(6)},
                 "all": _frozen(-1),
-                "study": Variant(
-                    "the study's best row: k = 3 with its recipe",
-                    options={"freeze": 3},
-                    weights="pretrained",
-                    recipe=STUDY,
-                ),
-                "study-scratch": Variant(
-                    "the study's baseline from scratch with its recipe", weights="none", recipe=STUDY
-                ),
             },
             default="k3",
         )

@@ -33,8 +33,8 @@ margin is not soft.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from flowers_bench import Loss, LossContext, Model, ModelContext, Option, Recipe, Technique, Variant, hookimpl
 
@@ -43,20 +43,9 @@ if TYPE_CHECKING:
 
     from flowers_bench.nn import Output
 
-# The study's recipe, for comparison with its numbers.
-STUDY = {
-    "optimizer": "adam",
-    "lr": 1e-3,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "warmup_epochs": 0,
-    "batch_size": 32,
-    "epochs": 100,
-    "patience": 5,
-}
 
 # m is given too, though a soft margin has none, so that no search spends its tries on it.
-SOFT: dict[str, Any] = {"soft_margin": True, "margin": 0.2}
+SOFT: dict[str, float] = {"soft_margin": True, "margin": 0.2}
 
 
 def build_embedding(context: ModelContext) -> nn.Module:
@@ -242,7 +231,7 @@ def register_losses() -> list[Loss]:
     ]
 
 
-def _variant(summary: str, recipe: dict[str, Any] | None = None, **options: Any) -> Variant:
+def _variant(summary: str, recipe: Mapping[str, object] | None = None, **options: bool | float | str) -> Variant:
     return Variant(summary, options=options, recipe=recipe or {}, baseline="cross-entropy")
 
 
@@ -264,7 +253,9 @@ def register_techniques() -> list[Technique]:
             recipe=Recipe(optimizer="adam", lr=3e-4, weight_decay=0.0, batch_size=64, epochs=60, warmup_epochs=3),
             weights="pretrained",
             variants={
-                "batch-hard": _variant("hardest positive and negative, soft margin", **SOFT),
+                "batch-hard": Variant(
+                    "hardest positive and negative, soft margin", options=SOFT, baseline="cross-entropy"
+                ),
                 "batch-hard-margin": _variant("hardest positive and negative, margin 0.2"),
                 "semi-hard": _variant("FaceNet's mining, margin 0.2", mining="semi-hard"),
                 "all": _variant("all triplets that are not yet right, margin 0.2", mining="all"),
@@ -288,18 +279,6 @@ def register_techniques() -> list[Technique]:
                     "the twin without triplets: a linear classifier, shuffled batches",
                     model="classifier",
                     loss="cross-entropy",
-                ),
-                "study": Variant(
-                    "the study's row: random triplets with its recipe",
-                    options={"mining": "random"},
-                    recipe=STUDY,
-                    baseline="study-cross-entropy",
-                ),
-                "study-cross-entropy": Variant(
-                    "the study's twin without triplets, with its recipe",
-                    model="classifier",
-                    loss="cross-entropy",
-                    recipe=STUDY,
                 ),
             },
             default="batch-hard",

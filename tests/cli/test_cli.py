@@ -60,7 +60,7 @@ def test_a_failed_trial_is_stored_as_a_failure_and_the_rest_runs(flowers_bench, 
     assert "toy/short" in done.stdout
     assert "toy/explode" not in done.stdout
     failures = [folder.failure() for folder in Store(tmp_path / "runs").trials() if not folder.finished()]
-    assert [f["kind"] for f in failures if f] == ["TrialFailed"]
+    assert [f.kind for f in failures if f] == ["TrialFailed"]
 
 
 @pytest.mark.parametrize(

@@ -141,10 +141,17 @@ def test_plugins_lists_name_version_origin_status_and_hooks(
     package(tmp_path, "older", "older-plugin", "FLOWERS_BENCH_API = 0\n" + LOSS)
     monkeypatch.syspath_prepend(tmp_path)
     print_plugins([])
-    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    told = capsys.readouterr().out
+    lines = {line.split("  ")[0]: line for line in told.splitlines()}
     assert "plugin API 1 to 2 (docs/plugin-api-policy.md)" in lines
     assert lines["their-plugin"].split() == ["their-plugin", "2.5", "-", "theirs", "ok", "register_losses"]
     assert lines["deformable"].split()[2] == "2"
+    advice = "once its checks pass without other warnings, state FLOWERS_BENCH_API = 2."
+    assert (
+        f"plugin 'their-plugin' states no FLOWERS_BENCH_API, which is deprecated, and flowers-bench 0.3 drops it: {advice}"
+        in told
+    )
+    assert told.count("FLOWERS_BENCH_API = 2") == 1
     assert "register_techniques" in lines["deformable"]
     assert "BROKEN" in lines["deformable of clash"]
     assert "taken by a plugin of flowers-bench" in lines["deformable of clash"]

@@ -17,6 +17,21 @@ from flowers_bench.util.errors import shortage
 
 SCRIPT = str(Path(sys.executable).with_name("flowers-bench"))
 FULL = Path("/dev/full")
+SUITE = """
+[[trials]]
+technique = "wise/good"
+
+[[figures]]
+name = "curves"
+title = "How it trained"
+draw = "curves"
+technique = ["wise/good", "wise/worse"]
+"""
+#: Commands that print much, or slowly.
+COMMANDS = [
+    "--version", "list", "leaderboard", "leaderboard --format csv", "leaderboard --format json",
+    "compare", "compare --format csv", "compare --format json", "compare --format md", "figures",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +39,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     for seed in range(2):
         store_trial(root, "wise/good", seed, outcomes(seed, 0.8, 60))
+        store_trial(root, "wise/worse", seed, outcomes(seed + 2, 0.6, 60))
+    (root / "mine.toml").write_text(SUITE)
     return root
+
+
+def arguments_of(command: str, runs: Path, tmp_path: Path) -> list[object]:
+    """The words of a command on this store."""
+    name, *options = command.split()
+    more: dict[str, list[object]] = {
+        "compare": ["wise/good", "wise/worse", "--out", runs],
+        "figures": [runs / "mine.toml", runs, "-o", tmp_path / "figures"],
+        "leaderboard": ["--out", runs],
+    }
+    return [name, *more.get(name, []), *options]
 
 
 def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -33,20 +61,17 @@ def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full, as Linux has it")
-@pytest.mark.parametrize(
-    "arguments", [["--version"], ["leaderboard"], ["leaderboard", "--format", "csv"]], ids=" ".join
-)
-def test_output_that_cannot_be_written_is_said(runs: Path, arguments: list[str]) -> None:
-    store = ["--out", runs] if arguments != ["--version"] else []
+@pytest.mark.parametrize("command", COMMANDS)
+def test_output_that_cannot_be_written_is_said(runs: Path, tmp_path: Path, command: str) -> None:
     with FULL.open("w") as full:
-        done = run(*arguments, *store, stdout=full)
+        done = run(*arguments_of(command, runs, tmp_path), stdout=full)
     assert done.returncode == 1
     assert done.stderr == "error: the output cannot be written: No space left on device\n"
 
 
-@pytest.mark.parametrize("format", ["text", "json"])
-def test_a_reader_who_has_seen_enough_is_no_failure(runs: Path, format: str) -> None:
-    words = [SCRIPT, "leaderboard", "--out", str(runs), "--format", format]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_reader_who_has_seen_enough_is_no_failure(runs: Path, tmp_path: Path, command: str) -> None:
+    words = [SCRIPT, *map(str, arguments_of(command, runs, tmp_path))]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stderr
@@ -54,6 +79,8 @@ def test_a_reader_who_has_seen_enough_is_no_failure(runs: Path, format: str) -> 
         told = process.stderr.read()
         assert process.wait(240) == 0
     assert told == b""
+    if command == "figures":  # which are for whoever looks into the folder
+        assert list((tmp_path / "figures").iterdir())
 
 
 def test_a_name_that_the_encoding_lacks_is_escaped(runs: Path, tmp_path: Path) -> None:
@@ -61,7 +88,7 @@ def test_a_name_that_the_encoding_lacks_is_escaped(runs: Path, tmp_path: Path) -
     strict = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
     done = run("report", runs, "-o", tmp_path / "Übersicht.html", stdout=subprocess.PIPE, env=strict)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "\\xdcbersicht.html: 2 trials" in done.stdout
+    assert "\\xdcbersicht.html: 4 trials" in done.stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")

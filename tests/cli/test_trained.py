@@ -244,6 +244,42 @@ def test_export_says_how_exact_it_is(command, trial: TrialFolder, tmp_path: Path
     assert "best class on 0" in out
 
 
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("pipe", "it is a pipe, not a file"), ("device", "it is a device"), ("folder", "it is a folder")],
+)
+def test_export_replaces_files_alone(command, trial: TrialFolder, tmp_path: Path, place: str, words: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "device").symlink_to("/dev/null")
+    before = (tmp_path / place).stat()
+    code, out, err = command("export", trial.id, "--format", "pt2", "-o", tmp_path / place, *named(trial))
+    assert (code, out) == (2, "")
+    assert words in err
+    after = (tmp_path / place).stat()
+    assert (after.st_mode, after.st_rdev) == (before.st_mode, before.st_rdev)
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "folder", "device"}
+
+
+def test_predict_says_where_nothing_calibrates(command, tmp_path: Path) -> None:
+    """Every validation image is right: probabilities of 100 % would fit best, and no temperature is the best one."""
+    sure = live(tmp_path, "knn/k5", **{"data.noise": "1"})
+    assert temperature_of(sure) is None
+    first, second = pictures(sure, tmp_path, 2)
+    code, out, _ = command("predict", sure.id, first, second, *named(sure))
+    assert code == 0
+    assert out.splitlines()[-1].startswith("not calibrated: no temperature is the best one")
+    assert out.count("not calibrated") == 1
+    records = json.loads(command("predict", sure.id, first, "--format", "json", *named(sure))[1])
+    assert [record["calibrated"] for record in records] == [False]
+
+
+def test_predict_is_silent_where_it_is_calibrated(command, trial: TrialFolder, tmp_path: Path) -> None:
+    assert temperature_of(trial) is not None
+    (path,) = pictures(trial, tmp_path, 1)
+    assert "calibrated" not in command("predict", trial.id, path, *named(trial))[1]
+
+
 def test_merge_says_what_it_took(command, trial: TrialFolder, neighbours: TrialFolder, tmp_path: Path) -> None:
     code, out, _ = command("merge", trial.path.parent, neighbours.path.parent, "-o", "all")
     assert code == 0

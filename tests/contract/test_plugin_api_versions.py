@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import warnings
@@ -19,7 +20,16 @@ PLUGIN = (
     "from flowers_bench import Loss, hookimpl\n"
     "@hookimpl\ndef register_losses():\n    return [Loss('mine', 'a loss', build=lambda context: None)]\n"
 )
-#: What `flowers_bench.nn` gave at 9bcd100, the last commit before it was divided among the techniques.
+#: What was public in 0.1, but for `flowers_bench.nn`.
+BEFORE = {
+    "flowers_bench": "PLUGIN_API Augmentation AugmentationContext DataRequest Dataset DatasetSource Loss LossContext Model ModelContext "
+    "Option Recipe Split Technique TrialFailed UsageError Variant __version__ hookimpl load_results",
+    "flowers_bench.ops": "DeformConv2d OffsetDeformConv2d deform_conv2d kernel",
+    "flowers_bench.testing": "Check Nonconformance checks conformance_tests",
+    "flowers_bench.hookspecs": "PLUGIN_API PROJECT hookimpl register_models register_losses register_augmentations "
+    "register_techniques register_datasets trial_started epoch_finished trial_finished trial_figures",
+}
+#: What `flowers_bench.nn` gave in 0.1, before it was divided among the techniques.
 IN_NN_BEFORE = {
     "Classifier", "CosineLinear", "Distilled", "Embedder", "Extended", "L2Normalize", "LowRank", "Output", "Parallel",
     "PromptedBlocks", "Residual", "freeze", "train_mode",
@@ -88,6 +98,14 @@ def test_a_command_that_asks_for_it_exits_with_2_and_others_go_on(tmp_path: Path
     assert "deformable" in listed.stdout
 
 
+@pytest.mark.parametrize("module", BEFORE)
+def test_what_was_public_still_is(module: str) -> None:
+    found = importlib.import_module(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not [name for name in BEFORE[module].split() if not hasattr(found, name)]
+
+
 def test_every_name_that_left_nn_is_still_there_and_warns_at_the_plugins_line() -> None:
     import flowers_bench.nn
 
@@ -123,7 +141,7 @@ def test_a_hook_that_is_to_go_warns_where_it_is_implemented(tmp_path: Path, monk
     assert "mine" in host.losses
 
 
-def test_a_plugin_of_version_1_is_told_on_stderr_and_runs(tmp_path: Path) -> None:
+def test_a_plugin_of_version_1_trains_with_a_warning_on_stderr(tmp_path: Path) -> None:
     """Written against docs/plugins.md of 9bcd100: options read by name, a layer out of `flowers_bench.nn`, no number."""
     file = tmp_path / "old.py"
     file.write_text(

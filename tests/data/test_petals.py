@@ -217,7 +217,7 @@ def test_petals_are_drawn_once_by_those_who_ask_at_once(tmp_path: Path, rendered
 )
 def test_petals_refuses(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(
-        UsageError, match=rf"data\.{name}={value}: (expected a whole number|must be between \d+ and \d+)"
+        UsageError, match=rf"data\.{name}={value}: (expected a whole number|must be) between \d+ and \d+"
     ):
         petals.load(request(tmp_path, **{**PETALS, name: value}))
     assert not list(tmp_path.iterdir())

@@ -31,11 +31,11 @@ def trial_started(trial):
     if trial["seed"] == 1:
         os.kill(os.getpid(), signal.SIGSEGV)
 """
-Events = list[tuple[int, dict[str, Any]]]
+Events = list[tuple[int, Event]]
 
 
 def asked(**changes: Any) -> RunOptions:
-    return RunOptions(None, "toy", {}, None, [], [], None, "runs", **{"jobs": 1, "shard": "1/1", **changes})
+    return RunOptions.parse(plugin="toy", **changes)
 
 
 def test_without_ray_the_command_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def prepared(tmp_path: Path, store: str, seeds: int, plugin: Path | None = None,
     files = [TOY, *([plugin] if plugin else [])]
     request = Request(["toy/plain"], "toy", tmp_path / "cache", seeds, settings=settings, threads=1)
     return [
-        Store(tmp_path / store).prepare(item.trial, replace(item.run, command=[]))
+        Store(tmp_path / store).prepare(item.trial, replace(item.run, command=[]), item.labels)
         for item in plan(discover(files), request, files)
     ]
 

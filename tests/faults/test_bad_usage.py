@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowers_bench.cli.options import RunOptions
+from flowers_bench.cli.options import Factors, RunOptions
 from flowers_bench.cli.run import run
 from flowers_bench.util.errors import UsageError
 
@@ -16,9 +16,8 @@ SMALL = ["data.species=3", "data.train=2", "data.val=2", "data.test=2"]
 
 def ask(tmp_path: Path, plugin: str = "transfer/k3", timeout: float = 60, **more: object) -> int:
     values = {"suite": None, "factors": BASE, "seeds": 1, "settings": SMALL, "sweeps": [], "jobs": 1, "shard": "1/1"}
-    asked = RunOptions(
-        **{"plugin": plugin, "data_dir": tmp_path / "cache", "store": str(tmp_path / "runs"), **values, **more}
-    )  # type: ignore[arg-type]
+    given = {"plugin": plugin, "data_dir": tmp_path / "cache", "store": str(tmp_path / "runs"), **values, **more}
+    asked = RunOptions.parse(**{**given, "factors": Factors(**given["factors"])})  # type: ignore[arg-type]
     return run(asked, "text", timeout)
 
 

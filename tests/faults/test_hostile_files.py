@@ -52,7 +52,7 @@ damages = pytest.mark.parametrize("damage", PLANTED.values(), ids=PLANTED)
 @damages
 def test_a_trial_is_not_continued_from_a_planted_file(tmp_path: Path, name: str, damage: Damage) -> None:
     item = planned(tmp_path, "toy/plain")
-    folder = Store(tmp_path / "runs").prepare(item.trial, replace(item.run, threads=1, command=[]))
+    folder = Store(tmp_path / "runs").prepare(item.trial, replace(item.run, threads=1, command=[]), item.labels)
     with pytest.raises(Interrupted):
         run_once_interrupted(folder)
     file = folder.path / name

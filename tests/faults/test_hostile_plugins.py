@@ -135,7 +135,7 @@ def run(folder: Path, ways: tuple[str, ...]) -> tuple[int, str, str]:
 
 
 def by_variant(folder: Path) -> dict[str, TrialFolder]:
-    return {trial.config().variant: trial for trial in Store(folder / "runs").trials()}
+    return {trial.labels()[0].variant: trial for trial in Store(folder / "runs").trials()}
 
 
 @pytest.mark.parametrize(

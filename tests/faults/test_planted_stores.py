@@ -207,7 +207,9 @@ def test_a_backbone_that_asks_the_network_is_refused(neighbours: TrialFolder, tm
 
 def test_a_merged_trial_is_continued_from_where_this_command_says(tmp_path: Path, evil: Path) -> None:
     item = planned(tmp_path, "toy/short")
-    folder = Store(tmp_path / "runs").prepare(item.trial, replace(item.run, plugin_files=[str(evil)], cache_dir="/etc"))
+    folder = Store(tmp_path / "runs").prepare(
+        item.trial, replace(item.run, plugin_files=[str(evil)], cache_dir="/etc"), item.labels
+    )
     ((again,), unfit) = prepared([item], Store(tmp_path / "runs"))
     assert not unfit
     assert again == folder

@@ -41,7 +41,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def prepared(tmp_path: Path, store: Path, name: str, **settings: str) -> TrialFolder:
     item = planned(tmp_path, name, **settings)
-    return Store(store).prepare(item.trial, replace(item.run, threads=1, command=[]))
+    return Store(store).prepare(item.trial, replace(item.run, threads=1, command=[]), item.labels)
 
 
 def run(folders: list[TrialFolder]) -> tuple[list[Outcome], list[dict[str, Any]]]:
@@ -127,8 +127,7 @@ def test_waiting_for_another_run_is_said_and_does_not_count(tmp_path: Path) -> N
 
 
 def _name(trial: TrialFolder) -> str:
-    config = trial.config()
-    return f"{config.label} seed {config.seed}"
+    return f"{trial.labels()[0].text} seed {trial.config().seed}"
 
 
 @pytest.fixture
@@ -168,7 +167,7 @@ def test_a_clock_that_is_set_back_changes_nothing(
 def test_a_trial_that_cannot_be_run_does_not_stop_the_others(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     items = [planned(tmp_path, name) for name in ("toy/short", "toy/plain")]
-    broken = store.prepare(items[0].trial, items[0].run)
+    broken = store.prepare(items[0].trial, items[0].run, items[0].labels)
     (broken.path / "log.txt").unlink(missing_ok=True)
     os.mkfifo(broken.path / "log.txt")
     todo, unfit = trials_to_run(items, store)

@@ -265,7 +265,7 @@ def test_per_class_table_agrees_with_scikit_learn() -> None:
 def test_what_is_a_share_of_nothing_is_absent() -> None:
     logits = np.eye(4)[[0, 0, 1]]
     labels = np.array([0, 2, 1])
-    table = PerClass.of(confusion_matrix(logits, labels)).figures()
+    table = PerClass.of(confusion_matrix(logits, labels)).metrics()
     assert table.n == [1, 1, 1, 0]
     assert table.precision == [0.5, 1, None, None]
     assert table.recall == [1, 1, 0, None]

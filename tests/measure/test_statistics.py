@@ -208,6 +208,7 @@ def test_mcnemar_is_the_sign_test_on_discordant_images() -> None:
     assert mcnemar(first, first) == 1.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_the_closed_test_with_bonferroni(p_values: list[float]) -> None:
     """Marcus, Peritz & Gabriel 1976: a hypothesis falls when every set of hypotheses that holds it falls."""

@@ -16,7 +16,7 @@ import torch
 from lives import TOY
 
 from flowers_bench.cli import run as command
-from flowers_bench.cli.options import RunOptions
+from flowers_bench.cli.options import Factors, RunOptions
 from flowers_bench.contract.host import discover
 from flowers_bench.executors import local, worker
 from flowers_bench.executors.local import OnEvent, Outcome
@@ -31,7 +31,7 @@ pytest.importorskip("optuna", reason='pip install "flowers-bench[search]"')
 BUDGET = 3
 #: What kills a trial's process at its first event, or that it gets no time.
 DISTURBANCES = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "timeout": None}
-TOYS = {"plugin": str(TOY), "factors": {"data": "toy"}, "settings": ["epochs=1", "warmup_epochs=0"]}
+TOYS = {"plugin": str(TOY), "factors": Factors("toy"), "settings": ["epochs=1", "warmup_epochs=0"]}
 SMALL = ["data.species=3", "data.train=4", "data.val=4", "data.test=4", "image_size=16"]
 
 
@@ -52,7 +52,7 @@ class Command:
     def __call__(self, folder: Path, **changes: Any) -> int:
         self.chosen.clear()
         common = {"suite": None, "seeds": 2, "sweeps": [], "jobs": 1, "shard": "1/1", "search": BUDGET, **TOYS}
-        asked = RunOptions(**{**common, "data_dir": folder.parent, "store": str(folder), **changes})
+        asked = RunOptions.parse(**{**common, "data_dir": folder.parent, "store": str(folder), **changes})
         return command.run(asked, "text", 60)
 
     def _execute(self, planned: Sequence[TrialPlan], *arguments: Any) -> int:
@@ -131,9 +131,9 @@ def test_each_trial_disturbed_once_leaves_the_result_as_it_is(
 def test_the_other_searches_go_on(
     tmp_path: Path, run: Command, capsys: pytest.CaptureFixture[str], undisturbed: tuple[list[str], list[Any]]
 ) -> None:
-    run.disturb = lambda folder: "SIGTERM" if folder.config().variant == "plain" else None
+    run.disturb = lambda folder: "SIGTERM" if folder.labels()[0].variant == "plain" else None
     assert run(tmp_path / "runs") == 1
-    assert {item.trial.label for item in run.chosen} == {"toy/short"}
+    assert {item.label for item in run.chosen} == {"toy/short"}
     assert chosen(run) == [found for found in undisturbed[1] if found[0] in {i.trial.id for i in run.chosen}]
     said = capsys.readouterr().err
     assert "toy/plain: configuration 1 of 3" in said
@@ -154,7 +154,7 @@ def test_a_configuration_that_cannot_be_trained_is_counted_and_said(
         return local.run_all(folders, on_event, timeout)
 
     monkeypatch.setattr(command, "run_all", one_fails)
-    few = {"plugin": "transfer/study-scratch", "factors": {"data": "petals"}, "settings": [*SMALL, "epochs=1"]}
+    few = {"plugin": "transfer/scratch", "factors": Factors("petals"), "settings": [*SMALL, "epochs=1"]}
     assert run(tmp_path / "runs", **few) == 0
     assert len(first) == BUDGET
     assert "best of 3 configurations (1 could not be trained)" in capsys.readouterr().err
@@ -166,7 +166,7 @@ def test_what_cannot_be_told_apart_is_not_counted_as_more(
     tmp_path: Path, run: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing can be searched of a technique that trains nothing and has its only option given."""
-    assert run(tmp_path / "runs", plugin="knn/untrained", factors={"data": "petals"}, settings=SMALL) == 0
+    assert run(tmp_path / "runs", plugin="knn/untrained", factors=Factors("petals"), settings=SMALL) == 0
     assert len(finished(tmp_path / "runs")) == 1
     assert "best of 3 configurations (1 different)" in capsys.readouterr().err
 
@@ -174,7 +174,7 @@ def test_what_cannot_be_told_apart_is_not_counted_as_more(
 def trial(tmp_path: Path, name: str = "toy/short") -> TrialFolder:
     request = Request([name], "toy", tmp_path / "cache", seeds=1)
     (item,) = plan(discover([TOY]), request, [TOY])
-    return Store(tmp_path / "runs").prepare(item.trial, replace(item.run, threads=1, command=[]))
+    return Store(tmp_path / "runs").prepare(item.trial, replace(item.run, threads=1, command=[]), item.labels)
 
 
 @pytest.mark.parametrize(

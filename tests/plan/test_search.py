@@ -13,7 +13,7 @@ from lives import TOY
 
 from flowers_bench import Option, Recipe
 from flowers_bench.cli import run as command
-from flowers_bench.cli.options import RunOptions
+from flowers_bench.cli.options import Factors, RunOptions
 from flowers_bench.contract.dataset import Dataset, Split
 from flowers_bench.contract.host import discover
 from flowers_bench.executors.local import Outcome
@@ -38,7 +38,7 @@ def in_this_process(store: Store) -> Execute:
 
     def execute(number: int, planned: Sequence[TrialPlan]) -> list[Outcome]:
         return [
-            in_this_process_alone(store.prepare(item.trial, replace(item.run, threads=1)))
+            in_this_process_alone(store.prepare(item.trial, replace(item.run, threads=1), item.labels))
             for item in planned
             if not store.folder(item.trial.id).finished()
         ]
@@ -75,7 +75,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[TrialPla
 
 def test_the_best_on_validation_is_run_with_every_seed(found: tuple[Path, list[TrialPlan]]) -> None:
     out, planned = found
-    assert [(item.trial.label, item.trial.seed) for item in planned] == [
+    assert [(item.label, item.trial.seed) for item in planned] == [
         (label, seed) for seed in range(2) for label in ("toy/plain", "toy/short")
     ]
     for item in planned:
@@ -218,13 +218,13 @@ def asked(folder: Path, **changes: Any) -> RunOptions:
     common: dict[str, Any] = {
         "suite": None,
         "plugin": str(TOY),
-        "factors": {},
+        "factors": Factors(),
         "seeds": 1,
         "settings": [],
         "sweeps": [],
     }
     more = {"data_dir": folder, "store": str(folder / "runs"), "jobs": 1, "shard": "1/1"}
-    return RunOptions(**{**common, **more, **changes})
+    return RunOptions.parse(**{**common, **more, **changes})
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_a_suite_searches_where_it_says_so(
     (tmp_path / "mine.toml").write_text(SUITE)
     suite = str(tmp_path / "mine.toml")
     assert command.run(asked(tmp_path, suite=suite), "text", 60) == 1, "of toy/explode nothing could be trained"
-    found = [(item.trial.label, item.trial.protocol.search, item.trial.protocol.shots) for item in executed]
+    found = [(item.label, item.trial.protocol.search, item.trial.protocol.shots) for item in executed]
     assert found == [("toy/plain", 2, 2), ("toy/plain", 2, 5), ("toy/short", 3, None), ("toy/short", 0, 4)]
     said = capsys.readouterr().err
     assert "search: configuration 3 of 3" in said
@@ -277,13 +277,13 @@ def test_a_suite_searches_where_it_says_so(
         assert words in said
     executed.clear()
     assert command.run(asked(tmp_path, suite=suite, search=0, shard="2/3"), "text", 60) == 0
-    assert [(item.trial.label, item.trial.protocol.search) for item in executed] == [("toy/plain", 0), ("toy/short", 0)]
+    assert [(item.label, item.trial.protocol.search) for item in executed] == [("toy/plain", 0), ("toy/short", 0)]
 
 
 def test_each_value_of_a_sweep_and_of_shots_has_its_search(tmp_path: Path, executed: list[TrialPlan]) -> None:
-    what = {"factors": {"data": "toy"}, "settings": ["epochs=1", "warmup_epochs=0"], "search": 2}
+    what = {"factors": Factors("toy"), "settings": ["epochs=1", "warmup_epochs=0"], "search": 2}
     assert command.run(asked(tmp_path, **what, shots="2,5", sweeps=["dropout=0.1,0.5"]), "text", 60) == 0
-    found = {(item.trial.label, item.trial.protocol.shots, item.trial.options["dropout"]) for item in executed}
+    found = {(item.label, item.trial.protocol.shots, item.trial.options["dropout"]) for item in executed}
     assert found == {("toy/plain", shots, dropout) for shots in (2, 5) for dropout in (0.1, 0.5)}
     assert {item.trial.protocol.search for item in executed} == {2}
 
@@ -312,14 +312,18 @@ def test_the_command(flowers_bench: Callable[..., Any], tmp_path: Path) -> None:
     untuned = flowers_bench("--plugin", f"{TOY},toy/plain", "--data", "toy", "--seeds", "2")
     assert untuned.returncode == 0
     (result,) = {
-        f.result().cost.search_seconds for f in Store(tmp_path / "runs").finished() if f.config().variant == "short"
+        f.result().cost.search_seconds for f in Store(tmp_path / "runs").finished() if f.labels()[0].variant == "short"
     }
     assert result > 0
     board = flowers_bench("leaderboard").stdout
     assert board.count("toy/plain") >= 2  # a table of its own
     refused = flowers_bench(
         "compare",
-        *[f.id for f in Store(tmp_path / "runs").finished() if f.config().variant == "plain" and f.config().seed == 0],
+        *[
+            f.id
+            for f in Store(tmp_path / "runs").finished()
+            if f.labels()[0].variant == "plain" and f.config().seed == 0
+        ],
     )
     assert refused.returncode == 2
     assert "other search budget" in refused.stderr

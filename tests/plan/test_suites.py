@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from lives import TOY
 
 from flowers_bench.contract.host import Host, discover
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import Request, in_order, plan
 from flowers_bench.plan.suites import (
     BUILT_IN,
     PlannedTable,
@@ -20,6 +21,7 @@ from flowers_bench.plan.suites import (
     read_suite,
     swept,
 )
+from flowers_bench.store.identity import Label
 from flowers_bench.util.errors import UsageError
 
 SMALL = """\
@@ -45,7 +47,7 @@ def planned(host: Host, folder: Path, text: str) -> list[PlannedTable]:
 def test_a_table_means_every_combination(host: Host, tmp_path: Path) -> None:
     text = SMALL + '[[trials]]\ntechnique = ["transfer/k0", "mixing"]\nlr = [1e-3, 1e-2]\nfreeze = [0, 1]\nseeds = 2\n'
     (table,) = planned(host, tmp_path, text)
-    found = [(t.trial.label, t.trial.recipe.lr, t.trial.options["freeze"], t.trial.seed) for t in table.planned]
+    found = [(t.label, t.trial.recipe.lr, t.trial.options["freeze"], t.trial.seed) for t in table.planned]
     labels = ("transfer/k0", "mixing/random")  # a bare name is the default variant, without its baseline
     expected = [(name, lr, k, seed) for name in labels for lr in (1e-3, 1e-2) for k in (0, 1) for seed in (0, 1)]
     assert sorted(found) == sorted(expected)
@@ -83,6 +85,12 @@ def test_a_table_means_every_combination(host: Host, tmp_path: Path) -> None:
         ('technique = "transfer/k0"\nlr = 1e-3\nshots = [5, 13]\n', 9, ["13 shots: class 'class 0'", "at most 12"]),
         ('technique = "transfer/k0"\nsearch = -1\n', 8, ["search = -1", "from 0 to 10000"]),
         ('technique = "transfer/k0"\nsearch = [1, 2]\n', 8, ["search = [1, 2]"]),
+        ('technique = "transfer/k0"\nname = "mine"\n', 8, ["name = 'mine'", "NAME/VARIANT"]),
+        ('technique = "transfer/k0"\nname = ["a/b", "c/d"]\n', 8, ["expected a text"]),
+        ('technique = "transfer/k0"\nname = "transfer/k3"\n', 8, ["a variant that transfer registers"]),
+        ('technique = "transfer/k0"\nfreeze = 1\nname = "mine/{freez}"\n', 9, ["key in name 'freez'", "'freeze'"]),
+        ('technique = "transfer/k0"\nbaseline = "mine/b"\n', 8, ["baseline goes with name"]),
+        ('technique = "transfer/k0"\nrecipe = "their"\n', 8, ["unknown recipe 'their'"]),
     ],
 )
 def test_mistakes_are_refused_with_their_line(
@@ -187,3 +195,90 @@ def test_a_suite_whose_figures_lead_back_to_it_is_refused(tmp_path: Path) -> Non
     path.write_text(f'figures = "{path}"\n[[trials]]\ntechnique = "knn"\n')
     with pytest.raises(UsageError, match=r"mine\.toml, line 1: .* leads back to this suite"):
         read_suite(str(path))
+
+
+RECIPES = """
+[recipes.theirs]
+optimizer = "sgd"
+lr = 0.5
+warmup_epochs = 0
+patience = 7
+"""
+
+
+def test_a_row_has_a_name_a_baseline_and_a_recipe_of_its_own(host: Host, tmp_path: Path) -> None:
+    text = SMALL + RECIPES + '[[trials]]\nname = "mine/k{freeze}"\nbaseline = "mine/k0"\ntechnique = "transfer/k3"\n'
+    named, plain = planned(
+        host, tmp_path, f'{text}recipe = "theirs"\nfreeze = [0, 2]\nseeds = 1\n[[trials]]\ntechnique = "transfer/k3"\n'
+    )
+    found = [(item.labels, item.trial.options["freeze"]) for item in named.planned]
+    assert found == [((Label("mine", f"k{freeze}", "mine/k0"),), freeze) for freeze in (0, 2)]
+    recipe = named.planned[0].trial.recipe
+    assert (recipe.optimizer, recipe.lr, recipe.patience) == ("sgd", 0.5, 7)
+    assert recipe.image_size == 16, "the data's and the row's own settings come after it"
+    assert plain.planned[0].labels == (Label("transfer", "k3", "transfer/k0"),)
+    assert plain.planned[0].trial.recipe.optimizer == "adamw"
+
+
+def test_settings_of_the_command_line_come_after_a_recipe(host: Host, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'{SMALL}{RECIPES}[[trials]]\ntechnique = "transfer/k0"\nrecipe = "theirs"\nseeds = 1\n')
+    suite = overridden(read_suite(str(path)), {"lr": ["0.25"]})
+    (table,) = plan_suite(host, suite, Request([], "toy", tmp_path, 1, settings={}), [TOY])
+    assert (table.planned[0].trial.recipe.lr, table.planned[0].trial.recipe.patience) == (0.25, 7)
+
+
+def test_recipes_of_another_suite(tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text(RECIPES + '[[trials]]\ntechnique = "knn"\n')
+    path = tmp_path / "two.toml"
+    path.write_text(f'recipes = "{tmp_path / "one.toml"}"\n[[trials]]\ntechnique = "knn"\nrecipe = "theirs"\n')
+    assert read_suite(str(path)).tables[0].recipe["lr"] == 0.5
+    path.write_text(f'recipes = "{path}"\n[[trials]]\ntechnique = "knn"\n')
+    with pytest.raises(UsageError, match=r"line 1: recipes = .* leads back to this suite"):
+        read_suite(str(path))
+    path.write_text('[recipes.bad]\nlearning_rate = 1\n[[trials]]\ntechnique = "knn"\n')
+    with pytest.raises(UsageError, match="line 1: recipe bad: unknown recipe field 'learning_rate'"):
+        read_suite(str(path))
+
+
+ONE_NETWORK = {
+    "transfer/study-scratch",
+    "triplet/study-cross-entropy",
+    "mixing/study-plain",
+    "prototypical/study-cross-entropy",
+}
+TINY = {"data.species": ["3"], "data.train": ["2"], "data.val": ["2"], "data.test": ["5"], "image_size": ["16"]}
+
+
+def test_rows_of_the_study_that_are_one_training_are_one_trial(host: Host, tmp_path: Path) -> None:
+    suite = overridden(read_suite("study-small"), TINY)
+    tables = [table for table in suite.tables if table.name in {*ONE_NETWORK, "transfer/study"}]
+    found = plan_suite(host, replace(suite, tables=tuple(tables)), Request([], "petals", tmp_path, 1), [])
+    items = [item for table in found for item in table.planned]
+    by_name: dict[str, set[str]] = {}
+    for item in items:
+        by_name.setdefault(item.label, set()).add(item.trial.id)
+    assert len({frozenset(by_name[name]) for name in ONE_NETWORK}) == 1, "three seeds of one network"
+    assert len(by_name["transfer/study-scratch"]) == 3
+    assert len(by_name["transfer/study"] & by_name["transfer/study-scratch"]) == 1, "freeze = 0, of seed 0"
+    several = [item for item in in_order(items) if len(item.labels) > 1]
+    assert [set(item.label.split(" = ")) for item in several] == [
+        ONE_NETWORK | {"transfer/study"},
+        ONE_NETWORK,
+        ONE_NETWORK,
+    ]
+
+
+@pytest.mark.slow
+def test_study_small_trains_what_is_distinct(host: Host, tmp_path: Path) -> None:
+    suite = overridden(read_suite("study-small"), {key: TINY[key] for key in TINY if key != "data.species"})
+    items = [
+        item for table in plan_suite(host, suite, Request([], "petals", tmp_path, 1), []) for item in table.planned
+    ]
+    assert (len(items), len(in_order(items))) == (98, 87)
+
+
+def test_no_variant_of_a_technique_is_the_studys(host: Host) -> None:
+    names = [f"{name}/{variant}" for name, found in host.techniques.items() for variant in found.value.variants]
+    assert not [name for name in names if "study" in name]
+    assert len(names) > 100

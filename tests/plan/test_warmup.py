@@ -38,7 +38,6 @@ def recipe_of(host: Host, technique: str, data: str = "flowers102", **settings: 
         ("transfer/scratch", 1, 0),
         ("transfer/scratch", 0, 0),
         ("transfer/k3", 8, 1),
-        ("transfer/study", 1, 0),
         ("knn/k5", 5, 0),
     ],
 )

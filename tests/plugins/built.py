@@ -54,12 +54,6 @@ class Built:
             losses.append(loss.item())
         return losses
 
-    def accuracy(self) -> float:
-        """On the batch that it trained on, in evaluation mode."""
-        with torch.inference_mode():
-            found = self.model.eval()(self.images).logits.argmax(1)
-        return float((found == self.labels).float().mean())
-
     def trainable(self) -> set[str]:
         """Names of the parameters that get a gradient."""
         return {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
@@ -96,47 +90,3 @@ def planned(names: Sequence[str], backbone: str, folder: Path, settings: Mapping
     small = {"image_size": "32", "batch_size": "8", **settings}
     request = Request(names, "toy", folder, 1, backbone, "none", settings=small)
     return [item.trial for item in plan(discover([toy]), request, [toy])]
-
-
-def check_plans(technique: str, backbone: str, folder: Path) -> None:
-    """Every variant passes the planner's checks on a dataset of four classes."""
-    names = [f"{technique}/{variant}" for variant in host().techniques[technique].value.variants]
-    assert [trial.label for trial in planned(names, backbone, folder)] == names
-
-
-def check_repeats(make: Callable[[], Built]) -> None:
-    """Two trainings from the same seed agree bit for bit."""
-    first, second = make(), make()
-    assert first.train(2) == second.train(2)
-    for (name, a), b in zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-
-
-def check_frozen(built: Built) -> None:
-    """After some steps what is frozen is bit-equal, statistics included, and what is trainable has moved."""
-    before = {name: value.clone() for name, value in built.model.state_dict().items()}
-    built.train(3, optimizer="sgd", lr=0.1)
-    trainable = built.trainable()
-    for name, value in built.model.state_dict().items():
-        if name in dict(built.model.named_parameters()):
-            assert torch.equal(before[name], value) == (name not in trainable), name
-        elif not any(name.rpartition(".")[0] == t.rpartition(".")[0] for t in trainable):
-            assert torch.equal(before[name], value), name
-
-
-def check_round_trip(make: Callable[[], Built]) -> None:
-    """A state_dict loaded into a freshly built model gives the same outputs."""
-    trained, fresh = make(), make()
-    trained.train(2)
-    fresh.model.load_state_dict(trained.model.state_dict())
-    with torch.inference_mode():
-        a, b = trained.model.eval()(trained.images), fresh.model.eval()(trained.images)
-    assert torch.equal(a.logits, b.logits)
-    assert torch.equal(a.embedding, b.embedding)
-
-
-def check_overfits(built: Built, steps: int = 25, lr: float = 3e-3) -> None:
-    """It learns one batch of noise by heart."""
-    losses = built.train(steps, lr=lr)
-    assert built.accuracy() == 1.0
-    assert losses[-1] < losses[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from built import CLASSES, build, check_overfits, check_repeats, check_round_trip
+from built import CLASSES, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lives import planned
@@ -52,16 +52,6 @@ def test_baselines_learn_at_their_authors_rates() -> None:
     for variant, theirs in (("cross-entropy", 1.0), ("label-smoothing", 0.1)):
         recipe = build("cosine-loss", variant, backbone=CNN).recipe
         assert recipe.lr == pytest.approx(theirs * recipe.batch_size / 96, rel=0.02)
-
-
-@pytest.mark.parametrize("variant", ["combined", "cosine"])
-def test_it_overfits_one_batch(variant: str) -> None:
-    check_overfits(build("cosine-loss", variant, backbone=CNN), steps=40)
-
-
-def test_it_repeats_and_keeps_its_state() -> None:
-    check_repeats(lambda: build("cosine-loss", backbone=CNN))
-    check_round_trip(lambda: build("cosine-loss", backbone=CNN))
 
 
 def test_it_needs_a_dimension_per_class(tmp_path: Path) -> None:

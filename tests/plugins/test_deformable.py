@@ -119,13 +119,6 @@ def test_offsets_of_v1_learn_at_the_full_rate() -> None:
     assert {group["lr_scale"] for group in groups} == {1.0}
 
 
-def test_overfits_one_batch_and_repeats() -> None:
-    first = one_step(build_deformable(context("test_resnet")), 40)
-    second = one_step(build_deformable(context("test_resnet")), 40)
-    assert first == second
-    assert first[-1] < 0.1 * first[0]
-
-
 def test_earlier_stages_stay_bit_equal_when_frozen() -> None:
     model = build_deformable(context("test_resnet", freeze_earlier=True))
     frozen = tuple(f"backbone.{m}." for s in stages(model.backbone)[:2] for m in s.modules)
@@ -135,14 +128,6 @@ def test_earlier_stages_stay_bit_equal_when_frozen() -> None:
         if name.startswith(frozen):
             assert torch.equal(before[name], value), name
     assert not torch.equal(before["backbone.fc.weight"], model.state_dict()["backbone.fc.weight"])
-
-
-def test_state_round_trip() -> None:
-    model, other = build_deformable(context("test_resnet")), build_deformable(context("test_resnet"))
-    one_step(model)
-    other.load_state_dict(model.state_dict())
-    images = torch.randn(2, 3, 64, 64)
-    assert torch.equal(model.eval()(images).logits, other.eval()(images).logits)
 
 
 def test_the_sampling_picture_is_drawn(tmp_path: Path) -> None:

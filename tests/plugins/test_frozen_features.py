@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from built import build, check_frozen, check_overfits
+from built import build
 from lives import live, planned
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
@@ -54,11 +54,11 @@ def test_a_trial_of_knn_trains_nothing_and_votes_as_scikit_learn(tmp_path: Path)
     scores = _predicted(folder)
     assert np.exp(scores) == pytest.approx(peer.predict_proba(test), abs=1e-3)
     assert result.test.top1 > 0.4  # random features of easy patterns; chance is 0.25
-    assert set(result.retrieval) == {"recall_at_1", "map_at_r"}
+    assert set(result.retrieval.json()) == {"recall_at_1", "map_at_r"}
     # Votes are no probabilities, until temperature scaling makes some of them.
-    assert not {"nll", "brier", "ece"} & set(result.test)
+    assert not {"nll", "brier", "ece"} & set(result.test.json())
     errors = {"ece", "ece_adaptive"}
-    found = set(result.test.calibrated)
+    found = set(result.test.calibrated.json())
     assert found == {"nll", "brier", *errors, *(f"{name}_if_calibrated" for name in errors)}
     assert result.cost.flops_uncounted == []
 
@@ -77,11 +77,9 @@ def test_untrained_is_from_random_weights_and_trials_without_training_differ_by_
     assert planned(tmp_path, "knn/untrained").trial.weights == {"name": "none", "sha256": None}
 
 
-@pytest.mark.parametrize("variant", ["head", "study"])
-def test_only_the_probe_is_trained(variant: str) -> None:
-    built = build("linear-probe", variant, backbone="test_resnet")
+def test_only_the_probe_is_trained() -> None:
+    built = build("linear-probe", backbone="test_resnet")
     assert built.trainable() == {"backbone.fc.weight", "backbone.fc.bias"}
-    check_frozen(built)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +89,3 @@ def test_nothing_is_trained(technique: str, variant: str) -> None:
     built = build(technique, variant, backbone="test_vit")
     assert built.trainable() == set()
     assert built.recipe.epochs == 0
-
-
-def test_the_probe_overfits_one_batch() -> None:
-    check_overfits(build("linear-probe", backbone="test_resnet"), steps=200, lr=0.3)

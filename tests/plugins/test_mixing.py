@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from built import build, check_overfits, host
+from built import host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lives import live, planned
@@ -121,10 +121,6 @@ def test_an_augmentation_has_the_options_that_it_uses(name: str) -> None:
         part.batch(AugmentationContext(16, CLASSES, options))(*_labelled(4))
     part.image(AugmentationContext(16, CLASSES, options))
     assert used == set(part.options)
-
-
-def test_it_overfits_one_batch() -> None:
-    check_overfits(build("mixing", backbone="test_resnet"))
 
 
 def test_a_trial_measures_mixed_images_draws_them_and_repeats(tmp_path: Path) -> None:

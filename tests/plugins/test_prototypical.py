@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from built import Built, build, check_frozen, check_repeats, check_round_trip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lives import live, planned
@@ -83,30 +82,6 @@ def test_what_is_no_episode_is_refused() -> None:
     for labels in ([0, 0, 1, 1, 1, 0], [0, 1, 0, 1, 0, 1], [0, 0, 0, 1]):
         with pytest.raises(UsageError, match="in order of their class"):
             loss(Output(points[: len(labels)], points[: len(labels)]), torch.tensor(labels))
-
-
-def _episode(variant: str, **options: object) -> Built:
-    """One episode of four classes, of each a support and a query image."""
-    built = build("prototypical", variant, backbone=CNN, options={**EPISODE, **options})
-    built.labels = built.labels.sort().values
-    return built
-
-
-@pytest.mark.parametrize("variant", ["euclidean", "cosine", "unnormalized"])
-def test_it_overfits_one_episode(variant: str) -> None:
-    built = _episode(variant)
-    losses = built.train(30)
-    with torch.inference_mode():
-        points = built.model.eval()(built.images).embedding
-    found = scores(points[1::2], points[::2], "cosine" if variant == "cosine" else "euclidean")
-    assert found.argmax(1).tolist() == [0, 1, 2, 3]
-    assert losses[-1] < losses[0]
-
-
-def test_it_repeats_keeps_frozen_parts_and_its_state() -> None:
-    check_repeats(lambda: _episode("euclidean"))
-    check_frozen(_episode("euclidean", freeze=2))
-    check_round_trip(lambda: _episode("euclidean"))
 
 
 SMALL = {"n_way": "2", "eval_way": "3", "episodes_per_epoch": "3"}

@@ -73,7 +73,7 @@ def test_what_is_trained(freeze: int) -> None:
 
 def test_every_k_of_the_study_is_a_variant() -> None:
     (technique,) = register_techniques()
-    assert {"scratch", "k0", "k1", "k2", "k3", "k4", "study", "study-scratch"} <= set(technique.variants)
+    assert {"scratch", "k0", "k1", "k2", "k3", "k4"} <= set(technique.variants)
     for name, variant in technique.variants.items():
         assert variant.baseline is None or variant.baseline in technique.variants, name
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from built import Built, build, check_frozen, check_overfits, check_round_trip
+from built import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -129,24 +129,6 @@ def test_bfloat16_embeddings_are_compared_in_float32() -> None:
     assert built.criterion(Output(points[:, :0], points).widened(), built.labels).dtype == torch.float32
 
 
-def _neighbours_are_right(built: Built) -> bool:
-    with torch.inference_mode():
-        d = distances(built.model.eval()(built.images).embedding).fill_diagonal_(9)
-    return bool((built.labels[d.argmin(1)] == built.labels).all())
-
-
-@pytest.mark.parametrize("variant", ["batch-hard", "semi-hard", "all", "random"])
-def test_it_overfits_one_batch(variant: str) -> None:
-    built = build("triplet", variant, backbone=CNN)
-    losses = built.train(30)
-    assert _neighbours_are_right(built)
-    assert sum(losses[-3:]) < sum(losses[:3])
-
-
-def test_entropy_overfits_one_batch() -> None:
-    check_overfits(build("triplet", "entropy", backbone=CNN), steps=40)
-
-
 @pytest.mark.parametrize("backbone", [CNN, "test_vit"])
 @pytest.mark.parametrize(("options", "dim"), [({}, 128), ({"embedding_dim": 0, "normalize": False}, None)])
 def test_the_embedding_has_its_length_and_dimension(backbone: str, options: dict[str, object], dim: int | None) -> None:
@@ -157,11 +139,3 @@ def test_the_embedding_has_its_length_and_dimension(backbone: str, options: dict
     assert output.embedding.shape == (8, dim or built.model.backbone.num_features)
     if dim:
         assert output.embedding.norm(dim=1).allclose(torch.ones(8))
-
-
-@pytest.mark.parametrize("variant", ["random", "entropy"])
-def test_it_repeats_keeps_frozen_parts_and_its_state(variant: str) -> None:
-    # Each is built, which seeds, and trained in turn: random triplets go on drawing from where initialisation ended.
-    assert build("triplet", variant, backbone=CNN).train(3) == build("triplet", variant, backbone=CNN).train(3)
-    check_frozen(build("triplet", variant, backbone=CNN, options={"freeze": 2}))
-    check_round_trip(lambda: build("triplet", variant, backbone=CNN))

@@ -73,7 +73,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for epochs in (3, 6, 90):
         garden = {"name": "garden", "notes": [HOSTILE]}
         store_trial(root, "wise/good", 0, outcomes(0, 0.8), dataset=garden, recipe={"epochs": epochs})
-    folder = next(f for f in Store(root).finished() if f.result().label == "wise/good" and f.result().stress)
+    folder = next(f for f in Store(root).finished() if f.labels()[0].text == "wise/good" and f.result().stress)
     (folder.path / "figures").mkdir()
     Image.new("RGB", (300, 80), "orange").save(folder.path / "figures" / "sampling.png")
     failed = store_trial(root, "wise/broken", 0, outcomes(0, 0.5))

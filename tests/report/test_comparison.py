@@ -76,9 +76,8 @@ def test_all_pairs_are_adjusted_together(runs: Path) -> None:
 
 
 def test_a_trial_id_is_that_seed_alone(runs: Path) -> None:
-    ids = [
-        f.id for f in Store(runs).finished() if f.result().label in ("wise/good", "wise/plain") and f.result().seed == 1
-    ]
+    trials = {f.labels()[0].text: f.id for f in Store(runs).finished() if f.result().seed == 1}
+    ids = [trials["wise/good"], trials["wise/plain"]]
     (pair,) = Comparison.all_of(rows_of([ids[0][:8], ids[1]], runs)).pairs
     assert pair.seeds == (1,)
     assert pair.p == pair.mcnemar[0] == pair.p_holm < 1e-6

@@ -11,7 +11,7 @@ from stored import outcomes, store_trial
 
 from flowers_bench.cli.figures import figures
 from flowers_bench.contract.host import discover
-from flowers_bench.plan.suites import BUILT_IN, read_suite
+from flowers_bench.plan.suites import BUILT_IN, Suite, read_suite
 from flowers_bench.util.errors import UsageError
 
 SUITE = """\
@@ -123,11 +123,16 @@ def test_mistakes_are_refused(drawn: tuple[Path, Path, Path], tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_IN.glob("*.toml")))
 def test_built_in_figures_show_what_the_suite_runs(name: str) -> None:
-    suite, host = read_suite(name), discover()
-    run = {cell["technique"] for table in suite.tables for cell in table.cells()}
+    suite, study, host = read_suite(name), read_suite("study"), discover()
+    run = labels(suite)
     assert len(suite.figures) >= 12
     for figure in suite.figures:
         assert run.intersection(figure.technique)
-        for label in figure.technique:
+        for label in set(figure.technique) - labels(study):
             base, _, variant = label.partition("/")
             host.techniques[base].value.variant(variant)
+
+
+def labels(suite: Suite) -> set[str]:
+    cells = [(table.label(cell), cell["technique"]) for table in suite.tables for cell in table.cells()]
+    return {label.text if label else technique for label, technique in cells}

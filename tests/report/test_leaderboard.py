@@ -109,7 +109,7 @@ def test_retrieval_has_an_interval_where_its_images_are_stored(tmp_path: Path) -
         points = rng.normal(size=(400, 6)) + 2 * np.eye(4, 6)[labels]
         retrieved = Retrieval.of(points, labels)
         assert retrieved is not None
-        result = {"retrieval": retrieved.figures().json()}
+        result = {"retrieval": retrieved.metrics().json()}
         folder = store_trial(tmp_path, "a/net", seed, outcomes(seed, 0.7), result=result, predictor="nearest-mean")
         path = folder.path / "predictions.parquet"
         table = pd.read_parquet(path)

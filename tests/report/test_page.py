@@ -90,7 +90,7 @@ def test_plots_have_the_stored_figures(data: dict) -> None:
 def test_examples_show_what_they_say(data: dict, runs: Path) -> None:
     (group,) = [g for g in data.values() if any(row["stress"] for row in g["rows"])]
     row = next(row for row in group["rows"] if row["name"] == "wise/good")
-    folder = next(f for f in Store(runs).finished() if f.result().label == "wise/good" and f.result().stress)
+    folder = next(f for f in Store(runs).finished() if f.labels()[0].text == "wise/good" and f.result().stress)
     scores = folder.scores()
     predicted = dict(zip(scores.keys, scores.logits.argmax(1), strict=True))
     labels = dict(zip(scores.keys, scores.labels, strict=True))

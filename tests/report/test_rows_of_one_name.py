@@ -268,7 +268,7 @@ def test_reported_figures_stand_beside_rows_that_are_told_apart(tmp_path: Path) 
         common = {"options": {"k": k}, "backbone": backbone}
         folder = store_trial(tmp_path / "runs", "wise/good", 0, outcomes(0, 0.5 + k / 20), **common)
         trial = folder.trial()
-        tables.append(PlannedTable(table, (request,), (TrialPlan(trial, folder.run()),)))
+        tables.append(PlannedTable(table, (request,), (TrialPlan(trial, folder.labels(), folder.run()),)))
     found = beside_reported(tables, Store(tmp_path / "runs"))
     assert [(line.reported.row, line.name) for line in found] == [
         ("a", "wise/good backbone=x k=3"),
@@ -340,14 +340,14 @@ def test_tables_of_one_dataset_have_titles_of_their_own(tmp_path: Path, changes:
 
 
 def test_seeds_and_schema_do_not_make_another_row(tmp_path: Path) -> None:
-    config = store_trial(tmp_path, "wise/good", 0, outcomes(0, 0.7)).config()
-    assert configuration_id(config) == configuration_id(replace(config, seed=5, id="0" * 16, schema_version=2))
+    config = store_trial(tmp_path, "wise/good", 0, outcomes(0, 0.7)).described()
+    assert configuration_id(config) == configuration_id(replace(config, seed=5, id="0" * 16, schema_version=3))
     assert configuration_id(config) != configuration_id(Config.read({**config.json(), "not known yet": None}))
 
 
 def test_a_trial_is_not_compared_with_its_own_row(tmp_path: Path) -> None:
     folders = [store_trial(tmp_path, "wise/good", seed, outcomes(seed, 0.7)) for seed in range(2)]
-    with pytest.raises(UsageError, match="the same trials stand in both"):
+    with pytest.raises(UsageError, match="one and the same trial stands in both"):
         compare(["wise/good", folders[0].id], tmp_path, "text")
 
 
@@ -364,7 +364,7 @@ def test_two_trials_of_one_row_are_each_their_own(tmp_path: Path, capsys: pytest
 def test_names_are_distinct_whatever_differs(tmp_path: Path) -> None:
     """Random configurations, many of them near twins: distinct, and each picked by what it says and by nothing else."""
     rng = np.random.default_rng(0)
-    config = store_trial(tmp_path, "a/b", 0, outcomes(0, 0.5)).config().json()
+    config = store_trial(tmp_path, "a/b", 0, outcomes(0, 0.5)).described().json()
 
     def changed() -> dict[str, Any]:
         one = json.loads(json.dumps(config))
@@ -386,7 +386,7 @@ def test_names_are_distinct_whatever_differs(tmp_path: Path) -> None:
 
 
 def test_a_name_that_imitates_another_is_told_apart(tmp_path: Path) -> None:
-    config = store_trial(tmp_path, "a/b", 0, outcomes(0, 0.5)).config()
+    config = store_trial(tmp_path, "a/b", 0, outcomes(0, 0.5)).described()
     twins = [config, replace(config, options={"k": 1}), replace(config, options={"k": "1"})]
     imitated = distinct_names(twins)
     liars = [replace(config, variant=name.partition("/")[2]) for name in imitated]

@@ -75,10 +75,10 @@ def test_the_difference_is_taken_image_by_image(runs: Path) -> None:
     """Against the same figure written out from the tables."""
     found = under_stress(*rows_of(["wise/good", "wise/plain"], runs))
     assert found is not None
-    tables = {folder.result().label: [] for folder in Store(runs).finished()}
+    tables = {folder.labels()[0].text: [] for folder in Store(runs).finished()}
     for folder in Store(runs).finished():
         if folder.stressed():
-            tables[folder.result().label].append(folder.stress())
+            tables[folder.labels()[0].text].append(folder.stress())
     means = [
         np.mean([t[t["kind"] == "rotation"]["correct"].mean() for t in tables[label]])
         for label in ("wise/good", "wise/plain")

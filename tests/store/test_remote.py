@@ -12,7 +12,7 @@ import stored
 from filelock import FileLock
 
 from flowers_bench import load_results
-from flowers_bench.cli.options import RunOptions
+from flowers_bench.cli.options import Factors, RunOptions
 from flowers_bench.cli.run import run
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.remote import Pusher, RemoteStore, opened
@@ -232,8 +232,14 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def asked(cache: Path, shard: str) -> RunOptions:
-    return RunOptions(
-        None, f"{TOY},toy/plain", {"data": "toy"}, 2, ["epochs=1"], [], cache, "s3://flowers/runs", 1, shard
+    return RunOptions.parse(
+        plugin=f"{TOY},toy/plain",
+        factors=Factors("toy"),
+        seeds=2,
+        settings=["epochs=1"],
+        data_dir=cache,
+        store="s3://flowers/runs",
+        shard=shard,
     )
 
 

@@ -92,6 +92,7 @@ MISTAKES = [
     ("can be copied", "self.scale = 1.0", "self.scale = 1.0\n            self.stream = (i for i in ())", "copy.deepcopy"),
     ("loss says what it needs", LOSS, "return lambda output, target: F.cross_entropy(output.logits, target) + output.embedding.sum() * 1e-3", "needs"),
     ("loss says what it needs", LOSS, "return lambda output, target: F.nll_loss(F.log_softmax(output.logits, 1), target)", "hard_targets"),
+    ("loss says what it needs", LOSS, "return lambda output, target: F.cross_entropy(output.logits, target) * (1 + target.ndim)", "they mean the same"),
     ("model says what it needs", "class Net(", "from timm.models.vision_transformer import VisionTransformer\n"
      "    if not isinstance(context.backbone.create(), VisionTransformer):\n        raise UsageError('tokens only')\n    class Net(", "add 'tokens'"),
     ("model says what it needs", 'Model("bad-net", "a net", build', 'Model("bad-net", "a net", frozenset({"conv3x3"}), build', "remove the need"),

@@ -110,7 +110,7 @@ def outcome(folder: TrialFolder) -> tuple[bytes, list[float], object]:
 def test_stopped_and_continued_it_is_bit_equal(tmp_path: Path) -> None:
     calm = live(tmp_path, "toy/plain", store="calm", ema_decay="0.999")
     item = planned(tmp_path, "toy/plain", ema_decay="0.999")
-    stopped = Store(tmp_path / "stopped").prepare(item.trial, replace(item.run, threads=1, command=[]))
+    stopped = Store(tmp_path / "stopped").prepare(item.trial, replace(item.run, threads=1, command=[]), item.labels)
     for _ in range(2):
         with pytest.raises(Interrupted):
             run_once_interrupted(stopped)

@@ -13,7 +13,9 @@ from lives import live, planned
 from PIL import Image
 
 from flowers_bench import load_results
+from flowers_bench.cli.compare import compare
 from flowers_bench.cli.leaderboard import print_leaderboard
+from flowers_bench.cli.predict import predict
 from flowers_bench.cli.report import report
 from flowers_bench.cli.show import show
 from flowers_bench.store.folder import Store, TrialFolder
@@ -156,6 +158,30 @@ def test_what_is_measured_can_be_read_and_is_in_the_schema(
         assert report(runs, tmp_path / "report.html") == 0
         assert len(load_results(runs)) == 1
         assert folder.id in capsys.readouterr().out or folder.id in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("count", "pairs"), [(8, True), (3, False)])
+def test_three_classes_of_a_few_photographs_end_in_a_store_that_every_command_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int, pairs: bool
+) -> None:
+    """With the default split, as a newcomer has them: where each class has a single test image, there is no pair of them."""
+    data = photographs(tmp_path / "photographs", dict.fromkeys(("daisy", "rose", "tulip"), count))
+    once = {"epochs": "1", "warmup_epochs": "0"}
+    first = live(tmp_path, "transfer/scratch", data=str(data), **once)
+    second = live(tmp_path, "knn/k5", data=str(data))
+    runs = first.path.parent
+    for folder in (first, second):
+        folder.check()
+        assert ("retrieval" in folder.result()) is pairs
+        show(folder.id, runs, "text")
+    assert print_leaderboard(runs, "text", trials=False) == 0
+    assert report(runs, tmp_path / "report.html") == 0
+    assert compare(["transfer/scratch", "knn/k5"], runs, "text") == 0
+    images = sorted((data / "rose").iterdir())[:2]
+    for folder in (first, second):
+        assert predict(folder.id, images, 3, "json", runs) == 0
+    assert len(load_results(runs)) == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_loss_without_end_on_validation_images_is_null_in_the_history(tmp_path: Path) -> None:

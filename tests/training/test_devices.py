@@ -242,7 +242,9 @@ def test_a_whole_life_on_two_devices(tmp_path: Path) -> None:
     settings = {**RECIPE, "epochs": "3", "dropout": "0"}
     alone = live(tmp_path, "toy/plain", store="alone", **settings)
     item = planned(tmp_path, "toy/plain", **settings)  # type: ignore[arg-type]
-    together = Store(tmp_path / "together").prepare(item.trial, replace(item.run, threads=2, devices=2, command=[]))
+    together = Store(tmp_path / "together").prepare(
+        item.trial, replace(item.run, threads=2, devices=2, command=[]), item.labels
+    )
     assert together.id == alone.id
     events: list[type] = []
     (outcome,) = run_all([together], lambda folder, event: events.append(type(event)), timeout=200)
@@ -291,7 +293,9 @@ def test_a_plugin_that_raises_on_one_device_is_named(tmp_path: Path) -> None:
     plugin = tmp_path / "half.py"
     plugin.write_text(HALF)
     item = planned(tmp_path, "half", files=[plugin], image_size="16")
-    folder = Store(tmp_path / "runs").prepare(item.trial, replace(item.run, threads=1, devices=2, command=[]))
+    folder = Store(tmp_path / "runs").prepare(
+        item.trial, replace(item.run, threads=1, devices=2, command=[]), item.labels
+    )
     (outcome,) = run_all([folder], lambda *event: None, timeout=100)
     assert outcome.state == "failed"
     assert outcome.kind == "crash"
@@ -430,7 +434,7 @@ def test_gradients_and_statistics_are_those_of_the_whole_batch(
 
 
 def test_what_cannot_be_divided_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = partial(RunOptions, None, "toy", {}, 1, [], [], None, "runs", shard="1/1", devices=2)
+    asked = partial(RunOptions.parse, plugin="toy", seeds=1, devices=2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     check_devices(asked(jobs=1))
     with pytest.raises(UsageError, match="--jobs gives this machine to several trials"):

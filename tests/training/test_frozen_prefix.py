@@ -25,7 +25,7 @@ from flowers_bench.nn import Classifier
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.training import frozen_prefix
 from flowers_bench.training import trial as trial_module
-from flowers_bench.training.frozen_prefix import CachedActivations, Cut, find_cut
+from flowers_bench.training.frozen_prefix import CachedActivations, Cut, PrefixUse, find_cut
 from flowers_bench_plugins.prompt_tuning import build_prompted
 
 IMAGE = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
@@ -170,7 +170,7 @@ class _Fake:
         self.dtype = dtype
         self.cut, self.model, self.directory, self.stable = self, None, directory, stable
         self.normalize = Normalizer((0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
-        self.facts: dict[str, Any] = {}
+        self.use = PrefixUse("fake")
         self.name, self.said, self.say = "fake", [], lambda text: self.said.append(text)
         self.calls = 0
 
@@ -223,7 +223,7 @@ def test_a_batch_size_whose_bits_differ_is_computed_each_time(tmp_path: Path) ->
     assert fake.calls == before
     stored.batch(np.arange(8))
     assert fake.calls == before + 1
-    assert fake.facts["computed_batch_sizes"] == [8]
+    assert fake.use.computed_batch_sizes == [8]
     assert "70 images" in fake.said[0]
 
 
@@ -236,9 +236,9 @@ def test_activations_are_stored_as_they_were_computed(tmp_path: Path, precision:
     for _ in range(2):  # computed and compared, then read
         assert torch.equal(stored.batch(np.arange(20)), expected)
         assert stored.batch(np.arange(20)).dtype == expected.dtype
-    assert fake.facts["bytes"] == 70 * 3 * bytes_
+    assert fake.use.bytes == 70 * 3 * bytes_
     (file,) = tmp_path.glob("*.npy")
-    assert np.load(file).nbytes == fake.facts["bytes"]
+    assert np.load(file).nbytes == fake.use.bytes
 
 
 def test_the_size_is_said_before_anything_is_computed(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ TOY = Path(__file__).parents[1] / "toy.py"
 def prepared(tmp_path: Path, store: str, seeds: int, jobs: int = 1, **settings: str) -> list[TrialFolder]:
     request = Request(["toy/plain"], "toy", tmp_path / "cache", seeds, settings=settings, jobs=jobs)
     return [
-        Store(tmp_path / store).prepare(item.trial, replace(item.run, threads=1, command=[]))
+        Store(tmp_path / store).prepare(item.trial, replace(item.run, threads=1, command=[]), item.labels)
         for item in plan(discover([TOY]), request, [TOY])
     ]
 
@@ -109,7 +109,7 @@ def test_threads_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @given(st.integers(1, 12), st.integers(0, 40))
 def test_shards_share_nothing_and_leave_nothing_out(shards: int, trials: int) -> None:
     every = list(range(trials))
-    parts = [every[parse_shard(f"{i}/{shards}")] for i in range(1, shards + 1)]
+    parts = [every[parse_shard(f"{i}/{shards}").part] for i in range(1, shards + 1)]
     assert sorted(item for part in parts for item in part) == every
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

@@ -36,7 +36,7 @@ def planned(tmp_path: Path, *names: str, seeds: int = 1, **settings: str) -> lis
 def prepare(tmp_path: Path) -> Prepare:
     def make(store: str, name: str = "toy/plain", **settings: str) -> TrialFolder:
         (item,) = planned(tmp_path, name, **settings)
-        return Store(tmp_path / store).prepare(item.trial, replace(item.run, threads=1, command=[]))
+        return Store(tmp_path / store).prepare(item.trial, replace(item.run, threads=1, command=[]), item.labels)
 
     return make
 
@@ -79,15 +79,15 @@ def test_a_result_has_quality_by_class_and_the_cost_of_predicting(prepare: Prepa
     right = rows["label"] == rows["prediction"]
     assert test.per_class.n == [10] * 4
     assert test.per_class.recall == pytest.approx(right.groupby(rows["label"]).mean().tolist())
-    assert sum(pair["images"] for pair in test.confused) == (~right).sum()
+    assert sum(pair.images for pair in test.confused) == (~right).sum()
     assert test.calibrated.nll < test.nll + 0.1
     assert result.temperature > 0
     # Two convolutions and a linear layer, written out.
     assert cost.flops == 2 * (8 * 8 * 8 * 3 * 9 + 4 * 4 * 16 * 8 * 9 + 16 * 4)
     assert cost.flops_uncounted == []
     speed = cost.inference.float32
-    assert 0 < speed["latency"]["p50_ms"]["value"] <= speed["latency"]["p95_ms"]["value"]
-    assert speed["throughput"]["images_per_second"] > 0
+    assert 0 < speed.latency.p50_ms.value <= speed.latency.p95_ms.value
+    assert speed.throughput.images_per_second > 0
 
 
 def test_interrupted_and_continued_equals_undisturbed(prepare: Prepare) -> None:
@@ -193,8 +193,8 @@ def test_techniques_see_the_same_order_of_images(prepare: Prepare) -> None:
 
 
 def test_bare_name_brings_its_baseline(tmp_path: Path) -> None:
-    assert [item.trial.label for item in planned(tmp_path, "toy", seeds=2)] == ["toy/plain", "toy/short"] * 2
-    assert [item.trial.label for item in planned(tmp_path, "toy/plain")] == ["toy/plain"]
+    assert [item.label for item in planned(tmp_path, "toy", seeds=2)] == ["toy/plain", "toy/short"] * 2
+    assert [item.label for item in planned(tmp_path, "toy/plain")] == ["toy/plain"]
 
 
 @pytest.mark.parametrize(

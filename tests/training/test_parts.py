@@ -99,7 +99,7 @@ def test_embeddings_are_a_layer_before_the_first_block_and_not_decayed() -> None
     assert found["blocks.5.mlp.fc1.weight"] == (0.5, 0.1)
     assert found["blocks.0.mlp.fc1.weight"] == (0.5**6, 0.1)
     assert found["patch_embed.proj.weight"] == (0.5**7, 0.1)
-    assert found.cls_token == found.pos_embed == (0.5**7, 0.0)
+    assert found["cls_token"] == found["pos_embed"] == (0.5**7, 0.0)
 
 
 def test_a_pattern_multiplies_the_layers_rate() -> None:
@@ -113,7 +113,7 @@ def test_without_layer_decay_only_the_exemptions_are_timms() -> None:
     model = Classifier(timm.create_model("test_vit", num_classes=3))
     found = _groups(Recipe(weight_decay=0.1), model)
     assert {scale for scale, _ in found.values()} == {1.0}
-    assert found.pos_embed[1] == 0.0
+    assert found["pos_embed"][1] == 0.0
 
 
 @pytest.mark.parametrize(

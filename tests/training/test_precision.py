@@ -80,7 +80,7 @@ def test_a_trial_says_so_before_it_trains(tmp_path: Path) -> None:
 def test_losses_get_float32_outside_of_autocast(tmp_path: Path, name: str, settings: dict[str, str]) -> None:
     settings = {"precision": "bfloat16", "image_size": "32", "epochs": "1", "warmup_epochs": "0", **settings}
     item = planned(tmp_path, name, **settings)
-    folder = Store(tmp_path / "runs").prepare(item.trial, replace(item.run, threads=1, command=[]))
+    folder = Store(tmp_path / "runs").prepare(item.trial, replace(item.run, threads=1, command=[]), item.labels)
     training, given, seen = training_of(folder), [], []
     model, criterion = training.parts.model, training.parts.criterion
     model.register_forward_hook(lambda module, images, output: given.append(output.logits.dtype))

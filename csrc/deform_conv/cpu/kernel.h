@@ -1,7 +1,7 @@
 // What the instruction-set-specific kernels take and give: plain pointers and shapes, no torch, no allocation.
 //
-// Three translation units (kernel_generic.cpp, kernel_avx2.cpp, kernel_avx512.cpp) compile the same kernel_body.h for
-// their instruction set; op.cpp picks one at run time, prepares memory and splits the work over threads.
+// Three translation units (kernel_generic.cpp, kernel_avx2.cpp, kernel_avx512.cpp) compile the same body/ for their
+// instruction set; op.cpp picks one at run time, prepares memory and splits the work over threads.
 #pragma once
 
 #include <cstdint>
@@ -13,14 +13,14 @@ namespace flowers_bench {
 
 enum class Storage { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
-// A tensor as it lies in memory, seen as (N, C, positions); a weight as (OC, C / groups, taps).
+// Describes a tensor as it lies in memory, seen as (N, C, positions); a weight as (OC, C / groups, taps).
 struct Strided {
   void* data = nullptr;
   int64_t stride[3] = {0, 0, 0};
   Storage storage = Storage::kFloat32;
 };
 
-// One call. T is the type that it computes in: float, or double for double tensors.
+// Describes one call. T is the type that it computes in: float, or double for double tensors.
 // K below is taps * (channels / groups), ordered [tap][channel]; "padded" means up to a multiple of the panel width.
 template <typename T>
 struct Problem {
@@ -40,7 +40,7 @@ struct Problem {
   // Always inlined (FB_HD): a copy shared by the linker could hold instructions that a processor lacks.
   FB_HD int64_t group_channels() const { return g.channels / g.groups; }
   FB_HD int64_t group_outputs() const { return g.out_channels / g.groups; }
-  // One channel in, one out: a scaling instead of a matrix product.
+  // Says whether each group has one channel in and one out: a scaling instead of a matrix product.
   FB_HD bool depthwise() const { return group_channels() == 1 && group_outputs() == 1; }
   FB_HD int64_t gemm_groups() const { return depthwise() ? 1 : g.groups; }
   FB_HD int64_t depth() const { return g.taps() * g.channels / gemm_groups(); }  // K
@@ -52,7 +52,7 @@ struct Problem {
   FB_HD int64_t grad_weight_size() const { return weight_size(); }
 };
 
-// What one thread of a backward pass owns: a range of output positions (n, oh, ow), and where it sums.
+// Describes what one thread of a backward pass owns: a range of output positions (n, oh, ow), and where it sums.
 template <typename T>
 struct BackwardRange {
   int64_t begin = 0, end = 0;
@@ -64,7 +64,7 @@ struct BackwardRange {
   bool columns = true;       // compute the gradients of input, offset, mask (else of the weight only)
 };
 
-// The functions of one instruction set. Ranges let the caller split the work over threads.
+// Lists the functions of one instruction set. Ranges let the caller split the work over threads.
 template <typename T>
 struct Kernel {
   int64_t panel;  // columns that a microkernel computes at once

@@ -71,12 +71,13 @@ Storage storage_of(const Tensor& t) {
   return Storage::kFloat32;
 }
 
-// A (N, C, A, B) tensor whose last two axes can be walked as one; copied where they cannot.
+// Returns a (N, C, A, B) tensor whose last two axes can be walked as one: a copy where they cannot.
 Tensor walkable(const Tensor& t) {
   const bool one = t.size(2) == 1 || t.stride(2) == t.size(3) * t.stride(3);
   return one || t.size(3) == 1 || t.numel() == 0 ? t : torch::stable::contiguous(t);
 }
 
+// Sees a walkable tensor as (N, C, positions).
 Strided view(const Tensor& t) {
   // A last axis of size 1 may have any stride; positions then step along the axis before it.
   const int64_t step = t.size(3) == 1 ? t.stride(2) : t.stride(3);
@@ -90,7 +91,7 @@ Tensor empty_as(const Tensor& like, std::initializer_list<int64_t> shape, bool c
                               channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-// Memory of torch's allocator, so that its profilers see it, for `count` values of T.
+// Holds `count` values of T, in memory of torch's allocator, so that its profilers see it.
 template <typename T>
 class Buffer {
  public:
@@ -109,7 +110,7 @@ class Buffer {
 
 // ---- Threads ----
 
-// Calls f(begin, end) for equal shares of [0, total), in parallel; f must not depend on how it is cut.
+// Calls f(begin, end) for shares of [0, total), at least `least` each, in parallel; f must not depend on how it is cut.
 template <typename F>
 void share(int64_t total, int64_t least, const F& f) {
   torch::stable::parallel_for(0, total, least, f);
@@ -128,7 +129,7 @@ void zero_in_parallel(T* data, int64_t count) {
   share(count, 1 << 15, [&](int64_t begin, int64_t end) { std::memset(data + begin, 0, (end - begin) * sizeof(T)); });
 }
 
-// Enough positions that a worker fills its microkernels.
+// Chooses how many workers share so many positions: no more than fill their microkernels.
 int64_t workers_for(int64_t positions) {
   const int64_t threads = torch::stable::get_num_threads();
   return std::max<int64_t>(1, std::min(threads, positions / 12));
@@ -136,6 +137,7 @@ int64_t workers_for(int64_t positions) {
 
 // ---- Preparation ----
 
+// Says whether a tensor (N, C, positions) already lies as dense rows of channels, of type T.
 template <typename T>
 bool is_rows(const Tensor& t) {
   const bool same = t.scalar_type() == (sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double);
@@ -148,38 +150,38 @@ struct Images {
   int64_t count() const { return last - first; }
 };
 
-// A tensor (N, C, positions) as dense rows of T: itself if it lies so, else copies of the images at hand.
+// Gives a tensor (N, C, positions) as dense rows of T: itself if it lies so, else a copy of the images at hand. The
+// copy has room for some images, in slots.
 template <typename T>
 class Rows {
  public:
-  // `room` for so many images at once, where they have to be copied.
-  Rows(const Tensor& t, int64_t room) : held_(is_rows<T>(t) ? t : walkable(t)), from_(view(held_)) {
+  Rows(const Tensor& t, int64_t slots) : held_(is_rows<T>(t) ? t : walkable(t)), from_(view(held_)) {
     channels_ = t.size(1), positions_ = t.size(2) * t.size(3);
-    if (!is_rows<T>(t)) copy_ = Buffer<T>(t, room * channels_ * positions_);
+    if (!is_rows<T>(t)) copy_ = Buffer<T>(t, slots * channels_ * positions_);
   }
 
-  // The rows of image 0, were they all there, when the copy begins with image `first`.
-  const T* rows(int64_t first) const {
-    return copy_.data() ? copied(first) : static_cast<const T*>(held_.const_data_ptr());
+  // Returns where the rows of image 0 would begin, seen from image `first`, which is in slot `slot` if copied.
+  const T* rows(int64_t first, int64_t slot) const {
+    return copy_.data() ? copied(first, slot) : static_cast<const T*>(held_.const_data_ptr());
   }
 
-  // Copies one of `shares` equal shares of the images' positions, if need be, when the copy begins with image `first`.
-  void load(const Images& images, int64_t share, int64_t shares, int64_t first) const {
+  // Copies one of `shares` equal shares of the images' positions, if need be, to slots from `slot` on.
+  void load(const Images& images, int64_t slot, int64_t share, int64_t shares) const {
     if (!copy_.data()) return;
     const int64_t skipped = images.first * positions_, total = images.count() * positions_;
     kernel_for(T(0)).to_rows(from_, channels_, positions_, skipped + total * share / shares,
-                             skipped + total * (share + 1) / shares, copied(first));
+                             skipped + total * (share + 1) / shares, copied(images.first, slot));
   }
 
   const T* load_in_parallel(const Images& images) const {
     const int64_t worthwhile = images.count() * positions_ / 256, threads = torch::stable::get_num_threads();
     const int64_t shares = std::max<int64_t>(1, std::min(threads, worthwhile));
-    if (copy_.data()) each_worker(shares, [&](int64_t worker) { load(images, worker, shares, images.first); });
-    return rows(images.first);
+    if (copy_.data()) each_worker(shares, [&](int64_t worker) { load(images, 0, worker, shares); });
+    return rows(images.first, 0);
   }
 
  private:
-  T* copied(int64_t first) const { return copy_.data() - first * positions_ * channels_; }
+  T* copied(int64_t first, int64_t slot) const { return copy_.data() + (slot - first) * positions_ * channels_; }
 
   Tensor held_;
   Strided from_;
@@ -187,7 +189,7 @@ class Rows {
   Buffer<T> copy_;
 };
 
-// The input's gradient, summed in dense rows of T: in place where its memory is so, else beside it.
+// Holds the sum of the input's gradient in dense rows of T: in place where its memory is so, else beside it.
 template <typename T>
 class RowsOut {
  public:
@@ -196,7 +198,7 @@ class RowsOut {
     if (!is_rows<T>(result)) beside_ = Buffer<T>(result, images_at_once * channels_ * positions_);
   }
 
-  // Zeroed rows for `images`, as the rows of image 0.
+  // Zeroes the rows of `images`, and returns where those of image 0 would begin.
   T* start(const Images& images) const {
     const int64_t image = positions_ * channels_;
     T* const all = beside_.data() ? beside_.data() - images.first * image : static_cast<T*>(result_.mutable_data_ptr());
@@ -220,7 +222,7 @@ class RowsOut {
   Buffer<T> beside_;
 };
 
-// How many images to work on at once: all where nothing is copied, else as many as keep the copies small (fresh
+// Chooses how many images to work on at once: all where nothing is copied, else as many as keep the copies small (fresh
 // memory costs page faults) but every thread busy.
 template <typename T>
 int64_t images_at_once(const Geometry& g, std::initializer_list<const Tensor*> tensors) {
@@ -233,12 +235,13 @@ int64_t images_at_once(const Geometry& g, std::initializer_list<const Tensor*> t
   return std::max<int64_t>(1, std::min(g.batch, std::max(kBytes / image, busy)));
 }
 
+// Calls f(images) for one chunk of the batch after the other.
 template <typename F>
 void for_each_chunk(int64_t batch, int64_t at_once, const F& f) {
   for (int64_t first = 0; first < batch; first += at_once) f(Images{first, std::min(first + at_once, batch)});
 }
 
-// What every pass needs: the problem, and the tensors that its pointers point into.
+// Holds what every pass needs: the problem, and the tensors that its pointers point into.
 template <typename T>
 struct Prepared {
   Problem<T> q;
@@ -256,7 +259,7 @@ struct Prepared {
   }
 };
 
-// Scratch memory for each worker, on pages of its own, so that no line of one core's is fetched by another's.
+// Holds scratch memory for each worker, on pages of its own, so that no core fetches a line that another writes.
 class Scratch {
  public:
   Scratch(const Tensor& like, int64_t workers, int64_t each)
@@ -274,6 +277,7 @@ class Scratch {
 
 // ---- Forward ----
 
+// Converts the bias, if there is one, to T.
 template <typename T>
 Buffer<T> bias_of(const Call& c) {
   if (!c.bias) return {};
@@ -285,7 +289,19 @@ Buffer<T> bias_of(const Call& c) {
 
 int64_t size_of(Storage storage) { return storage == Storage::kFloat64 ? 8 : storage == Storage::kFloat32 ? 4 : 2; }
 
-// The part of a problem with one weight group that computes outputs [begin, end), from the unpacked weight.
+// Returns how many outputs each worker has if they are divided: whole panels; the last worker has the rest too.
+template <typename T>
+int64_t outputs_each(const Problem<T>& q, int64_t workers) {
+  return q.g.out_channels / q.panel / workers * q.panel;
+}
+
+// Says whether workers have so many outputs each that it matters little that each of them samples all positions.
+template <typename T>
+bool outputs_suffice(const Problem<T>& q, int64_t workers) {
+  return workers == 1 || (q.g.groups == 1 && outputs_each(q, workers) >= 8 * q.panel);
+}
+
+// Takes from a problem with one weight group the part that computes outputs [begin, end), from the unpacked weight.
 template <typename T>
 Problem<T> outputs_of(Problem<T> q, int64_t begin, int64_t end) {
   const auto advance = [&](Strided& to, int axis) {
@@ -297,57 +313,106 @@ Problem<T> outputs_of(Problem<T> q, int64_t begin, int64_t end) {
   return q;
 }
 
+// Packs one worker's share of the weight.
+template <typename T>
+void pack_share(const Problem<T>& q, int64_t worker, int64_t workers, T* packed) {
+  const int64_t units = kernel_for(T(0)).forward_units(q);
+  const int64_t begin = units * worker / workers, end = units * (worker + 1) / workers;
+  if (begin < end) kernel_for(T(0)).pack_forward(q, q.unpacked, begin, end, packed);
+}
+
+// A schedule divides a forward pass among workers. There are three; `forward_as` chooses.
+
+// Schedule 1: each worker has whole images of its own, and its share of the positions of those that are left. It brings
+// an image into rows just before computing it, so that the rows are still in its cache, and waits for nobody.
+template <typename T>
+void forward_by_images(const Call& c, Problem<T> q, int64_t workers) {
+  const Kernel<T>& kernel = kernel_for(T(0));
+  const int64_t positions = q.g.positions(), own = q.g.batch / workers;
+  const Images left = {own * workers, q.g.batch};
+  const Rows<T> input(c.input, workers + left.count());  // a slot for each worker, then those that are left
+  const Buffer<T> packed(c.input, q.weight_size());
+  q.weight = packed.data();
+  const Scratch scratch(c.input, workers, kernel.forward_scratch(q));
+  each_worker(workers, [&](int64_t worker) {
+    pack_share(q, worker, workers, packed.data());
+    input.load(left, workers, worker, workers);
+  });
+  each_worker(workers, [&](int64_t worker) {
+    Problem<T> mine = q;
+    for (int64_t image = own * worker; image < own * (worker + 1); ++image) {
+      input.load({image, image + 1}, worker, 0, 1);
+      mine.input = input.rows(image, worker);
+      kernel.forward(mine, image * positions, (image + 1) * positions, scratch.of(worker));
+    }
+    const int64_t begin = left.first * positions, total = left.count() * positions;
+    mine.input = input.rows(left.first, workers);
+    kernel.forward(mine, begin + total * worker / workers, begin + total * (worker + 1) / workers, scratch.of(worker));
+  });
+}
+
+// Schedule 2: each worker has an equal share of all positions.
+template <typename T>
+void forward_by_positions(const Call& c, Problem<T> q, int64_t workers) {
+  const Kernel<T>& kernel = kernel_for(T(0));
+  const Images all = {0, q.g.batch};
+  const int64_t total = q.g.batch * q.g.positions();
+  const Rows<T> input(c.input, all.count());
+  const Buffer<T> packed(c.input, q.weight_size());
+  q.weight = packed.data();
+  const Scratch scratch(c.input, workers, kernel.forward_scratch(q));
+  each_worker(workers, [&](int64_t worker) {
+    pack_share(q, worker, workers, packed.data());
+    input.load(all, 0, worker, workers);
+  });
+  q.input = input.rows(0, 0);
+  each_worker(workers, [&](int64_t worker) {
+    kernel.forward(q, total * worker / workers, total * (worker + 1) / workers, scratch.of(worker));
+  });
+}
+
+// Schedule 3: each worker has a share of the output channels at all positions, which are one tile. The weight is taken
+// as it lies: what is packed just before its only use stays in the first-level cache.
+template <typename T>
+void forward_by_outputs(const Call& c, Problem<T> q, int64_t workers) {
+  const Kernel<T>& kernel = kernel_for(T(0));
+  const Images all = {0, q.g.batch};
+  const int64_t total = q.g.batch * q.g.positions(), each = outputs_each(q, workers);
+  const Rows<T> input(c.input, all.count());
+  each_worker(workers, [&](int64_t worker) { input.load(all, 0, worker, workers); });
+  q.input = input.rows(0, 0);
+  const auto share_of = [&](int64_t worker) {
+    const bool last = worker + 1 == workers;
+    return outputs_of(q, each * worker, last ? q.g.out_channels : each * (worker + 1));
+  };
+  // All shares but the last are equal.
+  const int64_t bytes = std::max(kernel.forward_scratch(share_of(0)), kernel.forward_scratch(share_of(workers - 1)));
+  const Scratch scratch(c.input, workers, bytes);
+  each_worker(workers, [&](int64_t worker) { kernel.forward(share_of(worker), 0, total, scratch.of(worker)); });
+}
+
 template <typename T>
 Tensor forward_as(const Call& c, const Geometry& g) {
-  const Kernel<T>& kernel = kernel_for(T(0));
   Tensor out = empty_as(c.input, {g.batch, g.out_channels, g.out_height, g.out_width}, is_channels_last(c.input));
   if (g.batch == 0) return out;
   Prepared<T> prepared(c, g);
   Problem<T>& q = prepared.q;
   q.out = view(out);
+  q.unpacked = view(prepared.weight);
   const Buffer<T> bias = bias_of<T>(c);
   q.bias = bias.data();
-  q.unpacked = view(prepared.weight);
 
-  // Where memory has to be turned over, a worker does so for whole images of its own, which then lie in its cache, and
-  // waits for nobody; the images that are left, all share.
-  const int64_t positions = g.positions(), workers = workers_for(g.batch * positions);
-  const int64_t own = is_rows<T>(c.input) ? 0 : g.batch / workers, slots = own ? workers : 0;
-  const Images left = {own * workers, g.batch};
-  const int64_t left_begin = left.first * positions, left_total = left.count() * positions;
-  const auto edge = [&](int64_t worker) { return left_begin + left_total * worker / workers; };
-  const Rows<T> input(c.input, slots + left.count());
-  // Where all positions are one tile, the weight is taken as it lies, and workers divide the outputs: so many each that
-  // it matters little that each of them samples all positions.
-  const int64_t panels = g.out_channels / q.panel, each = panels / workers;
-  const bool whole = workers == 1 || (g.groups == 1 && each >= 8);
-  const bool pack = own > 0 || !whole || !kernel.takes_unpacked(q, q.unpacked, left_total);
-  const Buffer<T> packed = pack ? Buffer<T>(c.input, q.weight_size()) : Buffer<T>();
-  q.weight = packed.data();
-  const auto problem_of = [&](int64_t worker) {
-    const int64_t begin = each * worker * q.panel, end = begin + each * q.panel;
-    return pack ? q : outputs_of(q, begin, worker + 1 < workers ? end : g.out_channels);
-  };
-  int64_t scratch_each = 0;
-  for (int64_t worker = 0; worker < workers; ++worker) {
-    scratch_each = std::max(scratch_each, kernel.forward_scratch(problem_of(worker)));
+  const int64_t total = g.batch * g.positions(), workers = workers_for(total);
+  if (!is_rows<T>(c.input) && g.batch >= workers) {
+    // Images have to be brought into rows first. Who has done that had better compute them, from its own cache.
+    forward_by_images(c, q, workers);
+  } else if (kernel_for(T(0)).takes_unpacked(q, q.unpacked, total) && outputs_suffice(q, workers)) {
+    // So few positions use the weight once. To pack it all, to memory and back, would cost more than that use.
+    forward_by_outputs(c, q, workers);
+  } else {
+    // Packing pays, and positions divide evenly whatever the batch.
+    forward_by_positions(c, q, workers);
   }
-  const Scratch scratch(c.input, workers, scratch_each);
-  const int64_t units = pack ? kernel.forward_units(q) : 0;
-  each_worker(workers, [&](int64_t worker) {
-    kernel.pack_forward(q, q.unpacked, units * worker / workers, units * (worker + 1) / workers, packed.data());
-    input.load(left, worker, workers, left.first - slots);
-  });
-  each_worker(workers, [&](int64_t worker) {
-    Problem<T> mine = problem_of(worker);
-    for (int64_t image = own * worker; image < own * (worker + 1); ++image) {
-      input.load({image, image + 1}, 0, 1, image - worker);
-      mine.input = input.rows(image - worker);
-      kernel.forward(mine, image * positions, (image + 1) * positions, scratch.of(worker));
-    }
-    mine.input = input.rows(left.first - slots);
-    kernel.forward(mine, edge(pack ? worker : 0), edge(pack ? worker + 1 : workers), scratch.of(worker));
-  });
   return out;
 }
 
@@ -356,7 +421,7 @@ Tensor forward_as(const Call& c, const Geometry& g) {
 // Above this, threads do not sum a gradient of the weight each, but share one: samples are gathered a second time.
 constexpr int64_t kPrivateWeightBytes = 8 << 20;
 
-// How the images at hand are split: worker w owns positions [edge(w), edge(w + 1)).
+// Splits the images at hand: worker w owns positions [edge(w), edge(w + 1)).
 template <typename T>
 struct Split {
   int64_t begin, total, workers, blocks;
@@ -373,7 +438,7 @@ struct Split {
   int64_t edge(int64_t worker) const { return begin + total * worker / workers; }
 };
 
-// What the workers sum apart, to be added up in their order, so that a thread count always gives the same result.
+// Holds what the workers sum apart. It is added up in their order, so that a thread count always gives the same result.
 template <typename T>
 struct Sums {
   Buffer<T> weight, bias, heads;
@@ -394,6 +459,7 @@ struct Sums {
   static int64_t image_size(const Problem<T>& q) { return q.g.height * q.g.width * q.g.channels; }
 };
 
+// Computes what all gradients need of the images at hand.
 template <typename T>
 void sweep(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums, const Scratch& scratch) {
   const Kernel<T>& kernel = kernel_for(T(0));
@@ -437,6 +503,7 @@ void add_heads(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums) 
   }
 }
 
+// Adds the workers' sums up, and writes the gradient of the bias.
 template <typename T>
 void write_bias(const Problem<T>& q, int64_t workers, const Sums<T>& sums, const Tensor& bias) {
   T* const sum = sums.bias.data();
@@ -447,7 +514,7 @@ void write_bias(const Problem<T>& q, int64_t workers, const Sums<T>& sums, const
   kernel_for(T(0)).from_rows(sum, q.g.out_channels, 1, 0, 1, to);
 }
 
-// Memory for a gradient; an empty tensor, of its own since outputs must not alias, where it is not asked for.
+// Allocates a gradient. Where it is not asked for, that is an empty tensor, each its own since outputs must not alias.
 Tensor gradient_like(const Tensor& like, bool needed, bool channels_last = false) {
   if (!needed) return empty_as(like, {0});
   return empty_as(like, {like.size(0), like.size(1), like.size(2), like.size(3)}, channels_last);

@@ -1,4 +1,4 @@
-// Gradients: of input, offset and mask; of weight and bias; the sum of their parts.
+// Computes the gradients: of input, offset and mask; of weight and bias; the sum of their parts.
 #pragma once
 
 #include <cmath>
@@ -9,9 +9,9 @@ namespace flowers_bench {
 
 // ---- Gradients of input, offset and mask ----
 
-// The gradient of a column is a product of the output's gradient and the weight. From there, each channel's thread
-// adds to the four pixels (the input's gradient), and each position's four threads sum over the channels (offset and
-// mask). `Ordered` says who adds to the input:
+// Computes the columns' gradients and what follows from them. Each is a product of the output's gradient and the
+// weight. From there, each channel's thread adds to the four pixels (the input's gradient), and each position's four
+// threads sum over the channels (offset and mask). `Ordered` says who adds to the input:
 // - false: a block has 64 positions, one tap, all channels of an offset group; blocks meet in atomics. Offsets and
 //   masks belong to one block alone and are summed in a fixed order.
 // - true: a block has 64 channels of some rows of an image. It goes through all positions and taps in their order,
@@ -66,7 +66,7 @@ struct BackwardColumns {
     }
   }
 
-  // Channels [channel, last) of one offset group, at the pixels that are this block's.
+  // Adds what one tap gives at 64 positions: channels [channel, last) of one offset group, at this block's pixels.
   static FB_DEVICE void add_tap(const Problem<T>& p, int64_t first, int64_t end, int tap, int channel, int last,
                                 const Pixels& mine, const Crew& team) {
     Shared& s = team.shared;
@@ -94,7 +94,7 @@ struct BackwardColumns {
     }
   }
 
-  // The columns' gradients into s.result[position][channel], of `count` channels from `channel` on.
+  // Computes the columns' gradients into s.result[position][channel], of `count` channels from `channel` on.
   static FB_DEVICE void multiply(const Problem<T>& p, int64_t first, int positions, int tap, int channel, int count,
                                  const Crew& team) {
     Shared& s = team.shared;
@@ -115,8 +115,9 @@ struct BackwardColumns {
     team.phase([&](int thread, Registers& r) { r.product.store(s.result, thread); });
   }
 
-  // A warp's threads have neighbouring channels, `Width` each: their atomics to one pixel fill whole sectors. Threads
-  // of one channel share the rows or, where the order counts, the pixels: each has every fourth to itself.
+  // Adds them to the pixels. A warp's threads have neighbouring channels, `Width` each: their atomics to one pixel fill
+  // whole sectors. Threads of one channel share the rows or, where the order counts, the pixels: each has every fourth
+  // to itself.
   template <int Width>
   static FB_DEVICE void scatter(const Problem<T>& p, const Shared& s, int channel, int count, int thread) {
     constexpr int kAcross = kTile / Width, kShared = kThreads / kAcross;
@@ -135,6 +136,7 @@ struct BackwardColumns {
     }
   }
 
+  // Sums over the channels what the gradients of offset and mask need.
   static FB_DEVICE void sum_channels(const Problem<T>& p, const Shared& s, int channel, int count, int thread,
                                      Registers& r) {
     constexpr int kCount = Pack<T>::kCount;
@@ -157,7 +159,7 @@ struct BackwardColumns {
     }
   }
 
-  // The four threads of each position put their sums together, always in the same order.
+  // Adds up the sums of each position's four threads, always in the same order, and writes them.
   static FB_DEVICE void finish(const Problem<T>& p, int64_t first, int tap, int group, const Crew& team) {
     A(*const sums)[3] = reinterpret_cast<A(*)[3]>(team.shared.result);
     team.phase([&](int thread, Registers& r) {
@@ -183,14 +185,15 @@ struct BackwardColumns {
 
 // ---- Gradients of weight and bias ----
 
-// How many blocks share the positions: some 500 in all, none with less than 256 positions. Of shapes alone, so that
-// a shape always sums in the same order.
+// Chooses how many blocks share the positions: some 500 in all, none with less than 256 positions. Of shapes alone, so
+// that a shape always sums in the same order.
 FB_HD int64_t share_positions(int64_t total, int64_t blocks) {
   const int64_t most = ceil_div(total, 256), wanted = ceil_div(512, blocks);
   return most < 1 ? 1 : least(most, wanted);
 }
 
-// A block: 64 channels of a segment, `Columns` outputs of their weight group, one tap, a share of the positions.
+// Computes the gradient of the weight. A block has 64 channels of a segment, `Columns` outputs of their weight group,
+// one tap, a share of the positions.
 template <typename T, int Columns, bool Wide>
 struct BackwardWeight {
   using S = Strides<T, Columns>;
@@ -241,7 +244,7 @@ struct BackwardWeight {
   }
 };
 
-// A block: 64 outputs, a share of the positions.
+// Computes the gradient of the bias. A block has 64 outputs and a share of the positions.
 template <typename T>
 struct BackwardBias {
   using A = Accumulator<T>;

@@ -1,11 +1,12 @@
-// The forward pass, and the sum of its parts.
+// Computes the output, and the sum of its parts.
 #pragma once
 
 #include "products.cuh"
 
 namespace flowers_bench {
 
-// A block: 64 positions of any images, `Columns` outputs of one weight group, all taps or, where blocks are few, some.
+// Computes the output. A block has 64 positions of any images, `Columns` outputs of one weight group, all taps or,
+// where blocks are few, some.
 template <typename T, int Columns, bool Wide>
 struct Forward {
   using A = Accumulator<T>;
@@ -54,7 +55,7 @@ struct Forward {
     });
   }
 
-  // Taps [first, end), whose points fit into shared memory together, of all channels of a weight group.
+  // Adds taps [first, end), whose points fit into shared memory together, of all channels of a weight group.
   static FB_DEVICE void add_taps(const Problem<T>& p, int group, int output, int first, int end, int& turn,
                                  const Crew& team) {
     Shared& s = team.shared;
@@ -79,7 +80,7 @@ struct Forward {
     }
   }
 
-  // Neighbouring threads write neighbouring values, whichever way the output lies.
+  // Writes the output. Neighbouring threads write neighbouring values, whichever way it lies.
   static FB_DEVICE void write(const Problem<T>& p, int64_t first, const Place& place, int64_t o, int positions,
                               int outputs, const A* result, int thread) {
     const auto finished = [&](A value, int column) {

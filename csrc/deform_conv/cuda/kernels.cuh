@@ -1,4 +1,4 @@
-// Deformable convolution as products of tiles that are sampled, multiplied and forgotten in shared memory.
+// Computes deformable convolution as products of tiles that are sampled, multiplied and forgotten in shared memory.
 //
 // All three kernels that multiply (forward, gradients of the columns, gradient of the weight) compute tiles of 64 rows
 // in steps with the same pair of factors in shared memory and the same product: tensor cores for half and bfloat16
@@ -49,7 +49,7 @@ void launch_plan(const Plan<T>& plan, Stream stream) {
   launch<Kernel>(plan, plan.blocks * plan.parts, stream);
 }
 
-// How many values `parts` must have room for.
+// Counts the values that `parts` must have room for.
 template <typename T>
 int64_t forward_parts_size(const Problem<T>& p) {
   const int64_t parts = with_kernel<Forward>(p, [&](auto kernel) { return decltype(kernel)::plan(p).parts; });

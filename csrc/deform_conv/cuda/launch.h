@@ -41,7 +41,7 @@ using Half = __half;
 using BFloat16 = __nv_bfloat16;
 using Stream = cudaStream_t;
 
-// Named functions, since torch's build flags take the implicit conversions away.
+// Converts by named functions, since torch's build flags take the implicit conversions away.
 FB_DEVICE float widen(Half value) { return __half2float(value); }
 FB_DEVICE float widen(BFloat16 value) { return __bfloat162float(value); }
 FB_DEVICE void narrow(float value, Half& to) { to = __float2half(value); }
@@ -73,7 +73,7 @@ struct Team {
     __syncthreads();
   }
 
-  // A phase that all threads learn from whether it is true for any.
+  // Runs a phase from which all threads learn whether it is true for any.
   template <typename F>
   FB_DEVICE bool any(const F& f) const {
     return __syncthreads_or(f(static_cast<int>(threadIdx.x), registers)) != 0;
@@ -189,7 +189,7 @@ struct AccumulatorOf<double> {
 template <typename T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
-// How many neighbours a thread adds to at once where they are aligned. Without an instruction for four, a warp's
+// Says how many neighbours a thread adds to at once where they are aligned. Without an instruction for four, a warp's
 // threads do better side by side.
 template <typename A>
 struct AtomicWidth {
@@ -200,15 +200,15 @@ struct AtomicWidth {
 #endif
 };
 
-// 128 bits: the widest load that a thread can make.
+// Holds 128 bits: the widest load that a thread can make.
 template <typename T>
 struct alignas(16) Pack {
   static constexpr int kCount = 16 / sizeof(T);
   uint32_t word[4];
 };
 
-// At most kCount values from `from`, `count` if that is less, zeros after them. `Wide` promises an aligned address, and
-// all values or none.
+// Loads at most kCount values from `from`, `count` if that is less, zeros after them. `Wide` promises an aligned
+// address, and all values or none.
 template <bool Wide, typename T>
 FB_DEVICE Pack<T> load_pack(const T* from, int count) {
   Pack<T> pack = {};
@@ -240,7 +240,7 @@ FB_DEVICE Pack<T> narrowed_pack(const Accumulator<T> (&from)[Pack<T>::kCount]) {
   return pack;
 }
 
-// To an aligned address.
+// Stores to an aligned address.
 template <typename T>
 FB_DEVICE void store_pack(T* to, const Pack<T>& pack) {
   *reinterpret_cast<Pack<T>*>(to) = pack;
@@ -250,7 +250,7 @@ FB_DEVICE void store_pack(T* to, const Pack<T>& pack) {
 
 #if defined(__CUDACC__)
 
-// Turing multiplies half; bfloat16 came with Ampere.
+// Says whether tensor cores multiply T. Turing's multiply half; bfloat16 came with Ampere.
 template <typename T>
 struct HasTensorCores {
   static constexpr bool value = false;
@@ -266,12 +266,12 @@ struct HasTensorCores<BFloat16> {
 };
 #endif
 
-// Whether this thread shall issue what its warp does together.
+// Says whether this thread issues what its warp does together.
 FB_DEVICE bool speaks_for_warp(int) { return true; }
 
 FB_DEVICE int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
 
-// Four 8x8 squares of 16-bit values from shared memory; each group of eight lanes names the rows of one.
+// Loads four 8x8 squares of 16-bit values from shared memory; each group of eight lanes names the rows of one.
 template <bool Transposed, typename T>
 FB_DEVICE void load_squares(const T* row, uint32_t (&to)[4]) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
@@ -286,7 +286,7 @@ FB_DEVICE void load_squares(const T* row, uint32_t (&to)[4]) {
   }
 }
 
-// sum (16 x 8) += a (16 x 16) * b (16 x 8), as the PTX manual lays them out among the lanes.
+// Computes sum (16 x 8) += a (16 x 16) * b (16 x 8), as the PTX manual lays them out among the lanes.
 FB_DEVICE void multiply_squares(const uint32_t (&a)[4], const uint32_t* b, float (&sum)[4], Half) {
 #if __CUDA_ARCH__ >= 800
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -320,7 +320,7 @@ struct WarpSum {
   }
 };
 
-// From [row][depth], or transposed.
+// Holds a left factor, loaded from [row][depth] or transposed.
 template <typename T, bool Transposed>
 struct WarpLeft {
   uint32_t square[4];  // top, bottom, each of the left depths, then of the right
@@ -331,7 +331,7 @@ struct WarpLeft {
   }
 };
 
-// From [depth][column].
+// Holds a right factor, loaded from [depth][column].
 template <typename T>
 struct WarpRight {
   uint32_t square[4];  // upper, lower depths, each of the left columns, then of the right

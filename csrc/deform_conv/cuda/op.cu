@@ -32,14 +32,14 @@ Tensor empty_as(const Tensor& like, const std::vector<int64_t>& sizes, ScalarTyp
 
 std::vector<int64_t> sizes_of(const Tensor& t) { return {t.size(0), t.size(1), t.size(2), t.size(3)}; }
 
-// Memory for a gradient; an empty tensor, of its own since outputs must not alias, where it is not asked for.
+// Allocates a gradient. Where it is not asked for, that is an empty tensor, each its own since outputs must not alias.
 Tensor gradient_like(const Tensor& like, bool needed, bool channels_last = false) {
   if (!needed) return empty_as(like, {0}, like.scalar_type());
   return empty_as(like, sizes_of(like), like.scalar_type(), channels_last);
 }
 
-// (OC, channels of a group, KH, KW) -> (groups, taps, channels of a group, outputs of a group), or with the last two
-// exchanged: the rows of either product then lie dense.
+// Packs (OC, channels of a group, KH, KW) as (groups, taps, channels of a group, outputs of a group), or with the last
+// two exchanged: the rows of either product then lie dense.
 Tensor packed(const Tensor& weight, const Geometry& g, bool exchanged) {
   using torch::stable::transpose;
   const std::vector<int64_t> shape = {g.groups, g.out_channels / g.groups, g.channels / g.groups, g.taps()};
@@ -63,7 +63,7 @@ constexpr ScalarType accumulator_type() {
   return sizeof(Accumulator<T>) == 8 ? ScalarType::Double : ScalarType::Float;
 }
 
-// The problem, and the tensors that its pointers point into.
+// Holds the problem, and the tensors that its pointers point into.
 template <typename T>
 struct Prepared {
   Problem<T> p;

@@ -1,4 +1,4 @@
-// One call, and how kernels divide it.
+// Describes one call, and how kernels divide it.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ constexpr int64_t kManyBlocks = 264;
 template <typename T>
 constexpr int kPoints = sizeof(T) == 8 ? kTile : kThreads;
 
-// One call, all of it on the device. A = Accumulator<T>.
+// Describes one call, all of it on the device. A = Accumulator<T>.
 template <typename T>
 struct Problem {
   using A = Accumulator<T>;
@@ -61,7 +61,7 @@ struct Problem {
   FB_HD int64_t weight_size() const { return g.taps() * g.channels * group_outputs; }
 };
 
-// How a kernel divides a problem among blocks; made on the host.
+// Says how a kernel divides a problem among blocks; made on the host.
 template <typename T>
 struct Plan {
   Problem<T> p;
@@ -73,10 +73,10 @@ struct Plan {
 
 FB_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 FB_HD int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-// What is left of a tile's `most`.
+// Returns what is left of a tile's `most`.
 FB_HD int at_most(int most, int64_t rest) { return rest < most ? static_cast<int>(rest) : most; }
 
-// The slices of `kTile` channels, all of one segment, that cover the input, counted.
+// Counts the slices of `kTile` channels, all of one segment, that cover the input.
 template <typename T>
 int64_t slices(const Problem<T>& p) {
   return p.g.channels / p.segment * ceil_div(p.segment, kTile);

@@ -1,12 +1,12 @@
-// Products of two tiles in shared memory: tensor cores for half and bfloat16, multiply-adds for the rest.
+// Multiplies two tiles in shared memory: tensor cores for half and bfloat16, multiply-adds for the rest.
 #pragma once
 
 #include "tiles.cuh"
 
 namespace flowers_bench {
 
-// result += left * right, each thread a square of 4 x 4 values, or, of a wide result, two of them 64 columns apart: as
-// many loads of four as there are multiplications by 8.
+// Computes result += left * right, each thread a square of 4 x 4 values, or, of a wide result, two of them 64 columns
+// apart: as many loads of four as there are multiplications by 8.
 template <typename T, int Columns, bool Transposed>
 struct ThreadProduct {
   using A = Accumulator<T>;
@@ -64,7 +64,7 @@ struct ThreadProduct {
   }
 };
 
-// The same by tensor cores: each of 8 warps has 32 columns, and 16 rows or, of a wide result, 32.
+// Computes the same by tensor cores: each of 8 warps has 32 columns, and 16 rows or, of a wide result, 32.
 template <typename T, int Columns, bool Transposed>
 struct WarpProduct {
   using S = Strides<T, Columns>;
@@ -123,7 +123,7 @@ struct ProductOf<T, Columns, Transposed, true> {
 template <typename T, int Columns, bool Transposed>
 using Product = typename ProductOf<T, Columns, Transposed, HasTensorCores<T>::value>::type;
 
-// What a thread carries from step to step. A step fetches `left` and `right`, then calls `step`.
+// Holds what a thread carries from step to step. A step fetches `left` and `right`, then calls `step`.
 template <typename T, int Columns, bool Wide, typename Left>
 struct Work {
   Left left;
@@ -142,7 +142,7 @@ struct Work {
   }
 };
 
-// The first rows and columns of a result, each value as `finished(value, column)`, to rows of `length` values.
+// Writes the first rows and columns of a result, each value as `finished(value, column)`, to rows of `length` values.
 template <int Columns, typename A, typename To, typename F>
 FB_DEVICE void write_rows(const A* result, To* to, int64_t length, int rows, int columns, int thread,
                           const F& finished) {

@@ -1,4 +1,4 @@
-// Where taps sample, and what travels from device to shared memory.
+// Computes where taps sample, and brings values from device to shared memory.
 #pragma once
 
 #include <cmath>
@@ -9,7 +9,7 @@ namespace flowers_bench {
 
 // ---- Coordinates ----
 
-// An output position, taken apart once for all taps.
+// Holds an output position, taken apart once for all taps.
 struct Place {
   int64_t image, at;  // which image, and which of its positions
   int32_t y, x;       // of the undeformed kernel's first tap, in pixels
@@ -24,7 +24,7 @@ FB_DEVICE Place place_of(const Geometry& g, int64_t position, int64_t end) {
           static_cast<int32_t>(tap_origin(column, g.stride_w, g.pad_w, 0, g.dilation_w)), true};
 }
 
-// Where one tap at one position samples: computed once for all channels of an offset group.
+// Holds where one tap at one position samples: computed once for all channels of an offset group.
 template <typename A>
 struct Point {
   int64_t image;     // the image's first element
@@ -62,7 +62,7 @@ FB_DEVICE Point<A> locate(const Problem<T>& p, const Place& place, int tap, int 
   return point;
 }
 
-// Rows of `length` values; one multiplication of 32 bits gives all 64 of the address.
+// Returns where a row of `length` values begins; one multiplication of 32 bits gives all 64 of the address.
 template <typename T>
 FB_DEVICE const T* row_of(const T* from, int row, int length) {
   const uint32_t bytes = static_cast<uint32_t>(length) * sizeof(T);
@@ -94,7 +94,8 @@ struct alignas(128) Tiles {
   Point<A> points[kPoints<T>];
 };
 
-// A thread's share of a matrix on its way from device to shared memory; zeros beyond the matrix's rows and columns.
+// Carries a thread's share of a matrix on its way from device to shared memory; zeros beyond the matrix's rows and
+// columns.
 template <typename T, int Rows, int Columns, int Stride, bool Wide>
 struct Matrix {
   static constexpr bool kTransposed = false;
@@ -116,7 +117,7 @@ struct Matrix {
   }
 };
 
-// The same of samples: the pixels travel, and are weighed when they have come. Rows are positions.
+// Carries the same of samples: the pixels travel, and are weighed when they have come. Rows are positions.
 template <typename T, int Positions, int Channels, int Stride, bool Wide, bool Transposed>
 struct Samples {
   using A = Accumulator<T>;
@@ -125,7 +126,7 @@ struct Samples {
   const Point<A>* points;
   Pack<T> pixels[kItems][4];
 
-  // `count` channels from `channel` on at the first `Positions` points.
+  // Fetches `count` channels from `channel` on at the first `Positions` points.
   FB_DEVICE void fetch(const Problem<T>& p, const Point<A>* at, int channel, int count, int thread) {
     points = at;
     const int pixel = static_cast<int>(p.g.channels);

@@ -148,14 +148,12 @@ def run(
     With a suite, the other options replace what the suite says, in all of its trials.
     """
     from flowers_bench.cli import run as command
-    from flowers_bench.cli.options import RunOptions
+    from flowers_bench.cli.options import Factors, RunOptions
 
-    factors = {"data": data, "backbone": backbone, "weights": weights, "loss": loss, "augmentation": augmentation}
-    given = {key: value for key, value in factors.items() if value is not None}
-    asked = RunOptions(
+    options = RunOptions.parse(
         suite=suite,
         plugin=plugin,
-        factors=given,
+        factors=Factors(data, backbone, weights, loss, augmentation),
         seeds=seeds,
         settings=set_ or [],
         sweeps=sweep or [],
@@ -173,7 +171,7 @@ def run(
         track=track,
         devices=devices,
     )
-    raise typer.Exit(command.run(asked, format, timeout))
+    raise typer.Exit(command.run(options, format, timeout))
 
 
 @app.command("list")
@@ -230,8 +228,9 @@ def check(
 ) -> None:
     """The conformance kit: shapes, gradients, seeds, saving, a whole tiny trial. Each failure says what to change."""
     from flowers_bench.cli import plugin as command
+    from flowers_bench.cli.options import parse_settings
 
-    raise typer.Exit(command.check(plugin, backbone, set_ or [], out))
+    raise typer.Exit(command.check(plugin, backbone, parse_settings(set_ or []), out))
 
 
 @app.command()

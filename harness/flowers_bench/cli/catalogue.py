@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from flowers_bench.contract.host import Host, Registered, discover
+from flowers_bench.contract.host import Host, Registered, discover, outdated
 from flowers_bench.contract.options import Option
 from flowers_bench.contract.technique import Technique, in_use
 from flowers_bench.hookspecs import OLDEST_PLUGIN_API, PLUGIN_API
@@ -125,7 +125,8 @@ def print_plugins(files: Sequence[Path]) -> None:
     """Print which versions of the plugin API are accepted, and one line per plugin; broken ones with the reason."""
     _say(f"plugin API {OLDEST_PLUGIN_API} to {PLUGIN_API} (docs/plugin-api-policy.md)\n")
     rows = [("name", "version", "API", "origin", "status", "hooks")]
-    for status in discover(files).plugins.values():
+    found = list(discover(files).plugins.values())
+    for status in found:
         state = "off" if status.off else "BROKEN" if status.error else "ok"
         api = "-" if status.api is None else str(status.api)
         more = status.error or ", ".join(status.hooks)
@@ -133,3 +134,6 @@ def print_plugins(files: Sequence[Path]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:
         _say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip())
+    for status in found:
+        if warning := outdated(status):
+            _say(f"\n{warning}")

@@ -56,7 +56,7 @@ def rows_of(names: Sequence[str], out: Path, folders: Sequence[TrialFolder] | No
 
     if folders is None:
         folders = Store(out).read().finished
-    configurations = by_configuration(map(Finished.load, folders))
+    configurations = by_configuration(Finished.each(folders))
     chosen = _together([_matching(name, configurations, out) for name in names])
     for name, found in zip(names, chosen, strict=True):
         if len(found) > 1:
@@ -79,7 +79,8 @@ def _matching(name: str, configurations: Sequence[Configuration], out: Path) -> 
 
     label, wanted = read_name(name)
     labels = sorted({configuration.label for configuration in configurations})
-    by_id = [Configuration.alone(t) for c in configurations for t in c.trials if t.folder.id.startswith(label)]
+    trials = {t.folder.id: t for c in configurations for t in c.trials}  # one of several names is there several times
+    by_id = [Configuration.alone(t) for trial_id, t in trials.items() if trial_id.startswith(label)]
     named = [text for text in labels if text == label] or [text for text in labels if text.startswith(f"{label}/")]
     if not named and by_id and re.fullmatch("[0-9a-f]{4,16}", label):
         return by_id

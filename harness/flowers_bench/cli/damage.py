@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from flowers_bench.store.folder import Contents
 
 
-def told(damaged: Sequence[Unreadable]) -> int:
-    """Name them, and give the exit code."""
+def print_damaged(damaged: Sequence[Unreadable]) -> int:
+    """Name damaged trials on stderr, and give the exit code."""
     for error in damaged:
         sys.stderr.write(f"left out: {printable(str(error))}\n")
     return FAILED if damaged else 0
@@ -32,7 +32,7 @@ def read_store(root: Path) -> tuple[Contents, int]:
     from flowers_bench.store.folder import Store
 
     contents = Store(root).read()
-    code = told(contents.damaged)
+    code = print_damaged(contents.damaged)
     if not contents.finished:
         if contents.damaged:
             raise Unreadable(f"no trial of {root} is left to show.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from flowers_bench.cli.damage import told
+from flowers_bench.cli.damage import print_damaged
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
 from flowers_bench.cli.options import RunOptions
 from flowers_bench.cli.progress import TrialProgress, messages
@@ -28,40 +28,46 @@ if TYPE_CHECKING:
 AGAIN = "interrupted; run the same command again to continue"
 
 
-def execute(planned: Sequence[TrialPlan], asked: RunOptions, timeout: float, format: str) -> int:
+def execute(planned: Sequence[TrialPlan], options: RunOptions, timeout: float, format: str) -> int:
     """Run what is not finished yet, with progress, then print the leaderboard of this plan's trials."""
     from flowers_bench.measure.hardware import kernel_in_use
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.names import distinct_names
     from flowers_bench.report.text import markdown, print_text
-    from flowers_bench.store.folder import Store, config_of, read_each
+    from flowers_bench.store.folder import Store, read_each
 
-    store = Store(asked.out)
-    _announce(planned, asked.store)
+    store = Store(options.out)
+    _announce(planned, options.store)
+    named = name_again(planned, store)
     kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
     folders = [store.folder(item.trial.id) for item in planned]
     finished_before = sum(folder.finished() for folder in folders)
-    todo, unfit = prepared(planned, store, stress=asked.stress, track=asked.trackers)
+    todo, unfit = prepared(planned, store, stress=options.stress, track=options.trackers)
     if finished_before:
         unmeasured = len(todo) + len(unfit) - (len(planned) - finished_before)
         rest = f"; {unmeasured} of them are still to be measured under stress" if unmeasured else ""
         messages.print(f"{finished_before} of {len(planned)} trials are finished already{rest}")
-    names = distinct_names([config_of(item.trial) for item in planned])
+    names = distinct_names([item.described() for item in planned])
     labels = {item.trial.id: f"{name} seed {item.trial.seed}" for name, item in zip(names, planned, strict=True)}
-    with _pusher(asked) as pusher, TrialProgress(labels, len(todo)) as progress:
+    with _pusher(options) as pusher, TrialProgress(labels, len(todo)) as progress:
+        if pusher:
+            for folder in named:
+                pusher.push(folder)
 
         def on_event(folder: TrialFolder, event: Event) -> None:
             progress.on_event(folder, event)
             if pusher and isinstance(event, Ended) and event.state == "done":
                 pusher.push(folder)
 
-        outcomes = run_all(todo, on_event, timeout, asked)
+        outcomes = run_all(todo, on_event, timeout, options)
     contents = read_each(folder for folder in dict.fromkeys(folders) if folder.path.is_dir())
-    damaged = told(list({str(error): error for error in (*unfit, *contents.damaged)}.values()))
-    if contents.finished and format == "md":
-        print(markdown(Leaderboard.of(contents.finished)))
-    elif contents.finished:
-        print_text(Leaderboard.of(contents.finished))
+    damaged = print_damaged(list({str(error): error for error in (*unfit, *contents.damaged)}.values()))
+    if contents.finished:
+        board = Leaderboard.of(contents.finished, {item.trial.id: item.labels for item in planned})
+        if format == "md":
+            print(markdown(board))
+        else:
+            print_text(board)
     _print_total([*contents.finished, *contents.unfinished])
     if was_interrupted(todo, outcomes):
         messages.print(AGAIN)
@@ -74,19 +80,21 @@ def execute(planned: Sequence[TrialPlan], asked: RunOptions, timeout: float, for
     return FAILED if unpushed or any(outcome.state == "failed" for outcome in outcomes) else damaged
 
 
-def _pusher(asked: RunOptions) -> contextlib.AbstractContextManager[Pusher | None]:
+def _pusher(options: RunOptions) -> contextlib.AbstractContextManager[Pusher | None]:
     from flowers_bench.store.remote import Pusher
 
-    return Pusher(asked.remote) if asked.remote else contextlib.nullcontext()
+    return Pusher(options.remote) if options.remote else contextlib.nullcontext()
 
 
-def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, asked: RunOptions) -> Sequence[Outcome]:
+def run_all(
+    folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, options: RunOptions
+) -> Sequence[Outcome]:
     """How each trial ended, on this machine or on a cluster."""
     from flowers_bench.executors import local, ray
 
-    if asked.executor == "local" or not folders:
-        return local.run_all(folders, on_event, timeout, asked.jobs)
-    cluster = ray.Cluster(asked.address, asked.threads_of_a_trial or 1, asked.gpus)
+    if options.executor == "local" or not folders:
+        return local.run_all(folders, on_event, timeout, options.jobs)
+    cluster = ray.Cluster(options.address, options.threads_of_a_trial or 1, options.gpus)
     return ray.run_all(folders, on_event, timeout, cluster)
 
 
@@ -95,14 +103,42 @@ def was_interrupted(folders: Sequence[TrialFolder], outcomes: Sequence[Outcome])
     return len(outcomes) < len(folders) or any(outcome.state == "interrupted" for outcome in outcomes)
 
 
+def name_again(planned: Sequence[TrialPlan], store: Store) -> list[TrialFolder]:
+    """Give finished trials the names that they are asked for by now, and say which these are.
+
+    Returns:
+        those that got one.
+    """
+    named: list[TrialFolder] = []
+    for item in planned:
+        folder = store.folder(item.trial.id)
+        if not folder.finished():
+            continue
+        try:
+            before = folder.labels()
+            folder.refuse_links()
+            new = folder.add_labels(item.labels)
+        except (OSError, UsageError):  # not to be written to, or damaged: said by who needs it; the table has the name
+            continue
+        if new:
+            named.append(folder)
+            new_names, known = (" = ".join(label.text for label in labels) for labels in (new, before))
+            messages.print(
+                printable(f"{new_names} seed {item.trial.seed}: same trial as {known}, not trained again"), markup=False
+            )
+    return named
+
+
 def prepared(
     planned: Sequence[TrialPlan], store: Store, *, stress: bool = False, track: Sequence[str] = ()
 ) -> tuple[list[TrialFolder], list[Unreadable]]:
     """The folders of those where something is left to do, each once; and why others cannot be run: their files are damaged,
     or lead elsewhere."""
+    from flowers_bench.plan.planning import in_order
+
     todo: list[TrialFolder] = []
     unfit: list[Unreadable] = []
-    for item in {item.trial.id: item for item in planned}.values():
+    for item in in_order(planned):
         folder = store.folder(item.trial.id)
         if folder.finished():  # its process may have been killed right after the result was there
             with contextlib.suppress(OSError, UsageError):  # not to be written to, or damaged: said by who needs it
@@ -110,7 +146,7 @@ def prepared(
         try:
             if not folder.complete(stress=stress):
                 run = replace(item.run, command=sys.argv[1:], stress=stress, track=list(track))
-                todo.append(store.prepare(item.trial, run))
+                todo.append(store.prepare(item.trial, run, item.labels))
         except Unreadable as error:
             unfit.append(error)
     return todo, unfit
@@ -137,6 +173,11 @@ def _announce(planned: Sequence[TrialPlan], out: str) -> None:
     for line in dict.fromkeys([*map(_in_one_line, planned), *notes]):
         messages.print(printable(line), markup=False)
     messages.print(f"{len(planned)} trials, store {out}", markup=False)
+    named = sum(len(item.labels) for item in planned) - len(planned)
+    if named:
+        messages.print(
+            f"{named} more would be the same trainings under other names (=): each is trained once", markup=False
+        )
 
 
 def _in_one_line(item: TrialPlan) -> str:
@@ -146,7 +187,7 @@ def _in_one_line(item: TrialPlan) -> str:
         if item.trains
         else f"nothing trained, predicts by {trial.predictor}"
     )
-    return f"{trial.label}: {trial.backbone}, weights {trial.weights['name']}, {recipe.image_size} px, {how}"
+    return f"{item.label}: {trial.backbone}, weights {trial.weights['name']}, {recipe.image_size} px, {how}"
 
 
 def _announce_dataset(alike: Sequence[DatasetFacts]) -> None:

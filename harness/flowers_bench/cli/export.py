@@ -34,17 +34,20 @@ def export(
         UsageError: no such trial, a package is missing, the model cannot be exported, or the file would differ.
     """
     from flowers_bench.store.folder import Store
-    from flowers_bench.util.files import file_name
+    from flowers_bench.util.files import file_name, refuse_irregular
 
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
     folder = Store(out).find_trained(trial)
-    config, ending = folder.config(), "safetensors" if format == "weights" else format
-    path = output or Path(file_name(f"{config.technique}-{config.variant}-{folder.id[:8]}.{ending}"))
+    label, ending = folder.labels()[0], "safetensors" if format == "weights" else format
+    path = output or Path(file_name(f"{label.technique}-{label.variant}-{folder.id[:8]}.{ending}"))
     if not path.parent.is_dir():
         raise UsageError(f"-o {path}: there is no folder {path.parent}.")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"-o {path}: that is no file.")
+    if path.exists():
+        try:
+            refuse_irregular(path.stat().st_mode)
+        except OSError as error:
+            raise UsageError(f"-o {path}: {error}.") from error
     from flowers_bench.training.trained import Sources
 
     sources = Sources.named(folder, plugins, data, cache)

@@ -15,7 +15,7 @@ def figures(suite: str, runs: Path, output: Path) -> int:
     Raises:
         UsageError: an empty store, a suite without figures, a folder that cannot be written.
     """
-    from flowers_bench.cli.damage import read_store, told
+    from flowers_bench.cli.damage import print_damaged, read_store
     from flowers_bench.plan.suites import read_suite
     from flowers_bench.report.figures import draw_figures
     from flowers_bench.report.pictures import damaged_pictures
@@ -25,7 +25,7 @@ def figures(suite: str, runs: Path, output: Path) -> int:
     if not wanted.figures:
         raise UsageError(f"suite {wanted.path} has no [[figures]]; docs/study.md tells how to write some.")
     contents, code = read_store(runs)
-    code = told(damaged_pictures(contents.finished)) or code
+    code = print_damaged(damaged_pictures(contents.finished)) or code
     try:
         output.mkdir(parents=True, exist_ok=True)
         drawn = draw_figures(wanted.figures, contents.finished, output)

@@ -28,43 +28,129 @@ NOT_SWEPT = ("technique", "shots", "seeds", "search")
 
 
 @dataclass(frozen=True)
+class Factors:
+    """What is to take the place of a technique's or a suite's own; None where nothing was said."""
+
+    data: str | None = None
+    backbone: str | None = None
+    weights: str | None = None
+    loss: str | None = None
+    augmentation: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """Give those that were said, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` parts of the trials, by its number from 1: shards of one command share nothing and leave nothing out."""
+
+    number: int = 1
+    count: int = 1
+
+    @property
+    def part(self) -> slice:
+        """Every `count`-th trial, from this shard's first one on."""
+        return slice(self.number - 1, None, self.count)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The command line of `run`.
+    """The command line of `run`, parsed: nothing after this looks at its text.
 
     Attributes:
-        suite: name or file, or None where `plugin` names techniques.
-        factors: data, backbone, weights, loss and augmentation, as far as given.
-        settings, sweeps: `KEY=VALUE` and `KEY=V1,V2` texts.
-        shard: `I/N`.
+        suite: name or file, or None where `techniques` or `plugin_files` say what to run.
+        techniques: `NAME` or `NAME/VARIANT`.
+        settings: the text of each by its key, until the option of that name is known, which gives it a type.
+        sweeps: the texts of several values by key.
         search: how many configurations to try for each technique; 0: the recipes as they are; None: what the suite says.
         threads: of each trial, or None where not given.
         devices: that each trial is divided among.
         executor: `local` or `ray`; with the latter, `address` of its cluster and `gpus` of each trial.
         store: folder or URL.
-        shots: `K1,K2`, or empty for the whole training split, or what the suite says.
+        shots: training images of each class; empty for the whole training split, or what the suite says.
         stress: whether to measure on changed test images too.
-        track: names of trackers, with commas.
+        trackers: names, each once.
     """
 
     suite: str | None
-    plugin: str
-    factors: Mapping[str, str]
+    techniques: Sequence[str]
+    plugin_files: Sequence[Path]
+    factors: Factors
     seeds: int | None
-    settings: Sequence[str]
-    sweeps: Sequence[str]
+    settings: Mapping[str, str]
+    sweeps: Mapping[str, Sequence[str]]
     data_dir: Path | None
     store: str
     jobs: int
-    shard: str
-    search: int | None = None
-    threads: int | None = None
-    executor: str = "local"
-    address: str | None = None
-    gpus: float | None = None
-    shots: str = ""
-    stress: bool = False
-    track: str = ""
-    devices: int = 1
+    shard: Shard
+    search: int | None
+    threads: int | None
+    executor: str
+    address: str | None
+    gpus: float | None
+    shots: Sequence[int]
+    stress: bool
+    trackers: Sequence[str]
+    devices: int
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        suite: str | None = None,
+        plugin: str = "",
+        factors: Factors = Factors(),
+        seeds: int | None = None,
+        settings: Sequence[str] = (),
+        sweeps: Sequence[str] = (),
+        data_dir: Path | None = None,
+        store: str = "runs",
+        jobs: int = 1,
+        shard: str = "1/1",
+        search: int | None = None,
+        threads: int | None = None,
+        executor: str = "local",
+        address: str | None = None,
+        gpus: float | None = None,
+        shots: str = "",
+        stress: bool = False,
+        track: str = "",
+        devices: int = 1,
+    ) -> RunOptions:
+        """Parse what the command was given: `plugin` and `track` are names with commas, `settings` are `KEY=VALUE`, `sweeps`
+        `KEY=V1,V2`, `shard` is `I/N` and `shots` `K1,K2`.
+
+        Raises:
+            UsageError: a text is not of its form.
+        """
+        files, techniques = split_plugins(plugin)
+        return cls(
+            suite=suite,
+            techniques=techniques,
+            plugin_files=files,
+            factors=factors,
+            seeds=seeds,
+            settings=parse_settings(settings),
+            sweeps=parse_sweeps(sweeps),
+            data_dir=data_dir,
+            store=store,
+            jobs=jobs,
+            shard=parse_shard(shard),
+            search=search,
+            threads=threads,
+            executor=executor,
+            address=address,
+            gpus=gpus,
+            shots=parse_shots(shots),
+            stress=stress,
+            trackers=list(dict.fromkeys(name.strip() for name in track.split(",") if name.strip())),
+            devices=devices,
+        )
 
     @property
     def cache(self) -> Path:
@@ -91,52 +177,47 @@ class RunOptions:
 
         return self.threads or (None if self.executor == "local" else threads_of_environment() or 1)
 
-    @property
-    def trackers(self) -> list[str]:
-        """The names in `track`, each once."""
-        return list(dict.fromkeys(name.strip() for name in self.track.split(",") if name.strip()))
 
-
-def check_executor(asked: RunOptions) -> None:
+def check_executor(options: RunOptions) -> None:
     """Raises `UsageError` for an unknown executor, for options of another one, and where Ray is not installed."""
-    if asked.executor not in EXECUTORS:
-        raise unknown_name("executor", asked.executor, EXECUTORS)
-    if asked.executor == "ray":
+    if options.executor not in EXECUTORS:
+        raise unknown_name("executor", options.executor, EXECUTORS)
+    if options.executor == "ray":
         from flowers_bench.executors.ray import require_ray
 
         require_ray()
-        if asked.jobs > 1:
+        if options.jobs > 1:
             raise UsageError(
                 "--jobs is for one machine. On a cluster, --threads and --gpus say how much a trial takes."
             )
-    elif asked.address is not None or asked.gpus is not None:
+    elif options.address is not None or options.gpus is not None:
         raise UsageError("--address and --gpus go with --executor ray.")
 
 
-def check_devices(asked: RunOptions) -> None:
+def check_devices(options: RunOptions) -> None:
     """Raises `UsageError` where there are too few devices for each trial, or where something else divides them."""
-    if asked.devices == 1:
+    if options.devices == 1:
         return
-    if asked.executor != "local":
+    if options.executor != "local":
         raise UsageError(
             "--devices is for one machine; a trial on a Ray cluster takes one device (--gpus). Use one of them."
         )
-    if asked.jobs > 1:
+    if options.jobs > 1:
         raise UsageError(
             "--jobs gives this machine to several trials, --devices to one. Use one of them; for many trials --jobs is the "
             "quicker."
         )
     from flowers_bench.executors.devices import refuse_missing
 
-    refuse_missing(asked.devices)
+    refuse_missing(options.devices)
 
 
-def parse_shard(text: str) -> slice:
-    """`2/4` to every fourth trial from the second on: shards of one command share nothing and leave nothing out."""
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+def parse_shard(text: str) -> Shard:
+    """`2/4` to the second of four shards."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UsageError(f"--shard {text}: expected I/N with I from 1 to N, such as --shard 2/4.")
-    return slice(int(index) - 1, None, int(count))
+    return Shard(int(number), int(count))
 
 
 def parse_shots(text: str) -> list[int]:

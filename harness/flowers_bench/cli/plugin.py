@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from flowers_bench.cli.exit_codes import FAILED
@@ -72,15 +72,14 @@ def _refuse_name(name: str) -> None:
         )
 
 
-def check(plugin: str, backbone: str | None, settings: Sequence[str], out: Path | None) -> int:
+def check(plugin: str, backbone: str | None, settings: Mapping[str, str], out: Path | None) -> int:
     """Run the conformance kit, one line per check; what a later release drops is a warning, said once. Returns the exit code: 0 if
     everything passed, else 1."""
-    from flowers_bench.cli.options import parse_settings
     from flowers_bench.testing import checks
 
     passed, failed, unplannable = 0, 0, set()
     warned: list[str] = []
-    for one in checks(plugin, backbone=backbone, settings=parse_settings(settings), store=out):
+    for one in checks(plugin, backbone=backbone, settings=settings, store=out):
         if one.label in unplannable:
             continue  # it would fail for the same reason
         started = time.perf_counter()
@@ -89,7 +88,7 @@ def check(plugin: str, backbone: str | None, settings: Sequence[str], out: Path 
                 one()
         except Exception as error:
             failed += 1
-            print(printable(f"FAILED  {one}\n        {_told(error)}"), flush=True)
+            print(printable(f"FAILED  {one}\n        {_explained(error)}"), flush=True)
             if one.name == "can be planned":
                 unplannable.add(one.label)
         else:
@@ -103,7 +102,7 @@ def check(plugin: str, backbone: str | None, settings: Sequence[str], out: Path 
     return FAILED if failed else 0
 
 
-def _told(error: Exception) -> str:
+def _explained(error: Exception) -> str:
     """The kit's own words, or what the plugin raised and where."""
     from flowers_bench.testing import Nonconformance
 

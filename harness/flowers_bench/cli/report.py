@@ -9,7 +9,7 @@ from flowers_bench.util.errors import UsageError
 
 def report(runs: Path, output: Path) -> int:
     """Write the page; returns the exit code. Raises `UsageError` for an empty store, and where the page cannot be written."""
-    from flowers_bench.cli.damage import read_store, told
+    from flowers_bench.cli.damage import print_damaged, read_store
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.page import render
     from flowers_bench.report.pictures import damaged_pictures
@@ -19,7 +19,7 @@ def report(runs: Path, output: Path) -> int:
     contents, code = read_store(runs)
     searches = Store(runs).of_searches().read()
     pictures = damaged_pictures(contents.finished)
-    code = told([*searches.damaged, *pictures]) or code
+    code = print_damaged([*searches.damaged, *pictures]) or code
     if not output.parent.is_dir():
         raise UsageError(f"{output} cannot be written: there is no folder {output.parent}.")
     text = render(

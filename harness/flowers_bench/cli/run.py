@@ -7,19 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench.cli.execute import AGAIN, execute, prepared, run_all, was_interrupted
+from flowers_bench.cli.execute import AGAIN, execute, name_again, prepared, run_all, was_interrupted
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
-from flowers_bench.cli.options import (
-    LONGEST,
-    RunOptions,
-    check_devices,
-    check_executor,
-    parse_settings,
-    parse_shard,
-    parse_shots,
-    parse_sweeps,
-    split_plugins,
-)
+from flowers_bench.cli.options import LONGEST, RunOptions, check_devices, check_executor
 from flowers_bench.cli.progress import TrialProgress, messages, track
 from flowers_bench.contract.host import Host, discover
 from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError, unknown_name
@@ -32,107 +22,106 @@ if TYPE_CHECKING:
     from flowers_bench.store.records import SearchFacts
 
 
-def run(asked: RunOptions, format: str, timeout: float) -> int:
+def run(options: RunOptions, format: str, timeout: float) -> int:
     """Returns the exit code: 0 done, 1 a trial failed, 130 interrupted. Raises `UsageError` before anything trains."""
     if format not in ("text", "md"):
         raise unknown_name("format", format, ("text", "md"))
     # Refused before anything is planned, which may take a download.
     if not 1 <= timeout <= LONGEST:
         raise UsageError(f"--timeout {timeout:g}: expected seconds, from 1 to {LONGEST:g}.")
-    parse_shard(asked.shard)
-    check_executor(asked)
-    check_devices(asked)
-    if asked.remote:
-        asked.remote.pull()
-    files, names = split_plugins(asked.plugin)
-    if asked.suite is not None and names:
+    check_executor(options)
+    check_devices(options)
+    if options.remote:
+        options.remote.pull()
+    if options.suite is not None and options.techniques:
         raise UsageError("a suite names its techniques itself; beside it, --plugin takes plugin files only: ./mine.py")
-    if asked.suite is None and not files and not names:
+    if options.suite is None and not options.plugin_files and not options.techniques:
         raise UsageError(
             "--plugin is empty or missing: name a technique (`flowers-bench list` shows them), or a suite: run study-small"
         )
-    host = discover(files)
-    host.refuse_unfit_trackers(asked.trackers)
+    host = discover(options.plugin_files)
+    host.refuse_unfit_trackers(options.trackers)
     for status in host.broken():
         text = f"warning: plugin {status.name} ({status.origin}) is broken and skipped: {status.error}"
         messages.print(printable(text), markup=False)
     try:
-        if asked.suite is not None:
-            return _run_suite(host, files, asked, asked.suite, format, timeout)
-        return _run_techniques(host, files, asked, names, format, timeout)
+        if options.suite is not None:
+            return _run_suite(host, options, options.suite, format, timeout)
+        return _run_techniques(host, options, format, timeout)
     except KeyboardInterrupt:
         messages.print(AGAIN)
         return INTERRUPTED
 
 
-def _run_techniques(
-    host: Host, files: Sequence[Path], asked: RunOptions, names: Sequence[str], format: str, timeout: float
-) -> int:
+def _run_techniques(host: Host, options: RunOptions, format: str, timeout: float) -> int:
     from flowers_bench.plan.planning import in_order, one_by_one, plan
     from flowers_bench.plan.suites import swept
 
-    sweep = parse_sweeps(asked.sweeps)
-    base = _request(asked)
-    for key in sweep:
-        if key in asked.factors or key in base.settings:
+    base = _request(options)
+    for key in options.sweeps:
+        if key in options.factors.given() or key in options.settings:
             raise UsageError(f"--sweep {key}: this is given a single value too. Leave that out.")
-    techniques = [*names, *(name for file in files for name in _techniques_of(host, file))]
-    _refuse_divided_search(base.search, asked)
-    every_shots: list[int | None] = [*parse_shots(asked.shots)] or [None]
+    techniques = [*options.techniques, *(name for file in options.plugin_files for name in _techniques_of(host, file))]
+    _refuse_divided_search(base.search, options)
+    every_shots: list[int | None] = [*options.shots] or [None]
     requests = [
         request
         for shots in every_shots
-        for request in swept(host, replace(base, techniques=techniques, shots=shots), sweep)
+        for request in swept(host, replace(base, techniques=techniques, shots=shots), options.sweeps)
     ]
     loaded: dict[Any, Dataset] = {}
-    found = [plan(host, request, files, track, loaded) for request in requests]
+    found = [plan(host, request, options.plugin_files, track, loaded) for request in requests]
     if base.search:
         single = [one for request in requests for one in one_by_one(host, request)]
-        found = _searched(host, files, single, asked, timeout, loaded)
-    code = _execute_part(in_order(item for items in found for item in items), asked, format, timeout)
+        found = _searched(host, single, options, timeout, loaded)
+    code = _execute_part(in_order(item for items in found for item in items), options, format, timeout)
     return code if all(found) else code or FAILED
 
 
-def _run_suite(host: Host, files: Sequence[Path], asked: RunOptions, name: str, format: str, timeout: float) -> int:
+def _run_suite(host: Host, options: RunOptions, name: str, format: str, timeout: float) -> int:
     from flowers_bench.plan.planning import in_order
     from flowers_bench.plan.suites import overridden, plan_suite, read_suite, with_found
     from flowers_bench.report.published import beside_reported, print_reported
     from flowers_bench.store.folder import Store
 
-    if asked.sweeps:
+    if options.sweeps:
         raise UsageError("--sweep goes with --plugin; in a suite, write the list of values into its file.")
-    given = {key: [value] for key, value in {**asked.factors, **parse_settings(asked.settings)}.items()}
-    suite = overridden(read_suite(name), given, asked.seeds, parse_shots(asked.shots), asked.search)
-    _refuse_divided_search(max(table.search for table in suite.tables), asked)
+    given = {key: [value] for key, value in {**options.factors.given(), **options.settings}.items()}
+    suite = overridden(read_suite(name), given, options.seeds, options.shots, options.search)
+    _refuse_divided_search(max(table.search for table in suite.tables), options)
     messages.print(printable(f"suite {suite.path}: {suite.summary}"), markup=False)
     loaded: dict[Any, Dataset] = {}
-    tables = plan_suite(host, suite, _request(asked), files, track, loaded)
+    tables = plan_suite(host, suite, _request(options), options.plugin_files, track, loaded)
     requests = [request for table in tables for request in table.requests if request.search]
-    found = _searched(host, files, requests, asked, timeout, loaded) if requests else []
+    found = _searched(host, requests, options, timeout, loaded) if requests else []
     tables = with_found(tables, found)
-    code = _execute_part(in_order(item for table in tables for item in table.planned), asked, format, timeout)
-    rows = beside_reported(tables, Store(asked.out))
+    code = _execute_part(in_order(item for table in tables for item in table.planned), options, format, timeout)
+    rows = beside_reported(tables, Store(options.out))
     if rows:
         print_reported(rows, suite.source, format)
     return code if all(found) else code or FAILED
 
 
-def _request(asked: RunOptions) -> Request:
+def _request(options: RunOptions) -> Request:
     """What the command line says of all trials; which techniques, is said elsewhere."""
     from flowers_bench.plan.planning import Request
 
-    factors: dict[str, Any] = {"data": "petals", **asked.factors}
+    factors = options.factors
     return Request(
         [],
-        cache_dir=asked.cache,
-        seeds=asked.seeds or 3,
-        settings=parse_settings(asked.settings),
-        store=asked.out,
-        search=asked.search or 0,
-        jobs=asked.jobs,
-        threads=asked.threads_of_a_trial,
-        devices=asked.devices,
-        **factors,
+        data=factors.data or "petals",
+        backbone=factors.backbone,
+        weights=factors.weights,
+        loss=factors.loss,
+        augmentation=factors.augmentation,
+        cache_dir=options.cache,
+        seeds=options.seeds or 3,
+        settings=options.settings,
+        store=options.out,
+        search=options.search or 0,
+        jobs=options.jobs,
+        threads=options.threads_of_a_trial,
+        devices=options.devices,
     )
 
 
@@ -146,8 +135,8 @@ def _techniques_of(host: Host, file: Path) -> list[str]:
     return found
 
 
-def _refuse_divided_search(configurations: int, asked: RunOptions) -> None:
-    if configurations and asked.shard != "1/1":
+def _refuse_divided_search(configurations: int, options: RunOptions) -> None:
+    if configurations and options.shard.count > 1:
         raise UsageError(
             "a search tries one configuration after the other, which --shard cannot divide. Use --jobs, or leave the search "
             "out with --search 0."
@@ -156,9 +145,8 @@ def _refuse_divided_search(configurations: int, asked: RunOptions) -> None:
 
 def _searched(
     host: Host,
-    files: Sequence[Path],
     requests: Sequence[Request],
-    asked: RunOptions,
+    options: RunOptions,
     timeout: float,
     loaded: dict[Any, Dataset],
 ) -> list[list[TrialPlan]]:
@@ -168,28 +156,29 @@ def _searched(
     from flowers_bench.plan.search import search
     from flowers_bench.plan.suites import distinct_requests
     from flowers_bench.report.names import distinct_names
-    from flowers_bench.store.folder import Store, config_of
+    from flowers_bench.store.folder import Store
 
-    store = Store(asked.out).of_searches()
+    store = Store(options.out).of_searches()
     kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
     longest = max(request.search for request in requests)
 
     def run_round(number: int, planned: Sequence[TrialPlan]) -> Sequence[Outcome]:
+        name_again(planned, store)
         todo, unfit = prepared(planned, store)
         if unfit:  # without it, this would be another search
             raise unfit[0]
         if todo:
             messages.print(f"search: configuration {number} of {longest}")
-        names = distinct_names([config_of(item.trial) for item in planned])
+        names = distinct_names([item.described() for item in planned])
         labels = {item.trial.id: name for name, item in zip(names, planned, strict=True)}
         with TrialProgress(labels, len(todo)) as progress:
-            outcomes = run_all(todo, progress.on_event, timeout, asked)
+            outcomes = run_all(todo, progress.on_event, timeout, options)
         if was_interrupted(todo, outcomes):
             raise KeyboardInterrupt
         return outcomes
 
     found: list[list[TrialPlan]] = []
-    searches = search(host, requests, files, run_round, loaded)
+    searches = search(host, requests, options.plugin_files, run_round, loaded)
     for name, one in zip(distinct_requests(requests), searches, strict=True):
         try:
             found.append(one.best())
@@ -215,11 +204,11 @@ def _in_words(about: SearchFacts | None) -> str:
     )
 
 
-def _execute_part(planned: Sequence[TrialPlan], asked: RunOptions, format: str, timeout: float) -> int:
+def _execute_part(planned: Sequence[TrialPlan], options: RunOptions, format: str, timeout: float) -> int:
     if not planned:  # no search found anything, which was told
         return FAILED
-    part = planned[parse_shard(asked.shard)]
+    part = planned[options.shard.part]
     if not part:
-        messages.print(f"shard {asked.shard} has no trial: there are fewer trials than shards")
+        messages.print(f"shard {options.shard} has no trial: there are fewer trials than shards")
         return 0
-    return execute(part, asked, timeout, format)
+    return execute(part, options, timeout, format)

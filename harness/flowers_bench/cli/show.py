@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowers_bench.contract.technique import in_use
-from flowers_bench.store.records import Bounded, Config, Epoch, Result, Run, SearchedResult, StressLevel, Throughput
+from flowers_bench.store.records import Bounded, Config, Epoch, Result, SearchedResult, StressLevel, Throughput
 from flowers_bench.util.errors import unknown_name
 from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
     from flowers_bench.report.measures import Measure
     from flowers_bench.store.folder import TrialFolder
+    from flowers_bench.store.identity import Label
 
 Line = tuple[str, str]
 
@@ -43,6 +45,7 @@ def _everything(folder: TrialFolder) -> dict[str, object]:
     failure = folder.failure()
     return {
         "config": folder.config().json(),
+        "labels": [dataclasses.asdict(label) for label in folder.labels()],
         "run": folder.run().json(),
         "history": [epoch.json() for epoch in folder.history()],
         "attempts": [attempt.json() for attempt in folder.attempts()],
@@ -54,8 +57,9 @@ def _everything(folder: TrialFolder) -> dict[str, object]:
 def _sections(folder: TrialFolder) -> Iterator[tuple[str, list[Line]]]:
     config, run = folder.config(), folder.run()
     result = folder.any_result() if folder.finished() else None
-    yield f"trial {folder.id}: {config.label} on {config.dataset.name}, seed {config.seed}", []
-    yield "What it is", _identity(config, run)
+    names = " = ".join(label.text for label in folder.labels())
+    yield f"trial {folder.id}: {names} on {config.dataset.name}, seed {config.seed}", []
+    yield "What it is", _identity(config, folder.labels())
     trained = (result.cost.epochs if result else config.recipe.epochs) > 0
     recipe = {**in_use(config.recipe.json(), trained=trained), **config.options}
     yield "Recipe" if trained else "Nothing trained", [(key, _text(value)) for key, value in recipe.items()]
@@ -75,7 +79,8 @@ def _sections(folder: TrialFolder) -> Iterator[tuple[str, list[Line]]]:
     yield "Run it again", [(shlex.join(["flowers-bench", *(run.command or ())]), "")]
 
 
-def _identity(config: Config, run: Run) -> list[Line]:
+def _identity(config: Config, labels: Sequence[Label]) -> list[Line]:
+    compared = dict.fromkeys(label.baseline for label in labels if label.baseline)
     data, shots = config.dataset, config.protocol.shots
     parts = {
         "model": config.model,
@@ -90,8 +95,11 @@ def _identity(config: Config, run: Run) -> list[Line]:
         ("backbone", f"{config.backbone}, weights {config.weights.name}" + _sha(config.weights.sha256)),
         ("data", f"{data.classes} classes, {sizes}, {data.resolution}, split {data.split_checksum[:8]}"),
         ("protocol", "trained on train, chosen on val, read once on test" + (f"; {shots} shots" if shots else "")),
-        ("compared with", run.baseline or "-"),
-        ("code", ", ".join(f"{plugin} ({code})" for plugin, code in config.code.items())),
+        ("compared with", ", ".join(compared) or "-"),
+        (
+            "code",
+            ", ".join(f"{plugin} ({code})" for plugin, code in config.code.items()) or "built-in parts of revision 1",
+        ),
     ]
     return [*lines, *(("note", note) for note in data.notes)]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from flowers_bench.contract.options import Option, Options, OptionValue, ReadsOptions
 
@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+
 T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Wraps an iterable to show progress, as `rich.progress.track` does."""
+    """What shows progress, as `rich.progress.track` does."""
 
-    def __call__(self, items: Iterable[T], description: str, total: int) -> Iterable[T]: ...
+    def __call__(self, items: Iterable[T], description: str, total: int) -> Iterable[T]:
+        """Wrap `total` items, so that it is shown how many of them were taken."""
+        ...
 
 
 def silent(items: Iterable[T], description: str, total: int) -> Iterable[T]:
-    """The `Progress` that shows nothing."""
+    """Show nothing: the `Progress` of who has no terminal."""
     return items
 
 
@@ -95,10 +98,11 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
+        """C, the number of classes."""
         return len(self.class_names)
 
-    def facts(self) -> dict[str, Any]:
-        """The dataset as it stands in a result: plain JSON values."""
+    def facts(self) -> dict[str, object]:
+        """Give the facts that stand in a result, as plain JSON values."""
         levels = {kind: list(pair) for kind, pair in self.grey_levels.items()}
         return {
             "name": self.name,
@@ -161,14 +165,14 @@ class DatasetSource:
     recognises: Callable[[Path], bool] | None = None
     backbones: Mapping[str, str] = field(default_factory=dict)
     max_epochs: int | None = None
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
     weights: str = "pretrained"
 
     def defaults(self) -> Options:
         """Give every option its default."""
         return Options({name: o.default if isinstance(o, Option) else o for name, o in self.options.items()})
 
-    def option_values(self, given: Mapping[str, Any]) -> Options:
+    def option_values(self, given: Mapping[str, OptionValue]) -> Options:
         """Give every option its value: the given one, parsed where an `Option` is declared, or the default.
 
         Raises:
@@ -184,7 +188,7 @@ class DatasetSource:
 
 
 def split_checksum(splits: Mapping[str, tuple[Sequence[str], Sequence[int]]]) -> str:
-    """SHA-256 over (split, key, label), in the order of the split's name and then of the key."""
+    """Compute the SHA-256 over (split, key, label) of all images, in the order of the split's name and then of the key."""
     digest = hashlib.sha256()
     for split in sorted(splits):
         keys, labels = splits[split]

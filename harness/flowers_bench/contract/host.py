@@ -30,6 +30,7 @@ import pluggy
 from flowers_bench import hookspecs
 from flowers_bench.contract.dataset import DatasetSource
 from flowers_bench.contract.technique import Augmentation, Loss, Model, Technique
+from flowers_bench.util.deprecation import Deprecated, deprecated
 from flowers_bench.util.errors import UsageError, unknown_name
 from flowers_bench.util.text import printable, text_of
 
@@ -41,7 +42,7 @@ NO_PLUGIN = "FLOWERS_BENCH_NO_PLUGIN"
 _BY_CONTENT = "sha256:"
 #: Seconds that a plugin may take to be imported and to answer the `register_*` hooks.
 IMPORT_TIMEOUT = 60.0
-#: Seconds that a tracker may take to note what it is told.
+#: Seconds that a tracker may take for one event.
 TRACKER_TIMEOUT = 30.0
 
 
@@ -81,7 +82,7 @@ class PluginStatus:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a single file, and no package's."""
+        """Say whether it is a single file, rather than a package's."""
         return self.code.startswith(_BY_CONTENT)
 
 
@@ -166,11 +167,13 @@ class Host:
         ]
 
     def notify(self, hook: str, **arguments: Any) -> list[str]:
-        """Call an observer hook in every plugin, but for trackers that were not asked for. A plugin that raises does
-        not stop the others. A tracker that raises, or is not done in time, is not called again: its server or disk would
-        hold up every epoch of the trial in the same way.
+        """Call an observer hook in every plugin, but of trackers only in those that the user named.
 
-        Returns the failures, one line each: plugin, hook, error.
+        A plugin that raises does not stop the others. A tracker that raises, or takes longer than `TRACKER_TIMEOUT`, is
+        not called again: its server or disk would hold up every epoch of the trial in the same way.
+
+        Returns:
+            The failures, one line each: plugin, hook, error.
         """
         failures = []
         for impl in getattr(self._manager.hook, hook).get_hookimpls():
@@ -193,7 +196,7 @@ class Host:
         return failures
 
     def refuse_unfit_trackers(self, names: Collection[str]) -> None:
-        """Raises `UsageError` for a name that is no tracker's, and for one whose package is not installed."""
+        """Raise `UsageError` for a name that is no tracker's, and for a tracker whose package is not installed."""
         trackers = {name: status for name, status in self.plugins.items() if status.tracker and not status.error}
         for name in names:
             if name not in trackers:
@@ -203,12 +206,20 @@ class Host:
                 extra = f"'flowers-bench[{name}]'" if status.origin.startswith(BUILT_IN) else status.tracker
                 raise UsageError(f"--track {name} needs {status.tracker}, which is not installed: pip install {extra}")
 
+    def is_built_in(self, plugin: str) -> bool:
+        """Tell whether the plugin of that name came with flowers-bench."""
+        return self.plugins[plugin].origin == BUILT_IN
+
     def broken(self) -> Iterator[PluginStatus]:
-        """The plugins that are skipped."""
+        """Give the plugins that are skipped because they do not work."""
         return (status for status in self.plugins.values() if status.error)
 
     def find(self, kind: str, table: Mapping[str, Registered[T]], name: str) -> Registered[T]:
-        """The registered value of that name; `UsageError` says what is known and whether a broken plugin has that name."""
+        """Find the registered value of that name.
+
+        Raises:
+            UsageError: there is none. The text gives the known names, and why plugins were skipped that may have it.
+        """
         if name in table:
             return table[name]
         status = self.plugins.get(name)
@@ -219,7 +230,8 @@ class Host:
         raise self.unknown(kind, name, table)
 
     def unknown(self, kind: str, name: str, known: Iterable[str]) -> UsageError:
-        """The error for a name that nobody registered; plugins that are not asked may be the ones that have it."""
+        """Make the error for a name that nobody registered. It names the plugins that were skipped, which may have it,
+        and why they were."""
         skipped = [f"{p.name} (switched off by --no-plugin or {NO_PLUGIN})" for p in self.plugins.values() if p.off]
         skipped += [f"{p.name} (broken: {p.error})" for p in self.broken()]
         note = f" It may be registered by a plugin that was skipped: {', '.join(skipped)}." if skipped else ""
@@ -229,8 +241,11 @@ class Host:
 
 @contextlib.contextmanager
 def _stdout_elsewhere() -> Iterator[None]:
-    """What is printed inside goes to stderr, also where it bypasses Python (the file descriptor, a child process): it must
-    not end up in output that scripts parse."""
+    """Send what is printed inside to stderr, also where it does not go through Python (the file descriptor, a child
+    process).
+
+    It must not end up in output that scripts parse.
+    """
     with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as undo:
         with contextlib.suppress(OSError):  # one of the two is closed: nothing to be kept clean
             kept = os.dup(1)
@@ -281,6 +296,15 @@ def _refuse_api(stated: object) -> None:
             else "Install a newer flowers-bench (pip install -U flowers-bench), or an older version of the plugin"
         )
         raise UsageError(f"it {words} plugin API {version}; this flowers-bench accepts {oldest} to {newest}. {cure}.")
+
+
+def outdated(status: PluginStatus) -> Deprecated | None:
+    """Make the warning for a plugin that works and states no version of the API, or an older one than the newest."""
+    if status.error or status.off or status.api == hookspecs.PLUGIN_API:
+        return None
+    stated = "no FLOWERS_BENCH_API" if status.api is None else f"FLOWERS_BENCH_API = {status.api}"
+    instead = f"once its checks pass without other warnings, state FLOWERS_BENCH_API = {hookspecs.PLUGIN_API}"
+    return deprecated(f"plugin {status.name!r} states {stated}, which", instead, "0.3")
 
 
 def _refuse_unknown_hooks(callers: Sequence[pluggy.HookCaller]) -> None:
@@ -342,8 +366,11 @@ def discover(files: Sequence[Path] = (), *, only_built_in: bool = False) -> Host
 
 
 def discover_for(trial_id: str, code: Mapping[str, str], named: Sequence[Path]) -> Host:
-    """The plugins that a stored trial's parts come from: installed ones, and files as `files_of_trial` chooses them. Where
-    a part is of a file that was not named, the host's error for that part says so."""
+    """Discover the plugins that a stored trial's parts come from: installed ones, and those files that `files_of_trial`
+    chooses.
+
+    Where a part comes from a file that the user did not name, the host's error for that part says so.
+    """
     host = discover(files_of_trial(code, named))
     found = {_identity(path): path for path in named}
     missing = {name: identity for name, identity in _files(code).items() if identity not in found}
@@ -362,8 +389,10 @@ def discover_for(trial_id: str, code: Mapping[str, str], named: Sequence[Path]) 
 
 
 def files_of_trial(code: Mapping[str, str], named: Sequence[Path]) -> list[Path]:
-    """Those of the plugin files that the user named now with which a stored trial says that it was run, byte for byte. A
-    run store is data: no code is executed because it stands, or is named, in one.
+    """Choose, of the plugin files that the user named, those with which a stored trial says that it was run: byte for
+    byte.
+
+    A run store is data: no code is executed because it stands, or is named, in one.
 
     Args:
         code: the trial's, of its `config.json`: plugins by name, a file's by its SHA-256.
@@ -376,7 +405,7 @@ def _files(code: Mapping[str, str]) -> dict[str, str]:
 
 
 def installed() -> list[importlib.metadata.EntryPoint]:
-    """The entry points of all plugin packages: the built-in ones first, then by name."""
+    """List the entry points of all plugin packages: the built-in ones first, then by name."""
     points = importlib.metadata.entry_points(group=hookspecs.PROJECT)
     # An editable install beside a source tree lists its entry points twice.
     unique = {(point.name, point.value): point for point in reversed(list(points))}
@@ -426,7 +455,8 @@ def _digest(source: bytes) -> str:
 
 
 def _load_file(path: Path, source: bytes) -> ModuleType:
-    """The module made of these bytes: those that were hashed, and not what Python may have compiled of them before."""
+    """Make a module of these bytes: of those that were hashed, never of what Python may have compiled of the file
+    before."""
     name = f"flowers_bench_file_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:

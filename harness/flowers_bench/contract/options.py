@@ -44,7 +44,9 @@ class Option:
 
     def parse(self, name: str, value: object) -> OptionValue:
         """Convert `value` (text or a TOML value) to this option's type. Raises `UsageError` naming the valid choices."""
-        parsed = parse_like(self.default, name, value)
+        bounded = math.isfinite(self.minimum) and math.isfinite(self.maximum)
+        bounds = f" between {self.minimum:g} and {self.maximum:g}" if bounded else ""
+        parsed = parse_like(self.default, name, value, bounds)
         if self.choices and parsed not in self.choices:
             raise UsageError(f"{name}={value}: valid choices are {', '.join(map(str, self.choices))}.")
         if isinstance(parsed, (int, float)) and not self.minimum <= parsed <= self.maximum:
@@ -112,8 +114,8 @@ def parse_options(declared: Mapping[str, Option], given: Mapping[str, object], p
     )
 
 
-def parse_like(example: OptionValue, name: str, value: object) -> OptionValue:
-    """Convert `value` to the type of `example`. Raises `UsageError` if it has none of that type."""
+def parse_like(example: OptionValue, name: str, value: object, bounds: str = "") -> OptionValue:
+    """Convert `value` to the type of `example`. Raises `UsageError`, which names the type and the `bounds`, if it cannot."""
     text = str(value).strip()
     try:
         if isinstance(example, bool):
@@ -123,7 +125,7 @@ def parse_like(example: OptionValue, name: str, value: object) -> OptionValue:
         if isinstance(example, float):
             return finite(text)
     except (KeyError, ValueError):
-        raise UsageError(f"{name}={value}: expected {_EXPECTED[type(example)]}.") from None
+        raise UsageError(f"{name}={value}: expected {_EXPECTED[type(example)]}{bounds}.") from None
     return text
 
 

@@ -116,7 +116,8 @@ class Recipe:
                 raise UsageError(f"recipe: {name}={getattr(self, name)} must be {allowed}.")
 
     def changed(self, **changes: Any) -> Recipe:
-        """A copy with some fields replaced; values may be text. Raises `UsageError` for an unknown field."""
+        """Copy the recipe with some fields replaced; values may be text. Raises `UsageError` for an unknown field or an
+        invalid value."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name, value in changes.items():
             if name not in fields:
@@ -128,28 +129,33 @@ class Recipe:
         return Recipe(**fields)
 
     def warmup_for(self, epochs: int) -> int:
-        """The warm-up, in epochs, that this recipe has with so many epochs instead of its own: the same share of fewer, from
-        one epoch to all but one; of more as many as it has."""
+        """Compute the warm-up, in epochs, for another number of epochs than the recipe's own.
+
+        Of fewer epochs it is the same share, from one epoch to all but one; of more it stays as long as it is.
+        """
         if epochs >= self.epochs:
             return self.warmup_epochs
         share = max(1, round(self.warmup_epochs * epochs / self.epochs))
         return min(share, self.warmup_epochs, max(0, epochs - 1))
 
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values, every field; and where weights are averaged, that the average warms up, which it did not
-        always: only trials that average have an id that says so."""
+        """Give every field as a plain JSON value.
+
+        Where weights are averaged there is also `ema_warmup`: the average did not always warm up, and trials from
+        before that have other ids.
+        """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         averaging = {EMA_WARMUP: True} if self.ema_decay else {}
         return {**values, "lr_scale": dict(self.lr_scale), **averaging}
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Recipe:
-        """The recipe that has these facts."""
+        """Make the recipe that has these facts."""
         return cls().changed(**{name: value for name, value in facts.items() if name != EMA_WARMUP})
 
 
 def in_use(recipe: Mapping[str, Any], *, trained: bool) -> dict[str, Any]:
-    """The facts of a recipe that decide anything: where nothing is trained, the size of the images alone."""
+    """Keep the facts of a recipe that influence the outcome: where nothing is trained, the image size alone."""
     return {name: value for name, value in recipe.items() if trained or name == "image_size"}
 
 
@@ -251,7 +257,7 @@ class Augmentation(Part):
         image: makes the per-image transform, uint8 (3, H, W) to uint8 (3, image_size, image_size); typically
             a `torchvision.transforms.v2` transform. Its randomness must come from torch's global generator.
         batch: makes the per-batch transform, (images (N, 3, S, S) float, labels (N,)) to (images, targets), or None.
-        provides: `soft_targets` where the per-batch part mixes labels, else `hard_targets`.
+        provides: `soft_targets` where `batch` mixes labels, else `hard_targets`.
         views: how many versions of each training image there are, drawn once and for all (the same for every seed), of
             which each epoch shows one; None: `image` draws a new one at every step.
     """
@@ -316,7 +322,7 @@ class Technique:
     weights: str = "none"
 
     def variant(self, name: str | None) -> tuple[str, Variant]:
-        """The variant of that name, or the default one. Raises `UsageError` with the valid names."""
+        """Find the variant of that name, or the default one. Raises `UsageError` with the valid names."""
         chosen = name or self.default
         if chosen not in self.variants:
             raise unknown_name(f"variant of {self.name}", chosen, self.variants)

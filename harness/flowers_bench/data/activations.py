@@ -29,7 +29,8 @@ def stored_rows(
     batches: Callable[[], Iterable[np.ndarray]],
     announce: Callable[[int], None],
 ) -> np.ndarray | None:
-    """The array of `shape` and `dtype` that is kept under `key`, as a read-only memory map; computed if it is not there.
+    """Give the array of `shape` and `dtype` that is stored under `key`, as a read-only memory map; compute and store it
+    if it is not there.
 
     Safe when several processes ask at once: one computes, the others wait. A damaged file is computed again.
 
@@ -37,7 +38,7 @@ def stored_rows(
         directory: created.
         key: hexadecimal; changes whenever the values would.
         batches: gives the rows in order, in arrays (n, ...).
-        announce: told the size in bytes before anything is computed.
+        announce: called with the size in bytes before anything is computed.
 
     Returns:
         None where it does not fit the bounds, or the folder cannot be written.
@@ -73,7 +74,7 @@ def _opened(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray |
 
 
 def _make_room(directory: Path, key: str, size: int) -> bool:
-    """Whether `size` bytes more are within the bounds, once the files that were not used for longest are removed."""
+    """Remove the files that were not used for longest until `size` bytes more fit the bounds; say whether they do."""
     for left in directory.glob(f".{key}.npy.*"):
         left.unlink(missing_ok=True)  # of a process that was killed: the lock of this key is ours
     if size > min(LIMIT, shutil.disk_usage(directory).free // 2):

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -50,12 +50,12 @@ class CachedImages:
 
     def __post_init__(self) -> None:
         with open_regular(self.folder / "index.npy") as stream:
-            self._index = np.load(stream, allow_pickle=False)
+            self._index: np.ndarray = np.load(stream, allow_pickle=False)
         self._pixels = _mapped(self.folder / "pixels.bin")
 
     @property
     def sizes(self) -> np.ndarray:
-        """Height and width of each image, int64 (N, 2)."""
+        """Give the height and width of each image, int64 (N, 2), in pixels."""
         return self._index[:, 1:]
 
     def __len__(self) -> int:
@@ -68,10 +68,10 @@ class CachedImages:
         pixels = self._pixels[offset : offset + height * width * 3].reshape(height, width, 3)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, Path]:
         return {"folder": self.folder}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, Path]) -> None:
         self.folder = state["folder"]
         self.__post_init__()
 
@@ -118,7 +118,7 @@ def cached_images(
     supersedes: bool = False,
     read_only: bool = False,
 ) -> CachedImages:
-    """The images of cache `name` under `key`, decoding them if they are not there yet.
+    """Open the images of cache `name` under `key`; decode and store them first if they are not there yet.
 
     Safe when several processes ask at once: one builds, the others wait. A damaged cache is built again. A finished
     one is read without a lock, so `directory` may then be read-only.
@@ -162,7 +162,7 @@ def cached_images(
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """The file's bytes, uint8, mapped into memory.
+    """Map the file's bytes into memory, as uint8.
 
     Writable, because torch knows no read-only tensors; private, so that a write never reaches the file; and without
     reserving memory for such writes, or a cache larger than the machine's memory could not be mapped at all.
@@ -176,7 +176,7 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def _opened(folder: Path, count: int) -> CachedImages:
-    """The cache, if it is there, whole, and of the right number of images; else raises `_Damaged`."""
+    """Open the cache. Raises `_Damaged` unless it is there, whole, and has that number of images."""
     try:
         images = CachedImages(folder)
         index = images._index
@@ -194,7 +194,7 @@ def _opened(folder: Path, count: int) -> CachedImages:
 
 @contextlib.contextmanager
 def _locked(path: Path, name: str) -> Iterator[None]:
-    """Holds the lock; says so when another process has it for long."""
+    """Hold the lock; say so if another process keeps it for long."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=_PATIENCE)
@@ -208,7 +208,7 @@ def _locked(path: Path, name: str) -> Iterator[None]:
 
 
 def _of_name(directory: Path, name: str, prefix: str = "", suffix: str = "") -> set[Path]:
-    """The entries `<prefix><name>-<key><suffix>`, whatever the key (which has no dash)."""
+    """List the entries `<prefix><name>-<key><suffix>`, whatever the key is (a key has no dash)."""
     found = directory.glob(f"{prefix}{glob.escape(name)}-*{suffix}")
     return {path for path in found if "-" not in path.name[len(prefix) + len(name) + 1 :]}
 

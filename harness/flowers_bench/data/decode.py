@@ -65,7 +65,7 @@ class ImageFacts:
 
     @property
     def changed(self) -> bool:
-        """Whether `decode-2` made other pixels of it, whatever the rule for its colours."""
+        """Say whether `decode-2` made other pixels of it, whatever the rule for its colours."""
         return self.turned or (self.levels is not None and self.levels.kind != COLOUR)
 
 
@@ -73,7 +73,7 @@ ORDINARY = ImageFacts()
 
 
 def image_facts(content: bytes) -> ImageFacts:
-    """The facts of an image file; `ORDINARY` for one that cannot be read, which is refused where it is decoded."""
+    """Read the facts of an image file; `ORDINARY` for one that cannot be read, which is refused where it is decoded."""
     if not content.startswith(_MAY_BE_DEEP):
         return ORDINARY
     try:
@@ -88,7 +88,7 @@ def image_facts(content: bytes) -> ImageFacts:
 def decode_images(
     paths: Sequence[Path], shortest_side: int, scales: Scales | None = None, hashes: Sequence[str] | None = None
 ) -> Iterator[NDArray[np.uint8]]:
-    """All images in order, decoded on all cores; see `decode_image`.
+    """Decode all images in order, on all cores, as `decode_image` does.
 
     Args:
         scales: as for `decode_image`; None: one rule for these images, for which they are read twice.
@@ -120,9 +120,11 @@ def decode_images(
 
 
 def decode_image(path: Path, shortest_side: int, scales: Scales | None = None) -> NDArray[np.uint8]:
-    """The image as uint8 RGB (H, W, 3): EXIF rotation applied, first frame of an animation, CMYK, palette, grey, 16-bit
-    and floating-point converted, transparency laid on white, its shortest side reduced (never enlarged) to
-    `shortest_side` with an antialiased bilinear filter.
+    """Decode an image to uint8 RGB (H, W, 3).
+
+    The EXIF rotation is applied; of an animation the first frame is taken; CMYK, palette, grey, 16-bit and
+    floating-point images are converted; transparency is laid on white; the shortest side is reduced (never enlarged) to
+    `shortest_side` pixels with an antialiased bilinear filter.
 
     Args:
         scales: what is black and white in images of more than 8 bits, for the dataset that this one belongs to; None:
@@ -139,7 +141,7 @@ def decode_image(path: Path, shortest_side: int, scales: Scales | None = None) -
 
 
 def facts_of(path: Path) -> ImageFacts:
-    """`image_facts` of a file; `ORDINARY` for one that cannot be read."""
+    """Read the `image_facts` of a file; `ORDINARY` for one that cannot be read."""
     try:
         return image_facts(read_image(path))
     except UsageError:
@@ -147,7 +149,7 @@ def facts_of(path: Path) -> ImageFacts:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height as they are stored, in pixels. Raises `UsageError` as `decode_image` does."""
+    """Read width and height as they are stored, in pixels. Raises `UsageError` as `decode_image` does."""
     with _opened(path, read_image(path)) as image:
         return image.size
 
@@ -164,7 +166,8 @@ def _decoded(path: Path, expected: str | None, shortest_side: int, scales: Scale
 
 @contextlib.contextmanager
 def _opened(path: Path, content: bytes) -> Iterator[Image]:
-    """The file as a Pillow image that is whole, its pixels not decoded. Whatever goes wrong is a `UsageError`."""
+    """Open the file as a Pillow image that is whole, without decoding its pixels. Whatever goes wrong is a
+    `UsageError`."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -215,7 +218,7 @@ def _reduced(height: int, width: int, shortest_side: int) -> tuple[int, int]:
 
 
 def _orientation(image: Image) -> int:
-    """1 (upright) to 8, as in EXIF; broken EXIF data say nothing about the pixels, and are passed over."""
+    """Read the EXIF orientation, 1 (upright) to 8; broken EXIF data say nothing about the pixels, and count as 1."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # whatever a parser of foreign bytes stumbles over

@@ -110,14 +110,14 @@ class _Hashed(io.RawIOBase):
         return block
 
     def md5(self) -> str:
-        """Of the whole stream, hexadecimal: reads what is left of it."""
+        """Compute the MD5 of the whole stream, hexadecimal: reads what is left of it."""
         while self.read(_BLOCK):
             pass
         return self._digest.hexdigest()
 
 
 def has_md5(path: Path, md5: str) -> bool:
-    """Whether the file is there and has this checksum (hexadecimal)."""
+    """Say whether the file is there and has this checksum (hexadecimal)."""
     try:
         return _md5(path) == md5
     except (OSError, UsageError):
@@ -153,7 +153,7 @@ def _complete(url: str, part: Path, md5: str, progress: Progress, timeout: float
 
 
 def _transfer(url: str, part: Path, progress: Progress, timeout: float) -> None:
-    """One connection: append to `part` what is missing, or start again where the server cannot resume."""
+    """Make one connection: append to `part` what is missing, or start again where the server cannot resume."""
     start = _size(part)
     headers = {"User-Agent": "flowers-bench"} | ({"Range": f"bytes={start}-"} if start else {})
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as response:
@@ -191,7 +191,7 @@ def _size(path: Path) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """An exception in words: urllib wraps the one that says something."""
+    """Put an exception into words: urllib wraps the one that says something."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}"
     cause = error.reason if isinstance(error, urllib.error.URLError) and error.reason else error

@@ -46,7 +46,7 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def open_named(path: str | os.PathLike[str], what: str = "image") -> BinaryIO:
-    """The file, opened to be read. Raises `UsageError`, which names it, if it is no regular file or cannot be opened.
+    """Open a file for reading. Raises `UsageError`, which names it, if it is no regular file or cannot be opened.
 
     A pipe that nobody writes to is refused like any other, not waited for.
     """
@@ -57,7 +57,7 @@ def open_named(path: str | os.PathLike[str], what: str = "image") -> BinaryIO:
 
 
 def check_regular(status: os.stat_result, path: str | os.PathLike[str], what: str = "image") -> None:
-    """Raises `UsageError`, which names the file and says what it is, unless it is a regular one."""
+    """Raise `UsageError`, which names the file and says what it is, unless it is a regular one."""
     try:
         refuse_irregular(status.st_mode)
     except OSError as error:
@@ -65,12 +65,12 @@ def check_regular(status: os.stat_result, path: str | os.PathLike[str], what: st
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError, what: str = "image") -> UsageError:
-    """The error for a file that cannot be read, and why."""
+    """Make the error for a file that cannot be read, with the reason."""
     return UsageError(f"{what} {path} is missing or cannot be read: {error.strerror or error}.")
 
 
 def read_image(path: str | os.PathLike[str]) -> bytes:
-    """All bytes of an image file.
+    """Read all bytes of an image file.
 
     Raises:
         UsageError: it is missing, unreadable, no regular file, or larger than `MAX_BYTES`; names it.
@@ -86,21 +86,21 @@ def read_image(path: str | os.PathLike[str]) -> bytes:
 
 
 def visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """The entries of a folder by name, without those that nobody means."""
+    """List the entries of a folder by name, without those that nobody means (hidden files, `@eaDir` and the like)."""
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if not is_ignored(entry.name)]
     return sorted(found, key=lambda entry: entry.name)
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or left behind by another program."""
+    """Say whether a file or folder of this name is hidden, or left behind by another program."""
     return name.startswith(".") or name.lower() in _IGNORED
 
 
 def files_below(
     folder: str | os.PathLike[str], check_folder: Callable[[os.DirEntry[str]], None] = lambda entry: None
 ) -> Iterator[os.DirEntry[str]]:
-    """Every visible entry below a folder that is no folder itself, however deep, in any order; links are followed.
+    """List every visible entry below a folder that is no folder itself, however deep, in any order; links are followed.
 
     Args:
         check_folder: is shown every subfolder before it is opened, and may raise.
@@ -125,12 +125,12 @@ def files_below(
 
 
 def has_image_name(name: str) -> bool:
-    """Whether the extension is one of `EXTENSIONS`."""
+    """Say whether the extension is one of `EXTENSIONS`."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether this is an image by its name or, failing that, by how its content begins.
+    """Say whether this is an image by its name or, failing that, by how its content begins.
 
     What has an image's name and is no file (a link to nothing, a pipe) counts: who reads it says what it is.
     """
@@ -140,7 +140,8 @@ def is_image(entry: os.DirEntry[str]) -> bool:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """The images in a folder and its subfolders, by name. Raises `UsageError` if there are none, or it is unreadable."""
+    """List the images in a folder and its subfolders, by name. Raises `UsageError` if there are none, or it is
+    unreadable."""
     try:
         found = sorted(Path(entry.path) for entry in files_below(folder) if is_image(entry))
     except OSError as error:

@@ -149,12 +149,12 @@ _WORTH_KEEPING = 1 << 20
 
 
 def recognises(path: Path) -> bool:
-    """Whether the folder is in torchvision's layout: it holds `flowers-102/setid.mat`, or is that `flowers-102`."""
+    """Say whether the folder is in torchvision's layout: it holds `flowers-102/setid.mat`, or is that `flowers-102`."""
     return (_root(path) / _FOLDER / "setid.mat").is_file()
 
 
 def load(request: DataRequest) -> Dataset:
-    """From `request.path` (never written to), or downloaded into `request.cache_dir`.
+    """Load the dataset from `request.path` (never written to), or download it into `request.cache_dir`.
 
     Raises:
         UsageError: a file is missing, unreadable or has a wrong checksum, or the download failed; says what to do.
@@ -167,11 +167,11 @@ def load(request: DataRequest) -> Dataset:
     jpg = root / _FOLDER / "jpg"
     hashes = content_hashes(jpg, names, request.cache_dir, request.progress, "Flowers102", read_only=request.read_only)
     images = _cached(request, jpg, names, hashes)
-    parts = _slices(images, splits, hashes)
+    found = _slices(images, splits, hashes)
     return Dataset(
-        train=parts["train"],
-        val=parts["val"],
-        test=parts["test"],
+        train=found["train"],
+        val=found["val"],
+        test=found["test"],
         name="flowers102",
         class_names=CLASS_NAMES,
         fingerprint=_digest(f"flowers102 {request.stored_side}", names, hashes),
@@ -260,7 +260,8 @@ def _by_hand(root: Path, files: Mapping[str, tuple[str, str]]) -> str:
 
 
 def _read_lists(root: Path) -> dict[str, bytes]:
-    """The split and the labels, which are the official ones, byte for byte; the images are there at all."""
+    """Read the split and the labels, and check that they are the official ones, byte for byte, and that the images are
+    there."""
     files = _urls()
     base = root / _FOLDER
     lists = {}
@@ -281,7 +282,7 @@ def _read_lists(root: Path) -> dict[str, bytes]:
 
 
 def _read_splits(lists: Mapping[str, bytes]) -> dict[str, tuple[list[str], list[int]]]:
-    """File names and labels (from 0) of the official splits."""
+    """Read file names and labels (from 0) of the official splits."""
     from scipy.io import loadmat
 
     labels, numbers = (loadmat(io.BytesIO(lists[name]), squeeze_me=True) for name in _LISTS)
@@ -309,7 +310,7 @@ def _cached(request: DataRequest, jpg: Path, names: Sequence[str], hashes: Mappi
 
 
 def _digest(header: str, names: Sequence[str], hashes: Mapping[str, str]) -> str:
-    """SHA-256 over a header, and names and contents of all images."""
+    """Compute the SHA-256 over a header, and names and contents of all images."""
     digest = hashlib.sha256(header.encode())
     for name in names:
         digest.update(name.encode() + bytes.fromhex(hashes[name]))
@@ -330,7 +331,7 @@ def _slices(
 
 
 def _size_note(jpg: Path, names: Sequence[str]) -> list[str]:
-    """What to say where these are small copies of the photographs."""
+    """Note it if these are small copies of the photographs; else give no note."""
     side = int(np.median([min(image_size(jpg / name)) for name in names[::41]]))
     if side >= SMALL:
         return []

@@ -28,7 +28,7 @@ from flowers_bench.util.errors import UsageError
 
 
 def load(request: DataRequest) -> Dataset:
-    """From `request.path`. Raises `UsageError` for whatever is missing, empty or unreadable, by name."""
+    """Load the dataset from `request.path`. Raises `UsageError` for whatever is missing, empty or unreadable, by name."""
     root = request.path
     if root is None:
         raise UsageError("--data folder: name the folder itself, such as --data ../my/images.")
@@ -55,7 +55,7 @@ def load(request: DataRequest) -> Dataset:
 def split_by_rule(
     classes: Classes, hashes: Mapping[str, str], val: float, test: float, seed: int
 ) -> dict[str, Classes]:
-    """Train, validation and test part of each class; see the module's docstring.
+    """Divide each class into training, validation and test split; the module's docstring has the rule.
 
     A class of 3 or more different images has at least one in each split; one of 2 has none in validation, and the
     only image of a class is trained on. Images that stand in several classes follow the first of these.
@@ -83,12 +83,13 @@ def split_by_rule(
 
 
 def _place(content: str, seed: int) -> float:
-    """From 0 to 1, evenly spread."""
+    """Place an image's content between 0 and 1; contents are spread evenly."""
     return int(hashlib.sha256(f"{seed} {content}".encode()).hexdigest()[:12], 16) / 16**12
 
 
 def _at_least_one(count: int, in_test: int, in_val: int) -> tuple[int, int]:
-    """The sizes of a class's test and validation part, changed where a part (train too) would be empty."""
+    """Change the sizes of a class's test and validation split where one of the three splits (training too) would be
+    empty."""
     n_test = min(max(1, in_test), max(count - 2, min(count - 1, 1)))
     n_val = min(max(1, in_val), count - 1 - n_test)
     return n_test, n_val
@@ -111,7 +112,7 @@ def _dataset(
     scales = scales_of(levels)
     images = _cached(request, root, paths, contents, scales)
     position = {path: number for number, path in enumerate(paths)}
-    parts = {
+    found = {
         split: Split(
             Selection(images, np.array([position[key] for key in keys], np.int64)),
             np.array(labels, np.int64),
@@ -121,9 +122,9 @@ def _dataset(
         for split, (keys, labels) in listing.items()
     }
     return Dataset(
-        train=parts["train"],
-        val=parts["val"],
-        test=parts["test"],
+        train=found["train"],
+        val=found["val"],
+        test=found["test"],
         name=root.resolve().name,
         class_names=names,
         fingerprint=_fingerprint(listing, contents, scales, request.stored_side),
@@ -155,7 +156,8 @@ def _fingerprint(
 def _cached(
     request: DataRequest, root: Path, paths: list[str], contents: Mapping[str, Content], scales: Scales
 ) -> CachedImages:
-    """All images in the order of `paths`. The split is no part of the key: another one reads the same cache."""
+    """Open all images, in the order of `paths`. The split is no part of the cache's key: another split reads the same
+    cache."""
     digest = hashlib.sha256(f"{DECODER} {request.stored_side}{_scales_text(scales)}".encode())
     hashes = [contents[path].sha256 for path in paths]
     for content in hashes:
@@ -212,6 +214,6 @@ def _check_classes(root: Path, splits: Mapping[str, Classes]) -> None:
 
 
 def _uneven(splits: Mapping[str, Classes]) -> list[str]:
-    """What to say about classes that are trained on but not measured."""
+    """Note how many classes are trained on and not measured."""
     absent = {split: len(splits["train"]) - len(splits[split]) for split in ("val", "test")}
     return [f"{count} classes have no {split} images" for split, count in absent.items() if count]

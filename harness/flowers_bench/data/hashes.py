@@ -46,7 +46,7 @@ def content_hashes(
     *,
     read_only: bool = False,
 ) -> dict[str, str]:
-    """SHA-256 (hexadecimal) by path, in the order given.
+    """Compute the SHA-256 (hexadecimal) of each file, by path, in the order given.
 
     A file is read again only when its size or times differ from what `cache_dir` remembers.
 
@@ -75,14 +75,14 @@ def image_contents(
     *,
     read_only: bool = False,
 ) -> dict[str, Content]:
-    """As `content_hashes`, for images: also what must be known of all of them before one is decoded."""
+    """Hash images as `content_hashes` does, and read what must be known of all of them before one is decoded."""
     return _remembered(
         _memory(cache_dir, "contents", root), root, paths, _row, _content, progress, name, read_only=read_only
     )
 
 
 def copies_note(splits: Mapping[str, Iterable[str]]) -> list[str]:
-    """What to say about byte-identical images that stand in several splits; empty if there are none.
+    """Note how many byte-identical images stand in several splits; empty if there are none.
 
     Args:
         splits: the images' SHA-256 by split: train, val and test.
@@ -115,7 +115,8 @@ def _remembered(
     *,
     read_only: bool,
 ) -> dict[str, T]:
-    """`parse(read(file))` by path; `read`, whose JSON values `memory` holds, only of files that changed since."""
+    """Compute `parse(read(file))` by path; `read`, whose JSON values `memory` holds, is called only for files that
+    changed since."""
     remembered = _recall(memory, parse)
     base = os.fspath(root)
     settled = time.time_ns() - SETTLED
@@ -178,14 +179,14 @@ def _sha256(file: str) -> str:
 
 
 def _digest(value: Any) -> str:
-    """The value, which must be a SHA-256; else raises TypeError or ValueError."""
+    """Check that the value is a SHA-256, and give it. Raises `TypeError` or `ValueError` for anything else."""
     if len(bytes.fromhex(value)) != 32:
         raise ValueError(value)
     return str(value)
 
 
 def _row(file: str) -> list[Any]:
-    """A `Content` as JSON, short for the ordinary images, which are most."""
+    """Turn a `Content` into JSON; short for ordinary images, which are most."""
     content = read_image(file)
     facts = image_facts(content)
     digest = hashlib.sha256(content).hexdigest()
@@ -195,7 +196,7 @@ def _row(file: str) -> list[Any]:
 
 
 def _content(row: Any) -> Content:
-    """What `_row` made; raises TypeError or ValueError for anything else."""
+    """Turn what `_row` made into a `Content` again. Raises `TypeError` or `ValueError` for anything else."""
     if len(row) == 1:
         return Content(_digest(row[0]))
     digest, turned, *levels = row

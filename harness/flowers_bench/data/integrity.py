@@ -33,7 +33,7 @@ class Damaged(Exception):
 
 
 def check_whole(content: bytes, image: Image) -> None:
-    """Raises `Damaged` where a checksum is wrong or something is missing, of what Pillow does not miss itself.
+    """Raise `Damaged` where a checksum is wrong or something is missing that Pillow does not miss itself.
 
     Args:
         content: the file.
@@ -50,7 +50,8 @@ def check_whole(content: bytes, image: Image) -> None:
 
 
 def _check_png(content: bytes) -> None:
-    """Every chunk's CRC up to IEND, and that the pixels' zlib stream is whole, with its Adler-32, and long enough."""
+    """Check every chunk's CRC up to IEND, and that the pixels' zlib stream is whole, with its Adler-32, and long
+    enough."""
     position, pixels = 8, []
     while True:
         length = int.from_bytes(content[position : position + 4], "big")
@@ -71,7 +72,7 @@ def _check_png(content: bytes) -> None:
 
 
 def _png_bytes(content: bytes) -> int:
-    """How long the inflated pixels must be: a byte for the filter before each row."""
+    """Compute how many bytes the inflated pixels must have, with one before each row that names its filter."""
     width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
     bits = content[24] * _PNG_CHANNELS.get(content[25], 1)
     passes = _ADAM7 if content[28] else ((0, 1, 0, 1),)
@@ -84,7 +85,8 @@ def _png_bytes(content: bytes) -> int:
 
 
 def _inflated(parts: Iterable[bytes | memoryview], limit: int) -> int:
-    """The length of what one zlib stream holds, which must end, and have the right checksum; never more than `limit`."""
+    """Measure what one zlib stream holds, in bytes: it must end, have the right checksum, and hold no more than
+    `limit`."""
     stream, length = zlib.decompressobj(), 0
     try:
         for part in parts:
@@ -104,7 +106,7 @@ def _inflated(parts: Iterable[bytes | memoryview], limit: int) -> int:
 
 
 def _check_jpeg(content: bytes) -> None:
-    """That the segments lead to the end mark: those of embedded previews are inside segments, and do not count."""
+    """Check that the segments lead to the end mark. Marks of embedded previews lie inside segments, and do not count."""
     position = 2
     while found := _JPEG_SEGMENT.search(content, position):
         kind, position = content[found.end() - 1], found.end()
@@ -116,7 +118,7 @@ def _check_jpeg(content: bytes) -> None:
 
 
 def _check_gif(content: bytes) -> None:
-    """That the blocks lead to the trailer."""
+    """Check that the blocks lead to the trailer."""
     position = 13 + _gif_colours(content[10])
     while position < len(content):
         kind = content[position]
@@ -144,7 +146,7 @@ def _after_gif_blocks(content: bytes, position: int) -> int:
 
 
 def _check_tiff(content: bytes, image: TiffImageFile) -> None:
-    """That there are enough strips or tiles, and that compressed ones lie within the file and are whole.
+    """Check that there are enough strips or tiles, and that compressed ones lie within the file and are whole.
 
     Of uncompressed ones the stated lengths are often wrong and never needed: Pillow misses what is not there.
     """

@@ -96,7 +96,7 @@ class Header:
 
 
 def read_header(content: bytes, image: Image) -> Header | None:
-    """What `content`, as opened by Pillow, says of its samples; None for 8 bits and less."""
+    """Read what `content`, as opened by Pillow, says of its samples; None for images of 8 bits and less."""
     grey = image.mode.startswith("I") or image.mode == "F"
     if image.format == "PNG" and content[24] == 16:
         return Header(INTEGER if grey else COLOUR, _FULL, significant_bits=_significant_bits(content))
@@ -109,7 +109,7 @@ def read_header(content: bytes, image: Image) -> Header | None:
 
 
 def levels_of(image: Image, header: Header) -> Levels:
-    """What an image tells of its range. Decodes its pixels if it must."""
+    """Find out what an image tells of its range. Decodes its pixels if it must."""
     if header.kind == FIXED:
         return Levels(FIXED, 0, header.full or 0, stated=True)
     if header.stated:
@@ -122,7 +122,7 @@ def levels_of(image: Image, header: Header) -> Levels:
 
 
 def scales_of(found: Iterable[Levels]) -> dict[str, Scale]:
-    """One rule for each kind of image that there is and that needs one."""
+    """Make one rule for each kind of image that there is and that needs one."""
     kinds: dict[str, list[Levels]] = {}
     for levels in found:
         kinds.setdefault(levels.kind, []).append(levels)
@@ -133,7 +133,7 @@ def scales_of(found: Iterable[Levels]) -> dict[str, Scale]:
 
 
 def notes_on_levels(found: Sequence[Levels], scales: Scales) -> list[str]:
-    """What must be said of a dataset with such images: how many, what is black and white, and who says so."""
+    """Note what must be said of a dataset with such images: how many, what is black and white, and who says so."""
     notes = []
     for kind, name in _NAMES.items():
         of_kind = [levels for levels in found if levels.kind == kind]
@@ -159,7 +159,7 @@ def notes_on_levels(found: Sequence[Levels], scales: Scales) -> list[str]:
 
 
 def to_bytes(image: Image, header: Header, scales: Scales) -> NDArray[np.uint8]:
-    """Grey values (H, W), or colours with or without alpha (H, W, C), by the rule for their kind.
+    """Convert an image to uint8 by the rule for its kind: grey (H, W), or colours with or without alpha (H, W, C).
 
     Raises:
         NoScale: there is no rule for such an image, and its format has no bound.
@@ -169,7 +169,7 @@ def to_bytes(image: Image, header: Header, scales: Scales) -> NDArray[np.uint8]:
         what = "floating-point numbers" if header.kind == FLOAT else "integers of 32 bits, or with a sign"
         raise NoScale(f"its pixels are {what}, and nothing says which of them is white: convert it to 8 bits")
     if header.kind == COLOUR:
-        pixels = np.asarray(image).copy()
+        pixels: NDArray[np.uint8] = np.asarray(image).copy()
         brightest = max(1, int(scale.white) // 256)
         brighter = (np.arange(256) * 255 / brightest).round().clip(0, 255).astype(np.uint8)
         pixels[..., :3] = brighter[pixels[..., :3]]
@@ -187,7 +187,7 @@ def to_bytes(image: Image, header: Header, scales: Scales) -> NDArray[np.uint8]:
 
 
 def scales_from(facts: DatasetFacts) -> dict[str, Scale]:
-    """The rules that a trial's dataset was decoded by. Raises `UsageError` if they are damaged."""
+    """Read the rules that a trial's dataset was decoded by. Raises `UsageError` if they are damaged."""
     levels = facts.grey_levels.json() if facts.grey_levels else {}
     try:
         found = {kind: Scale(*map(float, pair)) for kind, pair in levels.items()}
@@ -199,7 +199,8 @@ def scales_from(facts: DatasetFacts) -> dict[str, Scale]:
 
 
 def unlikely_scale(levels: Levels, scales: Scales) -> str | None:
-    """What to say of an image whose kind has no rule in `scales`, and that uses little of its format's range."""
+    """Describe an image whose kind has no rule in `scales`, and that uses little of its format's range; None for
+    others."""
     if levels.kind in scales or levels.kind not in (INTEGER, COLOUR) or _scale([levels]).white >= _FULL:
         return None
     return (
@@ -220,7 +221,7 @@ def _scale(found: Sequence[Levels]) -> Scale:
 
 
 def _likely_white(highest: float) -> float:
-    """The usual white that a dataset's highest value is near to; else that value itself."""
+    """Choose the usual white level that a dataset's highest value is near to; else that value itself."""
     return next((usual for usual in _USUAL if _DIM * usual < highest <= _OVERSHOOT * usual), highest)
 
 
@@ -250,7 +251,8 @@ def _first(value: Any, default: Any = None) -> Any:
 
 
 def _significant_bits(content: bytes) -> int:
-    """The sBIT chunk of a PNG whose length and checksums are right; 0 without one. It stands before the pixels."""
+    """Read the sBIT chunk, which stands before the pixels, of a PNG whose length and checksums are right; 0 without
+    one."""
     position = 8
     while position < len(content) and (kind := content[position + 4 : position + 8]) != b"IDAT":
         length = int.from_bytes(content[position : position + 4], "big")
@@ -262,7 +264,7 @@ def _significant_bits(content: bytes) -> int:
 
 
 def _range(image: Image, header: Header) -> tuple[float, float, bool]:
-    """The lowest and the highest finite value, 0 if there is none, and whether all values are finite."""
+    """Find the lowest and the highest finite value, 0 if there is none, and whether all values are finite."""
     if header.kind == COLOUR:  # the upper bytes of red, green and blue
         upper = np.asarray(image)[..., :3]
         return 256.0 * int(upper.min()), 256.0 * int(upper.max()) + 255, True
@@ -277,7 +279,7 @@ def _range(image: Image, header: Header) -> tuple[float, float, bool]:
 
 
 def _blocks(image: Image, header: Header) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """The values some rows at a time: a large image has gigabytes of them."""
+    """Give the values some rows at a time: a large image has gigabytes of them."""
     found = np.asarray(image)
     if header.unsigned:
         found = found.view(np.uint32)

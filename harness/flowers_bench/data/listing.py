@@ -43,6 +43,7 @@ class Listing:
     alike: list[tuple[str, str]] = field(default_factory=list)
 
     def paths(self) -> list[str]:
+        """List the images of all classes, class by class."""
         return [path for paths in self.classes.values() for path in paths]
 
 
@@ -62,7 +63,7 @@ class Layout:
 
 
 def find_splits(root: Path) -> Layout:
-    """The splits of a folder, in whatever case they are written.
+    """Find the splits of a folder, in whatever case they are written.
 
     A folder called `train` that holds images, but no folder, is a class, where there are other classes beside it.
 
@@ -95,7 +96,7 @@ def find_splits(root: Path) -> Layout:
 
 
 def list_classes(folder: Path, root: Path) -> Listing:
-    """Images by class folder, those of its subfolders too, sorted by path; hidden entries are ignored.
+    """List the images of each class folder and its subfolders, sorted by path; hidden entries are ignored.
 
     Raises:
         UsageError: a class without images, no class at all, a link that leaves `root`, a name that is not UTF-8, or two
@@ -117,7 +118,7 @@ def list_classes(folder: Path, root: Path) -> Listing:
 
 
 def check_entry(entry: os.DirEntry[str], root: Path) -> None:
-    """Raises `UsageError` for a name that is not UTF-8, and for a link that leaves `root`."""
+    """Raise `UsageError` for a name that is not UTF-8, and for a link that leaves `root`."""
     try:
         entry.name.encode()
     except UnicodeEncodeError:
@@ -127,12 +128,12 @@ def check_entry(entry: os.DirEntry[str], root: Path) -> None:
 
 
 def look(name: str) -> str:
-    """What a reader sees of a name: without accents' encoding, case, width and runs of spaces."""
+    """Reduce a name to what a reader sees of it: without the accents' encoding, case, width and runs of spaces."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def notes_on_files(layout: Layout, listings: Iterable[Listing]) -> list[str]:
-    """What must be said of images and files that are not where they are expected."""
+    """Note images and files that are not where they are expected."""
     found = list(listings)
     recognised = sum((listing.recognised for listing in found), Counter())
     others = sum((listing.others for listing in found), Counter())
@@ -164,7 +165,7 @@ def _holds_images_alone(folder: Path) -> bool:
 
 
 def _list_class(folder: os.DirEntry[str], root: Path, listing: Listing) -> list[str]:
-    """The paths of a class's images, relative to `root`; what else is to be said goes into `listing`."""
+    """List the paths of a class's images, relative to `root`; add to `listing` what else is to be said."""
     prefix = os.path.relpath(folder.path, root).replace(os.sep, "/")
     found = []
     for file in files_below(folder.path, lambda below: check_entry(below, root)):
@@ -183,7 +184,7 @@ def _list_class(folder: os.DirEntry[str], root: Path, listing: Listing) -> list[
 
 
 def _alike(folder: Path, names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of names that look alike. Raises `UsageError` for two that are one name, in two encodings."""
+    """Find pairs of names that look alike. Raises `UsageError` for two that are one name, in two encodings."""
     seen: dict[str, str] = {}
     pairs = []
     for name in names:
@@ -205,7 +206,7 @@ def _extension(name: str) -> str:
 
 
 def _counts(found: Counter[str]) -> str:
-    """Such as "4 .csv, 1 .txt"."""
+    """Put counts into words, such as "4 .csv, 1 .txt"."""
     listed = sorted(found.items(), key=lambda item: (-item[1], item[0]))
     rest = sum(count for _, count in listed[_LISTED:])
     return ", ".join(

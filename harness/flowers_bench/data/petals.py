@@ -20,7 +20,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from flowers_bench.util.errors import unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 #: Part of the fingerprint: bump it when any pixel would change.
 RENDERER = "petals-2"
@@ -87,8 +88,8 @@ _DRAWS = len(FACTORS) + 73
 
 
 @dataclass(frozen=True)
-class Species:
-    """The genes of one species. Lengths are in units of the flower's radius, colours are RGB in [0, 1]."""
+class _Genes:
+    """All genes of a species but the colours of its petals."""
 
     petals: int
     layers: int
@@ -96,18 +97,24 @@ class Species:
     point: float
     notch: float
     gap: float
-    inner: Colour
-    outer: Colour
     gradient: float
     marking: int  # 0 none, 1 veins, 2 spots, 3 edge, 4 eye
     marking_strength: float
-    marking_colour: Colour
     disc: float
     disc_colour: Colour
     disc_grain: float
     leaves: int
     leaf_colour: Colour
     ground: Colour
+
+
+@dataclass(frozen=True)
+class Species(_Genes):
+    """The genes of one species. Lengths are in units of the flower's radius, colours are RGB in [0, 1]."""
+
+    inner: Colour
+    outer: Colour
+    marking_colour: Colour
 
 
 def _rng(*axes: object) -> np.random.Generator:
@@ -123,27 +130,27 @@ def _hsv(hue: float, saturation: float, value: float) -> Colour:
 
 @functools.lru_cache(maxsize=4096)
 def species(number: int, grammar_seed: int = 0) -> Species:
-    """Genes of species `number`: those of its family, and for the second and third twin one or two changes."""
+    """Make the genes of species `number`: those of its family, and for the second and third twin one or two changes."""
     family, twin = divmod(number, FAMILY)
     rng = _rng("family", grammar_seed, family)
     uniform = rng.uniform
-    genes: dict[str, Any] = {
-        "petals": int(rng.integers(4, 13)),
-        "layers": int(rng.integers(1, 4)),
-        "width": uniform(0.8, 1.15),
-        "point": uniform(0.3, 0.9),
-        "notch": float(rng.choice([0.0, 0.0, 0.16, 0.26])),
-        "gap": uniform(0.0, 0.2),
-        "gradient": uniform(0.6, 2.2),
-        "marking": int(rng.integers(0, 5)),
-        "marking_strength": uniform(0.6, 0.9),
-        "disc": uniform(0.16, 0.3),
-        "disc_colour": _hsv(uniform(0.06, 0.17), 0.85, uniform(0.4, 0.95)),
-        "disc_grain": uniform(0.1, 0.5),
-        "leaves": int(rng.integers(0, 6)),
-        "leaf_colour": _hsv(float(rng.choice([0.25, 0.31, 0.37])), 0.55, float(rng.choice([0.38, 0.52]))),
-        "ground": _hsv(float(rng.choice([0.1, 0.2, 0.3, 0.36])), 0.4, float(rng.choice([0.22, 0.38]))),
-    }
+    genes = _Genes(
+        petals=int(rng.integers(4, 13)),
+        layers=int(rng.integers(1, 4)),
+        width=uniform(0.8, 1.15),
+        point=uniform(0.3, 0.9),
+        notch=float(rng.choice([0.0, 0.0, 0.16, 0.26])),
+        gap=uniform(0.0, 0.2),
+        gradient=uniform(0.6, 2.2),
+        marking=int(rng.integers(0, 5)),
+        marking_strength=uniform(0.6, 0.9),
+        disc=uniform(0.16, 0.3),
+        disc_colour=_hsv(uniform(0.06, 0.17), 0.85, uniform(0.4, 0.95)),
+        disc_grain=uniform(0.1, 0.5),
+        leaves=int(rng.integers(0, 6)),
+        leaf_colour=_hsv(float(rng.choice([0.25, 0.31, 0.37])), 0.55, float(rng.choice([0.38, 0.52]))),
+        ground=_hsv(float(rng.choice([0.1, 0.2, 0.3, 0.36])), 0.4, float(rng.choice([0.22, 0.38]))),
+    )
     # Few colours for many families, or colour alone would tell them apart. No green: it would be one more leaf.
     paint = {"hue": float(rng.choice([0.6, 0.74, 0.9, 1.0, 1.08, 1.15])) + uniform(-0.035, 0.035)}
     paint["saturation"] = float(rng.choice([0.07, 0.4, 0.7]))
@@ -154,48 +161,50 @@ def species(number: int, grammar_seed: int = 0) -> Species:
         own = _rng("twin", grammar_seed, family, twin)
         # The second twin reads the family's list from its start, the third from its end: they never share a change.
         for k in (order if twin == 1 else order[::-1])[: int(own.integers(1, 3))]:
-            _mutate(_MUTATIONS[k], genes, paint, 1 if own.random() < 0.5 else -1)
-    return Species(**genes, **_coloured(paint))
+            genes = _mutate(_MUTATIONS[k], genes, paint, 1 if own.random() < 0.5 else -1)
+    inner, outer, marking = _colours(paint)
+    return Species(**vars(genes), inner=inner, outer=outer, marking_colour=marking)
 
 
-def _coloured(paint: Mapping[str, float]) -> dict[str, Any]:
+def _colours(paint: Mapping[str, float]) -> tuple[Colour, Colour, Colour]:
+    """Compute the colours of the petals' inner end, their outer end, and their markings."""
     hue, saturation, value = paint["hue"], paint["saturation"], paint["value"]
-    return {
-        "inner": _hsv(hue + paint["drift"], saturation * paint["pale"], value),
-        "outer": _hsv(hue, saturation, value * 0.95),
-        "marking_colour": _hsv(hue + paint["mark"], 0.75, 0.45),
-    }
+    return (
+        _hsv(hue + paint["drift"], saturation * paint["pale"], value),
+        _hsv(hue, saturation, value * 0.95),
+        _hsv(hue + paint["mark"], 0.75, 0.45),
+    )
 
 
 _MUTATIONS = ("petals", "disc", "disc_colour", "marking", "width", "hue", "notch", "point", "layers")
 
 
-def _mutate(change: str, genes: dict[str, Any], paint: dict[str, float], sign: int) -> None:
-    """Change one gene, in place, by as much as 64 pixels can show."""
+def _mutate(change: str, genes: _Genes, paint: dict[str, float], sign: int) -> _Genes:
+    """Change one gene, or the paint in place, by as much as 64 pixels can show."""
     if change == "petals":
         # One petal more or less is seen among five, not among eleven.
-        step = 1 if genes["petals"] < 8 else 2
-        genes["petals"] += step if genes["petals"] < 6 else sign * step
-    elif change == "disc":
-        genes["disc"] *= 1.4 if sign > 0 else 0.65
-    elif change == "disc_colour":
-        genes["disc_colour"] = tuple(
-            c * 0.35 if max(genes["disc_colour"]) > 0.65 else c * 2 for c in genes["disc_colour"]
-        )
-    elif change == "marking":
-        genes["marking"] = (genes["marking"] + (1 if sign > 0 else 2)) % 5
-    elif change == "width":
-        genes["width"] *= 1.3 if sign > 0 else 0.7
-    elif change == "hue":
+        step = 1 if genes.petals < 8 else 2
+        return replace(genes, petals=genes.petals + (step if genes.petals < 6 else sign * step))
+    if change == "disc":
+        return replace(genes, disc=genes.disc * (1.4 if sign > 0 else 0.65))
+    if change == "disc_colour":
+        factor = 0.35 if max(genes.disc_colour) > 0.65 else 2
+        red, green, blue = genes.disc_colour
+        return replace(genes, disc_colour=(red * factor, green * factor, blue * factor))
+    if change == "marking":
+        return replace(genes, marking=(genes.marking + (1 if sign > 0 else 2)) % 5)
+    if change == "width":
+        return replace(genes, width=genes.width * (1.3 if sign > 0 else 0.7))
+    if change == "hue":
         # A white flower has no hue to turn: it takes on some colour.
         paint["saturation"] = max(paint["saturation"], 0.35)
         paint["hue"] += sign * 0.07
-    elif change == "notch":
-        genes["notch"] = 0.24 if genes["notch"] < 0.1 else 0.0
-    elif change == "point":
-        genes["point"] *= 1.9 if sign > 0 else 0.45
-    else:
-        genes["layers"] = (genes["layers"] + (0 if sign > 0 else 1)) % 3 + 1
+        return genes
+    if change == "notch":
+        return replace(genes, notch=0.24 if genes.notch < 0.1 else 0.0)
+    if change == "point":
+        return replace(genes, point=genes.point * (1.9 if sign > 0 else 0.45))
+    return replace(genes, layers=(genes.layers + (0 if sign > 0 else 1)) % 3 + 1)
 
 
 def render(
@@ -231,7 +240,7 @@ def render(
 
 
 def portrait(genes: Species, size: int) -> NDArray[np.uint8]:
-    """One flower under the factors of `PORTRAIT`, on a plain ground: uint8 (S, S, 3), decided by its genes alone."""
+    """Draw one flower under the factors of `PORTRAIT`, on a plain ground: uint8 (S, S, 3), decided by its genes alone."""
     factors = {name: np.array([value], np.float32) for name, value in PORTRAIT.items()}
     return np.asarray(_drawn([genes], factors, np.full((1, _DRAWS - len(FACTORS)), 0.5, np.float32), size)[0])
 
@@ -239,11 +248,12 @@ def portrait(genes: Species, size: int) -> NDArray[np.uint8]:
 def _drawn(genes: Sequence[Species], factors: dict[str, Array], free: Array, size: int) -> NDArray[np.uint8]:
     image = _Scene(_stack(genes), factors, free, size).paint()
     image = _blurred(image, factors["blur"] * size / 64)
-    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    pixels: NDArray[np.uint8] = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    return pixels
 
 
 def _draws(numbers: Sequence[int], split: str, indices: Sequence[int], grammar_seed: int) -> Array:
-    """All random numbers of each image, uniform in [0, 1): float32 (B, _DRAWS).
+    """Draw all random numbers of each image, uniform in [0, 1): float32 (B, _DRAWS).
 
     A species has one stream per split, of which image i owns numbers i * _DRAWS and on: PCG64 can be wound forward.
     """
@@ -261,7 +271,7 @@ def _draws(numbers: Sequence[int], split: str, indices: Sequence[int], grammar_s
 
 
 def _factors(draws: Array) -> dict[str, Array]:
-    """Each nuisance factor, (B,)."""
+    """Compute each nuisance factor, (B,), from the random numbers."""
     found = {name: low + draws[:, k] * (high - low) for k, (name, (low, high)) in enumerate(FACTORS.items())}
     found["occlusion"] *= draws[:, len(FACTORS)] < 0.4  # most flowers stand free
     found["blur"] *= found["blur"]  # and most pictures are sharp
@@ -269,13 +279,14 @@ def _factors(draws: Array) -> dict[str, Array]:
 
 
 def _stack(genes: Sequence[Species]) -> dict[str, Array]:
-    """Genes as (B, 1, 1), colours as (B, 3, 1, 1)."""
+    """Stack genes as (B, 1, 1), and colours as (B, 3, 1, 1)."""
     values = {f.name: np.array([getattr(g, f.name) for g in genes], np.float32) for f in fields(Species)}
     return {name: value[..., None, None] for name, value in values.items()}
 
 
 def _power(base: Array, exponent: Array) -> Array:
-    """`base ** exponent` for bases from 0 on; numpy has vector instructions for these two, but none for powers."""
+    """Compute `base ** exponent` for bases from 0 on, by exp and log: NumPy has vector instructions for these, but
+    not for powers."""
     return np.asarray(np.exp(exponent * np.log(np.maximum(base, 1e-6))))
 
 
@@ -284,7 +295,8 @@ def _over(canvas: Array, colour: Array, cover: Array) -> None:
 
 
 def _inside(distance: Array, softness: float = 1.0) -> Array:
-    """Coverage of each pixel: 1 where `distance` is positive, 0 where negative, `softness` pixels of ramp between.
+    """Compute the coverage of each pixel: 1 where `distance` is positive, 0 where negative, `softness` pixels of ramp
+    between.
 
     The unit of `distance` does not matter, nor how it is bent: its own slope says how far a pixel reaches.
     """
@@ -308,7 +320,7 @@ class _Scene:
         self.turn = np.arctan2(self.v, self.u) / np.float32(_TURN)
 
     def _flower_frame(self) -> tuple[Array, Array]:
-        """Image coordinates bent back into the flower's own frame, where its outer radius is 1."""
+        """Bend image coordinates back into the flower's own frame, where its outer radius is 1."""
         f = self.factors
         x: Array = self.x - f["shift_x"]
         y: Array = self.y - f["shift_y"]
@@ -320,14 +332,16 @@ class _Scene:
         return (cos * x + sin * y) / reach, (cos * y - sin * x) / reach
 
     def _bent(self, x: Array, y: Array, sweep: int) -> tuple[Array, Array]:
-        """Two waves along each axis. Their slopes add up to less than 1, so that nothing folds over."""
+        """Bend coordinates by two waves along each axis. Their slopes add up to less than 1, so that nothing folds
+        over."""
         free = self.free["elastic"][:, 8 * sweep : 8 * sweep + 8]
         waves, phases, elastic = np.pi * (0.8 + free[:, :4]), _TURN * free[:, 4:], self.factors["elastic"]
         swing = [np.sin(waves[:, k] * (y if k in (0, 3) else x) + phases[:, k]) for k in range(4)]
         return x + elastic * (swing[0] + swing[1]), y + elastic * (swing[2] + swing[3])
 
     def _tilted(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """Where the ray through (x, y) meets the flower's plane, tilted by `perspective`, from 2.5 away."""
+        """Compute where the ray through (x, y) meets the flower's plane, tilted by `perspective`, from a distance of
+        2.5."""
         axis, tilt, distance = self.factors["perspective_axis"], self.factors["perspective"], 2.5
         cos, sin = np.cos(axis), np.sin(axis)
         along, across = cos * x + sin * y, cos * y - sin * x
@@ -337,7 +351,7 @@ class _Scene:
         return cos * along - sin * across, sin * along + cos * across
 
     def paint(self) -> Array:
-        """RGB float32 (B, 3, S, S) in about [0, 1]."""
+        """Paint the images: RGB float32 (B, 3, S, S) in about [0, 1]."""
         canvas = self._ground()
         self._leaves(canvas)
         for layer in range(int(self.genes["layers"].max())):
@@ -347,7 +361,7 @@ class _Scene:
         return self._lit(canvas)
 
     def _ground(self) -> Array:
-        """Soil and grass out of focus: two waves, and coloured discs of light where there is clutter."""
+        """Paint soil and grass out of focus: two waves, and coloured discs of light where there is clutter."""
         wave = self.free["ground"]
         noise = sum(
             np.sin(10 * (wave[:, k] - 0.5) * self.x + 10 * (wave[:, k + 1] - 0.5) * self.y + _TURN * wave[:, k + 2])
@@ -397,12 +411,12 @@ class _Scene:
         _over(canvas, colour * shade[:, None], _inside(distance) * (layer < g["layers"]))
 
     def _wobble(self, which: NDArray[np.intp], layer: int) -> Array:
-        """A number in [0, 1) for each petal, at each of its pixels."""
+        """Draw a number in [0, 1) for each petal, at each of its pixels."""
         flat = (which.reshape(len(which), -1) + 3 * layer) % 16
         return np.take_along_axis(self.free["petal"][:, :, 0, 0], flat, axis=1).reshape(which.shape)
 
     def _marking(self, a: Array, along: Array) -> Array:
-        """How much of the marking's colour a petal shows."""
+        """Compute how much of the marking's colour a petal shows, 0 to 1."""
         kind = self.genes["marking"]
         found = np.zeros_like(a)
         if (kind == 1).any():  # veins
@@ -425,7 +439,7 @@ class _Scene:
         _over(canvas, g["disc_colour"] * (grain * rim)[:, None], _inside(g["disc"] - self.radius))
 
     def _occluder(self, canvas: Array) -> None:
-        """A leaf in front, out of focus, that comes from one side and covers that share of the flower's diameter."""
+        """Draw a leaf in front, out of focus, that comes from one side and covers that share of the flower's diameter."""
         if not self.factors["occlusion"].any():
             return
         way, phase, tone = (self.free["occluder"][:, k] for k in range(3))
@@ -442,7 +456,7 @@ class _Scene:
         )
 
     def _lit(self, canvas: Array) -> Array:
-        """Brightness, colour temperature, and light falling off to one side."""
+        """Apply brightness, colour temperature, and light that falls off to one side."""
         way = _TURN * self.free["light"][:, 0]
         fall = self.factors["light"] * (1 + 0.25 * (np.cos(way) * self.x + np.sin(way) * self.y))
         warmth = self.factors["warmth"]
@@ -468,7 +482,8 @@ def _parse(options: Mapping[str, OptionValue]) -> dict[str, int]:
 
 
 def load(request: DataRequest) -> Dataset:
-    """The dataset with the options asked for, drawn once and cached. Raises `UsageError` for options out of range."""
+    """Draw the dataset with the options of the request, once, and cache it. Raises `UsageError` for options out of
+    range."""
     options = _parse(request.options)
     size, count = options["size"], options["species"]
     key = hashlib.sha256(json.dumps([RENDERER, options], sort_keys=True).encode()).hexdigest()
@@ -510,7 +525,7 @@ def load(request: DataRequest) -> Dataset:
 
 
 def _drawn_from(number: int, grammar_seed: int) -> str:
-    """What decides a species, in one text."""
+    """Name what decides a species, in one text."""
     return f"{RENDERER} {grammar_seed} {number}"
 
 
@@ -541,7 +556,7 @@ class _Redrawn:
 
 
 def _sweeps(test: Split, options: Mapping[str, int]) -> dict[str, dict[float, Split]]:
-    """`Dataset.factor_sweeps`: the first test images of each species, at the values of `SWEPT`."""
+    """Make `Dataset.factor_sweeps`: the first test images of each species, at the values of `SWEPT`."""
     kept = min(options["test"], SWEPT_IMAGES)
     rows = [n * options["test"] + i for n in range(options["species"]) for i in range(kept)]
     plan = [(n, i) for n in range(options["species"]) for i in range(kept)]
@@ -554,12 +569,12 @@ def _sweeps(test: Split, options: Mapping[str, int]) -> dict[str, dict[float, Sp
 
 
 def _step(size: int) -> int:
-    """How many images are drawn at once: few enough for the arithmetic to stay in the processor's cache."""
+    """Choose how many images are drawn at once: few enough for the arithmetic to stay in the processor's cache."""
     return max(1, 10 * 64 * 64 // size**2)
 
 
 def _rendered(plan: Sequence[tuple[str, int, int]], size: int, grammar_seed: int) -> Iterator[NDArray[np.uint8]]:
-    """The images of `plan` (split, species, index), in order, each (S, S, 3)."""
+    """Render the images of `plan` (split, species, index), in order, each (S, S, 3)."""
     step = _step(size)
 
     def draw(start: int) -> list[NDArray[np.uint8]]:
@@ -575,7 +590,7 @@ def _rendered(plan: Sequence[tuple[str, int, int]], size: int, grammar_seed: int
 
 
 def sheet(families: int = 5, size: int = 64) -> NDArray[np.uint8]:
-    """A contact sheet, uint8 (H, W, 3): a family of twins a row, of each a portrait and three training images."""
+    """Draw a contact sheet, uint8 (H, W, 3): a family of twins a row, of each a portrait and three training images."""
     rows = []
     for family in range(families):
         for twin in range(FAMILY):

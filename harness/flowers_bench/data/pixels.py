@@ -21,12 +21,13 @@ LONGEST = 16
 
 
 def stored_side(image_size: int) -> int:
-    """Shortest side, in pixels, at which decoded images are kept for a model input of `image_size`."""
+    """Choose the shortest side, in pixels, at which decoded images are kept for a model input of `image_size`."""
     return round(image_size / CROP_RATIO)
 
 
 def evaluation_transform(image_size: int) -> Callable[[Tensor], Tensor]:
-    """uint8 (3, H, W) to uint8 (3, S, S): resize the shortest side (of the `middle`), crop the centre.
+    """Make the transform of evaluation, uint8 (3, H, W) to uint8 (3, S, S): resize the shortest side (of the `middle`),
+    crop the centre.
 
     A square image no larger than the input is resized whole: small crops have no margin to cut away. Two of one size are
     equal.
@@ -45,11 +46,12 @@ class _EvaluationTransform:
         if height == width and height <= self.image_size:
             return image if height == self.image_size else functional.resize(image, size, antialias=True)
         resized = functional.resize(image, [stored_side(self.image_size)], antialias=True)
-        return functional.center_crop(resized, size)
+        cropped: Tensor = functional.center_crop(resized, size)
+        return cropped
 
 
 def middle(image: Tensor) -> Tensor:
-    """The image (3, H, W), or the middle of one that is more than `LONGEST` times as long as wide: a view."""
+    """Give the image (3, H, W), or the middle of one that is more than `LONGEST` times as long as wide: a view."""
     limit = LONGEST * min(image.shape[-2:])
     for dimension in (-2, -1):
         cut = max(0, image.shape[dimension] - limit) // 2
@@ -84,7 +86,7 @@ class Augmented:
             return self.transform(middle(self.images[row // self.views]))
 
     def rows(self, indices: np.ndarray, seed: int) -> np.ndarray:
-        """One row of each image (N,): the version that `seed` draws."""
+        """Draw one row of each image (N,): the version that `seed` chooses."""
         if self.views is None or self.views == 1:
             return indices
         drawn = np.random.default_rng(seed).integers(0, self.views, len(self.images))
@@ -115,7 +117,7 @@ class Normalizer:
 
 
 def evaluation_batches(images: Images, image_size: int, normalize: Normalizer, batch_size: int) -> Iterator[Tensor]:
-    """All images in order, ready for the model."""
+    """Give all images in order, in batches, ready for the model."""
     transform = evaluation_transform(image_size)
     for start in range(0, len(images), batch_size):
         stop = min(start + batch_size, len(images))

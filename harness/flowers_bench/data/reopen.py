@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flowers_bench.contract.dataset import DataRequest, Dataset
 from flowers_bench.contract.host import Host
+from flowers_bench.contract.options import OptionValue
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.shots import few_shot
 from flowers_bench.store.identity import Trial
@@ -31,16 +32,16 @@ class DataPlace:
 
     @classmethod
     def of(cls, run: Run) -> DataPlace:
-        """As the trial's `run.json` has it. Raises `UsageError` where it does not say it."""
+        """Read it as the trial's `run.json` has it. Raises `UsageError` where it does not say it."""
         if run.data_source is None or run.cache_dir is None:
             raise UsageError("run.json does not say where the trial's images are. Run the command again.")
         return cls(run.data_source, Path(run.data_path) if run.data_path else None, Path(run.cache_dir))
 
 
 def reopen(
-    host: Host, place: DataPlace, image_size: int, options: Mapping[str, object], *, read_only: bool = False
+    host: Host, place: DataPlace, image_size: int, options: Mapping[str, OptionValue], *, read_only: bool = False
 ) -> Dataset:
-    """As it is there now: whether it is still the trial's is for the caller to ask, and how strictly.
+    """Load a trial's dataset from where it is now. Whether its content is still the trial's is for the caller to check.
 
     Args:
         image_size: the recipe's, in pixels.

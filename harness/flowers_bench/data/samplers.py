@@ -19,8 +19,8 @@ Sampler = Callable[[np.ndarray, int, Options, np.random.Generator], Batches]
 
 
 def shuffled(labels: np.ndarray, batch_size: int, options: Options, rng: np.random.Generator) -> Batches:
-    """Every image once, in random order; the last batch may be smaller, but never a single image
-    (batch norm cannot train on one)."""
+    """Draw every image once, in random order. The last batch may be smaller, but is never a single image, on which
+    batch norm cannot train."""
     order = rng.permutation(len(labels))
     starts = list(range(0, len(order), batch_size))
     if len(starts) > 1 and len(order) - starts[-1] == 1:
@@ -31,8 +31,8 @@ def shuffled(labels: np.ndarray, batch_size: int, options: Options, rng: np.rand
 
 
 def pk(labels: np.ndarray, batch_size: int, options: Options, rng: np.random.Generator) -> Batches:
-    """P classes x K images each, K = `options["images_per_class"]`, P = batch_size / K: what triplets are mined from
-    (Hermans et al. 2017, arXiv:1703.07737). Each class appears about once per pass over the classes."""
+    """Draw batches of P classes x K images, K = option `images_per_class`, P = batch_size / K, of which triplets are
+    mined (Hermans et al. 2017, arXiv:1703.07737). Each class appears about once per pass over the classes."""
     per_class = options.integer("images_per_class", 4)
     classes = np.unique(labels)
     wanted = batch_size // per_class
@@ -49,7 +49,7 @@ def pk(labels: np.ndarray, batch_size: int, options: Options, rng: np.random.Gen
 
 
 def episodes(labels: np.ndarray, batch_size: int, options: Options, rng: np.random.Generator) -> Batches:
-    """n-way k-shot episodes (Snell et al. 2017, arXiv:1703.05175): for each of `n_way` classes first its `k_shot`
+    """Draw n-way k-shot episodes (Snell et al. 2017, arXiv:1703.05175): for each of `n_way` classes first its `k_shot`
     support images, then its `n_query` query images, class by class. Classes that are held out are never drawn."""
     n_way, k_shot, n_query = (options.integer(name) for name in ("n_way", "k_shot", "n_query"))
     classes = np.unique(labels)
@@ -67,8 +67,8 @@ def episodes(labels: np.ndarray, batch_size: int, options: Options, rng: np.rand
 
 
 def held_out_classes(classes: np.ndarray, share: float) -> np.ndarray:
-    """The share of the classes that episodes do not show in training, so that few-shot accuracy can be measured on
-    classes never seen. The same ones for every seed and technique."""
+    """Choose the share of the classes that episodes do not show in training, so that few-shot accuracy can be measured
+    on classes never seen. It is the same for every seed and technique."""
     count = min(round(share * len(classes)), len(classes) - 1)
     return np.sort(np.random.default_rng(0).permutation(classes)[:count])
 

@@ -13,7 +13,8 @@ from flowers_bench.util.errors import UsageError
 
 
 def few_shot(dataset: Dataset, shots: int | None, seed: int) -> Dataset:
-    """The dataset with `shots` training images of each class; as it is for None. Validation and test stay whole.
+    """Reduce the dataset to `shots` training images of each class; None leaves it as it is. Validation and test stay
+    whole.
 
     Of one seed the subsets are nested (the images of 2 shots are among those of 5), and the same for every technique;
     another seed draws others. Raises `UsageError` for a class that has fewer images.

@@ -15,12 +15,13 @@ _AHEAD = 8
 
 
 def available_cores() -> int:
-    """Cores that this process may use: fewer than the machine has, under a job scheduler or in a container."""
+    """Count the cores that this process may use: fewer than the machine has, under a job scheduler or in a container."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """`function` of each item, in order, computed on all available cores while it lets go of the interpreter lock.
+    """Call `function` with each item, and give the results in order, computed on all available cores while it releases
+    the interpreter lock.
 
     Raises:
         whatever `function` raises, when its turn comes; nothing more is started after that.

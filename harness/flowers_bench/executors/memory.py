@@ -27,7 +27,7 @@ _Kind = tuple[str, str, int, int, str | None]
 class MemoryGuard:
     """Lets a trial start when its expected peak fits; the first one always starts, since waiting would not help it."""
 
-    def __init__(self, available: Callable[[], int] = lambda: psutil.virtual_memory().available) -> None:
+    def __init__(self, available: Callable[[], int] = lambda: int(psutil.virtual_memory().available)) -> None:
         self._available = available
         self._changed = threading.Condition()
         self._expected: dict[str, int] = {}
@@ -54,7 +54,7 @@ class MemoryGuard:
                 self._changed.notify_all()
 
     def _free(self) -> int:
-        taken = sum(child.memory_info().rss for child in _descendants())
+        taken = sum(int(child.memory_info().rss) for child in _descendants())
         return self._available() - max(0, sum(self._expected.values()) - taken)
 
 

@@ -49,7 +49,7 @@ class Flops:
 
 
 def flops(run: Callable[[Tensor], object], image: Tensor) -> Flops:
-    """Floating-point operations of `run` on one image (1, 3, S, S): 2 for each multiply-add of its matrix products,
+    """Count the floating-point operations of `run` on one image (1, 3, S, S): 2 for each multiply-add of its matrix products,
     convolutions, deformable convolutions and attention."""
     seen = _Seen()
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
@@ -63,7 +63,7 @@ class _Seen(TorchDispatchMode):
     """Notes every operation that is run, decomposed as the counter does it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ops: set[Any] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -86,7 +86,7 @@ class PeakMemory:
 
     @classmethod
     def so_far(cls, device: torch.device) -> PeakMemory:
-        """Of this process."""
+        """Read that of this process."""
         # ru_maxrss is in kibibytes on Linux and in bytes on macOS.
         unit = 1 if sys.platform == "darwin" else 1024
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -94,13 +94,13 @@ class PeakMemory:
 
     @classmethod
     def of_all(cls, peaks: Sequence[PeakMemory]) -> PeakMemory:
-        """Of several processes: resident memory in sum (pages that they share count in each), CUDA memory of the device that
+        """Combine several processes: resident memory in sum (pages that they share count in each), CUDA memory of the device that
         needed most."""
         return cls(sum(peak.rss for peak in peaks), max((p.cuda for p in peaks if p.cuda is not None), default=None))
 
 
 def training_cost(model: nn.Module, history: Sequence[Epoch], best_epoch: int, fit_seconds: float) -> Cost:
-    """Parameters, trainable parameters, and the bytes of what was trained (as stored). Time over all epochs, evaluation
+    """Count parameters, trainable parameters, and the bytes of what was trained (as stored). Add up training: time over all epochs, evaluation
     included and apart; images per second of training; time to the best epoch; and the energy, where every epoch's was
     measured (`energy.Meter`).
 
@@ -131,7 +131,7 @@ def training_cost(model: nn.Module, history: Sequence[Epoch], best_epoch: int, f
 
 
 def _sum_of_all(values: Sequence[float | None]) -> float | None:
-    """Of what every epoch measured; None where one did not, or there is none."""
+    """Add up what every epoch measured; None where one did not, or there is none."""
     measured = [value for value in values if value is not None]
     return sum(measured) if measured and len(measured) == len(values) else None
 
@@ -152,7 +152,7 @@ class TotalCost:
 
 
 def total_cost(folders: Iterable[TrialFolder]) -> TotalCost:
-    """Add up the attempts of these trials."""
+    """Add up what it took to get these trials."""
     listed = list(folders)
     attempts = [attempt for folder in listed for attempt in folder.attempts()]
     failed = sum(folder.failure() is not None for folder in listed)

@@ -32,7 +32,7 @@ class Meter:
             self._counters.append(_Counter("gpu_joules", gpu, 0.0, gpu()))
 
     def lap(self) -> dict[str, float]:
-        """Joules since the last call; empty where nothing can be read."""
+        """Read the joules since the last call; empty where nothing can be read."""
         found: dict[str, float] = {}
         try:
             for counter in self._counters:
@@ -43,8 +43,8 @@ class Meter:
 
 
 def joules_of_all(laps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of the laps of several processes of one machine, each with its own GPU: those GPUs in sum, where all were measured;
-    the processor packages once."""
+    """Combine the laps of several processes of one machine, each with its own GPU: the sum over GPUs, where all were
+    measured, and the processor packages once."""
     found = dict(laps[0])
     if "gpu_joules" in found:
         measured = [lap["gpu_joules"] for lap in laps if "gpu_joules" in lap]

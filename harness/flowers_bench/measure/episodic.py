@@ -20,7 +20,7 @@ QUERIES = 15
 
 
 def queries_per_class(labels: np.ndarray, n_way: int, k_shot: int, where: str) -> int:
-    """How many images of each class an episode can ask about: `QUERIES`, or what the smallest class leaves.
+    """Choose how many images of each class an episode asks about: `QUERIES`, or what the smallest class leaves.
 
     Raises:
         UsageError: fewer than `n_way` classes, or a class without an image beyond its `k_shot`. `where` names the data.
@@ -43,8 +43,11 @@ def episodic_accuracy(
     rng: np.random.Generator,
     episodes: int = EPISODES,
 ) -> Episodes:
-    """Mean accuracy over episodes with its 95 % interval over them, for this model and these `n` images: embeddings
-    (N, D), labels (N,). Each episode draws its classes, and its images without replacement."""
+    """Measure the mean accuracy over episodes, with its 95 % interval over them, for this model and these `n` images:
+    embeddings (N, D), labels (N,).
+
+    Each episode draws its classes, and its images without replacement.
+    """
     n_query = queries_per_class(labels, n_way, k_shot, "this split")
     points = torch.from_numpy(embeddings)
     members = [np.flatnonzero(labels == c) for c in np.unique(labels)]

@@ -39,13 +39,13 @@ def environment(device: torch.device, devices: int | None = None) -> Environment
 
 
 def kernel_in_use() -> str | None:
-    """Which deformable-convolution kernel this process used, or None if it has not touched the op."""
+    """Say which deformable-convolution kernel this process used; None if it has not touched the operator."""
     ops = sys.modules.get("flowers_bench.ops")
     return str(ops.kernel()) if ops is not None else None
 
 
 def bfloat16_in_hardware(device: torch.device) -> bool:
-    """Whether the device multiplies in bfloat16; where it does not, autocast only costs time."""
+    """Say whether the device multiplies in bfloat16; where it does not, autocast only costs time."""
     if device.type == "cuda":
         import torch
 
@@ -68,7 +68,7 @@ def _processor() -> str:
 
 
 def describe_hardware(machine: Environment) -> str:
-    """One line for people."""
+    """Put an environment into one line for people."""
     devices = machine.devices or 1  # older results have none
     return (
         f"{machine.processor}, {machine.threads} thread{'' if machine.threads == 1 else 's'} ({machine.cpu_capability})"

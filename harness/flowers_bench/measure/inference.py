@@ -31,7 +31,7 @@ Run = Callable[[Tensor], object]
 
 
 def inference_cost(run: Run, image: Tensor) -> Inference:
-    """Latency and throughput of `run` in float32, and in bfloat16 autocast where the processor computes in it.
+    """Measure latency and throughput of `run` in float32, and in bfloat16 autocast where the processor computes in it.
 
     Args:
         run: images (N, 3, S, S), normalised and on the device, to anything.
@@ -55,7 +55,7 @@ def inference_cost(run: Run, image: Tensor) -> Inference:
 
 
 def speed(run: Run, image: Tensor) -> Speed:
-    """Time one image at the 50th and 95th percentile, and the batch size that gives most images per second."""
+    """Measure the time of one image at the 50th and 95th percentile, and the batch size that gives most images per second."""
     single = timings(run, image, SECONDS, RUNS)
     batch, seconds = _throughput(run, image, _best_batch(run, image, float(np.median(single))))
     value, low, high = quantile(seconds, 0.5)
@@ -77,7 +77,7 @@ def _milliseconds(seconds: np.ndarray, p: float) -> Bounded:
 
 
 def _best_batch(run: Run, image: Tensor, seconds: float) -> int:
-    """Doubles the batch until it is not worth it, or one takes too long to try."""
+    """Double the batch until that gains too little, or one takes too long to try."""
     best, rate, size = 1, 1 / seconds, 2
     while size <= LARGEST_BATCH and (size <= USUAL_BATCH or size / rate < SECONDS):
         try:
@@ -91,8 +91,8 @@ def _best_batch(run: Run, image: Tensor, seconds: float) -> int:
 
 
 def _throughput(run: Run, image: Tensor, batch: int) -> tuple[int, np.ndarray]:
-    """The batch size that was timed, and the seconds of each call: less than asked for where a GPU's memory, which others
-    may share, no longer suffices."""
+    """Measure the batch size that was timed, and the seconds of each call. The batch is smaller than wanted where a
+    GPU's memory, which others may share, does not suffice."""
     while True:
         try:
             return batch, timings(run, _batch(image, batch), SECONDS, RUNS)
@@ -107,9 +107,10 @@ def _batch(image: Tensor, size: int) -> Tensor:
 
 
 def timings(run: Run, images: Tensor, seconds: float, runs: int) -> np.ndarray:
-    """Seconds of each call, after two that are not counted, for `seconds` seconds and at least `runs` times."""
+    """Measure the seconds of each call, after two that are not counted, for `seconds` seconds and at least `runs`
+    times."""
     found: list[float] = []
-    wait = torch.cuda.synchronize if images.device.type == "cuda" else (lambda: None)
+    wait: Callable[[], object] = torch.cuda.synchronize if images.device.type == "cuda" else (lambda: None)
     for _ in range(2):
         run(images)
     wait()
@@ -123,14 +124,14 @@ def timings(run: Run, images: Tensor, seconds: float, runs: int) -> np.ndarray:
 
 
 def quantile(values: np.ndarray, p: float) -> tuple[float, float | None, float | None]:
-    """The p-quantile with its exact 95 % interval; None for a bound that a sample of this size does not have."""
+    """Compute the p-quantile with its exact 95 % interval; None for a bound that a sample of this size does not have."""
     interval = quantile_test(values, q=0, p=p).confidence_interval(0.95)
     low, high = (float(bound) if np.isfinite(bound) else None for bound in (interval.low, interval.high))
     return float(np.quantile(values, p)), low, high
 
 
 def governor() -> str | None:
-    """The processor's frequency governor, such as `performance`, where it is readable."""
+    """Read the processor's frequency governor, such as `performance`; None where it is not readable."""
     try:
         return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
     except OSError:
@@ -144,7 +145,7 @@ class OtherLoad:
         self._busy, self._own, self._start = _busy_seconds(), time.process_time(), time.perf_counter()
 
     def cores_busy(self) -> float | None:
-        """On average so far; None where the system does not tell (it takes Linux)."""
+        """Tell, on average so far; None where the system does not tell (it takes Linux)."""
         busy, elapsed = _busy_seconds(), time.perf_counter() - self._start
         if self._busy is None or busy is None or elapsed <= 0:
             return None
@@ -152,7 +153,7 @@ class OtherLoad:
 
 
 def _busy_seconds() -> float | None:
-    """Processor time that the whole machine has spent on work since it started."""
+    """Read the processor time, in seconds, that the whole machine has spent on work since it started."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
         user, nice, system, _, _, irq, softirq, *_ = map(int, fields)

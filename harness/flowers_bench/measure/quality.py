@@ -31,13 +31,16 @@ CONFUSED = 10
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
-    """Share of images whose label is among the k largest logits. logits (N, C), labels (N,)."""
+    """Compute the share of images whose label is among the k largest logits. logits (N, C), labels (N,)."""
     return float(correct_in_top_k(logits, labels, k).mean())
 
 
 def correct_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int | np.ndarray = 1) -> np.ndarray:
-    """bool (N,): whether fewer than k classes (one k, or (N,)) score above the label, ties counted against it (a
-    constant classifier must not score)."""
+    """Say of each image, as bool (N,), whether fewer than k classes (one k, or one for each image) score above its
+    label.
+
+    Ties count against the label: a constant classifier must not score.
+    """
     own = logits[np.arange(len(labels)), labels][:, None]
     better = (logits > own).sum(1)
     tied = (logits == own).sum(1) - 1
@@ -45,14 +48,15 @@ def correct_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int | np.ndarray
 
 
 def mean_per_class(correct: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over classes of the share of correct images: what Flowers102 papers often report. correct bool (N,)."""
+    """Compute the mean over classes of the share of correct images, which Flowers102 papers often report. correct bool
+    (N,)."""
     totals = np.bincount(labels)
     hits = np.bincount(labels, weights=correct)
     return float((hits[totals > 0] / totals[totals > 0]).mean())
 
 
 def _blocks(logits: np.ndarray, labels: np.ndarray, temperature: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """logits / temperature in float64, with its labels, some images at a time."""
+    """Give logits / temperature in float64, with their labels, some images at a time."""
     step = max(1, BLOCK // logits.shape[1])
     for start in range(0, len(labels), step):
         part = slice(start, start + step)
@@ -60,14 +64,14 @@ def _blocks(logits: np.ndarray, labels: np.ndarray, temperature: float) -> Itera
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
-    """Mean of -log softmax(logits / temperature)[label], in nats."""
+    """Compute the mean of -log softmax(logits / temperature)[label], in nats."""
     losses = [-log_softmax(x, axis=1)[np.arange(len(y)), y] for x, y in _blocks(logits, labels, temperature)]
     return float(np.concatenate(losses).mean())
 
 
 def mixed_quality(logits: np.ndarray, targets: np.ndarray) -> Mixed:
-    """Of images that are mixed from m classes each: are these the m largest logits? logits (N, C), targets (N, C), the
-    classes' shares. A class counts as being in the image from a share of `VISIBLE` on.
+    """Measure, of images that are mixed from m classes each, whether these are the m largest logits. logits (N, C),
+    targets (N, C), the classes' shares; a class counts as being in the image from a share of `VISIBLE` on.
 
     top_m: mean over images of the share of their m classes that are found; all_m: share of images with all found;
     m: mean number of classes.
@@ -81,34 +85,39 @@ def mixed_quality(logits: np.ndarray, targets: np.ndarray) -> Mixed:
 
 
 def squared_distances(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Between probabilities (N, C) and truth, (N,), each from 0 to 2; their mean is the Brier score (Brier 1950)."""
+    """Compute the squared distance between probabilities (N, C) and truth, (N,), each from 0 to 2; the mean is the
+    Brier score (Brier 1950)."""
     distance = probabilities.copy()
     distance[np.arange(len(labels)), labels] -= 1
     return np.asarray(np.square(distance).sum(1))
 
 
 def equal_width_bins(confidence: np.ndarray) -> np.ndarray:
-    """Which of `BINS` bins of equal width, closed at the right, each confidence falls into. Any shape."""
+    """Find which of `BINS` bins of equal width, closed at the right, each confidence falls into. Any shape."""
     return np.asarray((np.ceil(confidence * BINS) - 1).clip(0, BINS - 1).astype(np.intp))
 
 
 def adaptive_bins(confidence: np.ndarray) -> np.ndarray:
-    """Which of `BINS` bins of as good as equally many images each of (N,) falls into, by its place in order of
-    confidence. Images of equal confidence share a bin, that of their mean place: no bin depends on the images' order."""
+    """Find which of `BINS` bins each confidence of (N,) falls into, by its place in their order, so that bins have
+    nearly equally many images.
+
+    Images of equal confidence share a bin, that of their mean place: no bin depends on the images' order.
+    """
     places = rankdata(confidence, method="average") - 1
     return np.asarray((places * BINS // len(confidence)).astype(np.intp))
 
 
 def calibration_shares(confidence: np.ndarray, correct: np.ndarray, *, adaptive: bool = False) -> np.ndarray:
-    """Each image's share of the expected calibration error, (N,): their mean is the error, and by them it changes when
-    images are weighted. Arguments as for `calibration_error`."""
+    """Compute each image's share of the expected calibration error, (N,). Their mean is the error, and by them it
+    changes when images are weighted. Arguments as for `calibration_error`."""
     gap = correct - confidence
     bins = adaptive_bins(confidence) if adaptive else equal_width_bins(confidence)
     return np.asarray(np.sign(np.bincount(bins, gap, BINS))[bins] * gap)
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, *, adaptive: bool = False) -> float:
-    """Expected calibration error: the gap between confidence and accuracy, averaged over `BINS` bins by their images.
+    """Compute the expected calibration error: the gap between confidence and accuracy, averaged over `BINS` bins by
+    their images.
 
     The bins have equal width (Guo et al. 2017, arXiv:1706.04599, equation 3), or with `adaptive` as good as equally
     many images each (AdaECE; Mukhoti et al. 2020, arXiv:2002.09437). confidence (N,): each image's largest
@@ -118,17 +127,20 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, *, adaptive: 
 
 
 def calibration_error_if_calibrated(confidence: np.ndarray, *, adaptive: bool = False) -> float:
-    """What `calibration_error` would be on average if each image of (N,) were right with the probability that its
-    confidence promises. Above zero, as few images in a bin are never right in exactly that share: without this figure
-    beside it, a calibration error of few images cannot be read (Roelofs et al. 2022, arXiv:2012.08668)."""
+    """Compute what `calibration_error` would be on average if each image of (N,) were right with the probability that
+    its confidence promises.
+
+    It is above zero, because few images in a bin are never right in exactly that share. Without this number beside it,
+    a calibration error of few images cannot be read (Roelofs et al. 2022, arXiv:2012.08668).
+    """
     bins = adaptive_bins(confidence) if adaptive else equal_width_bins(confidence)
     gaps = [_mean_deviation(confidence[bins == index]) for index in np.unique(bins)]
     return float(sum(gaps) / len(confidence))
 
 
 def _mean_deviation(probabilities: np.ndarray) -> float:
-    """How far a count of independent events (n,) is from its expectation, on average: exact, by multiplying the events'
-    generating functions two by two."""
+    """Compute how far a count of independent events (n,) is from its expectation, on average: exactly, by multiplying
+    the events' generating functions two by two."""
     found = np.stack([1 - probabilities, probabilities], axis=1)
     while len(found) > 1:
         if len(found) % 2:
@@ -140,14 +152,14 @@ def _mean_deviation(probabilities: np.ndarray) -> float:
 
 
 def chance_right(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How probably the class with the largest score is the label's, float (N,): 1 or 0, and where several have that
-    score, as if one of them were drawn. scores (N, C)."""
+    """Compute how probably the class with the largest score is the label's, float (N,): 1 or 0, and where several have
+    that score, as if one of them were drawn. scores (N, C)."""
     largest = scores == scores.max(1, keepdims=True)
     return np.asarray(largest[np.arange(len(labels)), labels] / largest.sum(1))
 
 
 def probability_quality(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> Probabilities:
-    """How good softmax(logits / temperature) is as probabilities. logits (N, C), labels (N,)."""
+    """Measure how good softmax(logits / temperature) is as probabilities. logits (N, C), labels (N,)."""
     judged = []
     for scaled, own in _blocks(logits, labels, temperature):
         probabilities = softmax(scaled, axis=1)
@@ -165,7 +177,8 @@ def probability_quality(logits: np.ndarray, labels: np.ndarray, temperature: flo
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """The temperature whose softmax(logits / T) has the least negative log-likelihood (Guo et al. 2017, section 4.2).
+    """Fit the temperature whose softmax(logits / T) has the least negative log-likelihood (Guo et al. 2017, section
+    4.2).
 
     None where there is no such temperature: if every label has the largest logit, colder is always better; if the scores
     say nothing of the labels, or are all equal, hotter is never worse.
@@ -187,18 +200,20 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> csr_array:
-    """Sparse int64 (C, C), no larger than the number of images: how many images of each class (row) were taken for each class (column)."""
+    """Count how many images of each class (row) were taken for each class (column): sparse int64 (C, C), no larger than
+    the number of images."""
     return confusion_counts(logits.argmax(1), labels, logits.shape[1])
 
 
 def confusion_counts(predicted: np.ndarray, labels: np.ndarray, classes: int) -> csr_array:
-    """The same from predicted classes, of one shape with `labels` or with more axes before it, such as one of seeds."""
+    """Count confusions from predicted classes, which have the shape of `labels` or more axes before it, such as one of
+    seeds."""
     codes, images = np.unique(labels.astype(np.int64) * classes + predicted, return_counts=True)
     return csr_array((images, np.divmod(codes, classes)), shape=(classes, classes))
 
 
 def most_confused(matrix: csr_array, count: int = CONFUSED) -> list[tuple[int, int, int]]:
-    """(class, taken for, images): the largest entries of a confusion matrix off its diagonal, largest first."""
+    """List the largest entries of a confusion matrix off its diagonal, largest first, as (class, taken for, images)."""
     found = matrix.tocoo()
     cells = zip(found.row.tolist(), found.col.tolist(), found.data.tolist(), strict=True)
     wrong = [(label, taken, images) for label, taken, images in cells if label != taken and images]
@@ -207,7 +222,7 @@ def most_confused(matrix: csr_array, count: int = CONFUSED) -> list[tuple[int, i
 
 @dataclass(frozen=True)
 class PerClass:
-    """A row per class of a confusion matrix, (C,) each; NaN where a figure has nothing to be a share of.
+    """A row per class of a confusion matrix, (C,) each; NaN where a metric has nothing to be a share of.
 
     Attributes:
         n: its images.
@@ -223,19 +238,20 @@ class PerClass:
 
     @classmethod
     def of(cls, matrix: csr_array) -> PerClass:
-        """From `confusion_matrix`."""
+        """Compute it from a `confusion_matrix`."""
         hits, n, taken = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
         with np.errstate(invalid="ignore"):
             return cls(n, hits / taken, hits / n, 2 * hits / (n + taken))
 
-    def figures(self) -> PerClassFigures:
-        """As `result.json` has them, None for NaN."""
+    def metrics(self) -> PerClassFigures:
+        """Give them as `result.json` has them, None for NaN."""
         lists = [[None if np.isnan(v) else float(v) for v in share] for share in (self.precision, self.recall, self.f1)]
         return PerClassFigures(n=self.n.tolist(), precision=lists[0], recall=lists[1], f1=lists[2])
 
 
 def f1_shares(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Each image's share of macro-F1, (N,): their mean is macro-F1, and by them it changes when images are weighted."""
+    """Compute each image's share of macro-F1, (N,). Their mean is macro-F1, and by them it changes when images are
+    weighted."""
     found = PerClass.of(confusion_counts(predicted, labels, classes))
     counts = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
     f1 = np.nan_to_num(found.f1)  # of classes that no image is of, nor taken for: no image asks for them
@@ -244,8 +260,11 @@ def f1_shares(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
 
 
 def quality(logits: np.ndarray, labels: np.ndarray, *, probabilities: bool = True) -> Quality:
-    """Every figure of one split. logits (N, C) float, labels (N,) int; `probabilities` says whether softmax(logits) is
-    meant as such: of mere scores, the figures that judge probabilities are absent."""
+    """Compute every metric of one split. logits (N, C) float, labels (N,) int.
+
+    `probabilities` says whether softmax(logits) is meant as such: of mere scores, the metrics that judge probabilities
+    are absent.
+    """
     correct = correct_in_top_k(logits, labels)
     found = Quality(
         n=len(labels),
@@ -260,13 +279,13 @@ def quality(logits: np.ndarray, labels: np.ndarray, *, probabilities: bool = Tru
 def quality_by_class(
     logits: np.ndarray, labels: np.ndarray, temperature: float | None = None, *, probabilities: bool = True
 ) -> QualityByClass:
-    """`quality`, and beside it figures by class index, the most confused pairs, and with a temperature the figures that
+    """Compute `quality`, and beside it metrics by class index, the most confused pairs, and with a temperature the metrics that
     judge calibrated probabilities. Arguments as for `quality`."""
     matrix = confusion_matrix(logits, labels)
     pairs = [Confused(label=a, prediction=b, images=n) for a, b, n in most_confused(matrix)]
     return QualityByClass(
         **vars(quality(logits, labels, probabilities=probabilities)),
-        per_class=PerClass.of(matrix).figures(),
+        per_class=PerClass.of(matrix).metrics(),
         confused=pairs,
         calibrated=None if temperature is None else probability_quality(logits, labels, temperature),
     )

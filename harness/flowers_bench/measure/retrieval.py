@@ -24,12 +24,12 @@ QUERIES = 256
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The figures of one split, and how they depend on its images.
+    """The metrics of one split, and how they depend on its images.
 
     Attributes:
         recall_at_1, map_at_r: see above.
-        images: float64 (N,) by figure: each image's share, by the jackknife: N times the figure minus N - 1 times that
-            without the image, as query and in the gallery; shifted so that their mean is the figure. Queries alone
+        images: float64 (N,) by metric: each image's share, by the jackknife: N times the metric minus N - 1 times that
+            without the image, as query and in the gallery; shifted so that their mean is the metric. Queries alone
             are no independent sample, as one image may be the nearest of many.
     """
 
@@ -39,51 +39,51 @@ class Retrieval:
 
     @classmethod
     def of(cls, embeddings: np.ndarray, labels: np.ndarray) -> Retrieval | None:
-        """From embeddings (N, D) and labels (N,). Images that are alone in their class are no queries; None where all
-        are."""
+        """Compute it from embeddings (N, D) and labels (N,). Images that are alone in their class are no queries; None
+        where all are."""
         classes = torch.from_numpy(np.asarray(labels, np.int64))
         count = len(classes)
         others = torch.bincount(classes)[classes] - 1
-        asked = others > 0
-        if not asked.any():
+        is_query = others > 0
+        if not is_query.any():
             return None
         values = torch.zeros(2, count, dtype=torch.float64)  # of each query: recall@1, then MAP@R
         changes = torch.zeros(2, count, dtype=torch.float64)  # of the queries' sum, without each image
         apart = _Distances(torch.from_numpy(np.asarray(embeddings)).double(), classes)
         for start in range(0, count, QUERIES):
             rows = torch.arange(start, min(start + QUERIES, count))
-            rows = rows[asked[rows]]
+            rows = rows[is_query[rows]]
             nearest = apart.nearest(rows, int(others.max()) + 1)
             hits = (classes[nearest] == classes[rows, None]).double()
-            for figure, judge in enumerate((_recall, _precision)):
+            for metric, judge in enumerate((_recall, _precision)):
                 found, without, beyond = judge(hits, others[rows, None])
-                values[figure, rows] = found
+                values[metric, rows] = found
                 # Of any other image of the class, unless it is among the nearest, which are dealt with below.
                 of_class = torch.zeros(int(classes.max()) + 1, dtype=torch.float64)
                 of_class.index_add_(0, classes[rows], beyond - found)
-                changes[figure] += of_class[classes]
-                changes[figure, rows] -= beyond - found
+                changes[metric] += of_class[classes]
+                changes[metric, rows] -= beyond - found
                 change = without - found[:, None] - hits * (beyond - found)[:, None]
-                changes[figure].index_add_(0, nearest.flatten(), change.flatten())
-        queries = int(asked.sum())
-        figures = values.sum(1) / queries
+                changes[metric].index_add_(0, nearest.flatten(), change.flatten())
+        queries = int(is_query.sum())
+        metrics = values.sum(1) / queries
         # Without one of two images of a class, the other is no query either.
-        left = queries - asked.long() - (others == 1).long()
+        left = queries - is_query.long() - (others == 1).long()
         rest = (values.sum(1, keepdim=True) + changes - values) / left.clamp_min(1)
-        shares = count * figures[:, None] - (count - 1) * torch.where(left > 0, rest, figures[:, None])
-        shares += (figures - shares.mean(1))[:, None]
-        recall, precision = figures.tolist()
+        shares = count * metrics[:, None] - (count - 1) * torch.where(left > 0, rest, metrics[:, None])
+        shares += (metrics - shares.mean(1))[:, None]
+        recall, precision = metrics.tolist()
         return cls(recall, precision, {"recall_at_1": shares[0].numpy(), "map_at_r": shares[1].numpy()})
 
-    def figures(self) -> RetrievalFigures:
-        """As `result.json` has them."""
+    def metrics(self) -> RetrievalFigures:
+        """Give them as `result.json` has them."""
         return RetrievalFigures(recall_at_1=self.recall_at_1, map_at_r=self.map_at_r)
 
 
 def retrieval(embeddings: np.ndarray, labels: np.ndarray) -> RetrievalFigures | None:
-    """Recall@1 and MAP@R of embeddings (N, D) and labels (N,); None where no class has two images."""
+    """Compute recall@1 and MAP@R of embeddings (N, D) and labels (N,); None where no class has two images."""
     found = Retrieval.of(embeddings, labels)
-    return found.figures() if found else None
+    return found.metrics() if found else None
 
 
 class _Distances:
@@ -106,7 +106,7 @@ class _Distances:
         self._tie = max(1e-12 * scale + 1e-15 * scale**0.5 + 1e-30, 1e-12 * float(self._zero.any()))
 
     def nearest(self, rows: Tensor, count: int) -> Tensor:
-        """The images nearest to those in `rows`, nearest first, at most so many, themselves left out: (Q, K).
+        """Find the `count` images nearest to each of those in `rows`, nearest first, without itself: (Q, K).
 
         Ties count against: of images at the same distance those of other classes come first, as an embedding that
         maps everything to one point must not score by the order of files.
@@ -116,17 +116,18 @@ class _Distances:
         squared[:, self._zero] = 2.0
         squared += self._tie * (self._classes[rows, None] == self._classes)
         squared[torch.arange(len(rows)), rows] = torch.inf
-        return squared.topk(min(count, len(self._squares) - 1), dim=1, largest=False).indices
+        places: Tensor = squared.topk(min(count, len(self._squares) - 1), dim=1, largest=False).indices
+        return places
 
 
-#: Of each query: the figure (Q,); without the image at each rank, same as with it where that changes nothing (Q, K); and
+#: Of each query: the metric (Q,); without the image at each rank, same as with it where that changes nothing (Q, K); and
 #: without one of its class beyond the ranks that count (Q,). Zero where no other image of its class is left.
 _Judged = tuple[Tensor, Tensor, Tensor]
 
 
 def _recall(hits: Tensor, others: Tensor) -> _Judged:
-    """Recall@1 from `hits` (Q, K), whether the image at each rank is of the query's class, and how many such there are
-    (Q, 1)."""
+    """Compute recall@1 from `hits` (Q, K), whether the image at each rank is of the query's class, and `others` (Q, 1),
+    how many such there are."""
     first = hits[:, 0]
     alone = others[:, 0] == 1
     beyond = first.where(~alone, 0)
@@ -138,7 +139,7 @@ def _recall(hits: Tensor, others: Tensor) -> _Judged:
 
 
 def _precision(hits: Tensor, others: Tensor) -> _Judged:
-    """MAP@R, arguments as for `_recall`."""
+    """Compute MAP@R; arguments as for `_recall`."""
     ranks = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64)
     counts = ranks <= others
     so_far = hits.cumsum(1)

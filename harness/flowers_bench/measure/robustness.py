@@ -40,14 +40,15 @@ class Change:
 
 
 def _mirrored(image: Tensor, warp: Callable[[Tensor], Tensor]) -> Tensor:
-    """`warp` of the image with half an image of its reflection on every side, cut back to its own size."""
+    """Apply `warp` to the image with half an image of its reflection on every side, and cut it back to its own size."""
     height, width = image.shape[-2:]
     around = [width // 2, height // 2, width - width // 2, height - height // 2]
     padded = functional.pad(
         image, [min(p, d - 1) for p, d in zip(around, [width, height] * 2, strict=True)], padding_mode="reflect"
     )
     top, left = min(height // 2, height - 1), min(width // 2, width - 1)
-    return functional.crop(warp(padded), top, left, height, width)
+    changed: Tensor = functional.crop(warp(padded), top, left, height, width)
+    return changed
 
 
 def _rotated(image: Tensor, degrees: float, rng: np.random.Generator) -> Tensor:
@@ -62,7 +63,8 @@ def _scaled(image: Tensor, factor: float, rng: np.random.Generator) -> Tensor:
     found = functional.resize(image, size, antialias=True)
     left, top = max(0, width - size[1]), max(0, height - size[0])
     around = [left // 2, top // 2, left - left // 2, top - top // 2]
-    return functional.center_crop(functional.pad(found, around, padding_mode="reflect"), [height, width])
+    changed: Tensor = functional.center_crop(functional.pad(found, around, padding_mode="reflect"), [height, width])
+    return changed
 
 
 def _shifted(image: Tensor, share: float, rng: np.random.Generator) -> Tensor:
@@ -78,7 +80,8 @@ def _tilted(image: Tensor, share: float, rng: np.random.Generator) -> Tensor:
     # Each corner goes outward, by its own share: the image still covers its whole frame.
     ways = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
     end = np.round(start + ways * rng.uniform(0, share / 2, (4, 2)) * (right, bottom)).astype(int)
-    return functional.perspective(image, start, end.tolist(), InterpolationMode.BILINEAR)
+    changed: Tensor = functional.perspective(image, start, end.tolist(), InterpolationMode.BILINEAR)
+    return changed
 
 
 def _elastic(image: Tensor, share: float, rng: np.random.Generator) -> Tensor:
@@ -88,14 +91,16 @@ def _elastic(image: Tensor, share: float, rng: np.random.Generator) -> Tensor:
         field = torch.nn.functional.interpolate(knots, padded.shape[-2:], mode="bicubic", align_corners=True)
         # Half of the padded image is 1 in these coordinates, and is as long as the image itself.
         field = field / field.square().sum(1).mean().sqrt() * share
-        return functional.elastic(padded, field.permute(0, 2, 3, 1), InterpolationMode.BILINEAR)
+        changed: Tensor = functional.elastic(padded, field.permute(0, 2, 3, 1), InterpolationMode.BILINEAR)
+        return changed
 
     return _mirrored(image, warp)
 
 
 def _blurred(image: Tensor, share: float, rng: np.random.Generator) -> Tensor:
     sigma = share * min(image.shape[-2:])
-    return functional.gaussian_blur(image, [2 * int(np.ceil(3 * sigma)) + 1] * 2, [sigma, sigma])
+    changed: Tensor = functional.gaussian_blur(image, [2 * int(np.ceil(3 * sigma)) + 1] * 2, [sigma, sigma])
+    return changed
 
 
 def _noisy(image: Tensor, deviation: float, rng: np.random.Generator) -> Tensor:
@@ -108,11 +113,13 @@ def _occluded(image: Tensor, share: float, rng: np.random.Generator) -> Tensor:
     h, w = round(height * share**0.5), round(width * share**0.5)
     # Where the square lies within its room is the same at all levels.
     top, left = (round(float(place) * room) for place, room in zip(rng.random(2), (height - h, width - w), strict=True))
-    return functional.erase(image, top, left, h, w, torch.full((3, 1, 1), 128, dtype=torch.uint8))
+    changed: Tensor = functional.erase(image, top, left, h, w, torch.full((3, 1, 1), 128, dtype=torch.uint8))
+    return changed
 
 
 def _compressed(image: Tensor, quality: float, rng: np.random.Generator) -> Tensor:
-    return functional.jpeg(image.contiguous(), int(quality))
+    changed: Tensor = functional.jpeg(image.contiguous(), int(quality))
+    return changed
 
 
 CHANGES: Mapping[str, Change] = {
@@ -129,7 +136,7 @@ CHANGES: Mapping[str, Change] = {
 
 
 def changed(image: Tensor, kind: str, strength: float, key: str) -> Tensor:
-    """One image, uint8 (3, H, W), changed as `kind` changes the image of that key. The image itself is left alone."""
+    """Change one image, uint8 (3, H, W), as `kind` changes the image of that key. The given image is not written to."""
     return CHANGES[kind].apply(image, strength, np.random.default_rng(derive_seed(0, "stress", kind, key)))
 
 
@@ -168,7 +175,7 @@ class Condition:
 
 
 def conditions(dataset: Dataset) -> Iterator[Condition]:
-    """Every kind and level of a dataset's test images. Images are made when they are asked for."""
+    """List every kind and level of changes to a dataset's test images. Images are made when they are read."""
     for kind, change in CHANGES.items():
         for level, value in enumerate(change.levels, 1):
             images: Images = _Changed(dataset.test, kind, value)

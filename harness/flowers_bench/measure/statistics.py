@@ -44,8 +44,8 @@ class Interval:
 
 
 def accuracy_interval(correct: np.ndarray) -> Interval:
-    """Accuracy of a technique from `correct` (S, N): hierarchical bootstrap, or Wilson's interval over images where
-    there is one seed, or all seeds agree on every image.
+    """Estimate the accuracy of a technique from `correct` (S, N), with its interval: hierarchical bootstrap, or
+    Wilson's interval over images where there is one seed, or all seeds agree on every image.
 
     With one seed the interval covers the images only, and says so: how much another seed would change is unknown.
     """
@@ -59,14 +59,15 @@ def accuracy_interval(correct: np.ndarray) -> Interval:
 
 
 def image_mean(values: np.ndarray, most: float) -> Interval:
-    """Mean of a figure of each test image that is not 0 or 1 alone, between 0 and `most`, from `values` (S, N).
+    """Estimate the mean of a number of each test image that is not 0 or 1 alone, between 0 and `most`, from `values`
+    (S, N).
 
     Over seeds and test images together, or over the images of one seed, as for an accuracy, but in closed form: half the
     interval over seeds and half that over images, each by Student's t, add in squares. A bootstrap gains by outcomes being
     0 or 1; of real numbers it would take a hundred times as long. Where all values are the same, the images that were
     not drawn may still have others: as many as Wilson's interval allows when none of N was seen.
 
-    A figure that is no mean over images (macro-F1, calibration error, recall@1) has one here if `values` are its
+    A metric that is no mean over images (macro-F1, calibration error, recall@1) has one here if `values` are its
     images' shares of it, by which it changes when the images are weighted: the infinitesimal jackknife, to first
     order the bootstrap (Efron 1982, "The Jackknife, the Bootstrap and Other Resampling Plans", chapter 6).
     """
@@ -87,7 +88,8 @@ def image_mean(values: np.ndarray, most: float) -> Interval:
 
 
 def share_interval(shares: Sequence[float], images: float) -> tuple[float, float]:
-    """95 % interval of the mean of shares of `images` images, one per seed, of which single outcomes were not stored.
+    """Compute the 95 % interval of the mean of shares of `images` images, one per seed, of which single outcomes were
+    not stored.
 
     The images' part is Wilson's, as of outcomes that are 0 or 1 and on which all seeds agree: no outcomes between 0
     and 1 with that mean vary more, so that the interval is rather too wide. The seeds' part is Student's t; the two
@@ -105,8 +107,10 @@ def share_interval(shares: Sequence[float], images: float) -> tuple[float, float
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> Interval:
-    """Accuracy of `first` minus `second`, both (S, N) on the same seeds and images, bool, or whole numbers where an
-    image's outcome is a sum, or a difference, of several. Raises `ValueError` otherwise.
+    """Estimate the accuracy of `first` minus `second`, with its 95 % interval.
+
+    Both are (S, N) on the same seeds and images, bool, or whole numbers where an image's outcome is a sum, or a
+    difference, of several. Raises `ValueError` otherwise.
 
     It excludes zero exactly where `paired_p_value` is below 0.05.
     """
@@ -125,7 +129,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Interval:
 
 
 def paired_p_value(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided p-value that two techniques are equally accurate; arguments as for `paired_difference`.
+    """Compute the two-sided p-value that two techniques are equally accurate; arguments as for `paired_difference`.
 
     With several seeds it is that of the bootstrap behind `paired_difference`, and smooth far into the tail, as a
     correction for many pairs needs. With one seed it is about these two trained networks only, and of bool outcomes
@@ -139,19 +143,23 @@ def paired_p_value(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Exact McNemar test of one seed: p-value that two classifiers are right equally often. bool (N,) each."""
+    """Compute McNemar's exact test of one seed: the p-value that two classifiers are right equally often. bool (N,)
+    each."""
     won, lost = won_and_lost(first, second)
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def won_and_lost(first: np.ndarray, second: np.ndarray) -> tuple[int, int]:
-    """Images that only `first` has right, and that only `second` has right; bool arrays of one shape."""
+    """Count the images that only `first` has right, and that only `second` has right; bool arrays of one shape."""
     return int((first & ~second).sum()), int((second & ~first).sum())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values, in the order given: rejecting those below 0.05 makes any false claim among them with a
-    probability of at most 5 %, however they depend on each other. Holm 1979, Scandinavian Journal of Statistics 6:65."""
+    """Adjust p-values by Holm's method (1979, Scandinavian Journal of Statistics 6:65), in the order given.
+
+    If those below 0.05 are rejected, any false claim among them has a probability of at most 5 %, however they depend
+    on each other.
+    """
     order = np.argsort(p_values, kind="stable")
     factors = np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))
@@ -162,7 +170,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def seeds_needed(
     first: np.ndarray, second: np.ndarray, effect: float = 0.01, alpha: float = 0.05, power: float = 0.8
 ) -> int | None:
-    """How many seeds would show a true difference of `effect` at level `alpha` with probability `power`.
+    """Compute how many seeds would show a true difference of `effect` at level `alpha` with probability `power`.
 
     The spread over seeds, over images and of their interaction is estimated from the paired differences of `first` and
     `second`, both (S, N), by the two-way analysis of variance, and scaled to more seeds on the same number of images.
@@ -188,7 +196,7 @@ def seeds_needed(
 
 
 def _variance_components(values: np.ndarray) -> tuple[float, float, float]:
-    """Variance between seeds, between images, and what is left, of `values` (S, N)."""
+    """Estimate the variance between seeds, between images, and what is left, of `values` (S, N)."""
     seeds, images = values.shape
     rows, columns = values.mean(1, keepdims=True), values.mean(0, keepdims=True)
     residual = float(((values - rows - columns + values.mean()) ** 2).sum() / max(1, (seeds - 1) * (images - 1)))
@@ -198,19 +206,21 @@ def _variance_components(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def _agree(values: np.ndarray) -> bool:
-    """Whether all seeds of (S, N) are alike; one is."""
+    """Say whether all seeds of (S, N) are alike; one seed is."""
     return bool((values == values[0]).all())
 
 
 def _wilson(share: float, images: float) -> tuple[float, float]:
-    """95 % interval of a share of so many images. Wilson 1927, Journal of the American Statistical Association 22:209."""
+    """Compute the 95 % interval of a share of so many images. Wilson 1927, Journal of the American Statistical
+    Association 22:209."""
     centre = (share + _Z**2 / (2 * images)) / (1 + _Z**2 / images)
     half = _Z / (1 + _Z**2 / images) * np.sqrt(share * (1 - share) / images + _Z**2 / (4 * images**2))
     return (0.0 if share == 0 else float(centre - half)), (1.0 if share == 1 else float(centre + half))
 
 
 def _exact_difference(won: int, lost: int, images: int) -> tuple[float, float]:
-    """95 % interval of (won - lost) / images that excludes zero exactly where McNemar's exact test has p < 0.05.
+    """Compute the 95 % interval of (won - lost) / images that excludes zero exactly where McNemar's exact test has p <
+    0.05.
 
     The difference is a product: the share of images on which the two differ, times the surplus of those won among
     them, 2 q - 1. Each factor has its exact bounds at every level (Clopper & Pearson 1934, Biometrika 26:404), and
@@ -226,8 +236,8 @@ def _exact_difference(won: int, lost: int, images: int) -> tuple[float, float]:
 
 
 def _clopper_pearson(hits: int, of: int, away: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Exact lower and upper bounds of a share, `away` times as far as those of 95 %, in normal deviates. All that there
-    is, where there is nothing to go by."""
+    """Compute the exact lower and upper bounds of a share, `away` times as far as those of 95 %, in normal deviates; 0
+    and 1 where there is nothing to go by."""
     tails = norm.sf(_Z * away)
     low = betaincinv(hits, of - hits + 1, tails) if hits else np.zeros(len(tails))
     high = betaincinv(hits + 1, of - hits, 1 - tails) if hits < of else np.ones(len(tails))
@@ -235,18 +245,19 @@ def _clopper_pearson(hits: int, of: int, away: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Whole numbers (S, N). Raises `ValueError` where the two are not paired, or not of whole numbers."""
+    """Subtract the two, as whole numbers (S, N). Raises `ValueError` where they are not paired, or not of whole
+    numbers."""
     if first.shape != second.shape:
         raise ValueError(f"not paired: {first.shape} against {second.shape}")
     found = first.astype(float) - second.astype(float)
-    whole = np.rint(found).astype(int)
+    whole: np.ndarray = np.rint(found).astype(int)
     if not np.array_equal(found, whole):
         raise ValueError("outcomes must be whole numbers: give sums over what an image's outcome is a mean of")
     return whole
 
 
 def _bootstrap(values: np.ndarray, over: str) -> Interval:
-    """Of whole numbers (S, N)."""
+    """Estimate mean and interval of whole numbers (S, N) by the bootstrap."""
     centre, spread = float(values.mean()), _Spread.of(values)
     low, high = centre + spread.quantile(TAIL), centre - spread.mirrored().quantile(TAIL)
     return Interval(centre, round(low, 12), round(high, 12), over, *values.shape)
@@ -275,7 +286,7 @@ class _Spread:
 
     @classmethod
     def of(cls, values: np.ndarray) -> _Spread:
-        """Of whole numbers (S, N)."""
+        """Compute it from whole numbers (S, N)."""
         seeds = len(values)
         deviations, weights = _resampled_sums(values.sum(0))
         deviations = deviations / values.size
@@ -288,18 +299,18 @@ class _Spread:
         return cls(share * deviations, weights, float(np.sqrt(between / seeds)), seeds - 1)
 
     def mirrored(self) -> _Spread:
-        """That of the values with the other sign."""
+        """Give the spread of the values with the other sign."""
         return replace(self, images=-self.images[::-1], weights=self.weights[::-1])
 
     def below(self, bound: float) -> float:
-        """Probability of a deviation of at most `bound`, integrated over the seeds' share."""
+        """Compute the probability of a deviation of at most `bound`, integrated over the seeds' share."""
         left = bound - self.images
         # A deviation of exactly `bound` counts, whatever rounding made of it.
         share = stdtr(self.freedom, left / self.seeds) if self.seeds else left > -1e-12
         return float(self.weights @ share)
 
     def quantile(self, level: float) -> float:
-        """The deviation that `level` of them do not exceed: the first one, where they are distinct."""
+        """Find the deviation that a share `level` of them does not exceed: the first one, where they are distinct."""
         if not self.seeds:
             return float(self.images[np.searchsorted(np.cumsum(self.weights), level)])
         # With the least deviation over images alone it would lie here, with the largest there.
@@ -310,7 +321,7 @@ class _Spread:
 
 
 def _resampled_sums(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of a resample of whole numbers (N,) minus their sum: all that it may be, and how probable each is.
+    """List all that the sum of a resample of whole numbers (N,) minus their sum may be, and how probable each is.
 
     The bootstrap itself, not a sample of it: a sum of N draws has the N-th power of one draw's characteristic function.
     """

@@ -38,7 +38,7 @@ class Backbone:
     created: list[nn.Module] = field(default_factory=list)
 
     def create(self) -> nn.Module:
-        """The model with its initial weights. Raises `UsageError` if the weights do not fit the model."""
+        """Create the model with its initial weights. Raises `UsageError` if the weights do not fit the model."""
         import timm
 
         arguments = {"num_classes": self.num_classes, **size_argument(self.name, self.image_size)}
@@ -151,8 +151,8 @@ def check_image_size(name: str, image_size: int) -> None:
 
 
 def _nearest(name: str, image_size: int, direction: int) -> list[int]:
-    """The next size up or down that the model takes, if there is one near: of those that models divide into patches,
-    windows and strides."""
+    """Find the next size up or down that the model takes, if there is one near, among those that models divide into
+    patches, windows and strides."""
     far = int(image_size * _NEAR**direction)
     low, high = min(image_size, far), max(image_size, far)
     steps = (14, 16, usual_size(name))
@@ -193,8 +193,9 @@ class Stage:
 
 
 def stages(model: nn.Module) -> list[Stage]:
-    """The backbone's stages as timm's `feature_info` names them, in order; the stem belongs to the first, what
-    follows the last stage (but not the classifier) to the last.
+    """List the backbone's stages as timm's `feature_info` names them, in order.
+
+    The stem belongs to the first stage; what follows the last one, but not the classifier, to the last.
 
     Raises:
         UsageError: the model has no `feature_info`.
@@ -228,7 +229,7 @@ def _inside(name: str, module: str) -> bool:
 
 
 def _parameter_owners(model: Any) -> list[str]:
-    """Names of the modules that hold parameters directly, in forward order of registration, classifier excluded."""
+    """List the modules that hold parameters directly, in forward order of registration, without the classifier."""
     heads = classifier_names(model)
     return [
         name
@@ -238,7 +239,7 @@ def _parameter_owners(model: Any) -> list[str]:
 
 
 def freeze_stages(model: nn.Module, count: int) -> None:
-    """No gradient for the first `count` stages. Raises `UsageError` if there are fewer."""
+    """Freeze the first `count` stages: they get no gradient. Raises `UsageError` if there are fewer."""
     found = stages(model)
     if not 0 <= count <= len(found):
         raise UsageError(
@@ -252,13 +253,15 @@ def freeze_stages(model: nn.Module, count: int) -> None:
 
 
 def mean_and_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What the backbone's weights were trained with; ImageNet's where the model does not say."""
+    """Give the mean and standard deviation of the pixels (0 to 1) that the backbone's weights were trained with;
+    ImageNet's if it says none."""
     config: Any = next((m.pretrained_cfg for m in model.modules() if hasattr(m, "pretrained_cfg")), {})
     return tuple(config.get("mean") or (0.485, 0.456, 0.406)), tuple(config.get("std") or (0.229, 0.224, 0.225))
 
 
 def vision_transformer(model: nn.Module) -> VisionTransformer:
-    """`model` itself, known to be a plain timm VisionTransformer: patch tokens through `blocks`, one classifier.
+    """Check that `model` is a plain timm VisionTransformer (patch tokens through `blocks`, one classifier), and give
+    it.
 
     Raises:
         UsageError: it is something else.
@@ -274,7 +277,7 @@ def vision_transformer(model: nn.Module) -> VisionTransformer:
 
 
 def train_only_classifier(model: nn.Module) -> None:
-    """No gradient for anything but the classifier."""
+    """Freeze everything but the classifier."""
     model.requires_grad_(False)
     for name in classifier_names(model):
         model.get_submodule(name).requires_grad_(True)

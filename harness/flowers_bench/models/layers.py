@@ -29,12 +29,12 @@ class Output:
     teacher: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Output:
-        """The same with `change` made to every tensor in it."""
+        """Apply `change` to every tensor, and give a new `Output`."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: change(value) for name, value in given.items() if isinstance(value, Tensor)})
 
     def widened(self) -> Output:
-        """The same in float32 where it is in less, as under autocast: what losses get."""
+        """Convert reduced precision, as under autocast, to float32: what losses get."""
         return self.each(lambda value: value.to(torch.promote_types(value.dtype, torch.float32)))
 
 
@@ -64,12 +64,12 @@ class Classifier(nn.Module):
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> Output:
-        """Features once, then pooled (the embedding), then classified."""
+        """Compute the features once, then pool them (the embedding), then classify them."""
         features = self.backbone.forward_features(images)  # type: ignore[operator]
         return self.classify(self.backbone.forward_head(features, pre_logits=True))  # type: ignore[operator]
 
     def classify(self, features: Tensor) -> Output:
-        """What follows the pooled features (N, D), which are the embedding."""
+        """Compute logits from the pooled features (N, D), which are the embedding."""
         classifier = self.backbone.get_classifier()  # type: ignore[operator]
         if isinstance(
             classifier, nn.Conv2d
@@ -94,11 +94,11 @@ class Embedder(nn.Module):
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Output:
-        """The embedding, then classified if there is a classifier."""
+        """Compute the embedding, and the logits if there is a classifier."""
         return self._output(self.backbone(images))
 
     def classify(self, features: Tensor) -> Output:
-        """What follows the backbone's pooled features (N, F): projection and classifier."""
+        """Compute projection and logits from the backbone's pooled features (N, F)."""
         return self._output(self.backbone.get_classifier()(features))  # type: ignore[operator]
 
     def _output(self, embedding: Tensor) -> Output:
@@ -109,17 +109,17 @@ class L2Normalize(nn.Module):
     """Scales vectors to unit length along the last dimension."""
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(..., D) to (..., D)."""
+        """Scale (..., D) to unit length: (..., D)."""
         return F.normalize(vectors, dim=-1)
 
 
 def freeze(module: nn.Module) -> None:
-    """No gradient for anything inside `module`. `train_mode` then keeps it in evaluation mode as well."""
+    """Freeze everything inside `module`: it gets no gradient. `train_mode` then keeps it in evaluation mode as well."""
     module.requires_grad_(False)
 
 
 def train_mode(model: nn.Module) -> None:
-    """Training mode, except that a module whose parameters are all frozen stays in evaluation mode.
+    """Set training mode, except that a module whose parameters are all frozen stays in evaluation mode.
 
     A frozen batch norm that went on updating its running statistics would not be frozen, and a frozen layer with
     dropout would not be deterministic.

@@ -21,6 +21,6 @@ class _DrawingNothing(TorchFunctionMode):
 
 @contextlib.contextmanager
 def without_values() -> Iterator[None]:
-    """While active, tensors are made on the meta device, and drawing their values is skipped."""
+    """Make tensors on the meta device while active, and skip drawing their values."""
     with torch.device("meta"), _DrawingNothing():
         yield

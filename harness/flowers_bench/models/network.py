@@ -48,8 +48,10 @@ class Network:
 
 @functools.lru_cache(maxsize=64)
 def bare_network(name: str, image_size: int | None = None) -> Network:
-    """A model without values, built as timm builds it for pretrained weights, with timm's converter for files of its
-    family. `image_size` None: at the model's usual size.
+    """Build a model without values, as timm does for pretrained weights, and find timm's converter for files of its
+    family.
+
+    `image_size` None means the model's usual size, in pixels.
 
     Raises:
         UsageError: it cannot be built for that size.
@@ -80,9 +82,12 @@ def _bare(name: str, arguments: dict[str, int]) -> Network:
 
 @functools.lru_cache(maxsize=256)
 def size_argument(name: str, image_size: int) -> dict[str, int]:
-    """What timm has to be told of the image size: `img_size`, for models that are built for one size and would not run
-    at another. Those that run without it are as timm builds them; but plain vision transformers always have a position
-    embedding for each patch of the trial's images, and do not interpolate one at every step."""
+    """Give timm's argument for the image size, `img_size`, to models that are built for one size and would not run at
+    another.
+
+    Models that run without it are left as timm builds them. Plain vision transformers always get it: they then have a
+    position embedding for each patch of the trial's images, and do not interpolate one at every step.
+    """
     import timm
 
     if timm.models.model_entrypoint(name).__module__.endswith((".vision_transformer", ".deit")):
@@ -108,7 +113,7 @@ def _takes_size(name: str) -> bool:
 
 
 def usual_size(name: str) -> int:
-    """Side, in pixels, of the images that the model's default weights were trained with."""
+    """Find the side, in pixels, of the images that the model's default weights were trained with."""
     from timm.models import get_pretrained_cfg
 
     config = get_pretrained_cfg(name)
@@ -116,7 +121,7 @@ def usual_size(name: str) -> int:
 
 
 def refusal(name: str, image_size: int, arguments: dict[str, int]) -> str | None:
-    """What timm, given these `arguments`, says of images of that size; None where it computes scores for them.
+    """Say what timm, given these `arguments`, objects to images of that size; None where it computes scores for them.
 
     Raises:
         UsageError: what it computes is no scores of classes.
@@ -139,6 +144,6 @@ def refusal(name: str, image_size: int, arguments: dict[str, int]) -> str | None
 
 
 def classifier_names(model: Any) -> tuple[str, ...]:
-    """Names of the modules that timm gives as a model's classifier, or classifiers."""
+    """List the modules that timm gives as a model's classifier, or classifiers."""
     names = model.default_cfg.get("classifier") or "fc"
     return (names,) if isinstance(names, str) else tuple(names)

@@ -34,8 +34,11 @@ PREDICTORS: Mapping[str, Mapping[str, Option]] = {
 
 
 def gives_probabilities(predictor: str, trained: bool) -> bool:
-    """Whether softmax of a predictor's scores is meant as probabilities: those of logistic regression always are, the
-    votes of neighbours never, those of others if the loss `trained` them to be."""
+    """Say whether softmax of a predictor's scores is meant as probabilities.
+
+    Those of logistic regression always are, the votes of neighbours never, those of others if the loss `trained` them
+    to be.
+    """
     return predictor == "logistic" or (predictor != "knn" and trained)
 
 
@@ -83,7 +86,7 @@ def _nearest_mean(support: Tensor, labels: Tensor, num_classes: int, distance: s
 
 
 def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean embedding of each class: (N, D), (N,) to (C, D). Raises `UsageError` for a class without images."""
+    """Compute the mean embedding of each class: (N, D), (N,) to (C, D). Raises `UsageError` for a class without images."""
     counts = torch.bincount(labels, minlength=num_classes)
     if (counts == 0).any():
         raise UsageError(
@@ -94,8 +97,8 @@ def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def mean_logits(queries: Tensor, means: Tensor, distance: str) -> Tensor:
-    """Minus the squared Euclidean distance to each class mean (Snell et al. 2017, equation 2), or the cosine with it
-    (Vinyals et al. 2016): (Q, D), (C, D) to (Q, C)."""
+    """Compute minus the squared Euclidean distance to each class mean (Snell et al. 2017, equation 2), or the cosine
+    with it (Vinyals et al. 2016): (Q, D), (C, D) to (Q, C)."""
     if distance == "cosine":
         return F.normalize(queries, dim=1) @ F.normalize(means, dim=1).T
     # By default it chooses its way by the number of queries, which a graph for any number cannot.
@@ -106,9 +109,12 @@ def mean_logits(queries: Tensor, means: Tensor, distance: str) -> Tensor:
 def knn_logits(
     support: Tensor, labels: Tensor, queries: Tensor, num_classes: int, k: int, rows: Tensor | None = None
 ) -> Tensor:
-    """Log of the cosine-weighted vote of the k most similar training images, temperature 0.07 (Wu et al. 2018,
-    arXiv:1805.01978): (Q, C). Classes without a vote get the log of 1e-6. Training image `rows[q]` is query q itself
-    and does not vote on it. Many queries are taken in turns, so that memory does not grow with Q times N."""
+    """Compute the log of the cosine-weighted vote of the k most similar training images, temperature 0.07 (Wu et al.
+    2018, arXiv:1805.01978): (Q, C).
+
+    Classes without a vote get the log of 1e-6. Training image `rows[q]` is query q itself, and does not vote on it.
+    Queries are taken some at a time, so that memory does not grow with Q times N.
+    """
     turn = max(1, SIMILARITIES // support.shape[0])
     if not torch.compiler.is_exporting() and len(queries) > turn:  # a graph is for any number of queries
         parts = (
@@ -126,8 +132,11 @@ def knn_logits(
 
 
 def fit_logistic(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> Callable[[Tensor], Tensor]:
-    """Multinomial logistic regression on standardised features, by L-BFGS: (N, D), (N,) to a function from (Q, D)
-    to (Q, C). Minimises the mean cross-entropy plus l2 / 2 times the sum of the squared coefficients."""
+    """Fit a multinomial logistic regression on standardised features, by L-BFGS: (N, D), (N,) to a function from (Q, D)
+    to (Q, C).
+
+    It minimises the mean cross-entropy plus l2 / 2 times the sum of the squared coefficients.
+    """
     # Out of inference mode, in which the features came to be: autograd refuses those.
     x, y = features.clone().double(), labels.clone()
     mean, deviation = x.mean(0), x.std(0, correction=0).clamp_min(1e-8)

@@ -33,7 +33,7 @@ _SECONDS = 60  # what a compilation takes on two slow cores, for the message
 
 
 def source_root() -> Path:
-    """The folder `csrc`: inside the installed package, or at the top of the repository."""
+    """Find the folder `csrc`: inside the installed package, or at the top of the repository."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "csrc"
     return installed if installed.is_dir() else package.parents[1] / "csrc"
@@ -53,7 +53,7 @@ def sources(cuda: bool) -> list[Path]:
 
 
 def cuda_home() -> Path | None:
-    """The CUDA toolkit's own folder, which holds bin/nvcc and include/, or None.
+    """Find the CUDA toolkit's own folder, which holds bin/nvcc and include/; None if there is none.
 
     A wrapper script named nvcc on PATH would mislead torch, so that the headers are looked for too.
     """
@@ -68,14 +68,14 @@ def cuda_home() -> Path | None:
 
 
 def wants_cuda(otherwise: bool) -> bool:
-    """Whether to build the CUDA kernel: as the environment says, else `otherwise`; never without a toolkit."""
+    """Say whether to build the CUDA kernel: as the environment says, else `otherwise`; never without a toolkit."""
     asked = os.environ.get(CUDA_VARIABLE, "")
     wanted = asked == "1" if asked in ("0", "1") else otherwise
     return wanted and cuda_home() is not None and bool(list((source_root() / "deform_conv/cuda").glob("*.cu")))
 
 
 def kernel() -> str:
-    """What computes `deform_conv2d` here.
+    """Say what computes `deform_conv2d` here.
 
     "cpu-avx512", "cpu-avx2" or "cpu-generic", with "+cuda" where the CUDA kernel is there too; or "reference",
     the slow PyTorch composite, where nothing could be compiled or FLOWERS_BENCH_KERNEL=reference asks for it.
@@ -91,7 +91,7 @@ def kernel() -> str:
 
 @cache
 def has_kernel(device: str) -> bool:
-    """Whether a compiled kernel covers this device type ("cpu" or "cuda"); loads or compiles it first."""
+    """Say whether a compiled kernel covers this device type ("cpu" or "cuda"); loads or compiles it first."""
     if not _load():
         return False
     import torch
@@ -125,8 +125,11 @@ def _prebuilt() -> Path | None:
 
 
 def _load_best() -> None:
-    """Loads the library that was built at install time, or that in the user's cache, compiled first if this source has
-    not been compiled here yet. Where the CUDA part does not compile or load, says so and does without."""
+    """Load the library that was built at install time, or the one in the user's cache, which is compiled first if it is
+    not there.
+
+    Where the CUDA part does not compile or load, say so and do without it.
+    """
     import torch
 
     if library := _prebuilt():
@@ -177,7 +180,7 @@ def _cache_folder() -> Path:
 
 
 def _key(compiler: str, cuda: bool) -> str:
-    """Names a build: everything that its result depends on."""
+    """Name a build by a hash of everything that its result depends on."""
     import torch
 
     digest = hashlib.sha256()
@@ -194,7 +197,7 @@ def _key(compiler: str, cuda: bool) -> str:
 
 
 def _compile(compiler: str, cuda: bool, library: Path) -> None:
-    """Compiles with ninja in a folder of its own, then moves the library to its place in one step."""
+    """Compile with ninja in a folder of its own, then move the library to its place in one step."""
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
         plan = Path(folder) / "build.ninja"
         plan.write_text(_ninja_plan(compiler, cuda))
@@ -247,7 +250,7 @@ def _escape(path: str | Path) -> str:
 
 
 def _architecture_flags() -> list[str]:
-    """nvcc's -gencode for TORCH_CUDA_ARCH_LIST, or for every architecture that we support."""
+    """Give nvcc's -gencode flags for TORCH_CUDA_ARCH_LIST, or for every architecture that we support."""
     flags = []
     for name in os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).replace(" ", ";").split(";"):
         number = name.removesuffix("+PTX").replace(".", "")

@@ -31,7 +31,7 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 torch.library.define("flowers_bench::deform_conv2d", _SCHEMA, tags=torch.Tag.pt2_compliant_tag)
 torch.library.define("flowers_bench::deform_conv2d_backward", _BACKWARD_SCHEMA, tags=torch.Tag.pt2_compliant_tag)
-_forward_op = torch.ops.flowers_bench.deform_conv2d.default
+_forward_op: Callable[..., Tensor] = torch.ops.flowers_bench.deform_conv2d.default
 _backward_op = torch.ops.flowers_bench.deform_conv2d_backward.default
 
 
@@ -45,7 +45,7 @@ def deform_conv2d(
     dilation: int | Sequence[int] = 1,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Deformable convolution, v1 (Dai et al. 2017, arXiv:1703.06211) or with `mask` v2 (arXiv:1811.11168).
+    """Compute a deformable convolution, v1 (Dai et al. 2017, arXiv:1703.06211) or with `mask` v2 (arXiv:1811.11168).
 
     Arguments, shapes and semantics are those of `torchvision.ops.deform_conv2d`. Groups are read off the shapes:
     weight groups = C / weight.shape[1], offset groups G = offset.shape[1] / (2 * KH * KW).
@@ -72,7 +72,8 @@ def deform_conv2d(
 
 
 def pair(name: str, value: Any) -> Pair:
-    """One or two integers (of Python, NumPy or torch) as two. Raises RuntimeError, which names the argument, for others."""
+    """Read one or two integers (of Python, NumPy or torch) as two. Raises `RuntimeError`, which names the argument, for
+    others."""
     try:
         whole = _integer(value)
         return whole, whole
@@ -90,7 +91,7 @@ def pair(name: str, value: Any) -> Pair:
 
 
 def _integer(value: Any) -> int:
-    """The value as an int that the operator's schema has room for; raises TypeError for what is no integer."""
+    """Read the value as an int that fits the operator's schema (64 bits). Raises `TypeError` for what is no integer."""
     if isinstance(value, torch.SymInt):  # symbolic under torch.compile
         return value  # type: ignore[return-value]
     whole = operator.index(value)
@@ -113,7 +114,8 @@ def _check_arguments(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[int, int, int, int]:
-    """Raises unless the arguments fit together; returns the shape of the output."""
+    """Check that the arguments fit together, and give the shape of the output (N, OC, OH, OW). Raises `RuntimeError` if
+    they do not."""
     for name, tensor in (("input", input), ("offset", offset), ("weight", weight)):
         if tensor is None:  # PyTorch's dispatcher refuses all else that is no tensor, and lets None pass
             raise RuntimeError(f"Expected argument `{name}` to be a tensor, but got None")
@@ -211,7 +213,10 @@ def _compute(
 ) -> Tensor:
     _check_arguments(input, offset, weight, bias, mask, stride, padding, dilation)
     if _build.has_kernel(input.device.type):
-        return torch.ops.flowers_bench_kernel.forward(input, offset, weight, bias, mask, stride, padding, dilation)
+        computed: Tensor = torch.ops.flowers_bench_kernel.forward(
+            input, offset, weight, bias, mask, stride, padding, dilation
+        )
+        return computed
     out = deform_conv2d_reference(input, offset, weight, bias, mask, stride, padding, dilation)
     return out.contiguous(memory_format=_memory_format(input))
 
@@ -236,7 +241,8 @@ def _compute_backward(
         # The CUDA kernel's fastest way adds in any order; the CPU's order is always the same.
         ordered = input.is_cuda and torch.are_deterministic_algorithms_enabled()
         backward = kernels.backward_deterministic if ordered else kernels.backward
-        return backward(grad, input, offset, weight, mask, stride, padding, dilation, *needs)
+        gradients: tuple[Tensor, ...] = backward(grad, input, offset, weight, mask, stride, padding, dilation, *needs)
+        return gradients
     with _autograd_inside_a_kernel():
         computed = _reference_gradients(grad, input, offset, weight, mask, stride, padding, dilation, needs)
     blank = _gradient_layout(grad, input, offset, weight, mask, needs)
@@ -244,7 +250,8 @@ def _compute_backward(
 
 
 def _autograd_inside_a_kernel() -> AbstractContextManager[None]:
-    """The dispatcher hides autograd from an operator's kernel; the reference's gradient needs it back."""
+    """Switch autograd on again, which the dispatcher hides from an operator's kernel: the reference's gradient needs
+    it."""
     hidden = torch._C._dispatch_tls_local_exclude_set()
     hidden = hidden.remove(torch._C.DispatchKey.AutogradFunctionality)
     hidden = hidden.remove(torch._C.DispatchKey.ADInplaceOrView)
@@ -258,7 +265,7 @@ def _memory_format(input: Tensor) -> torch.memory_format:
 def _gradient_layout(
     grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, needs: Sequence[bool]
 ) -> tuple[Tensor, ...]:
-    """Uninitialised gradients with the shapes and strides that the backward op returns."""
+    """Allocate the gradients, without values, with the shapes and strides that the backward operator returns."""
     likes = (input, offset, weight, weight.new_empty(weight.shape[0]), mask)
     return tuple(
         torch.empty_like(like, memory_format=_memory_format(input) if like is input else torch.contiguous_format)
@@ -279,7 +286,7 @@ def _reference_gradients(
     dilation: Pair,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients through the composite; differentiable again where the arguments require gradients."""
+    """Compute the gradients through the composite; they are differentiable again where the arguments require gradients."""
     differentiable = torch.is_grad_enabled()
     bias = weight.new_zeros(weight.shape[0])
     with torch.enable_grad():
@@ -298,7 +305,6 @@ for _device in ("cpu", "cuda"):
     torch.library.impl("flowers_bench::deform_conv2d_backward", _device, _compute_backward)
 
 
-@torch.library.register_fake("flowers_bench::deform_conv2d")
 def _fake(
     input: Tensor,
     offset: Tensor,
@@ -313,7 +319,6 @@ def _fake(
     return input.new_empty(shape).contiguous(memory_format=_memory_format(input))
 
 
-@torch.library.register_fake("flowers_bench::deform_conv2d_backward")
 def _fake_backward(
     grad: Tensor,
     input: Tensor,
@@ -327,6 +332,10 @@ def _fake_backward(
 ) -> tuple[Tensor, ...]:
     _check_arguments(input, offset, weight, None, mask, stride, padding, dilation)
     return _gradient_layout(grad, input, offset, weight, mask, needs)
+
+
+torch.library.register_fake("flowers_bench::deform_conv2d", _fake)
+torch.library.register_fake("flowers_bench::deform_conv2d_backward", _fake_backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -346,7 +355,7 @@ def _setup_context_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
 
 
 def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Differentiates the composite's own gradients: rare enough that a kernel would not pay for itself."""
+    """Differentiate the composite's own gradients. This is rare, so that a kernel of its own would not pay off."""
     saved = ctx.saved_tensors
     with torch.enable_grad():
         given = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in saved]
@@ -376,7 +385,7 @@ torch.library.register_autograd(
 
 
 def _in_dims(value: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    """The batched axis in front; expanded where only others are batched."""
+    """Move the batched axis to the front; a tensor without one is expanded to `size`."""
     if value is None:
         return None
     return value.unsqueeze(0).expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
@@ -394,7 +403,7 @@ def _vmap(
     padding: Pair,
     dilation: Pair,
 ) -> tuple[Tensor, int]:
-    """Samples with one weight become one batch; with a weight for each, one call follows another."""
+    """Compute samples that share a weight as one batch; where each has its own weight, make one call for each."""
     size = info.batch_size
     images = [_in_dims(t, d, size) for t, d in zip((input, offset, mask), (*in_dims[:2], in_dims[4]), strict=True)]
     if in_dims[2] is None and in_dims[3] is None:
@@ -412,7 +421,7 @@ def _vmap(
 def _vmap_backward(
     info: Any, in_dims: tuple[int | None, ...], *arguments: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """One call for each sample: their gradients of the weight must stay apart."""
+    """Make one call for each sample, so that their gradients of the weight stay apart."""
     tensors = [_in_dims(t, d, info.batch_size) for t, d in zip(arguments[:5], in_dims[:5], strict=True)]
     each = [
         _backward_op(*(None if t is None else t[i] for t in tensors), *arguments[5:]) for i in range(info.batch_size)
@@ -425,7 +434,8 @@ torch.library.register_vmap("flowers_bench::deform_conv2d_backward", _vmap_backw
 
 
 def _autocast(device: str) -> Callable[..., Tensor]:
-    """The op under autocast: in the reduced type of this device, as convolutions are; float64 stays as it is."""
+    """Make the operator under autocast: it computes in the device's reduced type, as convolutions do; float64 stays
+    float64."""
 
     def cast(value: Any) -> Any:
         eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
@@ -454,7 +464,7 @@ def _flops(
     out_shape: tuple[int, ...],
     **__: Any,
 ) -> int:
-    """The product's multiply-adds as for a convolution, and four for each value that is sampled; 2 FLOPs each."""
+    """Count the product's multiply-adds as for a convolution, and four for each sampled value; 2 FLOPs each."""
     positions, taps = out_shape[0] * out_shape[2] * out_shape[3], weight[2] * weight[3]
     return 2 * positions * taps * (weight[1] * weight[0] + 4 * input[1])
 
@@ -472,7 +482,7 @@ def _flops_backward(
     needs: Sequence[bool],
     **_: Any,
 ) -> int:
-    """A product for the columns' gradient and one for the weight's; sampling, scattering, and dot products."""
+    """Count a product for the columns' gradient and one for the weight's, and sampling, scattering and dot products."""
     positions, taps = grad[0] * grad[2] * grad[3], weight[2] * weight[3]
     columns, samples = needs[0] or needs[1] or needs[4], needs[2]
     sampled = 4 * input[1] * (int(needs[0]) + int(needs[1] or needs[4]) + int(samples))

@@ -21,7 +21,7 @@ def deform_conv2d_reference(
     padding: Pair,
     dilation: Pair,
 ) -> Tensor:
-    """The same function as `flowers_bench.ops.deform_conv2d`, composed of torch operations.
+    """Compute the same function as `flowers_bench.ops.deform_conv2d`, composed of torch operations.
 
     Takes arguments that are already checked. Half precisions are computed in float32 and rounded once.
     """
@@ -59,14 +59,15 @@ def deform_conv2d_reference(
 
 
 def _rows(input: Tensor, offset_groups: int) -> Tensor:
-    """(N, C, H, W) -> (N * offset groups * H * W, C / offset groups): one row for each pixel that a tap reads."""
+    """Rearrange (N, C, H, W) to (N * offset groups * H * W, C / offset groups): one row for each pixel that a tap
+    reads."""
     batch, channels, height, width = input.shape
     split = input.reshape(batch, offset_groups, channels // offset_groups, height * width)
     return split.transpose(2, 3).reshape(-1, channels // offset_groups)
 
 
 def _bilinear(pixels: Tensor, y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
-    """Samples `pixels` at (y, x), each (N, offset groups, OH, OW), with zeros outside -> (..., channels)."""
+    """Sample `pixels` bilinearly at (y, x), each (N, offset groups, OH, OW), with zeros outside: (..., channels)."""
     finite = torch.isfinite(y) & torch.isfinite(x)
     # Comparisons with NaN are false, so that what is converted to an index below is always in range.
     inside = (y > -1) & (y < height) & (x > -1) & (x < width)

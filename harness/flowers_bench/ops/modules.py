@@ -52,7 +52,7 @@ class DeformConv2d(nn.Module):
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> "DeformConv2d":
-        """A deformable twin of `conv` with its weight and bias, on its device, in its dtype.
+        """Make a deformable twin of `conv`, with its weight and bias, on its device, in its dtype.
 
         Raises:
             ValueError: `conv` pads with anything but zeros, or by name ("same", "valid").
@@ -75,16 +75,18 @@ class DeformConv2d(nn.Module):
         return twin
 
     def reset_parameters(self) -> None:
-        """Initial values as `torch.nn.Conv2d` draws them."""
+        """Draw initial values as `torch.nn.Conv2d` does."""
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         if self.bias is not None:
             bound = self.weight[0].numel() ** -0.5
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Convolve; shapes are those of `deform_conv2d`."""
         return deform_conv2d(input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
     def extra_repr(self) -> str:
+        """Give shapes and settings, for `print`."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}"
@@ -141,7 +143,7 @@ class OffsetDeformConv2d(DeformConv2d):
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, modulated: bool = True, offset_groups: int = 1) -> "OffsetDeformConv2d":
-        """Takes over a plain convolution: the result computes exactly what `conv` does until it is trained.
+        """Take over a plain convolution: the result computes exactly what `conv` does until it is trained.
 
         Raises:
             ValueError: as `DeformConv2d.from_conv`, or channels that `offset_groups` does not divide.
@@ -157,15 +159,17 @@ class OffsetDeformConv2d(DeformConv2d):
         return twin
 
     def offset_and_mask(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Where this input would be sampled: offset (N, 2 * G * KH * KW, OH, OW), and the mask or None."""
+        """Compute where this input would be sampled: offset (N, 2 * G * KH * KW, OH, OW) in pixels, and mask or None."""
         predicted = self.offset_conv(input)
         if not self.modulated:
             return predicted, None
         return predicted[:, : self._shifts], 2 * torch.sigmoid(predicted[:, self._shifts :])
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """Predict offset and mask from the input (N, C, H, W), and convolve: (N, OC, OH, OW)."""
         offset, mask = self.offset_and_mask(input)
         return super().forward(input, offset, mask)
 
     def extra_repr(self) -> str:
+        """Give shapes and settings, for `print`."""
         return f"{super().extra_repr()}, modulated={self.modulated}, offset_groups={self.offset_groups}"

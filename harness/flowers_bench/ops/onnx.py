@@ -17,7 +17,7 @@ OPSET = 19  # the first with DeformConv
 
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...], path: str | Path, **options: Any) -> None:
-    """Writes `model`, traced on `inputs`, as an ONNX file; `options` go to `torch.onnx.export`.
+    """Write `model`, traced on `inputs`, as an ONNX file; `options` are passed on to `torch.onnx.export`.
 
     Uses torch's exporter on `torch.export` where onnxscript is installed, else its older one.
     """
@@ -30,7 +30,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], path: str | Path, **opt
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What `torch.onnx.export(dynamo=True, custom_translation_table=...)` needs to know of the op."""
+    """Give what `torch.onnx.export(dynamo=True, custom_translation_table=...)` needs to know of the operator."""
     from onnxscript import opset19
 
     def deform_conv2d(
@@ -50,7 +50,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def register_symbolic() -> None:
-    """Teaches the op to the older exporter, `torch.onnx.export(dynamo=False)`."""
+    """Teach the operator to the older exporter, `torch.onnx.export(dynamo=False)`."""
 
     def symbolic(
         graph: Any,
@@ -83,8 +83,8 @@ def _attributes(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-) -> dict[str, Any]:
-    """DeformConv's attributes, from the shapes and our arguments."""
+) -> dict[str, int | list[int]]:
+    """Compute the attributes of ONNX's DeformConv from the shapes and our arguments."""
     return {
         "strides": list(stride),
         "pads": [*padding, *padding],

@@ -25,8 +25,9 @@ from flowers_bench.models.predictors import PREDICTORS
 from flowers_bench.models.weights import Weights
 from flowers_bench.models.weights.provenance import refuse_seen
 from flowers_bench.models.weights.source import NoNetwork, resolvable, resolve_weights
-from flowers_bench.store.identity import Protocol, Trial
-from flowers_bench.store.records import Run
+from flowers_bench.store.folder import Store, config_of, under_name
+from flowers_bench.store.identity import Label, Protocol, Trial
+from flowers_bench.store.records import Config, Run
 from flowers_bench.training import optimizer
 from flowers_bench.util.errors import UsageError, unknown_name
 
@@ -49,6 +50,8 @@ class Request:
         jobs: how many trials will run at once; the processor's threads are divided among them.
         threads: of each trial; where None, `OMP_NUM_THREADS`, else that share.
         devices: that each trial is divided among. No part of its identity: its batches stay what they are.
+        recipe: fields that replace the technique's and variant's, as a variant's own would: the data's and `settings` come after.
+        label: what a suite calls these trials; None: `technique/variant`.
     """
 
     techniques: Sequence[str]
@@ -66,22 +69,40 @@ class Request:
     jobs: int = 1
     threads: int | None = None
     devices: int = 1
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    label: Label | None = None
+
+    @property
+    def title(self) -> str:
+        """The names of its trials."""
+        return self.label.text if self.label else " ".join(self.techniques)
 
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """A trial and where it finds what it needs on this machine.
+    """A trial, what it is called, and where it finds what it needs on this machine.
 
     Attributes:
+        labels: its names, one at least; several where several of what was asked for mean this very training.
         run: `run.json` as far as the plan knows it.
         trains: whether it takes any step; without, its recipe says nothing but the size of the images.
         notes: what was understood of its weight file, to be said before it runs.
     """
 
     trial: Trial
+    labels: tuple[Label, ...]
     run: Run
     trains: bool = True
     notes: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """`technique/variant`; of several, with `=` between them."""
+        return " = ".join(label.text for label in self.labels)
+
+    def described(self) -> Config:
+        """Give the trial's `config.json` with technique and variant, as `TrialFolder.described` does: under its first name."""
+        return under_name(config_of(self.trial), self.labels[0])
 
 
 @dataclass(frozen=True)
@@ -106,7 +127,13 @@ class _Parts:
     @property
     def label(self) -> str:
         """`technique/variant`."""
-        return f"{self.technique.name}/{self.variant_name}"
+        return self.as_label.text
+
+    @property
+    def as_label(self) -> Label:
+        """What its trials are called, and what they are to be compared with."""
+        baseline = f"{self.technique.name}/{self.variant.baseline}" if self.variant.baseline else None
+        return Label(self.technique.name, self.variant_name, baseline)
 
 
 def plan(
@@ -130,7 +157,7 @@ def plan(
     data_options, settings = _split_settings(source, request.settings)
     _refuse_unknown_settings(chosen, settings)
     datasets = {} if loaded is None else loaded
-    recipes = [_recipe(source, parts, settings) for parts in chosen]
+    recipes = [_recipe(source, parts, request.recipe, settings) for parts in chosen]
     # Before the data, which may take a download, or minutes of drawing.
     initial = [
         _initial(request, plugin_files, parts, source, recipe) for parts, recipe in zip(chosen, recipes, strict=True)
@@ -152,7 +179,6 @@ def plan(
             threads=request.threads or threads_of_environment() or _share_of_threads(request.jobs),
             devices=request.devices,
             weights_path=None,
-            baseline=parts.variant.baseline,
         )
         dataset = few_shot(datasets[key], request.shots, 0)
         planned += _trials(host, request, source.name, parts, start, recipe, dataset, data_options, run)
@@ -177,12 +203,16 @@ def searchable(host: Host, request: Request) -> tuple[Recipe, dict[str, Option]]
     parts = _parts(host, request, label)
     fixed = {*parts.variant.options, *settings}
     options = {name: option for name, option in _options(parts).items() if option.search and name not in fixed}
-    return _recipe(source, parts, settings), options
+    return _recipe(source, parts, request.recipe, settings), options
 
 
 def in_order(planned: Iterable[TrialPlan]) -> list[TrialPlan]:
-    """Each trial once, all of seed 0 first: whoever stops early has whole comparisons."""
-    unique = {item.trial.id: item for item in planned}
+    """Each trial once, with all the names that it was asked for by; all of seed 0 first: whoever stops early has whole
+    comparisons."""
+    unique: dict[str, TrialPlan] = {}
+    for item in planned:
+        before = unique[item.trial.id].labels if item.trial.id in unique else ()
+        unique[item.trial.id] = replace(item, labels=tuple(dict.fromkeys((*before, *item.labels))))
     return sorted(unique.values(), key=lambda item: item.trial.seed)
 
 
@@ -314,8 +344,8 @@ def _options(parts: _Parts) -> dict[str, Option]:
     return given
 
 
-def _recipe(source: DatasetSource, parts: _Parts, settings: Mapping[str, str]) -> Recipe:
-    recipe = parts.technique.recipe.changed(**{**parts.variant.recipe, **source.recipe})
+def _recipe(source: DatasetSource, parts: _Parts, instead: Mapping[str, Any], settings: Mapping[str, str]) -> Recipe:
+    recipe = parts.technique.recipe.changed(**{**parts.variant.recipe, **instead, **source.recipe})
     if source.max_epochs is not None and recipe.epochs > source.max_epochs and "epochs" not in settings:
         recipe = recipe.changed(epochs=source.max_epochs, warmup_epochs=min(1, recipe.warmup_for(source.max_epochs)))
     given = {key: value for key, value in settings.items() if key in recipe.facts()}
@@ -345,7 +375,6 @@ def _initial(
 
 
 def _of_trial(request: Request, asked: str, plugin_files: Sequence[Path]) -> list[Weights]:
-    from flowers_bench.store.folder import Store
     from flowers_bench.training.initial_weights import weights_of_trial
     from flowers_bench.training.trained import Sources
 
@@ -388,18 +417,19 @@ def _trials(
     trains = recipe.epochs > 0 and any(parameter.requires_grad for parameter in model.parameters())
     _try_sampling(parts, dataset, recipe, options, request.devices)
     code = _code(host, parts, source, recipe, model)
+    facts = dataset.facts()
+    if not host.is_built_in(host.datasets[source].plugin):
+        facts["options"] = dict(data_options)
     return [
         TrialPlan(
             Trial(
-                technique=parts.technique.name,
-                variant=parts.variant_name,
                 model=parts.model.value.name,
                 loss=parts.loss.value.name,
                 augmentation=parts.augmentation.value.name,
                 sampler=parts.loss.value.sampler,
                 predictor=parts.predictor,
                 options=options,
-                dataset=dataset.facts(),
+                dataset=facts,
                 data_options=data_options,
                 backbone=name,
                 weights=weights.facts(),
@@ -408,6 +438,7 @@ def _trials(
                 code=code,
                 protocol=Protocol(shots=request.shots),
             ),
+            (request.label or parts.as_label,),
             replace(run, weights_path=str(weights.path) if weights.path else None),
             trains,
             tuple(notes),
@@ -417,10 +448,10 @@ def _trials(
 
 
 def _code(host: Host, parts: _Parts, source: str, recipe: Recipe, model: nn.Module) -> dict[str, str]:
-    """What identifies the code of a trial: each plugin whose parts are in use, and whatever gives other numbers than it did
-    in its first revision."""
+    """What identifies the code of a trial: each plugin of others whose parts are in use, and whatever gives other numbers
+    than it did in its first revision. Of built-in parts the revision says all: a release trains nothing again."""
     in_use: list[Registered[Any]] = [parts.model, parts.loss, parts.augmentation]
-    origins = {host.techniques[parts.technique.name].plugin, *(registered.plugin for registered in in_use)}
+    origins = {registered.plugin for registered in in_use if not host.is_built_in(registered.plugin)}
     # What a package's dataset is like, its fingerprint says; a file must be known to be loaded again for a stored trial.
     if host.plugins[host.datasets[source].plugin].is_file:
         origins.add(host.datasets[source].plugin)

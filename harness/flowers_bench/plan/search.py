@@ -127,13 +127,12 @@ class Search:
         except ImportError:
             raise UsageError("--search needs Optuna: pip install 'flowers-bench[search]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        (label,) = request.techniques
         recipe, options = searchable(host, request)
         (own_trial,) = plan(host, replace(request, seeds=1), files, silent, data)
         if not own_trial.trains:
             recipe = replace(recipe, epochs=0, warmup_epochs=0)
         space = distributions(recipe, options, request.settings)
-        sampler = optuna.samplers.TPESampler(seed=derive_seed(0, "search", label) % 2**32)
+        sampler = optuna.samplers.TPESampler(seed=derive_seed(0, "search", request.title) % 2**32)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         own = {name: getattr(recipe, name) for name in space if name in recipe.facts()}
         own |= {name: option.default for name, option in options.items()}

@@ -11,7 +11,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from flowers_bench.contract.host import Host
 from flowers_bench.contract.technique import Recipe
 from flowers_bench.models.predictors import PREDICTORS
 from flowers_bench.plan.planning import Request, TrialPlan, plan
+from flowers_bench.store.identity import Label
 from flowers_bench.util.errors import UsageError, unknown_name
 
 if sys.version_info >= (3, 11):
@@ -33,7 +34,9 @@ BUILT_IN = Path(__file__).parent / "built_in"
 FACTORS = ("technique", "data", "backbone", "weights", "loss", "augmentation", "shots")
 #: Keys of a table that are counts, one for the whole table: the least, the most, and what holds without the key.
 COUNTS = {"seeds": (1, 1000, 3), "search": (0, 10000, 0)}
-_TOP = ("summary", "source", "defaults", "trials", "figures")
+#: Keys of a table that are one text for the whole table: its label, the label it is compared with, its recipe's name.
+TEXTS = ("name", "baseline", "recipe")
+_TOP = ("summary", "source", "defaults", "recipes", "trials", "figures")
 _REPORTED = ("row", "top1")
 
 
@@ -57,7 +60,7 @@ class Figure:
     Attributes:
         name: stem of its files' names.
         title: what it shows.
-        technique: `NAME/VARIANT` of the rows that it shows.
+        technique: labels of the rows that it shows: `NAME/VARIANT`, or the name that the suite gives them.
         draw: `curves` over epochs, `sweep` over a factor, or `pictures` that the techniques drew.
         factor: of a sweep: a recipe field or an option.
     """
@@ -84,6 +87,9 @@ class Table:
         reported: the published figure it is to be seen beside, or None.
         line: of its header, from 1.
         lines: of each key.
+        name: what its trials are called, `NAME/VARIANT`, with `{KEY}` for a key's value; None: as the technique's variant.
+        baseline: the name of the row that they are to be compared with, of those that have a `name`.
+        recipe: fields in place of the variant's own.
     """
 
     values: Mapping[str, Sequence[Any]]
@@ -92,6 +98,19 @@ class Table:
     reported: PublishedResult | None
     line: int
     lines: Mapping[str, int]
+    name: str | None = None
+    baseline: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def label(self, cell: Mapping[str, str]) -> Label | None:
+        """What the trials of one combination are called; None: as the technique's variant. Raises `UsageError` for a `{KEY}`
+        that is no key of the table."""
+        if self.name is None:
+            return None
+        for key in re.findall(r"\{(.*?)\}", self.name):
+            if key not in cell:
+                raise unknown_name("key in name", key, cell)
+        return Label.of(re.sub(r"\{(.*?)\}", lambda found: cell[found[1]], self.name), self.baseline)
 
     def cells(self) -> Iterable[dict[str, str]]:
         """Every combination, values as text."""
@@ -108,6 +127,7 @@ class Suite:
         source: where the reported figures come from.
         tables: in the file's order.
         figures: likewise.
+        recipes: of its `[recipes.NAME]` tables, by name.
     """
 
     path: Path
@@ -115,6 +135,7 @@ class Suite:
     source: str
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...] = ()
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def error(self, line: int, problem: object) -> UsageError:
         """A mistake of the file's author: where it stands, and what it is."""
@@ -158,24 +179,45 @@ def read_suite(name: str) -> Suite:
         raise suite.error(lines.top.get("trials", 1), "a suite names its trials in at least one [[trials]] table.")
     if len(lines.tables) != len(tables):
         raise suite.error(1, "write each table of trials with a header line of its own: [[trials]].")
+    suite = replace(suite, recipes=_recipes(suite, content.get("recipes", {}), lines))
     found = [_table(suite, defaults, *item) for item in zip(tables, lines.tables, strict=True)]
     return replace(suite, tables=tuple(found), figures=_figures(suite, content.get("figures", []), lines))
+
+
+def _recipes(suite: Suite, content: Any, lines: _Lines) -> Mapping[str, Mapping[str, Any]]:
+    """A suite's recipes by name: tables, or the name of another suite that has the same."""
+    at = lines.top.get("recipes", 1)
+    if isinstance(content, str):
+        return _of_another(suite, "recipes", content, at).recipes
+    if not isinstance(content, dict) or not all(isinstance(fields, dict) for fields in content.values()):
+        raise suite.error(at, 'expected [recipes.NAME] tables, or recipes = "the name of a suite that has the same"')
+    for name, fields_of_it in content.items():
+        try:
+            Recipe().changed(**fields_of_it)
+        except UsageError as error:
+            raise suite.error(at, f"recipe {name}: {error}") from error
+    return content
+
+
+def _of_another(suite: Suite, what: str, name: str, line: int) -> Suite:
+    """The suite whose recipes or figures are this one's too."""
+    try:
+        return read_suite(name)
+    except RecursionError as error:
+        raise suite.error(line, f"{what} = {name!r} leads back to this suite.") from error
 
 
 def _figures(suite: Suite, content: Any, lines: _Lines) -> tuple[Figure, ...]:
     """A suite's figures: tables, or the name of another suite that has the same."""
     at = lines.top.get("figures", 1)
     if isinstance(content, str):
-        try:
-            return read_suite(content).figures
-        except RecursionError as error:
-            raise suite.error(at, f"figures = {content!r} leads back to this suite.") from error
+        return _of_another(suite, "figures", content, at).figures
     if not isinstance(content, list) or not all(isinstance(table, dict) for table in content):
         raise suite.error(at, 'expected [[figures]] tables, or figures = "the name of a suite that has the same"')
     return tuple(_figure(suite, table, *where) for table, where in zip(content, lines.figures, strict=False))
 
 
-def _figure(suite: Suite, table: Mapping[str, Any], line: int, lines: Mapping[str, int]) -> Figure:
+def _figure(suite: Suite, table: Mapping[str, Any], line: int, lines: Mapping[str, int]) -> Figure:  # TOML
     known = [f.name for f in fields(Figure)]
     for key in table:
         if key not in known:
@@ -244,6 +286,20 @@ def _table(
         low, high, _ = COUNTS[key]
         if type(count) is not int or not low <= count <= high:
             raise suite.error(lines.get(key, line), f"{key} = {count!r}: expected how many, from {low} to {high}.")
+    texts = {key: values.pop(key, None) for key in TEXTS}
+    for key, text in texts.items():
+        if text is not None and not isinstance(text, str):
+            raise suite.error(lines.get(key, line), f"{key} = {text!r}: expected a text.")
+    for key in ("name", "baseline"):
+        if texts[key] is not None and not re.fullmatch(r"[^/]+/[^/]+", texts[key]):
+            raise suite.error(
+                lines.get(key, line), f'{key} = {texts[key]!r}: expected "NAME/VARIANT", such as "mine/wide".'
+            )
+    if texts["baseline"] and not texts["name"]:
+        raise suite.error(lines.get("baseline", line), "baseline goes with name: a variant has a baseline of its own.")
+    recipe = texts.pop("recipe")
+    if recipe is not None and recipe not in suite.recipes:
+        raise suite.error(lines.get("recipe", line), unknown_name("recipe", recipe, suite.recipes))
     reported = values.pop("reported", None)
     factors = {key: value if isinstance(value, list) else [value] for key, value in values.items()}
     for key, choices in factors.items():
@@ -252,7 +308,8 @@ def _table(
     for shots in factors.get("shots", ()):
         if type(shots) is not int or shots < 1:
             raise suite.error(lines.get("shots", line), f"shots = {shots!r}: expected images of each class, from 1.")
-    table = Table(factors, **counts, reported=None, line=line, lines=lines)
+    own_recipe = suite.recipes[recipe] if recipe is not None else {}
+    table = Table(factors, **counts, reported=None, line=line, lines=lines, **texts, recipe=own_recipe)
     if reported is None:
         return table
     at = lines.get("reported", line)
@@ -327,16 +384,30 @@ def _planned(
     for key in table.values:
         if key not in known:
             raise suite.error(table.lines.get(key, table.line), unknown_name("key", key, known))
-    base = replace(request, seeds=table.seeds, search=table.search)
+    base = replace(request, seeds=table.seeds, search=table.search, recipe=table.recipe)
     requests: list[Request] = []
     planned: list[TrialPlan] = []
     for cell in table.cells():
+        label = _label(host, suite, table, cell)
         try:
-            requests.append(of_cell(host, base, cell))
+            requests.append(of_cell(host, replace(base, label=label), cell))
             planned += plan(host, requests[-1], files, progress, loaded)
         except UsageError as error:
             raise suite.error(_line_of(table, cell, str(error)), error) from error
     return PlannedTable(table, tuple(requests), tuple(planned))
+
+
+def _label(host: Host, suite: Suite, table: Table, cell: Mapping[str, str]) -> Label | None:
+    """What the trials of a combination are called, where the table says it. A technique's variant has its name to itself."""
+    line = table.lines.get("name", table.line)
+    try:
+        label = table.label(cell)
+    except UsageError as error:
+        raise suite.error(line, error) from error
+    registered = host.techniques.get(label.technique) if label else None
+    if label and registered and label.variant in registered.value.variants:
+        raise suite.error(line, f"name = {table.name!r}: {label.text} is a variant that {registered.plugin} registers.")
+    return label
 
 
 def with_found(tables: Sequence[PlannedTable], found: Sequence[Sequence[TrialPlan]]) -> list[PlannedTable]:
@@ -354,7 +425,7 @@ def _known_keys(host: Host) -> set[str]:
     parts = [entry.value for kind in (host.models, host.losses, host.augmentations) for entry in kind.values()]
     options = {name for part in parts for name in part.options} | {name for own in PREDICTORS.values() for name in own}
     data = {f"data.{name}" for entry in host.datasets.values() for name in entry.value.options}
-    return {*FACTORS, *COUNTS, "reported", *Recipe().facts(), *options, *data}
+    return {*FACTORS, *COUNTS, *TEXTS, "reported", *Recipe().facts(), *options, *data}
 
 
 def _line_of(table: Table, cell: Mapping[str, str], problem: str) -> int:
@@ -374,11 +445,18 @@ def of_cell(host: Host, request: Request, cell: Mapping[str, str]) -> Request:
     base, _, variant = cell["technique"].partition("/")
     technique = host.find("technique", host.techniques, base).value
     name = f"{base}/{technique.variant(variant or None)[0]}"
-    factors: dict[str, Any] = {key: cell[key] for key in FACTORS[1:] if key in cell}
-    if "shots" in factors:
-        factors["shots"] = int(factors["shots"])
     settings = {key: value for key, value in cell.items() if key not in FACTORS}
-    return replace(request, techniques=[name], **factors, settings={**request.settings, **settings})
+    return replace(
+        request,
+        techniques=[name],
+        data=cell.get("data", request.data),
+        backbone=cell.get("backbone", request.backbone),
+        weights=cell.get("weights", request.weights),
+        loss=cell.get("loss", request.loss),
+        augmentation=cell.get("augmentation", request.augmentation),
+        shots=int(cell["shots"]) if "shots" in cell else request.shots,
+        settings={**request.settings, **settings},
+    )
 
 
 def swept(host: Host, request: Request, sweep: Mapping[str, Sequence[str]]) -> list[Request]:
@@ -395,6 +473,6 @@ def distinct_requests(requests: Sequence[Request]) -> list[str]:
     facts = [{**{key: getattr(one, key) for key in FACTORS[1:]}, **one.settings} for one in requests]
     differing = [key for key in dict.fromkeys(itertools.chain(*facts)) if len({str(own.get(key)) for own in facts}) > 1]
     return [
-        " ".join([*one.techniques, *(f"{key}={own[key]}" for key in differing if own.get(key) is not None)])
+        " ".join([one.title, *(f"{key}={own[key]}" for key in differing if own.get(key) is not None)])
         for one, own in zip(requests, facts, strict=True)
     ]

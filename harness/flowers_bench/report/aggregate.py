@@ -19,26 +19,43 @@ from flowers_bench.measure.quality import (
 from flowers_bench.measure.statistics import Interval, accuracy_interval, image_mean
 from flowers_bench.report.names import configuration_id
 from flowers_bench.store.folder import STRESS_REVISION, Scores, TrialFolder
+from flowers_bench.store.identity import Label
 from flowers_bench.store.records import Config, Result, Run
+
+#: By a trial's id, the names that a run asked for it by.
+Asked = Mapping[str, Sequence[Label]]
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished trial with its files read."""
+    """A finished trial with its files read, under one of its names.
+
+    Attributes:
+        config: with technique and variant, as `TrialFolder.described` has it.
+    """
 
     folder: TrialFolder
+    label: Label
     config: Config
     result: Result
     run: Run
 
     @classmethod
-    def load(cls, folder: TrialFolder) -> Finished:
-        """Everything but the predictions. Figures under changes as another version made them are left out: they are not
+    def load(cls, folder: TrialFolder, label: Label | None = None) -> Finished:
+        """Everything but the predictions, under this name or the first that it has. Figures under changes as another version made them are left out: they are not
         comparable with those of this one, and `--stress` measures them again."""
         result = folder.result()
         if result.has("stress_revision") and result.stress_revision != STRESS_REVISION:
             result = replace(result, stress_revision=None, stress=None, robustness=None)
-        return cls(folder, folder.config(), result, folder.run())
+        label = label or folder.labels()[0]
+        return cls(folder, label, folder.described(label), result, folder.run())
+
+    @classmethod
+    def each(cls, folders: Iterable[TrialFolder], asked: Asked | None = None) -> list[Finished]:
+        """Every trial under every name that it has; of those that were `asked` for by name, under these names alone."""
+        return [
+            cls.load(folder, label) for folder in folders for label in ((asked or {}).get(folder.id) or folder.labels())
+        ]
 
     @property
     def trained(self) -> bool:
@@ -77,7 +94,7 @@ class Configuration:
     @property
     def label(self) -> str:
         """`technique/variant`, as the user writes it."""
-        return self.config.label
+        return self.trials[0].label.text
 
 
 @dataclass(frozen=True)
@@ -119,9 +136,14 @@ class Row:
         return tuple(trial.config.seed for trial in self.trials)
 
     @property
+    def ids(self) -> frozenset[str]:
+        """Of its trials. Rows of different names may have some in common: then they are the same trials."""
+        return frozenset(trial.folder.id for trial in self.trials)
+
+    @property
     def baseline(self) -> str | None:
-        """The variant that it is to be compared with."""
-        return self.trials[0].run.baseline or None
+        """`technique/variant` that it is to be compared with."""
+        return self.trials[0].label.baseline
 
     def mean(self, *path: str) -> float | None:
         """Mean over seeds of a number in `result.json`, or None where it was not measured."""

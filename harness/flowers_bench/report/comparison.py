@@ -112,8 +112,10 @@ class Comparison:
 
 def _reasons(first: Row, second: Row) -> list[str]:
     found = obstacles(first.trials[0], second.trials[0])
-    if {trial.folder.id for trial in first.trials} & {trial.folder.id for trial in second.trials}:
-        found.append("the same trials stand in both")
+    if first.ids & second.ids:
+        found.append(
+            "they are one and the same trial" if first.ids == second.ids else "one and the same trial stands in both"
+        )
     if not found and (first.keys != second.keys or not np.array_equal(first.labels, second.labels)):
         found.append("other test images: their predictions are not about the same keys and labels")
     if not found and not set(first.seeds) & set(second.seeds):

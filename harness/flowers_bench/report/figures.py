@@ -27,13 +27,13 @@ class Drawn:
 
 def draw_figures(figures: Sequence[Figure], folders: Iterable[TrialFolder], directory: Path) -> list[Drawn]:
     """Write each figure to `directory`, a file for each dataset, protocol and backbone that it has trials of."""
-    trials = [Finished.load(folder) for folder in folders]
+    trials = Finished.each(folders)
     rows: dict[str, Row] = {}  # by identity: a row is read once, however many figures show it
     return [_draw(figure, trials, rows, directory) for figure in figures]
 
 
 def _draw(figure: Figure, trials: Sequence[Finished], rows: dict[str, Row], directory: Path) -> Drawn:
-    chosen = [trial for trial in trials if trial.config.label in figure.technique]
+    chosen = [trial for trial in trials if trial.label.text in figure.technique]
     if not chosen:
         return Drawn(figure, (), f"no finished trial of {', '.join(figure.technique)}")
     files: list[Path] = []
@@ -76,7 +76,7 @@ def _rows(figure: Figure, trials: Sequence[Finished], known: dict[str, Row]) -> 
             known[configuration.id] = build_row("", configuration)
     rows = [replace(known[own.id], name=name) for name, own in zip(names, configurations, strict=True)]
     order = {label: place for place, label in enumerate(figure.technique)}
-    return tuple(sorted(rows, key=lambda row: (order[row.config.label], row.name)))
+    return tuple(sorted(rows, key=lambda row: (order[row.trials[0].label.text], row.name)))
 
 
 def _stem(figure: Figure, config: Config) -> str:

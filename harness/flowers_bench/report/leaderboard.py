@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from flowers_bench.measure.hardware import describe_hardware
-from flowers_bench.report.aggregate import Finished, Row, build_row, by_configuration, protocol, search_budget
+from flowers_bench.report.aggregate import Asked, Finished, Row, build_row, by_configuration, protocol, search_budget
 from flowers_bench.report.comparison import Comparison, Pair
 from flowers_bench.report.names import distinct_names, factors, told_apart
 from flowers_bench.store.folder import TrialFolder
@@ -23,7 +24,8 @@ class Group:
         notes: what must be said wherever a number from this dataset is printed.
         hardware: what its trials ran on.
         rows: best first.
-        differences: each row against the row of its baseline variant, where the group has it.
+        differences: each row against the row of its baseline, where the group has it.
+        same: what must be said of rows that have trials in common: they are one under several names.
     """
 
     title: str
@@ -31,6 +33,7 @@ class Group:
     hardware: tuple[str, ...]
     rows: tuple[Row, ...]
     differences: tuple[Pair, ...]
+    same: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,10 @@ class Leaderboard:
     groups: tuple[Group, ...]
 
     @classmethod
-    def of(cls, folders: Sequence[TrialFolder]) -> Leaderboard:
-        """From finished trials."""
+    def of(cls, folders: Sequence[TrialFolder], asked: Asked | None = None) -> Leaderboard:
+        """From finished trials, under every name that they have, or those that were `asked` for."""
         groups: dict[str, list[Finished]] = {}
-        for trial in map(Finished.load, folders):
+        for trial in Finished.each(folders, asked):
             key = json.dumps(protocol(trial.config), sort_keys=True)
             groups.setdefault(key, []).append(trial)
         found = [_group(trials) for _, trials in sorted(groups.items())]
@@ -71,20 +74,39 @@ def _group(trials: Sequence[Finished]) -> Group:
     hardware = {f"{describe_hardware(machine)}, kernel {machine.kernel or 'not used'}" for machine in machines}
     with_baselines = [(row, other) for row in rows if (other := _baseline(row, rows)) is not None]
     differences = Comparison.of(with_baselines).pairs
-    return Group(title, tuple(data.notes), tuple(sorted(hardware)), tuple(rows), differences)
+    return Group(title, tuple(data.notes), tuple(sorted(hardware)), tuple(rows), differences, tuple(_same(rows)))
+
+
+def _same(rows: Sequence[Row]) -> Iterator[str]:
+    """Which rows are one and the same trials, in words."""
+    names: dict[frozenset[str], list[str]] = {}
+    for row in rows:
+        names.setdefault(row.ids, []).append(row.name)
+    for alike in names.values():
+        if len(alike) > 1:
+            yield f"{' and '.join(alike)} are one and the same training under several names: not compared with each other"
+    for one, other in itertools.combinations(rows, 2):
+        shared = one.ids & other.ids
+        if shared and one.ids != other.ids:
+            seeds = ", ".join(
+                str(seed) for seed, trial in zip(one.seeds, one.trials, strict=True) if trial.folder.id in shared
+            )
+            yield f"{one.name} and {other.name} are one and the same trial for seed {seeds}: not compared with each other"
 
 
 def _baseline(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The row of its baseline variant on the same backbone and weights; of several, the one with the likest recipe."""
+    """The row of its baseline on the same backbone and weights; of several, the one with the likest recipe."""
     found = [
         other
         for other in rows
-        if other is not row and other.config.variant == row.baseline and _start(other.config) == _start(row.config)
+        if other is not row
+        and other.trials[0].label.text == row.baseline
+        and _start(other.config) == _start(row.config)
     ]
     own = factors(row.config).items()
     return max(found, key=lambda other: len(own & factors(other.config).items()), default=None)
 
 
-def _start(config: Config) -> tuple[str, str, dict[str, object]]:
-    """What a row and its baseline must have in common: the technique, and what its training starts from."""
-    return config.technique, config.backbone, config.weights.json()
+def _start(config: Config) -> tuple[str, dict[str, object]]:
+    """What a row and its baseline must have in common: what its training starts from."""
+    return config.backbone, config.weights.json()

@@ -5,11 +5,10 @@ A name is for people, and belongs to one table: whatever is looked up is looked 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from flowers_bench.store.identity import determining, short_hash
 from flowers_bench.store.records import Config
 from flowers_bench.store.schema import Record
 from flowers_bench.util.text import printable
@@ -23,10 +22,11 @@ Facts = Mapping[str, str]
 
 
 def configuration_id(config: Config) -> str:
-    """16 hexadecimal digits that trials have in common if they differ in nothing but the seed."""
-    facts = {key: value for key, value in config.json().items() if key not in _NOT_CONFIGURED}
-    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    """16 hexadecimal digits that trials of one name have in common if they differ in nothing but the seed."""
+    facts = config.json()
+    if config.schema_version != 1:
+        facts = {**determining(facts), "technique": config.technique, "variant": config.variant}
+    return short_hash({key: value for key, value in facts.items() if key not in _NOT_CONFIGURED})
 
 
 def kinds(config: Config) -> list[dict[str, str]]:

@@ -240,7 +240,7 @@ def render(
         unfinished=_unfinished(unfinished),
         damaged=[printable(str(error)) for error in damaged],
         total=_total(board, [*unfinished, *searched]),
-        trials=sum(len(row.trials) for group in board.groups for row in group.rows),
+        trials=len(_folders(board)),
         rows=sum(len(group.rows) for group in board.groups),
         css=_asset("page.css"),
         js=_asset("page.js"),
@@ -252,9 +252,14 @@ def _total(board: Leaderboard, others: Sequence[TrialFolder]) -> str | None:
     """What all of it took, repeated attempts and the `others` included; None where that was not noted."""
     from flowers_bench.measure.cost import total_cost
 
-    finished = (trial.folder for group in board.groups for row in group.rows for trial in row.trials)
-    seconds = total_cost([*finished, *others]).seconds
+    seconds = total_cost([*_folders(board), *others]).seconds
     return duration(seconds) if seconds else None
+
+
+def _folders(board: Leaderboard) -> list[TrialFolder]:
+    """Of the finished trials, each once, however many names it has."""
+    trials = (trial for group in board.groups for row in group.rows for trial in row.trials)
+    return list(dict.fromkeys(trial.folder for trial in trials))
 
 
 def _asset(name: str) -> str:
@@ -358,6 +363,7 @@ def _verdicts(group: Group, compared: Comparison) -> list[str]:
             else f"It is better than {among}, beyond what seeds and test images explain."
         )
     about = [sentence(pair, len(group.differences)) for pair in group.differences]
+    found += [f"{text}." for text in group.same]
     return found + [
         f"{text[0].upper()}{text[1:]}." if text.startswith(("no difference", "this training")) else f"{text}."
         for text in about
@@ -469,7 +475,7 @@ def _cell(pair: Pair | None, mirrored: Pair | None, largest: float) -> Cell | No
 
 
 def _unfinished(folders: Sequence[TrialFolder]) -> list[Unfinished]:
-    configs = [folder.config() for folder in folders]
+    configs = [folder.described() for folder in folders]
     return [
         Unfinished(folder.id, name, config.seed, failure.error if (failure := folder.failure()) else "not finished yet")
         for folder, config, name in zip(folders, configs, distinct_names(configs), strict=True)

@@ -74,7 +74,8 @@ def _dataset(trial: Finished) -> Dataset:
     if run.data_source not in host.datasets:
         raise UsageError("they are of a dataset that comes with a plugin.")
     place = DataPlace.of(run)
-    dataset = reopen(host, place, trial.config.recipe.image_size, trial.config.data_options, read_only=True)
+    options = {name: value for name, value in trial.config.data_options.items() if value is not None}
+    dataset = reopen(host, place, trial.config.recipe.image_size, options, read_only=True)
     if dataset.split_checksum != trial.config.dataset.split_checksum:
         raise UsageError(f"dataset {dataset.name} has another split by now.")
     return dataset

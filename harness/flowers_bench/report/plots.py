@@ -107,8 +107,8 @@ def series(row: Row) -> Series:
 
 def sweeps(rows: Sequence[Row]) -> list[Sweep]:
     """Rows of a technique that differ in one number alone (their variant's name apart), by that number."""
-    found: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[tuple[float, Row]]] = {}
-    for row in rows:
+    found: dict[tuple[str | None, str, tuple[tuple[str, str], ...]], list[tuple[float, Row]]] = {}
+    for row in {(row.config.technique, row.ids): row for row in rows}.values():  # once, whatever its names
         own = {key: value for key, value in factors(row.config).items() if key not in ("variant", "harness_revision")}
         for key, value in own.items():
             if not key.startswith("weights.") and (number := finite(value)) is not None:

@@ -10,7 +10,7 @@ from flowers_bench.report.aggregate import Configuration, Finished, Row, build_r
 from flowers_bench.report.formatting import percent, percent_interval
 from flowers_bench.report.names import distinct_names
 from flowers_bench.report.table import Sheet, markdown_lines, print_sheet, stdout
-from flowers_bench.store.folder import Store, config_of, read_each
+from flowers_bench.store.folder import Store, read_each
 
 COLUMNS = (
     "reported as",
@@ -40,11 +40,12 @@ def beside_reported(tables: Sequence[PlannedTable], store: Store) -> list[Beside
     found = []
     wanted = [(item, item.table.reported) for item in tables if item.table.reported]
     # Of a search that found nothing no trial is planned, and only what was asked for is known.
-    names = iter(distinct_names([config_of(item.planned[0].trial) for item, _ in wanted if item.planned]))
+    names = iter(distinct_names([item.planned[0].described() for item, _ in wanted if item.planned]))
     for item, reported in wanted:
-        name = next(names) if item.planned else " ".join(item.requests[0].techniques)
-        folders = [store.folder(planned.trial.id) for planned in item.planned]
-        trials = list(map(Finished.load, read_each(folder for folder in folders if folder.finished()).finished))
+        name = next(names) if item.planned else item.requests[0].title
+        asked = {planned.trial.id: planned.labels for planned in item.planned}
+        folders = (folder for folder in map(store.folder, asked) if folder.finished())
+        trials = Finished.each(read_each(folders).finished, asked)
         row = build_row(name, Configuration.of(trials)) if trials else None
         found.append(Beside(reported, name, row))
     return found

@@ -97,7 +97,8 @@ def _outcomes(trials: list[Finished]) -> dict[str, np.ndarray]:
 
 def _by_level(rows: pd.DataFrame) -> np.ndarray:
     ordered = rows.sort_values(["level", "key"])
-    return ordered["correct"].to_numpy(dtype=float).reshape(ordered["level"].nunique(), -1)
+    correct: np.ndarray = ordered["correct"].to_numpy(dtype=float).reshape(ordered["level"].nunique(), -1)
+    return correct
 
 
 def _endured(

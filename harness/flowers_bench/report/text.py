@@ -72,6 +72,7 @@ def footnotes(group: Group) -> list[str]:
     """What must stand under every table: differences, how intervals were made, notes, hardware."""
     overs = sorted({row.top1.over for row in group.rows})
     lines = [sentence(pair, len(group.differences)) for pair in group.differences]
+    lines += group.same
     lines.append(
         f"intervals: 95 %, over {'; '.join(overs)}; the test split was read once, by the checkpoint chosen on validation"
     )
@@ -196,12 +197,13 @@ FORMATS: dict[str, Callable[[Leaderboard], str]] = {
 
 
 def trials_table(folders: Sequence[TrialFolder]) -> str:
-    """One line per finished trial: id, name, data, seed, test and validation accuracy."""
+    """One line per finished trial: id, names, data, seed, test and validation accuracy."""
     lines = []
     for folder in folders:
         config, result = folder.config(), folder.result()
+        names = " = ".join(label.text for label in folder.labels())
         lines.append(
-            f"{folder.id}  {result.label:<28} {config.dataset.name:<14} {config.backbone:<20} seed {result.seed:<3} "
+            f"{folder.id}  {names:<28} {config.dataset.name:<14} {config.backbone:<20} seed {result.seed:<3} "
             f"test {percent(result.test.top1)} %  val {percent(result.val.top1)} %"
         )
     return printable("\n".join(lines))

@@ -2,6 +2,7 @@
 
 ```
 runs/<trial id>/config.json         the trial: what the id is a hash of
+                labels/             a file for each of its names: technique, variant, baseline (not part of the id)
                 run.json            where it ran from: paths, command (not part of the id)
                 environment.json    machine, versions, kernel
                 history.jsonl       a line per epoch
@@ -22,6 +23,7 @@ runs/search/                        a run store of its own: trials of `--search`
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -37,7 +39,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from flowers_bench.store import tables
-from flowers_bench.store.identity import Trial, config_id, trial_from_config
+from flowers_bench.store.identity import Label, Trial, config_id, short_hash, trial_from_config
 from flowers_bench.store.mirror import WEIGHTS, fetch_weights
 from flowers_bench.store.reading import SCHEMA_VERSION, damaged, read_lines, read_record, read_versioned
 from flowers_bench.store.records import (
@@ -47,6 +49,7 @@ from flowers_bench.store.records import (
     Environment,
     Epoch,
     Failure,
+    LabelRecord,
     Manifest,
     Result,
     Run,
@@ -138,20 +141,59 @@ class TrialFolder:
 
     def config(self) -> Config:
         """What the trial is."""
-        return read_versioned(self.path / "config.json", Config)
+        path = self.path / "config.json"
+        found = read_versioned(path, Config)
+        if found.schema_version == 1 and (found.technique is None or found.variant is None):
+            raise damaged(path, f"is damaged: it has no {'technique' if found.technique is None else 'variant'}")
+        return found
+
+    def labels(self) -> tuple[Label, ...]:
+        """Its names, in order; where it has none (their folder was not copied along), one of its model and loss.
+        Raises `Unreadable` for a damaged one."""
+        config = self.config()
+        if config.technique is not None and config.variant is not None:  # of schema 1
+            baseline = self.run().baseline
+            return (Label(config.technique, config.variant, f"{config.technique}/{baseline}" if baseline else None),)
+        return self.stored_labels() or (Label(config.model, config.loss),)
+
+    def stored_labels(self) -> tuple[Label, ...]:
+        """Those of its names that stand in files of their own, in order."""
+        folder = self.path / "labels"
+        if folder.is_symlink():
+            raise damaged(folder, "is a link: a run store has plain files only")
+        found = [read_label(path) for path in folder.glob("*.json") if not path.name.startswith(".")]
+        return tuple(sorted(found, key=lambda label: label.text))
+
+    def add_labels(self, labels: Iterable[Label]) -> list[Label]:
+        """Give it further names, beside other runs that may do the same: each is a file of its own, and one that is there
+        stands.
+
+        Returns:
+            those that it did not have.
+        """
+        new = []
+        for label in labels:
+            path = self.path / "labels" / _label_file(label)
+            if not os.path.lexists(path):
+                path.parent.mkdir(exist_ok=True)
+                write_json(path, LabelRecord(**dataclasses.asdict(label)).json())
+                new.append(label)
+        return new
+
+    def described(self, label: Label | None = None) -> Config:
+        """`config` with technique and variant, under one of its names; the first of them if none is given."""
+        return under_name(self.config(), label or self.labels()[0])
 
     def trial(self) -> Trial:
         """The trial that `config` describes. Raises `UsageError` if its id does not match its content."""
         return trial_from_config(self.config().json())
 
-    def is_of_its_config(self) -> bool:
+    def _is_of(self, config: Config) -> bool:
         """Whether the folder's name and the id in `config.json` are what that file describes: neither was edited."""
-        config = self.config()
         return self.id == config.id == config_id(config.json())
 
     def run(self) -> Run:
-        """Where the trial ran from: paths, command, the variant it is to be compared with. Nothing of it is in the trial's
-        id: what it names is for people to read, and is neither executed nor written to."""
+        """Where the trial ran from: paths, command. Nothing of it is in the trial's id: what it names is for people to read, and is neither executed nor written to."""
         return read_record(self.path / "run.json", Run)
 
     def result(self) -> Result:
@@ -169,12 +211,13 @@ class TrialFolder:
         data = config.dataset
         agreeing: list[tuple[str, object, object]] = [
             ("id", result.id, config.id),
-            ("label", result.label, config.label),
             ("seed", result.seed, config.seed),
             ("val.n", result.val.n, data.n_val),
         ]
         if isinstance(result, Result):
             agreeing.append(("test.n", result.test.n, data.n_test))
+        if config.schema_version == 1:
+            agreeing.append(("label", result.label, config.label))
         for name, found, expected in agreeing:
             if found != expected:
                 raise damaged(path, f"is damaged: {name} is {found!r:.40}, and {expected!r:.40} in config.json")
@@ -234,12 +277,13 @@ class TrialFolder:
             Unreadable: names the first file that is of no use.
         """
         config = self.config()
-        if not self.is_of_its_config():
+        if not self._is_of(config):
             raise damaged(
                 self.path / "config.json",
                 f"is not of the trial that it describes ({config_id(config.json())}): its folder was renamed, or it was edited",
             )
         self.run()
+        self.labels()
         epochs = len(self.history())
         self.attempts()
         self.failure()
@@ -480,12 +524,13 @@ class Store:
         """The folder of that id, whether or not it exists."""
         return TrialFolder(self.root / trial_id)
 
-    def prepare(self, trial: Trial, run: Run) -> TrialFolder:
-        """Create the trial's folder, and note what the trial is and how it is run."""
+    def prepare(self, trial: Trial, run: Run, labels: Iterable[Label] = ()) -> TrialFolder:
+        """Create the trial's folder, and note what the trial is, what it is called and how it is run."""
         folder = self.folder(trial.id)
         try:
             folder.refuse_links()  # whatever the trial writes would go where they lead
             folder.path.mkdir(parents=True, exist_ok=True)
+            folder.add_labels(labels)
             write_json(folder.path / "config.json", config_of(trial).json())
             write_json(folder.path / "run.json", run.json())
         except OSError as error:
@@ -541,6 +586,25 @@ class Store:
 def config_of(trial: Trial) -> Config:
     """What `config.json` says of a trial."""
     return Config.read({"schema_version": SCHEMA_VERSION, "id": trial.id, **trial.facts()})
+
+
+def under_name(config: Config, label: Label) -> Config:
+    """What `config.json` says of a trial, with the technique and variant of one of its names."""
+    return replace(config, technique=label.technique, variant=label.variant, source=None)
+
+
+def read_label(path: Path) -> Label:
+    """One of a trial's names, from its file. Raises `Unreadable` where the file is damaged, or called after another name."""
+    record = read_record(path, LabelRecord)
+    label = Label(record.technique, record.variant, record.baseline)
+    if path.name != _label_file(label):
+        raise damaged(path, f"is damaged: it is called after another name than {label.text!r:.40}")
+    return label
+
+
+def _label_file(label: Label) -> str:
+    """Of the same name in every store, so that names unite where folders are copied into each other."""
+    return f"{short_hash(label.text)}.json"
 
 
 def leave_places_behind(folder: TrialFolder) -> None:

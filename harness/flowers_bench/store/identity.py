@@ -1,15 +1,19 @@
-"""A trial's identity: exactly what determines its outcome, and an id that is a hash of that."""
+"""A trial's identity: exactly what determines its outcome, and an id that is a hash of that.
+
+Names are no part of it. What a technique, a variant or a suite's row calls a trial is a `Label` beside it: two that mean one
+training have one trial between them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from flowers_bench.contract.options import Options, ReadsOptions
-from flowers_bench.contract.technique import EMA_WARMUP, Recipe
+from flowers_bench.contract.technique import Recipe, in_use
 from flowers_bench.util.errors import UsageError
 
 #: Bumped when the same configuration would give other numbers (a changed loop, sampler or preprocessing).
@@ -41,25 +45,48 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Trial(ReadsOptions):
-    """technique/variant x dataset x backbone + weights x recipe x seed, with every name resolved.
+class Label:
+    """A name of a trial, for people. A trial may have several: each technique that has this very training among its variants,
+    each suite that has it among its rows, calls it by a name of its own.
 
     Attributes:
         technique, variant: what the user asked for.
+        baseline: `technique/variant` that it is to be compared with under this name, or None.
+    """
+
+    technique: str
+    variant: str
+    baseline: str | None = None
+
+    @classmethod
+    def of(cls, text: str, baseline: str | None = None) -> Label:
+        """The label that reads `technique/variant`."""
+        technique, _, variant = text.partition("/")
+        return cls(technique, variant, baseline)
+
+    @property
+    def text(self) -> str:
+        """`technique/variant`, as the user writes it."""
+        return f"{self.technique}/{self.variant}"
+
+
+@dataclass(frozen=True)
+class Trial(ReadsOptions):
+    """One training with everything that determines its outcome, every name resolved. What people call it is a `Label`.
+
+    Attributes:
         model, loss, augmentation, sampler, predictor: names of the parts in use.
         options: every option of the parts, with its value.
-        dataset: `Dataset.facts()`.
+        dataset: `Dataset.facts()`; of a dataset that is not built in also its `options`, which its fingerprint may not cover.
         data_options: the dataset's options.
         backbone: timm model name.
         weights: `{"name": ..., "sha256": ... or None}`: where the initial values come from.
         recipe: how it is trained.
         seed: from which every random number of the trial is derived.
-        code: identity of each plugin whose parts are in use.
+        code: identity of each plugin of others whose parts are in use, and every revision that is not the first.
         protocol: which split does what.
     """
 
-    technique: str
-    variant: str
     model: str
     loss: str
     augmentation: str
@@ -76,21 +103,14 @@ class Trial(ReadsOptions):
     protocol: Protocol = field(default_factory=Protocol)
 
     @property
-    def label(self) -> str:
-        """`technique/variant`, as the user writes it."""
-        return f"{self.technique}/{self.variant}"
-
-    @property
     def id(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over `facts()`, without the dataset's notes, which are for people."""
+        """16 hexadecimal digits of the SHA-256 over what is `determining` in `facts()`."""
         return config_id(self.facts())
 
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values: what is hashed, and what `config.json` holds."""
+        """Plain JSON values: what `config.json` holds."""
         return {
             "harness_revision": HARNESS_REVISION,
-            "technique": self.technique,
-            "variant": self.variant,
             "model": self.model,
             "loss": self.loss,
             "augmentation": self.augmentation,
@@ -109,26 +129,17 @@ class Trial(ReadsOptions):
 
 
 def trial_from_config(config: Mapping[str, Any]) -> Trial:
-    """The trial that a `config.json` describes. Of one that averaged its weights before that average warmed up, the id
-    here is another: it can be read, but this version would not train it so. Raises `UsageError` if its id does not match its
-    content."""
-    facts = {k: v for k, v in config.items() if k not in ("schema_version", "id", "harness_revision")}
+    """The trial that a `config.json` describes. The id here of one that another version wrote may be another: it can be read,
+    but this version would not train it under that id. Raises `UsageError` if its id does not match its content."""
+    known = {field.name for field in fields(Trial)}
+    facts = {key: value for key, value in config.items() if key in known}
     try:
-        trial = Trial(
-            **{
-                **facts,
-                "recipe": Recipe.from_facts(facts["recipe"]),
-                "protocol": Protocol(**facts["protocol"]),
-            }
-        )
+        if (found := config_id(config)) != config.get("id"):
+            raise does_not_match(config, found)
+        recipe, protocol = Recipe.from_facts(facts["recipe"]), Protocol(**facts["protocol"])
+        return Trial(**{**facts, "recipe": recipe, "protocol": protocol})
     except (KeyError, TypeError) as error:
         raise UsageError(f"config.json of trial {config.get('id')} is damaged: {error}. Remove its folder.") from error
-    described = trial.facts()
-    if EMA_WARMUP not in facts["recipe"]:
-        described["recipe"].pop(EMA_WARMUP, None)
-    if config_id(described) != config.get("id"):
-        raise does_not_match(config, config_id(described))
-    return trial
 
 
 def does_not_match(config: Mapping[str, Any], id: str) -> UsageError:
@@ -139,12 +150,42 @@ def does_not_match(config: Mapping[str, Any], id: str) -> UsageError:
     )
 
 
+#: Fields of a `config.json` that determine no outcome: names, and what the dataset's hashes say already.
+_LEFT_OUT = ("schema_version", "id", "technique", "variant", "data_options")
+#: What determines an outcome of a dataset: its content. Its name, notes, resolution and grey levels describe that.
+_CONTENT = ("classes", "n_train", "n_val", "n_test", "fingerprint", "split_checksum", "options")
+
+
+def determining(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick from a `config.json` (or `Trial.facts()`) what determines the trial's outcome: what its id is a hash of.
+
+    In schema 1, everything but the dataset's notes: names of technique and variant and the version of flowers-bench too.
+    """
+    if config.get("schema_version") == 1:
+        facts = {key: value for key, value in config.items() if key not in ("schema_version", "id")}
+        return {**facts, "dataset": _without(config.get("dataset", {}), "notes")}
+    recipe = config["recipe"]
+    return {
+        **_without(config, *_LEFT_OUT),
+        "dataset": {key: value for key, value in config["dataset"].items() if key in _CONTENT},
+        "weights": config["weights"]["sha256"],
+        "recipe": in_use(recipe, trained=recipe["epochs"] > 0),
+    }
+
+
 def config_id(config: Mapping[str, Any]) -> str:
     """The id of the trial that a `config.json` (or `Trial.facts()`) describes, whichever version wrote it."""
-    facts = {key: value for key, value in config.items() if key not in ("schema_version", "id")}
-    facts["dataset"] = {key: value for key, value in facts.get("dataset", {}).items() if key != "notes"}
-    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return short_hash(determining(config))
+
+
+def short_hash(value: Any) -> str:
+    """16 hexadecimal digits of the SHA-256 over plain JSON values."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in names}
 
 
 def derive_seed(seed: int, *axes: str | int) -> int:

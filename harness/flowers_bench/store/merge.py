@@ -3,18 +3,19 @@
 Everything is looked at before anything is written: each trial by the readers that every command has, and two finished
 trials of one id must have the same predictions. A trial that is damaged, or has a link or a device in its folder, is left
 out and named. Each of the others arrives whole, by a rename, but without the places in its `run.json`, which are another
-machine's.
+machine's. Names unite: a trial that is called otherwise in another store has both names.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowers_bench.store.folder import Store, TrialFolder, leave_places_behind, read_each
+from flowers_bench.store.identity import Label
 from flowers_bench.util.errors import Unreadable, UsageError
 
 
@@ -45,6 +46,8 @@ def merge_stores(sources: Sequence[Path], target: Path) -> Merged:
         part.target.mkdir(parents=True, exist_ok=True)
         for folder in part.new:
             _bring(folder, part.target)
+        for trial_id, labels in part.labels.items():
+            Store(part.target).folder(trial_id).add_labels(labels)
     return Merged(
         sum(len(part.new) for part in parts),
         sum(part.present for part in parts),
@@ -55,13 +58,15 @@ def merge_stores(sources: Sequence[Path], target: Path) -> Merged:
 
 @dataclass(frozen=True)
 class _Part:
-    """What is to be brought into one store: `new` trials, beside `present` ones, which makes a `total`; and what is not."""
+    """What is to be brought into one store: `new` trials, beside `present` ones, which makes a `total`; what is not; and of
+    each trial the names that it has in any of the stores."""
 
     target: Path
     new: list[TrialFolder]
     present: int
     total: int
     damaged: list[Unreadable]
+    labels: Mapping[str, Sequence[Label]]
 
     @classmethod
     def of(cls, sources: Sequence[Path], target: Path) -> _Part:
@@ -71,9 +76,11 @@ class _Part:
         }  # damaged or not; what is removed is for the user to say
         present = 0
         damaged: list[Unreadable] = []
+        found: list[TrialFolder] = []
         for root in dict.fromkeys([*([target] if target.exists() else []), *sources]):
             sound, left_out = _checked(root, may_be_empty=root == target)
             damaged += left_out
+            found += sound
             for folder in sound:
                 other = chosen.get(folder.id)
                 chosen[folder.id] = folder if other is None else _better(other, folder)
@@ -83,7 +90,16 @@ class _Part:
         for trial_id in stays & chosen.keys():
             del chosen[trial_id]
         new = [folder for folder in chosen.values() if folder.path.parent != target]
-        return cls(target, new, present, len(chosen), damaged)
+        return cls(target, new, present, len(chosen), damaged, _labels(chosen.values(), found))
+
+
+def _labels(chosen: Iterable[TrialFolder], found: Iterable[TrialFolder]) -> dict[str, list[Label]]:
+    """Of each chosen trial, the names that any of those found gives it."""
+    labels: dict[str, list[Label]] = {folder.id: [] for folder in chosen}
+    for folder in found:
+        if folder.id in labels:
+            labels[folder.id] += folder.stored_labels()
+    return labels
 
 
 def _checked(root: Path, *, may_be_empty: bool) -> tuple[list[TrialFolder], list[Unreadable]]:

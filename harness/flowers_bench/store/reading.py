@@ -23,7 +23,7 @@ DEEPEST = 32
 #: Digits of a whole number: as many as still make a floating-point number.
 DIGITS = 300
 #: Of `result.json` and `config.json`. Readers refuse a newer one.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 R = TypeVar("R", bound=Record)
 

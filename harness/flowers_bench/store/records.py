@@ -51,6 +51,7 @@ class DatasetFacts(Record):
     split_checksum: Digest
     resolution: Name
     notes: Sequence[Words]
+    options: Mapping[str, Scalar] | None = None
     grey_levels: GreyLevels | None = None
 
 
@@ -96,13 +97,17 @@ class ProtocolFacts(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Record):
-    """`config.json`: the trial, as `Trial.facts()` gives it."""
+    """`config.json`: the trial, as `Trial.facts()` gives it.
+
+    Attributes:
+        technique, variant: its only name, in schema 1; since then, names stand beside it (`LabelRecord`).
+    """
 
     schema_version: Count
     id: Id
     harness_revision: Count
-    technique: Name
-    variant: Name
+    technique: Name | None = None
+    variant: Name | None = None
     model: Name
     loss: Name
     augmentation: Name
@@ -127,6 +132,15 @@ class Config(Record):
     def searched(self) -> bool:
         """Whether it is a trial of a search, which never reads the test split."""
         return self.protocol.report == "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRecord(Record):
+    """A file of `labels/`: one of the trial's names, since schema 2."""
+
+    technique: Name
+    variant: Name
+    baseline: Annotated[str, Text(2001)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +174,7 @@ class Run(Record):
         plugin_files: that the user named.
         threads: of the trial; None: as many as torch takes.
         devices: that the trial is divided among.
-        baseline: the variant that it is to be compared with.
+        baseline: the variant that it is to be compared with, in schema 1.
         command: what the user typed after `flowers-bench`.
         stress: whether it is measured on changed images too.
         track: names of trackers.
@@ -174,7 +188,7 @@ class Run(Record):
     threads: Positive | None
     devices: Positive | None
     weights_path: Place | None
-    baseline: Name | None
+    baseline: Name | None = None
     search: SearchFacts | None = None
     command: Sequence[Words] | None = None
     stress: bool | None = None
@@ -402,7 +416,7 @@ class SearchedResult(Record):
 
     schema_version: Count
     id: Id
-    label: Annotated[str, Text(2001)]
+    label: Annotated[str, Text(2001)] | None = None
     seed: Count
     best_epoch: Count
     val: Quality
@@ -424,7 +438,7 @@ class Result(Record):
 
     schema_version: Count
     id: Id
-    label: Annotated[str, Text(2001)]
+    label: Annotated[str, Text(2001)] | None = None
     seed: Count
     best_epoch: Count
     stopped_early: bool

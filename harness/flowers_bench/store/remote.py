@@ -3,7 +3,8 @@
 An object store has neither locks nor renames, so nothing runs there. Trials run in a local folder, the mirror; a finished
 one is pushed, file by file, `result.json` last: its presence means that the trial is whole, there as in any run store.
 `files.json`, pushed just before, holds the SHA-256 of every file, so that a trial which two machines pushed at the same
-time is noticed and left out, and never a mixture of both. What is at the URL is an ordinary run store when copied to a disk.
+time is noticed and left out, and never a mixture of both. A trial's names are not among these: one may be added later, and
+is then brought alone, both ways. What is at the URL is an ordinary run store when copied to a disk.
 
 Weights, the bulk of a trial, are pulled when something asks for them (`TrialFolder.weights`, `mirror.fetch_weights`).
 """
@@ -15,13 +16,14 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from flowers_bench.store.folder import Store, TrialFolder, leave_places_behind
+from flowers_bench.store.folder import Store, TrialFolder, leave_places_behind, read_label
 from flowers_bench.store.mirror import WEIGHTS, FilesAt, is_url, make_mirror
 from flowers_bench.store.records import Manifest
 from flowers_bench.util.errors import Unreadable, UsageError
@@ -72,24 +74,54 @@ class RemoteStore:
             folders = [TrialFolder(self.mirror / trial_id) for trial_id in sorted(there)]
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 list(pool.map(self._pull_trial, [folder for folder in folders if not folder.finished()]))
+            self._pull_labels()
 
     def unpushed(self) -> list[TrialFolder]:
         """Finished trials of the mirror that were never at the URL."""
         return [folder for folder in Store(self.mirror).finished() if not (folder.path / _PUSHED).exists()]
 
     def push(self, folder: TrialFolder) -> None:
-        """Bring a finished trial to the URL, unless it is there already; the first one there stands."""
+        """Bring a finished trial to the URL, unless it is there already; the first one there stands, but for names that it
+        has here alone."""
         with self.files.errors_said():
-            if not self.files.system.exists(self.files.place(folder.id, _RESULT)):
-                names = sorted(_names(folder.path) - {_MANIFEST, _RESULT})
-                digests = {name: file_sha256(folder.path / name) for name in [*names, _RESULT]}
+            names = _names(folder.path) - {_MANIFEST, _RESULT}
+            labels = sorted(name for name in names if _is_label(name))
+            if self.files.system.exists(self.files.place(folder.id, _RESULT)):
+                self._put(
+                    folder, [name for name in labels if not self.files.system.exists(self.files.place(folder.id, name))]
+                )
+            else:
+                others = sorted(names.difference(labels))
+                digests = {name: file_sha256(folder.path / name) for name in [*others, _RESULT]}
                 write_json(folder.path / _MANIFEST, Manifest(sha256=digests).json())
-                for name in [*names, _MANIFEST, _RESULT]:
-                    place = self.files.place(folder.id, name)
-                    if self.files.has_folders:
-                        self.files.system.makedirs(place.rpartition("/")[0], exist_ok=True)
-                    self.files.system.put_file(str(folder.path / name), place)
+                self._put(folder, [*labels, *others, _MANIFEST, _RESULT])
         (folder.path / _PUSHED).touch()
+
+    def _put(self, folder: TrialFolder, names: Sequence[str]) -> None:
+        for name in names:
+            place = self.files.place(folder.id, name)
+            if self.files.has_folders:
+                self.files.system.makedirs(place.rpartition("/")[0], exist_ok=True)
+            self.files.system.put_file(str(folder.path / name), place)
+
+    def _pull_labels(self) -> None:
+        """Bring the names that trials of the mirror have at the URL alone."""
+        for path in self.files.system.glob(self.files.place("*", "labels", "*.json")):
+            _, trial_id, _, name = path.rsplit("/", 3)
+            folder = Store(self.mirror).folder(trial_id)
+            place = folder.path / "labels" / name
+            if not (_is_label(f"labels/{name}") and folder.finished()) or place.exists():
+                continue
+            with tempfile.TemporaryDirectory(dir=self.mirror, prefix=".pull-") as temporary:
+                arrived = Path(temporary) / trial_id / "labels" / name
+                arrived.parent.mkdir(parents=True)
+                self.files.system.get_file(path, str(arrived))
+                try:
+                    folder.add_labels([read_label(arrived)])
+                except Unreadable as error:
+                    sys.stderr.write(
+                        printable(f"warning: {self.url}/{trial_id}/labels/{name} is left out: {error}") + "\n"
+                    )
 
     def _listed(self) -> set[str]:
         try:
@@ -169,6 +201,10 @@ class Pusher:
         for trial_id, push in self._pushes.items():
             if not push.cancelled() and isinstance(reason := push.exception(), UsageError):
                 self.failed[trial_id] = reason
+
+
+def _is_label(name: str) -> bool:
+    return re.fullmatch(r"labels/[0-9a-f]{16}\.json", name) is not None
 
 
 def _names(folder: Path) -> set[str]:

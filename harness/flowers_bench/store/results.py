@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flowers_bench.store.folder import TrialFolder
+    from flowers_bench.store.identity import Label
 
 #: Long lists that `result.json` holds beside the figures; they stay there.
 _LISTS = ("class_names", "weights_report")
 
 
 def load_results(runs: str | Path = "runs") -> pd.DataFrame:
-    """The finished trials of a run store, one row each, in order of technique, variant and seed.
+    """The finished trials of a run store, one row for each name that a trial has, in order of technique, variant and seed.
 
-    Columns are named by where a value stands in the trial's files (docs/results-format.md): those of `config.json`
-    (`technique`, `dataset.name`, `recipe.lr`, `options.freeze`, ...) and of `result.json` (`test.top1`, `val.top1`,
+    `technique` and `variant` are the name. A trial with several (two techniques that mean the same training) stands in as many
+    rows, of one `id`. Other columns are named by where a value stands in the trial's files (docs/results-format.md): those of
+    `config.json` (`dataset.name`, `recipe.lr`, `options.freeze`, ...) and of `result.json` (`test.top1`, `val.top1`,
     `cost.seconds`, `hardware.processor`, ...). `id` is the trial's, and names its folder. What a trial does not have is
     missing (NaN or None). Lists by class are left in the file. Rows of different datasets, splits or protocols must not
     be compared: `flowers-bench compare` knows which may. A trial with a damaged file, or of a newer schema than this
@@ -47,15 +49,15 @@ def load_results(runs: str | Path = "runs") -> pd.DataFrame:
     contents = Store(root).read()
     for error in contents.damaged:
         warnings.warn(f"left out: {printable(str(error))}", stacklevel=2)
-    table = pd.DataFrame([_row(folder) for folder in contents.finished])
+    table = pd.DataFrame([_row(folder, label) for folder in contents.finished for label in folder.labels()])
     if table.empty:
         return pd.DataFrame(columns=["id", "technique", "variant", "seed"])
     return table.sort_values(["technique", "variant", "seed", "id"], kind="stable").reset_index(drop=True)
 
 
-def _row(folder: TrialFolder) -> dict[str, object]:
+def _row(folder: TrialFolder, label: Label) -> dict[str, object]:
     result = {key: value for key, value in folder.any_result().json().items() if key not in _LISTS}
-    return flatten({"id": folder.id, **folder.config().json(), **result})
+    return flatten({"id": folder.id, **folder.described(label).json(), **result})
 
 
 def metrics_of(values: Mapping[str, object]) -> dict[str, float]:

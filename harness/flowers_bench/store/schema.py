@@ -178,8 +178,13 @@ class Record:
     @classmethod
     def read(cls: type[R], value: Mapping[str, object]) -> R:
         """Make a record of an object that is of `form_of(cls)`."""
-        given = {name: value.get(name) if make is None else make(value.get(name)) for name, make in _plan(cls).makers}
-        return cls(**given, source=value)
+        record = cls.__new__(cls)
+        # Not by the constructor, which takes a frozen record three times as long: a store has many.
+        found = record.__dict__
+        found["source"] = value
+        for name, make in _plan(cls).makers:
+            found[name] = value.get(name) if make is None else make(value.get(name))
+        return record
 
     def has(self, name: str) -> bool:
         """Tell whether the file names this field, which may be null there."""

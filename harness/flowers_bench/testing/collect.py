@@ -13,12 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from flowers_bench.contract.host import BUILT_IN, NO_PLUGIN, Host, Registered, discover, installed
+from flowers_bench.contract.host import BUILT_IN, NO_PLUGIN, Host, Registered, discover, installed, outdated
 from flowers_bench.contract.technique import Loss, Model, Recipe, Technique, Variant
-from flowers_bench.hookspecs import PLUGIN_API
 from flowers_bench.testing.contract import CHECKS
 from flowers_bench.testing.subject import Nonconformance, Subject, require
-from flowers_bench.util.deprecation import deprecated
 from flowers_bench.util.errors import UsageError, unknown_name
 
 #: The variant's name of a technique that is made up here for a part that none has.
@@ -27,13 +25,14 @@ ALONE = "alone"
 
 @dataclass(frozen=True)
 class Check:
-    """One check of one variant, or of the plugin itself: call it; it raises `Nonconformance`, or what the plugin raises."""
+    """One check of one variant, or of the plugin itself, to be called."""
 
     label: str
     name: str
     function: Callable[[], None]
 
     def __call__(self) -> None:
+        """Run the check. Raises `Nonconformance`, or whatever the plugin raises."""
         self.function()
 
     def __str__(self) -> str:
@@ -47,7 +46,8 @@ def checks(
     settings: Mapping[str, str] = MappingProxyType({}),
     store: Path | None = None,
 ) -> list[Check]:
-    """The checks of a plugin: of every variant of its techniques, and of parts that none of them uses.
+    """List the checks of a plugin: those of every variant of its techniques, and those of parts that none of its
+    techniques uses.
 
     Args:
         plugin: a plugin's name, one technique's `NAME/VARIANT`, or the path of a .py file.
@@ -79,12 +79,12 @@ def checks(
 
 
 def checks_of(subject: Subject) -> list[Check]:
-    """All checks of one variant; what they plan and load is shared."""
+    """List all checks of one variant. They share what they plan and load."""
     return [Check(subject.label, f.__name__.replace("_", " "), partial(f, subject)) for f in CHECKS]
 
 
 def conformance_tests(plugin: str | Path, **how: Any) -> Callable[..., None]:
-    """A test function for pytest, with one test per check: assign it to a name that begins with `test_`.
+    """Make a test function for pytest, with one test for each check: assign it to a name that begins with `test_`.
 
     A failed check shows what to change, without a traceback; an exception of the plugin's own shows where it was raised.
 
@@ -112,10 +112,8 @@ def _loads(host: Host, name: str) -> None:
     status = host.plugins[name]
     require(not status.off, f"it is switched off: unset {NO_PLUGIN}.")
     require(status.error is None, f"it is broken and would be skipped: {status.error}")
-    if status.api != PLUGIN_API:
-        stated = "no FLOWERS_BENCH_API" if status.api is None else f"FLOWERS_BENCH_API = {status.api}"
-        instead = f"once its checks pass without other warnings, state FLOWERS_BENCH_API = {PLUGIN_API}"
-        warnings.warn(deprecated(f"plugin {name!r} states {stated}, which", instead, "0.3"), stacklevel=2)
+    if warning := outdated(status):
+        warnings.warn(warning, stacklevel=2)
 
 
 def _imports_no_torch(name: str, files: Sequence[Path]) -> None:
@@ -132,13 +130,13 @@ def _imports_no_torch(name: str, files: Sequence[Path]) -> None:
 
 
 def _labels(host: Host, plugin: str) -> list[str]:
-    """The variants of the plugin's techniques."""
+    """List the variants of the plugin's techniques, as `technique/variant`."""
     techniques = [found.value for found in host.techniques.values() if found.plugin == plugin]
     return [f"{technique.name}/{variant}" for technique in techniques for variant in technique.variants]
 
 
 def _made_up(host: Host, plugin: str) -> list[str]:
-    """Techniques made up here and registered, one of each part that none of the plugin's own uses."""
+    """Register a technique for each part that none of the plugin's own techniques uses, and give their labels."""
     used = {
         (kind, getattr(source, kind))
         for found in host.techniques.values()
@@ -169,8 +167,8 @@ def _parts(host: Host, plugin: str) -> Iterator[tuple[str, Any]]:
 
 
 def _fitting(host: Host, kind: str, part: Any) -> dict[str, str]:
-    """Names of a model, a loss and an augmentation, one of them the part, the others the plain ones or the first that
-    fit it."""
+    """Name a model, a loss and an augmentation that fit each other: the part itself, and beside it the plain ones, or
+    the first that fit it."""
     models, losses = [r.value for r in host.models.values()], [r.value for r in host.losses.values()]
     chosen = {"model": "classifier", "loss": "cross-entropy", "augmentation": "standard", kind: part.name}
     if isinstance(part, Model) and "logits" not in part.provides:

@@ -32,7 +32,7 @@ _FLOAT = "the model should calculate in float32 what needs it (x.float())."
 
 
 def can_be_planned(subject: Subject) -> None:
-    """Names, options, needs and recipe fit together."""
+    """Check that names, options, needs and recipe fit together."""
     technique, _, variant = subject.label.partition("/")
     value = subject.host.techniques[technique].value
     baseline = value.variants[variant].baseline
@@ -52,7 +52,8 @@ def can_be_planned(subject: Subject) -> None:
 
 
 def outputs_have_their_shapes(subject: Subject) -> None:
-    """Logits (N, C) and embedding (N, D), float32, and whatever else the model says that it provides."""
+    """Check that logits are (N, C) and the embedding (N, D), both float32 and finite, and what else the model says it
+    provides."""
     import torch
 
     from flowers_bench.models.layers import Output, train_mode
@@ -102,7 +103,8 @@ def outputs_have_their_shapes(subject: Subject) -> None:
 
 
 def loss_is_a_finite_scalar(subject: Subject) -> None:
-    """On an augmented batch, as training sees it."""
+    """Check the loss on an augmented batch, as training sees it: a finite scalar, with a gradient if anything is
+    trainable."""
     from flowers_bench.models.layers import train_mode
 
     parts = subject.build()
@@ -116,7 +118,8 @@ def loss_is_a_finite_scalar(subject: Subject) -> None:
 
 
 def gradients_reach_every_trainable_parameter(subject: Subject) -> None:
-    """Within a few steps: what starts at zero may hold the others back for one."""
+    """Check that four steps give every trainable parameter a gradient: what starts at zero may hold back the others for
+    one step."""
     parts = subject.build()
     named = _trainable(parts.model, parts.criterion)
     reached: set[str] = set()
@@ -133,7 +136,7 @@ def gradients_reach_every_trainable_parameter(subject: Subject) -> None:
 
 
 def _trainable(model: nn.Module, criterion: object) -> dict[str, nn.Parameter]:
-    """Of both; without what has no elements, such as the prompts where there are to be none."""
+    """Give the trainable parameters of model and loss by name, but for those without elements, such as zero prompts."""
     from torch import nn
 
     named = dict(model.named_parameters())
@@ -147,7 +150,8 @@ def _some(names: Sequence[str]) -> str:
 
 
 def what_is_frozen_stays_bit_equal(subject: Subject) -> None:
-    """Parameters without gradient, and the buffers of modules all of whose parameters are frozen."""
+    """Check that training leaves frozen parameters as they are, and the buffers of modules all of whose parameters are
+    frozen."""
     import torch
 
     parts = subject.build()
@@ -168,7 +172,7 @@ def what_is_frozen_stays_bit_equal(subject: Subject) -> None:
 
 
 def overfits_one_batch(subject: Subject) -> None:
-    """It learns one batch by heart, as its own predictor sees them."""
+    """Check that it can learn one batch by heart, judged by its own predictor."""
     import numpy as np
 
     from flowers_bench.contract.dataset import Split
@@ -205,8 +209,10 @@ def overfits_one_batch(subject: Subject) -> None:
 def _changing_places(
     images: Tensor, targets: Tensor, labels: np.ndarray, steps: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batch so many times, the images of a class in another order each time: an episode asks about its last ones only,
-    and the others, of which it knows the mean alone, could lie anywhere."""
+    """Give the batch `steps` times, with the images of each class in another order each time.
+
+    An episode asks about the last images of a class only, and knows the mean of the others, which could lie anywhere.
+    """
     import numpy as np
 
     rng, order = np.random.default_rng(0), np.arange(len(labels))
@@ -218,8 +224,10 @@ def _changing_places(
 
 
 def _teach(model: nn.Module, labels: np.ndarray, num_classes: int) -> None:
-    """Let the batch's labels be what the teacher says: the real one may be wrong, or say the same of every image, and who
-    learns from it alone could not be judged."""
+    """Replace the teacher's logits by the batch's labels.
+
+    The real teacher may be wrong, or say the same of every image: who learns from it alone could not be judged.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -228,7 +236,7 @@ def _teach(model: nn.Module, labels: np.ndarray, num_classes: int) -> None:
 
 
 def repeats_with_its_seed(subject: Subject) -> None:
-    """Two trainings agree bit for bit although Python's and numpy's generators differ."""
+    """Check that two trainings of one seed agree bit for bit although Python's and NumPy's generators differ."""
     import torch
 
     states, losses = [], []
@@ -246,7 +254,7 @@ def repeats_with_its_seed(subject: Subject) -> None:
 
 
 def evaluation_does_not_depend_on_the_batch(subject: Subject) -> None:
-    """An image's output is its own, whatever is beside it, and a single image is a batch."""
+    """Check that an image's output is the same whatever images are beside it, and if it is alone."""
     import torch
 
     parts = subject.build()
@@ -267,7 +275,7 @@ def evaluation_does_not_depend_on_the_batch(subject: Subject) -> None:
 
 
 def state_dict_goes_round(subject: Subject) -> None:
-    """Saved as safetensors and loaded into a newly built model, the weights give the same outputs."""
+    """Check that weights saved as safetensors and loaded into a newly built model give the same outputs."""
     from safetensors.torch import load_file
 
     from flowers_bench.training.loop import save_weights
@@ -294,7 +302,7 @@ def _same_outputs(subject: Subject, first: nn.Module, second: nn.Module) -> bool
 
 
 def can_be_copied(subject: Subject) -> None:
-    """As the moving average of the weights (`ema_decay`) needs it."""
+    """Check that the model can be copied, as the moving average of the weights (`ema_decay`) does."""
     parts = subject.build()
     try:
         copied = copy.deepcopy(parts.model)
@@ -310,7 +318,7 @@ def can_be_copied(subject: Subject) -> None:
 
 
 def runs_under_autocast(subject: Subject) -> None:
-    """bfloat16, as `--set precision=bfloat16` trains."""
+    """Check that loss and gradients are finite in bfloat16, as `--set precision=bfloat16` trains."""
     import torch
 
     from flowers_bench.models.layers import train_mode
@@ -333,7 +341,11 @@ def runs_under_autocast(subject: Subject) -> None:
 
 
 def loss_says_what_it_needs(subject: Subject) -> None:
-    """It reads nothing of the output that its `needs` leave out, and takes the targets that they allow."""
+    """Check that the loss reads nothing of the output that its `needs` leave out, and takes the targets that they
+    allow.
+
+    A loss that takes both kinds of targets has the same value for labels (N,) and for one-hot shares (N, C).
+    """
     import torch
     import torch.nn.functional as F
 
@@ -355,6 +367,20 @@ def loss_says_what_it_needs(subject: Subject) -> None:
     if not loss.needs & {"hard_targets", "soft_targets"}:
         soft = F.one_hot(targets, subject.data.num_classes) * 0.8 + 0.2 / subject.data.num_classes
         _require_finite(parts.criterion, full, soft, loss.name, "it fails on soft targets (N, C): add 'hard_targets'")
+        certain = F.one_hot(targets, subject.data.num_classes).float()
+        whole, shares = (_seeded(parts.criterion, full, target) for target in (targets, certain))
+        require(
+            torch.allclose(whole, shares, rtol=1e-4, atol=1e-5),
+            f"loss {loss.name!r} is {whole.item():.6g} with labels (N,) and {shares.item():.6g} with the same labels as shares "
+            "(N, C), each 1 for its class: they mean the same. Mend one, or add 'hard_targets' to `needs`.",
+        )
+
+
+def _seeded(criterion: Callable[[Output, Tensor], Tensor], output: Output, target: Tensor) -> Tensor:
+    import torch
+
+    torch.manual_seed(0)
+    return criterion(output, target)
 
 
 def _require_finite(
@@ -368,7 +394,8 @@ def _require_finite(
 
 
 def model_says_what_it_needs(subject: Subject) -> None:
-    """Of the two tiny backbones it takes those that its `needs` allow, and refuses others with a `UsageError`."""
+    """Check that, of the two tiny backbones, the model takes those that its `needs` allow, and refuses others by
+    `UsageError`."""
     model = subject.host.models[subject.planned.trial.model].value
     lacking: dict[str, set[Need]] = {CONVOLUTIONAL: {"tokens"}, TRANSFORMER: {"conv3x3", "stages"}}
     refused = {backbone: _refuses(subject, backbone) for backbone in lacking}
@@ -389,7 +416,7 @@ def model_says_what_it_needs(subject: Subject) -> None:
 
 
 def _refuses(subject: Subject, backbone: str) -> str:
-    """Why the model cannot be built on that backbone; empty if it can."""
+    """Say why the model cannot be built on that backbone; empty text if it can."""
     import torch
 
     name = subject.planned.trial.model
@@ -407,7 +434,8 @@ def _refuses(subject: Subject, backbone: str) -> str:
 
 
 def augmentation_keeps_its_word(subject: Subject) -> None:
-    """uint8 images of any size to (3, S, S), the input untouched; targets of the kind that it provides."""
+    """Check that uint8 images of any size become (3, S, S), that the input is not changed, and that targets are of the
+    declared kind."""
     import torch
 
     parts = subject.build()
@@ -427,7 +455,7 @@ def augmentation_keeps_its_word(subject: Subject) -> None:
     n, classes = len(images), subject.data.num_classes
     require(
         images.shape == (n, 3, size, size) and images.is_floating_point(),
-        f"the batch part of {augmentation.name!r} returned images {images.dtype} {tuple(images.shape)}: return them as float "
+        f"`batch` of augmentation {augmentation.name!r} returned images {images.dtype} {tuple(images.shape)}: return them as float "
         f"({n}, 3, {size}, {size}).",
     )
     if "soft_targets" in augmentation.provides and targets.ndim == 2:
@@ -445,7 +473,7 @@ def augmentation_keeps_its_word(subject: Subject) -> None:
 
 
 def runs_in_a_process_of_its_own(subject: Subject) -> None:
-    """A whole trial as the executor runs it, from plan to result; the stored weights load again."""
+    """Check a whole trial as the executor runs it, from plan to result, and that its stored weights load again."""
     import torch
 
     from flowers_bench.executors.local import run_all

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_cache_path
 
-from flowers_bench.contract.host import Host
+from flowers_bench.contract.host import Host, Registered
 from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Subject:
 
     @functools.cached_property
     def planned(self) -> TrialPlan:
-        """The tiny trial. Raises `UsageError` as a run's planning does."""
+        """Plan the tiny trial. Raises `UsageError` as a run's planning does."""
         errors: list[UsageError] = []
         for name in [self.backbone] if self.backbone else self._backbones():
             try:
@@ -106,7 +106,7 @@ class Subject:
         name, _, variant_name = self.label.partition("/")
         technique = self.host.techniques[name].value
         variant = technique.variants[variant_name]
-        tables: Sequence[tuple[Mapping[str, Any], str]] = (
+        tables: Sequence[tuple[Mapping[str, Registered[Any]], str]] = (
             (self.host.models, variant.model or technique.model),
             (self.host.losses, variant.loss or technique.loss),
             (self.host.augmentations, variant.augmentation or technique.augmentation),
@@ -115,13 +115,14 @@ class Subject:
 
     @functools.cached_property
     def data(self) -> Dataset:
-        """The trial's dataset."""
+        """Load the trial's dataset."""
         from flowers_bench.data.reopen import DataPlace, load_dataset
 
         return load_dataset(self.host, self.planned.trial, DataPlace.of(self.planned.run))
 
     def model(self, backbone: str | None = None) -> nn.Module:
-        """The model alone, on the trial's backbone with its options, or on another with its part's default options."""
+        """Build the model alone: on the trial's backbone with its options, or on another backbone with its part's
+        default options."""
         from flowers_bench.contract.technique import ModelContext
         from flowers_bench.models.backbones import Backbone
         from flowers_bench.models.weights import Weights
@@ -133,7 +134,7 @@ class Subject:
         return part.build(ModelContext(source, classes, size, values, trial.dataset, self.store))
 
     def build(self) -> Parts:
-        """The parts, newly initialised from the trial's seed, on the CPU."""
+        """Build the parts on the CPU, newly initialised from the trial's seed."""
         import torch
 
         from flowers_bench.training.build import Places, build_parts
@@ -142,7 +143,7 @@ class Subject:
         return build_parts(self.host, self.planned.trial, places, torch.device("cpu"))[0]
 
     def rows(self) -> Any:
-        """One batch as the loss's sampler draws it: row numbers of the training split (N,)."""
+        """Draw one batch with the loss's sampler, as row numbers of the training split (N,)."""
         import numpy as np
 
         from flowers_bench.data.samplers import SAMPLERS
@@ -153,8 +154,10 @@ class Subject:
         return next(iter(sampler(self.data.train.labels, trial.recipe.batch_size, trial.options, rng)))
 
     def batch(self, parts: Parts) -> tuple[Tensor, Tensor]:
-        """That batch, not augmented: images as the model takes them (N, 3, S, S), and its targets: hard ones (N,), or
-        soft ones (N, C) where the loss needs them."""
+        """Make that batch without augmentation: images (N, 3, S, S) as the model takes them, and targets.
+
+        The targets are labels (N,), or shares (N, C) where the loss needs soft targets.
+        """
         import torch
         import torch.nn.functional as F
 
@@ -168,7 +171,7 @@ class Subject:
         return images, labels
 
     def augmented(self, parts: Parts, seed: int) -> tuple[Tensor, Tensor]:
-        """The same batch as training sees it, its randomness seeded in torch alone."""
+        """Make the same batch as training sees it; `seed` seeds torch alone."""
         import torch
 
         rows = self.rows()
@@ -178,11 +181,11 @@ class Subject:
         return parts.batch_transform(images, labels) if parts.batch_transform else (images, labels)
 
     def train(self, parts: Parts, batches: Sequence[tuple[Tensor, Tensor]], lr: float = 3e-3) -> list[float]:
-        """One step on each batch, as the loop takes them; the loss of each."""
+        """Take one training step on each batch, and give the loss of each."""
         return list(self.steps(parts, batches, lr))
 
     def steps(self, parts: Parts, batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> Iterator[float]:
-        """The same, one step at a time."""
+        """Take one training step on each batch, and give the loss after each: a generator."""
         from flowers_bench.contract.technique import Recipe
         from flowers_bench.models.layers import train_mode
         from flowers_bench.training.optimizer import build_optimizer

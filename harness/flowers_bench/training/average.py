@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,14 @@ _POWER = 2 / 3
 
 def kept_share(decay: float, update: int) -> float:
     """How much of the average stays at this update, counted from 1."""
-    return min(decay, 1 - update**-_POWER)
+    return min(decay, 1 - float(update**-_POWER))
+
+
+class AverageState(TypedDict):
+    """The averaged values by name, and the number of updates."""
+
+    model: dict[str, Tensor]
+    updates: int
 
 
 class Average:
@@ -50,14 +57,14 @@ class Average:
         for mean, value in self._copied:
             _held(mean).copy_(_held(value))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> AverageState:
         """What a continued run needs: the averaged values, and the number of updates."""
         return {"model": self.model.state_dict(), "updates": self.updates}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: AverageState) -> None:
         """Continue from a `state_dict`."""
         self.model.load_state_dict(state["model"])
-        self.updates = int(state["updates"])
+        self.updates = state["updates"]
 
 
 _Place = tuple[Mapping[str, Tensor | None], str]

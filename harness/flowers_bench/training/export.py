@@ -136,7 +136,7 @@ def _facts(folder: TrialFolder, trained: Trained) -> dict[str, object]:
     config, side = folder.config(), trained.trial.recipe.image_size
     return {
         "trial": folder.id,
-        "technique": trained.trial.label,
+        "technique": folder.labels()[0].text,
         "dataset": config.dataset.json(),
         "classes": list(trained.class_names),
         "input": {

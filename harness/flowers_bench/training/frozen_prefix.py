@@ -40,7 +40,11 @@ _POOLED = "pooled features"
 
 
 class _Reached(Exception):
-    """The last module of the prefix was run; its output is the argument."""
+    """The last module of the prefix was run, and gave these activations."""
+
+    def __init__(self, activations: Tensor) -> None:
+        super().__init__()
+        self.activations = activations
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Cut:
     def before(self, model: Any, images: Tensor) -> Tensor:
         """Images (N, 3, S, S) to activations (N, ...)."""
         if not self.modules:
-            return model.backbone.forward_head(model.backbone.forward_features(images), pre_logits=True)
+            pooled: Tensor = model.backbone.forward_head(model.backbone.forward_features(images), pre_logits=True)
+            return pooled
 
         def stop(module: nn.Module, inputs: object, output: Tensor) -> None:
             raise _Reached(output)
@@ -70,7 +75,7 @@ class Cut:
         try:
             model(images)
         except _Reached as reached:
-            return reached.args[0]
+            return reached.activations
         finally:
             hook.remove()
         raise ValueError(f"{self.name} is not run")
@@ -80,11 +85,12 @@ class Cut:
         if not self.modules:
             return _Head(model)
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        tail: Any = copy.deepcopy(model, shared)
+        tail = copy.deepcopy(model, shared)
+        backbone: Any = tail.backbone
         for name in self.modules:
-            tail.backbone.set_submodule(name, nn.Identity())
-        if hasattr(tail.backbone, "_pos_embed"):  # a vision transformer adds it between its first modules
-            tail.backbone._pos_embed = lambda tokens: tokens
+            backbone.set_submodule(name, nn.Identity())
+        if hasattr(backbone, "_pos_embed"):  # a vision transformer adds it between its first modules
+            backbone._pos_embed = lambda tokens: tokens
         return tail
 
     def state(self, model: Any) -> Iterator[tuple[str, Tensor]]:

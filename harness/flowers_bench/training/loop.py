@@ -316,7 +316,7 @@ class Training:
             "trial": self.trial.id,
             "model": self._model.state_dict(),
             "criterion": criterion.state_dict() if isinstance(criterion, nn.Module) else {},
-            "average": {} if self._average is None else self._average.state_dict(),
+            "average": self._average.state_dict() if self._average else None,
             "optimizer": self._optimizer.state_dict(),
             "history": [record.json() for record in self.history],
             "best": self._best,

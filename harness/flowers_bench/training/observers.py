@@ -29,7 +29,7 @@ class Observers:
     """The plugins that observe one trial. What fails in one is said as a warning and does not cost the result.
 
     Attributes:
-        config, run: what every hook is told: the trial's `config.json` and `run.json`.
+        config, run: what every hook is told: the trial's `config.json`, with technique and variant, and `run.json`.
     """
 
     host: Host

@@ -67,7 +67,7 @@ def measure_splits(trial: Trial, parts: Parts, predict: Fitted, dataset: Dataset
         predictions=pd.concat(tables, ignore_index=True),
         val=quality(val.logits, val.labels, probabilities=parts.probabilities),
         test=quality_by_class(test.logits, test.labels, temperature, probabilities=parts.probabilities),
-        retrieval=retrieved.figures() if retrieved else None,
+        retrieval=retrieved.metrics() if retrieved else None,
         temperature=temperature,
         episodic=_episodic(trial, test.embeddings, dataset) if trial.sampler == "episodes" else None,
         mixed=_mixed(trial, parts, predict, dataset.test) if parts.batch_transform is not None else None,

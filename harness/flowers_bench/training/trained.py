@@ -119,7 +119,7 @@ def load_parts(
     trial = folder.trial()
     if not folder.finished():
         raise UsageError(f"trial {folder.id} is not finished.")
-    host = discover_for(trial.id, trial.code, plugins)
+    host = discover_for(folder.id, trial.code, plugins)
     check_backbone(trial.backbone)  # timm would also take a name that makes it ask the Hugging Face Hub
     places = Places(None, store or folder.path.parent, plugins)
     with torch.random.fork_rng():
@@ -148,14 +148,14 @@ def _refuse_other_values(tensors: Mapping[str, Tensor], model: nn.Module) -> Non
 def dataset_of(folder: TrialFolder, sources: Sources) -> Dataset:
     """The trial's dataset. Raises `UsageError` if it is not the same, or its code was not named."""
     trial, run = folder.trial(), folder.run()
-    host = discover_for(trial.id, trial.code, sources.plugins)
+    host = discover_for(folder.id, trial.code, sources.plugins)
     data, source = sources.data or run.data_path, run.data_source
     if source == "folder" and data is None:
         raise UsageError(
-            f"where the images of trial {trial.id} lie is not known here: name their folder with --data PATH."
+            f"where the images of trial {folder.id} lie is not known here: name their folder with --data PATH."
         )
     if source is None:
-        raise UsageError(f"{folder.path / 'run.json'} does not say which dataset trial {trial.id} was run on.")
+        raise UsageError(f"{folder.path / 'run.json'} does not say which dataset trial {folder.id} was run on.")
     return load_dataset(host, trial, DataPlace(source, Path(data) if data else None, sources.cache))
 
 

@@ -62,7 +62,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
         ranks.all_gather(PeakMemory.so_far(device))
         return
 
-    observers = Observers(host, config, run, emit)
+    observers = Observers(host, folder.described(), run, emit)
     observers.tell("trial_started")
     setup_seconds = time.perf_counter() - started
 
@@ -91,7 +91,6 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
             SearchedResult(
                 schema_version=SCHEMA_VERSION,
                 id=trial.id,
-                label=trial.label,
                 seed=trial.seed,
                 best_epoch=training.best_epoch,
                 val=measure_validation(parts, predict, dataset.val),
@@ -106,7 +105,6 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     result = Result(
         schema_version=SCHEMA_VERSION,
         id=trial.id,
-        label=trial.label,
         seed=trial.seed,
         best_epoch=training.best_epoch,
         stopped_early=len(training.history) < trial.recipe.epochs,

@@ -1,4 +1,4 @@
-"""What of the public API is to go: who uses it is warned for at least one release, and told what takes its place.
+"""What of the public API is to go: who uses it is warned for at least one release, with what takes its place.
 
 docs/plugin-api-policy.md says when. A name is announced by `moved`, a hook by `@hookspec(warn_on_impl=deprecated(...))`, which
 pluggy shows with the line of the plugin that implements it.

@@ -45,7 +45,7 @@ class TrialDisturbed(Exception):
 
 
 def shortage(error: BaseException) -> str | None:
-    """What the machine has too little of, where that is why something failed; None where it is something else."""
+    """Say what the machine has too little of, where that is why something failed; None where the reason is another."""
     cause: BaseException | None = error
     while cause is not None:
         code = cause.errno if isinstance(cause, OSError) else None
@@ -71,7 +71,7 @@ _NO_MEMORY = (
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a misspelt name: what was asked for, the nearest known name, all valid choices."""
+    """Make the error for a misspelt name: what was given, the nearest known name, all valid choices."""
     choices = sorted(known)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""

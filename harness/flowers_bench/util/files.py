@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 
 def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
-    """A file to read bytes from, never waiting for anybody.
+    """Open a file to read bytes from, without ever waiting for a writer.
 
     Raises:
         OSError: there is none, it cannot be read, or it is a folder, a pipe, a device or, with `follow_links=False`, a link;
@@ -37,7 +37,8 @@ def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
 
 
 def read_regular(path: Path, largest: int, *, follow_links: bool = True) -> bytes:
-    """The whole content. Raises `OSError` as `open_regular`, and for more than `largest` bytes, which are not read."""
+    """Read the whole file. Raises `OSError` as `open_regular` does, and for more than `largest` bytes, which are then
+    not read."""
     with open_regular(path, follow_links=follow_links) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > largest:
@@ -95,11 +96,11 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bo
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """`value` as indented JSON, atomically. NaN and infinity are refused (they are not JSON)."""
+    """Write `value` as indented JSON, atomically. NaN and infinity are refused (they are not JSON)."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"), durable=durable)
 
 
 def file_name(words: str) -> str:
-    """Words as a file's name: that of a technique or of a dataset among them may hold anything, and must not lead elsewhere."""
+    """Make a file's name of words: those of a technique or of a dataset may hold anything, and must not lead elsewhere."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in words)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey: control characters other than line feed and tab as `\\x1b`.
+    """Escape text so that a terminal shows and does not obey it: control characters other than line feed and tab as
+    `\x1b`.
 
     Names of classes, trials and plugins come from folders, results and code of others.
     """
@@ -18,7 +19,7 @@ def _escaped(character: str) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """The message of an exception of somebody else's class, which may be broken itself."""
+    """Give the message of an exception, whose class may be somebody else's and broken itself."""
     try:
         return str(error)
     except Exception:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowers_bench import FinishedTrial, UsageError
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def find_teacher(name: str, store: Path | None, dataset: Mapping[str, Any]) -> FinishedTrial:
+def find_teacher(name: str, store: Path | None, dataset: Mapping[str, object]) -> FinishedTrial:
     """Find the trial with that id. Raises `UsageError` unless it is finished, predicts by a classifier, and was trained
     on the same data."""
     if not re.fullmatch(r"[0-9a-f]{16}", name):

@@ -43,7 +43,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowers_bench import (
     Loss,
@@ -62,20 +62,6 @@ if TYPE_CHECKING:
 
     from flowers_bench.nn import Output
 
-# The study's recipe. It states early stopping; optimiser, batch and patience are its other rows', the learning rate
-# its other large network's (its 1e-3 for ResNets makes a fully trained ViT collapse).
-STUDY = {
-    "optimizer": "adam",
-    "lr": 1e-4,
-    "layer_decay": 1.0,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "warmup_epochs": 0,
-    "batch_size": 32,
-    "epochs": 100,
-    "patience": 5,
-    "clip_norm": 0.0,
-}
 # Training a linear classifier alone: nothing pretrained can be spoilt, so a larger rate.
 PROBE = {"lr": 3e-3, "layer_decay": 1.0, "weight_decay": 0.0}
 
@@ -165,7 +151,7 @@ def _additive(summary: str, **options: float) -> Variant:
     return Variant(summary, options=options, baseline="full")
 
 
-def _plain(summary: str, freeze: int = 0, recipe: Mapping[str, Any] = MappingProxyType({})) -> Variant:
+def _plain(summary: str, freeze: int = 0, recipe: Mapping[str, object] = MappingProxyType({})) -> Variant:
     return Variant(summary, {"freeze": freeze}, recipe, model="classifier", loss="cross-entropy")
 
 
@@ -223,20 +209,6 @@ def register_techniques() -> list[Technique]:
                 **{f"margin{m:g}": _additive(f"margin = {m:g}", margin=m) for m in (0.1, 0.35, 0.5)},
                 "full": _plain("full fine-tuning: linear classifier, cross-entropy"),
                 "frozen": _plain("linear probe: only the classifier is trained", -1, PROBE),
-                "study": Variant(
-                    "the study's row: the hybrid focal margin loss, with its recipe",
-                    model="classifier",
-                    loss="hybrid-focal-margin",
-                    recipe=STUDY,
-                    baseline="study-full",
-                ),
-                "study-additive": Variant(
-                    "the additive cosine margin with the study's recipe", recipe=STUDY, baseline="study-full"
-                ),
-                "study-full": _plain("the study's baseline, everything trained, with its recipe", 0, STUDY),
-                "study-frozen": _plain(
-                    "the study's baseline, only the classifier trained, with its recipe", -1, {**STUDY, "lr": 1e-3}
-                ),
             },
             default="additive",
         )

@@ -44,7 +44,8 @@ class LowRank(nn.Module):
         low = torch.einsum("...i,kri->...kr", x, self.a)
         update = self.scale * torch.einsum("...kr,kor->...ko", low, self.b)
         plain = self.linear(x).unflatten(-1, (self.chunks, -1))
-        return plain.index_add(-2, self.chosen, update.to(plain.dtype)).flatten(-2)
+        adapted: Tensor = plain.index_add(-2, self.chosen, update.to(plain.dtype)).flatten(-2)
+        return adapted
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:

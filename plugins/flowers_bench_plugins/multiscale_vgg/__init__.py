@@ -14,7 +14,7 @@ identity and pretrained features are not disturbed. VGG's own fully connected la
 parameters) are dropped with the old head, and so is whatever any other backbone keeps after its features. Works after
 any CNN that gives features (C, H, W).
 
-The plain networks beside it (`full`, `frozen` and the study's) keep those layers, with dropout of 0.5 after each of
+The plain networks beside it (`full`, `frozen`) keep those layers, with dropout of 0.5 after each of
 VGG's two (Simonyan & Zisserman 2015, section 3.1; torchvision's VGG has it, timm's has not). Only the last layer is
 new. `frozen` trains all that follows the features, as freezing torchvision's `features` does: 119.5 million
 parameters of VGG16, and of a ResNet the last layer.
@@ -22,7 +22,7 @@ parameters of VGG16, and of a ResNet the last layer.
 What differs from the paper: the study names the parts and not their widths, nor where the attention stands; those are
 ours. Inception's figure 2a has a fourth branch, which pools, and what it trained has 1x1 convolutions before the larger
 ones (2b); in SENet the attention is in every block, here it is once, after the features. VGG was trained by SGD on
-crops of several sizes; `study...` variants have the study's recipe, the others AdamW, with pretrained layers at a tenth
+crops of several sizes; here AdamW, with pretrained layers at a tenth
 of the new ones' rate and a plain network at that small rate throughout.
 """
 
@@ -37,18 +37,6 @@ if TYPE_CHECKING:
 
 # Of VGG's two hidden fully connected layers.
 VGG_DROPOUT = 0.5
-# The study's recipe: Adam, 1e-4, batch 32, patience 5.
-STUDY = {
-    "optimizer": "adam",
-    "lr": 1e-4,
-    "lr_scale": {},
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "warmup_epochs": 0,
-    "batch_size": 32,
-    "epochs": 100,
-    "patience": 5,
-}
 
 
 def build_multiscale(context: ModelContext) -> nn.Module:
@@ -185,19 +173,6 @@ def register_techniques() -> list[Technique]:
                     options=full,
                     backbone="vgg16_bn",
                     recipe={"lr": 1e-4, "lr_scale": {}},
-                ),
-                "study": Variant("the study's row with its recipe", recipe=STUDY, baseline="study-full"),
-                "study-full": Variant(
-                    "the study's baseline, everything trained, with its recipe",
-                    model="plain-cnn",
-                    options=full,
-                    recipe=STUDY,
-                ),
-                "study-frozen": Variant(
-                    "the study's baseline, features frozen, the classifier trained, with its recipe",
-                    model="plain-cnn",
-                    options=frozen,
-                    recipe=STUDY,
                 ),
             },
             default="both",

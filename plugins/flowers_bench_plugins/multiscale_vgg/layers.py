@@ -20,7 +20,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape that `inner` keeps."""
-        return x + self.inner(x)
+        found: Tensor = x + self.inner(x)
+        return found
 
 
 class Parallel(nn.Module):

@@ -36,18 +36,6 @@ if TYPE_CHECKING:
 
 # The study's sweep.
 LENGTHS = (5, 10, 15, 25, 50, 75, 100, 500, 1000)
-# The study's recipe. It states early stopping only; the rest is what its transfer rows use.
-STUDY = {
-    "optimizer": "adam",
-    "lr": 1e-3,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "warmup_epochs": 0,
-    "batch_size": 32,
-    "clip_norm": 0.0,
-    "epochs": 100,
-    "patience": 5,
-}
 # Full fine-tuning, for comparison, as focal-margin's baseline does it.
 FULL = {
     "optimizer": "adamw",
@@ -141,25 +129,6 @@ def register_techniques() -> list[Technique]:
                 },
                 "frozen": Variant("no prompts: only the classifier is trained", options={"prompt_length": 0}),
                 "full": Variant("full fine-tuning", model="classifier", options={"freeze": 0}, recipe=FULL),
-                "study": Variant(
-                    "the study's best row: 500 prompts with its recipe",
-                    options={"prompt_length": 500},
-                    recipe=STUDY,
-                    baseline="study-frozen",
-                ),
-                **{
-                    f"study-p{length}": Variant(
-                        f"the study's sweep: {length} prompts with its recipe",
-                        options={"prompt_length": length},
-                        recipe=STUDY,
-                        baseline="study-frozen",
-                    )
-                    for length in LENGTHS
-                    if length != 500
-                },
-                "study-frozen": Variant(
-                    "only the classifier trained, with the study's recipe", options={"prompt_length": 0}, recipe=STUDY
-                ),
             },
             default="deep",
         )

@@ -12,10 +12,10 @@ template <typename T>
 struct BackwardBuffers {
   Tile<T> tile;
   int64_t size;
-  T* columns;   // first the gradient's, then overwritten by the samples
-  T* grad;      // the tile's gradient of the output in panels, for the gradient of the weight
-  T* dots;      // gradients of y, x and mask: [3][offset group][tap][position]
-  T** scatter;  // of each position: what to add Neighbours::at to, for the gradient of its image
+  T* columns;      // first the gradient's, then overwritten by the samples
+  T* grad;         // the tile's gradient of the output in panels, for the gradient of the weight
+  T* dots;         // gradients of y, x and mask: [3][offset group][tap][position]
+  T** grad_input;  // of each position: what Neighbours::at is added to, for the gradient of its image
 
   BackwardBuffers(const Problem<T>& q, Arena& arena)
       : tile(q, arena, true),
@@ -23,10 +23,10 @@ struct BackwardBuffers {
         columns(arena.template take<T>(size * kColumns<T>)),
         grad(arena.template take<T>(q.gemm_groups() * q.padded(q.width()) * size)),
         dots(arena.template take<T>(3 * q.g.offset_groups * q.g.taps() * size)),
-        scatter(arena.template take<T*>(size)) {}
+        grad_input(arena.template take<T*>(size)) {}
 };
 
-// columns = gradient of the output x weight^T.
+// Computes columns = gradient of the output x weight^T.
 template <typename T>
 void multiply_back(const Problem<T>& q, const Tile<T>& tile, const Block& block, T* columns) {
   const T* grad = q.grad + tile.begin * q.g.out_channels;
@@ -54,9 +54,11 @@ FB_INLINE T lane_sum(Vector<T> v) {
   return sum;
 }
 
-// One sample's gradients. `column` holds the gradient of the samples of a run, and receives the samples.
-template <typename T, bool kScatter, bool kDots, bool kSamples>
-FB_INLINE void spread(const T* const from[4], T* const to[4], const T weight[4], int64_t length, T* column, T dot[4]) {
+// Scatters one sample's gradient to the four pixels that it was gathered from, `to`, and multiplies it with their
+// values, `from` (kDots). `column` holds the gradient of the samples of a run, and receives the samples (kSamples).
+template <typename T, bool kInput, bool kDots, bool kSamples>
+FB_INLINE void scatter_sample(const T* const from[4], T* const to[4], const T weight[4], int64_t length, T* column,
+                              T dot[4]) {
   Vector<T> sum[4] = {};
   T rest[4] = {};
   int64_t i = 0;
@@ -70,7 +72,7 @@ FB_INLINE void spread(const T* const from[4], T* const to[4], const T weight[4],
         if constexpr (kSamples) value += weight[corner] * pixel;
       }
       // One neighbour after the other: at an edge, two of them may be the same pixel.
-      if constexpr (kScatter) store(to[corner] + i, load(to[corner] + i) + weight[corner] * grad);
+      if constexpr (kInput) store(to[corner] + i, load(to[corner] + i) + weight[corner] * grad);
     }
     if constexpr (kSamples) store(column + i, value);
   }
@@ -80,7 +82,7 @@ FB_INLINE void spread(const T* const from[4], T* const to[4], const T weight[4],
     for (int corner = 0; corner < 4; ++corner) {
       if constexpr (kDots) rest[corner] += grad * from[corner][i];
       if constexpr (kSamples) value += weight[corner] * from[corner][i];
-      if constexpr (kScatter) to[corner][i] += weight[corner] * grad;
+      if constexpr (kInput) to[corner][i] += weight[corner] * grad;
     }
     if constexpr (kSamples) column[i] = value;
   }
@@ -89,8 +91,9 @@ FB_INLINE void spread(const T* const from[4], T* const to[4], const T weight[4],
   }
 }
 
-template <typename T, bool kScatter, bool kDots, bool kSamples>
-void spread_run(const Problem<T>& q, BackwardBuffers<T>& b, const Run& run) {
+// Does so for a run at all positions of the tile, and sums the gradients of offsets and mask into `dots`.
+template <typename T, bool kInput, bool kDots, bool kSamples>
+void scatter_run(const Problem<T>& q, BackwardBuffers<T>& b, const Run& run) {
   const int64_t entries = q.g.offset_groups * q.g.taps() * b.size;
   const int32_t* first = b.tile.at + run.entry * 4 * b.size;
   for (int64_t p = 0; p < b.tile.count; ++p) {
@@ -107,10 +110,10 @@ void spread_run(const Problem<T>& q, BackwardBuffers<T>& b, const Run& run) {
     T* to[4];
     for (int corner = 0; corner < 4; ++corner) {
       from[corner] = q.input + s.at[corner] + run.channel;
-      to[corner] = kScatter ? b.scatter[p] + s.at[corner] + run.channel : nullptr;
+      to[corner] = kInput ? b.grad_input[p] + s.at[corner] + run.channel : nullptr;
     }
     T d[4];
-    spread<T, kScatter, kDots, kSamples>(from, to, s.weight, run.length, column, d);
+    scatter_sample<T, kInput, kDots, kSamples>(from, to, s.weight, run.length, column, d);
     if constexpr (kDots) {
       const T* const slopes = b.tile.slopes + run.entry * kSlopes * b.size + p;
       const auto k = [&](Slope slope) { return slopes[slope * b.size]; };
@@ -125,21 +128,21 @@ void spread_run(const Problem<T>& q, BackwardBuffers<T>& b, const Run& run) {
   }
 }
 
-// Everything that the gradient's columns of a block give, in one sweep over the neighbours.
+// Takes from the gradient's columns of a block all that they give, in one sweep over the neighbours.
 template <typename T>
-void spread_block(const Problem<T>& q, const Block& block, bool samples, BackwardBuffers<T>& b) {
-  const bool scatter = q.grad_input, dots = q.grad_offset.data || q.grad_mask.data;
+void scatter_block(const Problem<T>& q, const Block& block, bool samples, BackwardBuffers<T>& b) {
+  const bool input = q.grad_input, dots = q.grad_offset.data || q.grad_mask.data;
   for_each_run(q, block, [&](const Run& run) {
-    if (scatter && dots && samples) return spread_run<T, true, true, true>(q, b, run);
-    if (scatter && dots) return spread_run<T, true, true, false>(q, b, run);
-    if (scatter && samples) return spread_run<T, true, false, true>(q, b, run);
-    if (scatter) return spread_run<T, true, false, false>(q, b, run);
-    if (samples) return spread_run<T, false, true, true>(q, b, run);
-    spread_run<T, false, true, false>(q, b, run);
+    if (input && dots && samples) return scatter_run<T, true, true, true>(q, b, run);
+    if (input && dots) return scatter_run<T, true, true, false>(q, b, run);
+    if (input && samples) return scatter_run<T, true, false, true>(q, b, run);
+    if (input) return scatter_run<T, true, false, false>(q, b, run);
+    if (samples) return scatter_run<T, false, true, true>(q, b, run);
+    scatter_run<T, false, true, false>(q, b, run);
   });
 }
 
-// The tile's gradient of the output, rows of channels, into panels: [group][panel][position][kPanel].
+// Packs the tile's gradient of the output, rows of channels, into panels: [group][panel][position][kPanel].
 template <typename T>
 void pack_grad(const Problem<T>& q, const Tile<T>& tile, T* packed) {
   const int64_t width = q.width();
@@ -154,7 +157,7 @@ void pack_grad(const Problem<T>& q, const Tile<T>& tile, T* packed) {
   }
 }
 
-// grad_weight += columns^T x gradient of the output.
+// Adds columns^T x gradient of the output to grad_weight.
 template <typename T>
 void accumulate_weight(const Problem<T>& q, const Block& block, const BackwardBuffers<T>& b, T* grad_weight) {
   if (!q.depthwise()) {
@@ -210,6 +213,7 @@ int64_t blocks(const Problem<T>& q) {
   return Cut<T>(q, kDepth<T>).blocks();
 }
 
+// Computes, of one tile, whatever gradients are asked for.
 template <typename T>
 void backward_tile(const Problem<T>& q, const BackwardRange<T>& r, BackwardBuffers<T>& b) {
   const bool dots = q.grad_offset.data || q.grad_mask.data;
@@ -224,7 +228,7 @@ void backward_tile(const Problem<T>& q, const BackwardRange<T>& r, BackwardBuffe
     const Block block = cut.at(index);
     if (columns) {
       multiply_back(q, b.tile, block, b.columns);
-      spread_block(q, block, r.grad_weight != nullptr, b);
+      scatter_block(q, block, r.grad_weight != nullptr, b);
     } else {
       sample(q, b.tile, block, b.columns);
     }
@@ -244,7 +248,7 @@ void backward(const Problem<T>& q, const BackwardRange<T>& r, void* scratch) {
     place(q, from, to - from, b.tile);
     for (int64_t p = 0; p < b.tile.count; ++p) {
       const bool head = b.tile.image[p] == head_image;
-      b.scatter[p] = head ? r.head - head_image * image_size : q.grad_input;
+      b.grad_input[p] = head ? r.head - head_image * image_size : q.grad_input;
     }
     backward_tile(q, r, b);
   }

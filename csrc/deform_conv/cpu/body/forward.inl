@@ -9,7 +9,8 @@
 namespace flowers_bench::FB_ISA {
 namespace {
 
-// `Of` names the vector rather than being it: a template argument would lose its alignment.
+// Weighs and adds up the four neighbours of a sample: a vector of channels from channel `i` on. `Of` names the vector
+// rather than being it: a template argument would lose its alignment.
 template <typename Of, typename T>
 FB_INLINE void blend(const T* const from[4], const T weight[4], int64_t i, T* to) {
   const auto at = [&](int corner) { return *reinterpret_cast<const typename Of::Loose*>(from[corner] + i); };
@@ -21,10 +22,10 @@ FB_INLINE void blend(const T* const from[4], const T weight[4], int64_t i, T* to
 template <typename T>
 constexpr int64_t kStretch = 256 / sizeof(T);
 
-// One row of columns for each position, `sample_row(p, row)`: position after position, since their neighbours lie close
-// and are still in the first-level cache. A position all of whose `count` samples lie outside, which `first(sample, p)`
-// of Tile::at tells, adds nothing: where the caller gives `kept`, it gets no row, and kept[row] is the position that a
-// row is of. Returns the number of rows.
+// Calls `sample_row(p, row)` for the row of columns of each position: position after position, since their neighbours
+// lie close and are still in the first-level cache. A position all of whose `count` samples lie outside, which
+// `first(sample, p)` of Tile::at tells, adds nothing: where the caller gives `kept`, it gets no row, and kept[row] is
+// the position that a row is of. Returns the number of rows.
 template <typename T, typename First, typename SampleRow>
 FB_INLINE int64_t sample_rows(const Tile<T>& tile, int64_t count, T* columns, int32_t* kept, const First& first,
                               const SampleRow& sample_row) {
@@ -41,6 +42,7 @@ FB_INLINE int64_t sample_rows(const Tile<T>& tile, int64_t count, T* columns, in
   return rows;
 }
 
+// Samples runs of any lengths into columns, for each position of the tile; returns the number of rows.
 template <typename T>
 int64_t sample_runs(const Problem<T>& q, const Tile<T>& given, const Run* runs, int64_t count, T* columns,
                     int32_t* kept) {
@@ -67,8 +69,9 @@ int64_t sample_runs(const Problem<T>& q, const Tile<T>& given, const Run* runs, 
   });
 }
 
-// The same of `count` taps of one offset group, all with the channels of `first` and so many that whole stretches cover
-// them. A sample is little work, so that what else there is to do for it counts: here it is a few steps of pointers.
+// Does the same for `count` taps of one offset group, all with the channels of `first` and so many that whole stretches
+// cover them. A sample is little work, so that what else there is to do for it counts: here it is a few steps of
+// pointers.
 template <typename T>
 int64_t sample_taps(const Problem<T>& q, const Tile<T>& tile, const Run& first, int64_t count, T* columns,
                     int32_t* kept) {
@@ -98,6 +101,7 @@ int64_t sample_taps(const Problem<T>& q, const Tile<T>& tile, const Run& first, 
   });
 }
 
+// Samples a block of K into columns, for each position of the tile; returns the number of rows.
 template <typename T>
 int64_t sample(const Problem<T>& q, const Tile<T>& tile, const Block& block, T* columns, int32_t* kept = nullptr) {
   Run runs[kForwardDepth<T>];
@@ -113,7 +117,7 @@ int64_t sample(const Problem<T>& q, const Tile<T>& tile, const Block& block, T* 
   return taps ? sample_taps(q, tile, runs[0], count, columns, kept) : sample_runs(q, tile, runs, count, columns, kept);
 }
 
-// Whether the output's own memory is rows of T that products can add to: nothing to pad, convert or turn.
+// Says whether the output's own memory is rows of T that products can add to: nothing to pad, convert or transpose.
 template <typename T>
 bool sums_in_place(const Problem<T>& q) {
   const int64_t outputs = q.g.out_channels;
@@ -140,7 +144,7 @@ struct ForwardBuffers {
   }
 };
 
-// c += columns x weight where the weight is not packed: each panel is, just before its only use.
+// Adds columns x weight to c where the weight is not packed: packs each panel just before its only use.
 template <typename T>
 void multiply_unpacked(const Problem<T>& q, const Block& block, int64_t rows, const T* columns, T* panel,
                        const RowsTo<T>& c) {
@@ -152,7 +156,7 @@ void multiply_unpacked(const Problem<T>& q, const Block& block, int64_t rows, co
   }
 }
 
-// sums (position, outputs) += columns x weight; row i of the columns is of position kept[i].
+// Adds columns x weight to the sums (position, outputs); row i of the columns is of position kept[i].
 template <typename T>
 void multiply(const Problem<T>& q, const Block& block, int64_t rows, const ForwardBuffers<T>& b) {
   const T* const columns = b.columns;
@@ -185,7 +189,7 @@ void start_with_bias(const Problem<T>& q, int64_t count, const RowsTo<T>& sums) 
   }
 }
 
-// Consecutive positions [p, p + count) of the same image.
+// Calls f(p, count) for each image's positions [p, p + count) of the tile.
 template <typename T, typename F>
 FB_INLINE void for_each_image(const Problem<T>& q, const Tile<T>& tile, F f) {
   for (int64_t p = 0; p < tile.count;) {
@@ -195,6 +199,7 @@ FB_INLINE void for_each_image(const Problem<T>& q, const Tile<T>& tile, F f) {
   }
 }
 
+// Converts the tile's sums to the output's type and order.
 template <typename T>
 void write_out(const Problem<T>& q, const Tile<T>& tile, const RowsTo<T>& sums) {
   const int64_t width = q.width(), padded = q.padded(width);
@@ -232,8 +237,8 @@ void forward(const Problem<T>& q, int64_t begin, int64_t end, void* scratch) {
   }
 }
 
-// Whether a pass over so few positions had better take the weight as it lies: one tile reads every panel once, and what
-// is packed just then stays in the first-level cache instead of going to memory and back.
+// Says whether a pass over so few positions had better take the weight as it lies: one tile reads every panel once, and
+// what is packed just then stays in the first-level cache instead of going to memory and back.
 template <typename T>
 bool takes_unpacked(const Problem<T>& q, const Strided& weight, int64_t positions) {
   return !q.depthwise() && WeightWalk(q, weight).in_order() && positions <= Tile<T>::tile_size(q, false);

@@ -6,7 +6,7 @@
 namespace flowers_bench::FB_ISA {
 namespace {
 
-// Where the rows of a product go: row i to row index[i] of memory, or to row i where there is no index.
+// Says where the rows of a product go: row i to row index[i] of memory, or to row i where there is no index.
 template <typename T>
 struct RowsTo {
   T* data;
@@ -22,9 +22,9 @@ struct RowsTo {
 // Steps of the depth that a microkernel takes at once.
 constexpr int kSteps = kLargeCache ? 8 : 4;
 
-// c (MR rows, NV vectors) = or += a (MR, depth) x b (depth, NV vectors). Rows of `a` lie `stride` apart, or, where
-// kAdjacent, rows are adjacent and steps of the depth lie `stride` apart. Every loop over the sums is unrolled: one
-// that is not would keep them in memory around the products.
+// Computes c (MR rows, NV vectors) = or += a (MR, depth) x b (depth, NV vectors). Rows of `a` lie `stride` apart, or,
+// where kAdjacent, rows are adjacent and steps of the depth lie `stride` apart. Every loop over the sums is unrolled:
+// one that is not would keep them in memory around the products.
 template <typename T, int MR, int NV, bool kAdjacent>
 void micro(int64_t depth, const T* a, int64_t stride, const T* b, const RowsTo<T>& c, bool add) {
   Vector<T> sum[MR][NV];
@@ -70,7 +70,7 @@ FB_INLINE void micro_rows(int64_t rows, int64_t depth, const T* a, int64_t strid
   if constexpr (MR > 1) micro_rows<T, NV, kAdjacent, MR - 1>(rows, depth, a, stride, b, c, add);
 }
 
-// One panel of columns. A panel of which only the first vector is in use costs half.
+// Computes one panel of columns. A panel of which only the first vector is in use costs half.
 template <typename T, bool kAdjacent>
 void panel_product(int64_t rows, int64_t used, int64_t depth, const T* a, int64_t stride, const T* b,
                    const RowsTo<T>& c, bool add) {
@@ -81,8 +81,8 @@ void panel_product(int64_t rows, int64_t used, int64_t depth, const T* a, int64_
   }
 }
 
-// c (rows, columns padded to panels) = or += a (rows, depth) x b, whose panels of depth x kPanel lie `panel_stride`
-// apart. A panel of b stays in the cache while the rows pass by.
+// Computes c (rows, columns padded to panels) = or += a (rows, depth) x b, whose panels of depth x kPanel lie
+// `panel_stride` apart. A panel of b stays in the cache while the rows pass by.
 template <typename T>
 void product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const T* b,
              int64_t panel_stride, const RowsTo<T>& c, bool add) {
@@ -101,8 +101,8 @@ void product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a
   }
 }
 
-// c (rows, columns) += a^T x b, with a (depth, rows) and b's panels (depth, kPanel): the sum over a tile's positions.
-// c may be larger than the caches; it is walked row by row, which the hardware prefetches.
+// Adds a^T x b to c (rows, columns), with a (depth, rows) and b's panels (depth, kPanel): the sum over a tile's
+// positions. c may be larger than the caches; it is walked row by row, which the hardware prefetches.
 template <typename T>
 void product_transposed(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const T* b,
                         int64_t panel_stride, const RowsTo<T>& c) {

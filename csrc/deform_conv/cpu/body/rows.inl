@@ -6,7 +6,8 @@
 namespace flowers_bench::FB_ISA {
 namespace {
 
-// `count` positions of one image, with the given distances between channels and between positions, to dense rows.
+// Copies `count` positions of one image, with the given distances between channels and between positions, to dense
+// rows.
 template <typename T, typename S>
 void gather_rows(const S* from, int64_t channel_stride, int64_t position_stride, int64_t channels, int64_t count,
                  T* to) {
@@ -34,7 +35,7 @@ void gather_rows(const S* from, int64_t channel_stride, int64_t position_stride,
   }
 }
 
-// The way back: rows, `row_stride` apart, to any strides.
+// Copies rows, `row_stride` apart, back to any distances between channels and between positions.
 template <typename T, typename S>
 void scatter_rows(const T* from, int64_t row_stride, int64_t channels, int64_t count, S* to, int64_t channel_stride,
                   int64_t position_stride) {

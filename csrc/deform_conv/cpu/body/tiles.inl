@@ -9,13 +9,13 @@ namespace {
 constexpr int32_t kOutside = -1;    // in place of the first neighbour: the sample is 0
 constexpr int32_t kNotFinite = -2;  // the sample is NaN
 
-// The sample that either stands for.
+// Returns the sample that either stands for.
 template <typename T>
 FB_INLINE T without_pixels(int32_t mark) {
   return mark == kOutside ? T(0) : T(__builtin_nan(""));
 }
 
-// What the gradients of offset and mask need of a sample, besides its neighbours.
+// Names what the gradients of offset and mask need of a sample, besides its neighbours.
 enum Slope {
   kWeightTop,
   kWeightBottom,
@@ -29,7 +29,8 @@ enum Slope {
   kSlopes
 };
 
-// Everything about a sample is kept in arrays over the tile's positions, so that computing it vectorises.
+// Holds where the taps of some positions sample. Everything is kept in arrays over the positions, so that computing it
+// vectorises.
 template <typename T>
 struct Tile {
   int64_t begin = 0, count = 0;
@@ -64,9 +65,9 @@ struct Tile {
     slopes = arena.template take<T>(backward ? entries * kSlopes * size : 0);
   }
 
-  // Positions of a tile, so that what belongs to it fits the cache. Forward with a small weight, which stays in the
-  // second-level cache whatever happens, takes few: their columns then stay in the first, or leave most of a large
-  // second to the pixels.
+  // Chooses how many positions a tile has, so that what belongs to it fits the cache. Forward with a small weight,
+  // which stays in the second-level cache whatever happens, takes few: their columns then stay in the first, or leave
+  // most of a large second to the pixels.
   static int64_t tile_size(const Problem<T>& q, bool backward) {
     const int64_t entry = 4 * sizeof(int32_t) + (backward ? 8 + kSlopes + 3 : 8) * sizeof(T);
     const int64_t outputs = q.gemm_groups() * q.padded(q.width());
@@ -83,6 +84,7 @@ FB_INLINE void fill(T* to, int64_t count, T value) {
   for (int64_t i = 0; i < count; ++i) to[i] = value;
 }
 
+// Takes consecutive positions apart into image, row and column.
 template <typename T>
 void place(const Problem<T>& q, int64_t begin, int64_t count, Tile<T>& tile) {
   const Geometry& g = q.g;
@@ -102,7 +104,8 @@ void place(const Problem<T>& q, int64_t begin, int64_t count, Tile<T>& tile) {
   }
 }
 
-// from[at[p] + shift], where they lie or copied to `to`.
+// Returns the values from[at[p] + shift] of all positions p: where they lie, if they do so as T beside each other, else
+// converted into `to`.
 template <typename T>
 const T* read(const Strided& from, const int64_t* at, int64_t shift, int64_t count, T* to) {
   const bool consecutive = from.stride[2] == 1 && at[count - 1] - at[0] == count - 1;  // all of one image
@@ -125,8 +128,8 @@ const T* read(const Strided& from, const int64_t* at, int64_t shift, int64_t cou
   return found;
 }
 
-// Where a sample that is 0 or NaN says so instead of naming its first neighbour: it lies outside, or a coordinate, or
-// its mask, is not finite. Selections of one condition each, which vectorise.
+// Returns the first neighbour, or in its stead the mark of a sample that is 0 (it lies outside) or NaN (a coordinate,
+// or its mask, is not finite). Selections of one condition each, which vectorise.
 template <typename T>
 FB_INLINE int32_t marked(int32_t first, T y, T x, T mask, const AxisSample<T>& v, const AxisSample<T>& h) {
   const int32_t inside = v.weight_low + v.weight_high > 0 ? first : kOutside;
@@ -136,7 +139,7 @@ FB_INLINE int32_t marked(int32_t first, T y, T x, T mask, const AxisSample<T>& v
   return zero == 0 ? marked : poisoned;
 }
 
-// All samples of one entry, in one sweep that vectorises.
+// Computes all samples of one entry, in one sweep that vectorises.
 template <typename T, bool kBackward>
 void tabulate_entry(const Problem<T>& q, const Tile<T>& tile, int64_t entry) {
   const Geometry& g = q.g;
@@ -177,12 +180,13 @@ void tabulate_entry(const Problem<T>& q, const Tile<T>& tile, int64_t entry) {
   }
 }
 
+// Computes all samples of the tile.
 template <typename T, bool kBackward>
 void tabulate(const Problem<T>& q, const Tile<T>& tile) {
   for (int64_t entry = 0; entry < q.g.offset_groups * q.g.taps(); ++entry) tabulate_entry<T, kBackward>(q, tile, entry);
 }
 
-// The sample of position p in one entry: the neighbours, from channel 0 on, as distances into the input.
+// Holds the sample of position p in one entry: the neighbours, from channel 0 on, as distances into the input.
 template <typename T>
 struct Neighbours {
   int64_t at[4];
@@ -206,7 +210,7 @@ struct Block {
   int64_t k0, k1;  // of that group's K, k0 on a panel's edge
 };
 
-// How a group's K is cut into blocks no deeper than `deepest`: into spans, each of which begins with a block. Where
+// Cuts a group's K into blocks no deeper than `deepest`: into spans, each of which begins with a block. Where
 // channels fill whole panels, blocks end with taps, and where they are many, each has its own: a position that samples
 // outside with one tap then has nothing in whole blocks. Few channels are sampled with many taps at once: a position's
 // taps share most of their pixels.
@@ -233,16 +237,18 @@ struct Cut {
   }
 };
 
-// Distance between positions in a tile's columns: an odd number of lines, or they would crowd few sets of the cache.
+// The distance between positions in a tile's columns: an odd number of lines, or they would crowd few sets of the
+// cache.
 template <typename T>
 constexpr int64_t kColumns = kForwardDepth<T> + 64 / int64_t(sizeof(T));
 
-// Channels [channel, channel + length) of one tap and one offset group, in columns k, k + 1, ... of the block.
+// Names channels [channel, channel + length) of one tap and one offset group, in columns k, k + 1, ... of the block.
 struct Run {
   int64_t entry;  // offset group * taps + tap
   int64_t channel, length, k;
 };
 
+// Calls f(run) for the runs of a block, in the order of K.
 template <typename T, typename F>
 FB_INLINE void for_each_run(const Problem<T>& q, const Block& block, F f) {
   const int64_t group_channels = q.g.channels / q.gemm_groups();

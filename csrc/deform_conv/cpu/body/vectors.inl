@@ -33,8 +33,10 @@ struct ScalarOf {
 template <typename T>
 using Vector = typename VectorOf<T>::Type;
 
+#if defined(__x86_64__)
 // Fails where the compiler has not taken FB_BEGIN_TARGET's features: vectors would be computed piece by piece.
 static_assert(alignof(Vector<float>) == kVectorBytes);
+#endif
 
 template <typename T>
 constexpr int64_t kLanes = kVectorBytes / sizeof(T);

@@ -19,9 +19,9 @@ struct WeightWalk {
     k_step_[0] = taps_inside ? channels : 1, k_step_[1] = taps_inside ? 1 : channels;
     length_ = taps_inside ? taps : channels;
   }
-  // Whether the weights lie one beside the other.
+  // Says whether the weights lie one beside the other.
   FB_INLINE bool dense() const { return at_step_[0] == 1 && at_step_[1] == length_; }
-  // Whether they also lie in the order of K.
+  // Says whether they also lie in the order of K.
   FB_INLINE bool in_order() const { return dense() && k_step_[0] == 1; }
   FB_INLINE void step() {
     if (++inner_ == length_) inner_ = 0, ++outer_;
@@ -32,8 +32,8 @@ struct WeightWalk {
   int64_t at_step_[2], k_step_[2], length_, inner_ = 0, outer_ = 0;
 };
 
-// Rows [k0, k1) of one panel of outputs, (K, kPanel); all of K, or any part of it where the weight lies in K's order.
-// Dense weights are turned by squares of vectors.
+// Packs rows [k0, k1) of one panel of outputs, (K, kPanel): all of K, or any part of it where the weight lies in K's
+// order. Dense weights are transposed by squares of vectors.
 template <typename T>
 void pack_panel(const Problem<T>& q, const Strided& weight, int64_t unit, int64_t k0, int64_t k1, T* to) {
   constexpr int64_t L = kLanes<T>;
@@ -65,11 +65,13 @@ void pack_panel(const Problem<T>& q, const Strided& weight, int64_t unit, int64_
   });
 }
 
+// Counts the units of pack_forward: panels of outputs.
 template <typename T>
 int64_t forward_units(const Problem<T>& q) {
   return q.depthwise() ? 1 : q.g.groups * q.padded(q.width()) / kPanel<T>;
 }
 
+// Packs the weight of a depthwise convolution as [tap][channel].
 template <typename T>
 void pack_depthwise(const Problem<T>& q, const Strided& weight, T* packed) {
   with_storage(weight.storage, T(0), [&](auto* kind) {
@@ -82,7 +84,7 @@ void pack_depthwise(const Problem<T>& q, const Strided& weight, T* packed) {
   });
 }
 
-// [group][panel of outputs][K][kPanel]
+// Packs the weight as [group][panel of outputs][K][kPanel], panels [begin, end).
 template <typename T>
 void pack_forward(const Problem<T>& q, const Strided& weight, int64_t begin, int64_t end, T* packed) {
   if (q.depthwise()) return pack_depthwise(q, weight, packed);
@@ -91,8 +93,8 @@ void pack_forward(const Problem<T>& q, const Strided& weight, int64_t begin, int
   }
 }
 
-// Units of pack_backward: panels of K; or, where channels fill whole panels, panels of channels with all their taps,
-// so that memory is read once.
+// Counts the units of pack_backward: panels of K; or, where channels fill whole panels, panels of channels with all
+// their taps, so that memory is read once.
 template <typename T>
 int64_t backward_units(const Problem<T>& q) {
   if (q.depthwise()) return 1;
@@ -100,7 +102,7 @@ int64_t backward_units(const Problem<T>& q) {
   return q.g.groups * q.padded(q.depth()) / kPanel<T>;
 }
 
-// [group][panel of K][output][kPanel]
+// Packs the weight as [group][panel of K][output][kPanel], units [begin, end).
 template <typename T>
 void pack_backward(const Problem<T>& q, const Strided& weight, int64_t begin, int64_t end, T* packed) {
   if (q.depthwise()) return pack_depthwise(q, weight, packed);
@@ -140,7 +142,7 @@ void unpack_depthwise(const Problem<T>& q, const T* buffers, int64_t parts, cons
   });
 }
 
-// The sum of `parts` buffers at one place.
+// Adds up `parts` buffers at one place.
 template <typename T>
 FB_INLINE Vector<T> sum_of_parts(const T* first, int64_t parts, int64_t distance) {
   Vector<T> sum = load(first);
@@ -148,6 +150,7 @@ FB_INLINE Vector<T> sum_of_parts(const T* first, int64_t parts, int64_t distance
   return sum;
 }
 
+// Adds up the parts of the gradient of the weight, panels [begin, end), and brings it into the weight's own order.
 template <typename T>
 void unpack_weight(const Problem<T>& q, const T* buffers, int64_t parts, int64_t begin, int64_t end,
                    const Strided& weight) {

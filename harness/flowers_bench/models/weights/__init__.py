@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from flowers_bench.models.weights.provenance import Provenance
 
@@ -26,7 +25,7 @@ class Weights:
     path: Path | None = None
     provenance: Provenance | None = field(default=None, compare=False)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, str | None]:
         """Give what identifies the weights."""
         return {"name": self.name, "sha256": self.sha256}
 
@@ -52,7 +51,7 @@ class WeightsReport:
     classifier: str = "initialised afresh"
     understood: tuple[str, ...] = field(default=())
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Give plain JSON values."""
         return {
             "loaded": self.loaded,

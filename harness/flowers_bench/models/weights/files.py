@@ -101,7 +101,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _kind(path: Path) -> str:
-    """`safetensors`, `zip` or `legacy`."""
+    """Tell a file's kind by its first bytes: `safetensors`, `zip` or `legacy`."""
     try:
         if path.is_dir():
             inside = sorted(p.name for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".pt", ".bin"))
@@ -203,7 +203,7 @@ def _check_zip(path: Path, size: int) -> None:
 
 
 def _objects_in(error: Exception) -> str:
-    """Words in place of torch's, which advise to load such a file without protection."""
+    """Say it in our own words: torch's advise to load such a file without protection."""
     found = re.search(r"(?:GLOBAL|class|global) ([\w.]+\.[\w.]+)", str(error))
     what = f"an object of {found[1]}" if found else "more than tensors, or is damaged"
     return f"was refused: it holds {what}. Loading that could run code, so it is not loaded. {RESAVE}"
@@ -216,7 +216,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _flat(values: Mapping[Any, Any], prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors under dotted names. Each mapping once: a crafted file may hold one in itself, or many times."""
+    """List the tensors under dotted names. Each mapping is visited once: a crafted file may hold one in itself, or many
+    times."""
     import torch
 
     seen.add(id(values))
@@ -228,7 +229,7 @@ def _flat(values: Mapping[Any, Any], prefix: str, seen: set[int]) -> Iterator[tu
 
 
 def _refuse_unusual(path: Path, name: str, tensor: Tensor) -> None:
-    """Tensors without plain values, and those that claim more values than the file has."""
+    """Refuse tensors without plain values, and those that claim more values than the file has."""
     import torch
 
     kind = (

@@ -60,12 +60,12 @@ class _Reading:
 
     @property
     def faults(self) -> int:
-        """How far from fitting, 0: it fits."""
+        """How many faults keep it from fitting; 0: it fits."""
         return sum(map(len, (self.missing, self.misshapen, self.mistyped, self.foreign))) + bool(self.problem)
 
     @property
     def only_mistyped(self) -> bool:
-        """Whether it is of this network, in numbers that cannot be used."""
+        """Whether it is of this network, but in a number type that cannot be used."""
         return self.faults == len(self.mistyped)
 
 
@@ -130,7 +130,8 @@ def _readings(tensors: Tensors, network: Network) -> list[_Reading]:
 
 
 def _prefixes(tensors: Tensors, own: Tensors) -> list[str]:
-    """None, then each under which there may be enough tensors, what is preferred of several networks first."""
+    """Give the empty prefix, then each under which there may be enough tensors; of several networks the preferred one
+    comes first."""
     counts: Counter[str] = Counter()
     for name in tensors:
         parts = name.split(".")
@@ -163,7 +164,7 @@ def _read_under(tensors: Tensors, prefix: str, network: Network, own: Tensors) -
 
 
 def _counts(name: str) -> bool:
-    """Batch norms count their batches; no evaluation reads that, and older files do not have it."""
+    """Say whether it is a batch norm's count of batches: no evaluation reads that, and older files do not have it."""
     return name.endswith("num_batches_tracked")
 
 
@@ -176,8 +177,10 @@ def _same_kind(own: Tensor, given: Tensor) -> bool:
 
 
 def _would_compute(name: str, tensor: Tensor, network: Network) -> bool:
-    """Whether a tensor that the network does not have belongs to a part that it has, or to its tokens: then the file's
-    network computes something else. Heads, decoders and counters beside it do not count."""
+    """Say whether a tensor that the network does not have belongs to a part that it has, or to its tokens.
+
+    Then the file's network computes something else. Heads, decoders and counters beside it do not count.
+    """
     root, _, rest = name.partition(".")
     if not tensor.is_floating_point() or tensor.numel() < 2 or name.rpartition(".")[2] in _COMPUTED:
         return False
@@ -188,7 +191,7 @@ def _would_compute(name: str, tensor: Tensor, network: Network) -> bool:
 
 
 def _alike(own: Tensor, given: Tensor) -> bool:
-    """Whether values can be taken over as they are: what is needed was checked before, counters of batches were not."""
+    """Say whether values can be taken over as they are: what is needed was checked before, counts of batches were not."""
     return own.shape == given.shape and _same_kind(own, given)
 
 
@@ -206,7 +209,7 @@ def _refuse_non_finite(path: Path, used: Tensors) -> None:
 
 
 def _some(names: list[str]) -> str:
-    """The first three, and how many they are."""
+    """Name the first three, and say how many there are."""
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown}, ... ({len(names)} in all)"
 
@@ -253,8 +256,11 @@ def _what_fits(path: Path, reading: _Reading, network: Network) -> str:
 
 
 def _other_models(path: Path, reading: _Reading, name: str) -> Iterator[str]:
-    """Models of which the file has every tensor: those that its name tells first, then the family's, the nearest name
-    first. Stops looking after a few seconds."""
+    """Find models of which the file has every tensor: those that its name tells first, then the family's, the nearest
+    name first.
+
+    The search stops after a few seconds.
+    """
     import timm
 
     until = time.monotonic() + _LOOKING

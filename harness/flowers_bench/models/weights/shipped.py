@@ -21,18 +21,18 @@ FOLDER = Path(__file__).parent / NAME
 
 @functools.cache
 def shipped() -> tuple[Weights, ...]:
-    """All of them, by name."""
+    """List all of them, by name."""
     return tuple(_weights(path) for path in sorted(FOLDER.glob("*.safetensors")))
 
 
 def shipped_for(backbone: str) -> list[Weights]:
-    """Those of a backbone: what was trained as the most particular model first, the backbone alone last."""
+    """List those of a backbone: what was trained as the most particular model first, the backbone alone last."""
     found = [w for w in shipped() if w.provenance is not None and w.provenance.backbone == backbone]
     return sorted(found, key=lambda weights: -len(weights.name))
 
 
 def backbones() -> list[str]:
-    """The backbones that have some, in order of name."""
+    """List the backbones that have some, in order of name."""
     return sorted({w.provenance.backbone for w in shipped() if w.provenance is not None})
 
 

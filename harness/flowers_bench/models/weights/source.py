@@ -80,7 +80,7 @@ def _of_tag(tag: str, backbone: str) -> Weights:
 
 
 def _cached(repository: str) -> Path | None:
-    """The file in the hub's cache on this machine, if it is there. Asks no network: its SHA-256 tells what it is."""
+    """Find the file in the hub's cache on this machine, without asking the network: its SHA-256 tells what it is."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, _FILE)
@@ -157,7 +157,7 @@ def _refuse_unreachable() -> None:
 
 
 def _first_host(endpoint: str) -> tuple[str, int]:
-    """Host and port that a request to `endpoint` connects to: its own, or the proxy's of the environment."""
+    """Find the host and port that a request to `endpoint` connects to: its own, or the proxy's of the environment."""
     url = urllib.parse.urlsplit(endpoint)
     proxies = urllib.request.getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
