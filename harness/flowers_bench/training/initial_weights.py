@@ -17,11 +17,19 @@ from flowers_bench.util.errors import UsageError
 from flowers_bench.util.files import file_sha256, write_atomically
 
 
-def write_weights(folder: TrialFolder, path: Path, sources: Sources, dtype: torch.dtype = torch.float32) -> Provenance:
+def write_weights(
+    folder: TrialFolder,
+    path: Path,
+    sources: Sources,
+    dtype: torch.dtype = torch.float32,
+    *,
+    with_classifier: bool = True,
+) -> Provenance:
     """Write a trial's backbone as a safetensors file that timm and `--weights` read, its provenance in the metadata.
 
     Args:
         dtype: of its floating-point values.
+        with_classifier: whether the classifier is in it, which `--weights` has no use for.
 
     Returns:
         the provenance.
@@ -32,6 +40,9 @@ def write_weights(folder: TrialFolder, path: Path, sources: Sources, dtype: torc
     """
     trial = folder.trial()
     tensors = _backbone_of(folder, sources)
+    if not with_classifier:
+        network = bare_network(trial.backbone, trial.recipe.image_size)
+        tensors = {name: tensor for name, tensor in tensors.items() if not network.is_classifier(name)}
     options = {name: trial.options[name] for name in _options_of_model(folder, sources)}
     source = Provenance.of(folder.id, trial.backbone, trial.model, options, dataset_of(folder, sources))
     values = {name: (t.to(dtype) if t.is_floating_point() else t).contiguous() for name, t in tensors.items()}

@@ -103,7 +103,7 @@ _TEXTS = ("trial", "backbone", "model", "dataset", "split_checksum", "summary")
 
 
 def digests(contents: Iterable[str]) -> np.ndarray:
-    """Digest each text to 64 bits: sorted, uint64 (N,). Two of a million different ones are alike once in 37 million times."""
+    """Hash each text to 64 bits: sorted, uint64 (N,). Two of a million different ones are alike once in 37 million times."""
     import numpy as np
 
     found = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") for text in contents]
