@@ -31,6 +31,7 @@ def register_datasets() -> list[DatasetSource]:
             # Sized so that the first command of a newcomer ends in minutes on two cores.
             backbones={"resnet18": "test_resnet", "vit_base_patch16_224": "test_vit"},
             recipe={"image_size": 64},
+            weights="petals",
             max_epochs=5,
         ),
         DatasetSource(

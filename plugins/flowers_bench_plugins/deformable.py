@@ -1,4 +1,4 @@
-"""Deformable convolutions: every 3x3 convolution of one stage samples where it learns to look.
+"""Deformable convolutions: every 3x3 convolution of some stages samples where it learns to look.
 
 Papers: Dai et al. 2017, "Deformable Convolutional Networks" (arXiv:1703.06211), equation 2; Zhu et al. 2019,
 "Deformable ConvNets v2" (arXiv:1811.11168), equation 1, which adds a mask per sample:
@@ -12,10 +12,10 @@ units where weights move by hundredths. In v1 (`stage3-v1`) they learn at the fu
 
 What differs from the paper: v2's masks are sigmoids and start at one half, which halves a pretrained layer's response;
 here they are twice that, from 0 to 2, and start at one. All input channels of a layer share one set of offsets, where
-v1's detectors have four. The papers replace layers of the last stage (v1) or of the last three (v2) of an ImageNet
-network, train detectors and segmenters by SGD, and v1 widens the last stage (stride 1, dilation 2); here it is one
-stage of a classifier, its strides as they were, trained by AdamW. Deformable RoI pooling and v2's feature mimicking,
-which are for detectors, are left out.
+v1's detectors have four. The papers replace layers of the last stage (v1) or of the last three (v2, here `stages2-4`) of an
+ImageNet network, train detectors and segmenters by SGD, and v1 widens the last stage (stride 1, dilation 2); here it is a
+classifier, its strides as they were, trained by AdamW. Deformable RoI pooling and v2's feature mimicking, which are for
+detectors, are left out.
 """
 
 from __future__ import annotations
@@ -32,17 +32,30 @@ if TYPE_CHECKING:
     from flowers_bench import FigureContext
 
 
+#: Of pretrained variants; those from scratch have the technique's.
+FINE_TUNING = {"lr": 1e-3, "epochs": 20, "warmup_epochs": 1}
+
+
 def build_deformable(context: ModelContext) -> nn.Module:
-    """The backbone with every 3x3 convolution of stage `stage` (from 1) made deformable; earlier stages frozen if
+    """Make every 3x3 convolution of the backbone's `stages` deformable; freeze the stages before the first of them if
     `freeze_earlier`. Raises `UsageError` if the backbone has no such stage or no 3x3 convolution there."""
     from flowers_bench.backbones import freeze_stages
     from flowers_bench.nn import Classifier
 
-    backbone = context.backbone.create()
-    replace_convolutions(backbone, context.options.integer("stage"), context.options.flag("modulated"))
+    backbone, chosen = context.backbone.create(), stage_numbers(context.options.text("stages"))
+    for stage in chosen:
+        replace_convolutions(backbone, stage, context.options.flag("modulated"))
     if context.options.flag("freeze_earlier"):
-        freeze_stages(backbone, context.options.integer("stage") - 1)
+        freeze_stages(backbone, chosen[0] - 1)
     return Classifier(backbone)
+
+
+def stage_numbers(text: str) -> list[int]:
+    """Read `3` or `2,3,4`: each once, in ascending order. Raises `UsageError` for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 0 < len(part) < 4 and int(part) for part in parts):
+        raise UsageError(f"stages={text}: expected the numbers of stages, from 1, such as 3 or 2,3,4.")
+    return sorted({int(part) for part in parts})
 
 
 def replace_convolutions(backbone: nn.Module, stage: int, modulated: bool) -> list[str]:
@@ -78,12 +91,12 @@ def register_models() -> list[Model]:
     return [
         Model(
             "deformable",
-            "any CNN with the 3x3 convolutions of one stage made deformable",
+            "any CNN with the 3x3 convolutions of some stages made deformable",
             needs=frozenset({"conv3x3"}),
             options={
-                "stage": Option(3, "which of the backbone's stages, from 1", minimum=1, maximum=100),
+                "stages": Option("3", "which of the backbone's stages, from 1, such as 3 or 2,3,4", formerly="stage"),
                 "modulated": Option(True, "a learned mask per sample (v2), or offsets only (v1)"),
-                "freeze_earlier": Option(False, "freeze the stages before it"),
+                "freeze_earlier": Option(False, "freeze the stages before the first of them"),
             },
             build=build_deformable,
         )
@@ -94,12 +107,12 @@ def _stage(stage: int, pretrained: bool) -> Variant:
     if pretrained:
         return Variant(
             f"stage {stage} deformable, pretrained, earlier stages frozen",
-            options={"stage": stage, "freeze_earlier": True},
+            options={"stages": str(stage), "freeze_earlier": True},
             weights="pretrained",
-            recipe={"lr": 1e-3, "epochs": 20, "warmup_epochs": 1},
+            recipe=FINE_TUNING,
             baseline=f"plain{stage}-pretrained",
         )
-    return Variant(f"stage {stage} deformable, from scratch", options={"stage": stage}, baseline="plain")
+    return Variant(f"stage {stage} deformable, from scratch", options={"stages": str(stage)}, baseline="plain")
 
 
 def _plain_pretrained(stage: int) -> Variant:
@@ -108,7 +121,7 @@ def _plain_pretrained(stage: int) -> Variant:
         model="classifier",
         options={"freeze": stage - 1},
         weights="pretrained",
-        recipe={"lr": 1e-3, "epochs": 20, "warmup_epochs": 1},
+        recipe=FINE_TUNING,
     )
 
 
@@ -118,7 +131,7 @@ def register_techniques() -> list[Technique]:
     return [
         Technique(
             name="deformable",
-            summary="3x3 convolutions of one stage sample at learned offsets",
+            summary="3x3 convolutions of some stages sample at learned offsets",
             papers=(
                 "Dai et al. 2017, Deformable Convolutional Networks, arXiv:1703.06211",
                 "Zhu et al. 2019, Deformable ConvNets v2: More Deformable, Better Results, arXiv:1811.11168",
@@ -128,6 +141,19 @@ def register_techniques() -> list[Technique]:
             augmentation="standard",
             recipe=Recipe(optimizer="adamw", lr=3e-3, lr_scale={"*offset_conv*": 0.1}, epochs=60, warmup_epochs=3),
             variants={
+                "stages2-4": Variant(
+                    "stages 2 to 4 deformable (v2's own), pretrained, everything trained",
+                    options={"stages": "2,3,4"},
+                    weights="pretrained",
+                    recipe=FINE_TUNING,
+                    baseline="plain-pretrained",
+                ),
+                "plain-pretrained": Variant(
+                    "the plain twin of stages2-4: the same network, nothing deformable, pretrained, everything trained",
+                    model="classifier",
+                    weights="pretrained",
+                    recipe=FINE_TUNING,
+                ),
                 **{f"stage{s}": _stage(s, pretrained=False) for s in stages},
                 "stage3-v1": Variant(
                     "stage 3 deformable without masks (v1), from scratch",

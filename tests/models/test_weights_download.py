@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 ASK = (
     "import sys\nfrom flowers_bench.models.weights.source import resolve_weights\nfrom flowers_bench.util.errors import UsageError\n"
-    "try:\n    found = resolve_weights('pretrained', 'test_resnet')\nexcept UsageError as error:\n    sys.exit(str(error))\n"
+    "try:\n    (found,) = resolve_weights('pretrained', 'test_resnet')\nexcept UsageError as error:\n    sys.exit(str(error))\n"
     "print(found.name, found.sha256)"
 )
 Hub = Callable[[str], "subprocess.CompletedProcess[str]"]

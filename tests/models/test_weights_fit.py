@@ -26,7 +26,7 @@ def state(name: str = "test_resnet", seed: int = 5, **arguments: int) -> State:
 
 def resolved(tmp_path: Path, content: object, backbone: str, name: str = "w.pth") -> Weights:
     torch.save(content, tmp_path / name)
-    return resolve_weights(str(tmp_path / name), backbone)
+    return resolve_weights(str(tmp_path / name), backbone)[0]
 
 
 def refused(tmp_path: Path, content: object, backbone: str = "test_resnet", size: int = 64) -> str:
@@ -259,7 +259,7 @@ def test_nothing_is_left_to_chance_when_modules_are_replaced_afterwards(tmp_path
 
     values = state("resnet18")
     weights = resolved(tmp_path, values, "resnet18")
-    options = {"stage": 3, "modulated": True, "freeze_earlier": False}
+    options = {"stages": "3", "modulated": True, "freeze_earlier": False}
     model = build_deformable(ModelContext(Backbone("resnet18", weights, 3, 64), 3, 64, options))
     found = model.backbone.state_dict()  # type: ignore[union-attr]
     kept = [n for n, v in values.items() if n in found and found[n].shape == v.shape and torch.equal(found[n], v)]
@@ -276,7 +276,7 @@ REAL: dict[str, tuple[str, int, Callable[[int], bool]]] = {
 @pytest.mark.parametrize(("file", "asked"), REAL.items(), ids=REAL)
 def test_real_files_fit(shared: Path, file: str, asked: tuple[str, int, Callable[[int], bool]]) -> None:
     name, size, expected = asked
-    weights = resolve_weights(str(shared / "weights" / file), name)
+    (weights,) = resolve_weights(str(shared / "weights" / file), name)
     report = check_weights(weights, name, size)
     assert expected(report.loaded), report.loaded
     assert report.unexpected == ()
@@ -285,4 +285,4 @@ def test_real_files_fit(shared: Path, file: str, asked: tuple[str, int, Callable
 def test_a_real_file_for_another_backbone_tells_its_own(shared: Path) -> None:
     path = shared / "weights" / "mobilenetv2_100.pth"
     with pytest.raises(UsageError, match="The file fits --backbone mobilenetv2_100"):
-        check_weights(resolve_weights(str(path), "resnet18"), "resnet18", 64)
+        check_weights(resolve_weights(str(path), "resnet18")[0], "resnet18", 64)

@@ -16,14 +16,20 @@ from flowers_bench.models.weights import Weights
 from flowers_bench.nn import Classifier, train_mode
 from flowers_bench.ops import OffsetDeformConv2d
 from flowers_bench.training.optimizer import build_optimizer
-from flowers_bench_plugins.deformable import build_deformable, draw_sampling, register_techniques, replace_convolutions
+from flowers_bench_plugins.deformable import (
+    build_deformable,
+    draw_sampling,
+    register_models,
+    register_techniques,
+    replace_convolutions,
+)
 
 CNNS = ["resnet10t", "mobilenetv2_035", "test_efficientnet", "regnetx_002"]
 
 
 def context(name: str, **options: object) -> ModelContext:
     torch.manual_seed(0)
-    given = {"stage": 3, "modulated": True, "freeze_earlier": False, **options}
+    given = {"stages": "3", "modulated": True, "freeze_earlier": False, **options}
     return ModelContext(Backbone(name, Weights(), 5, 64), 5, 64, given)
 
 
@@ -49,11 +55,31 @@ def test_exactly_the_3x3_convolutions_of_the_stage_are_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "stage", "words"), [("resnet10t", 9, "no stage 9"), ("test_vit", 1, "no 3x3 convolution")]
+    ("name", "stages", "words"),
+    [
+        ("resnet10t", "9", "no stage 9"),
+        ("resnet10t", "3,9", "no stage 9"),
+        ("test_vit", "1", "no 3x3 convolution"),
+        *(("resnet10t", text, "such as 3 or 2,3,4") for text in ("", "0", "-1", "2,", "2;3", "two", "1e1", "2" * 5000)),
+    ],
 )
-def test_what_does_not_fit_is_refused(name: str, stage: int, words: str) -> None:
+def test_what_does_not_fit_is_refused(name: str, stages: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        build_deformable(context(name, stage=stage))
+        build_deformable(context(name, stages=stages))
+
+
+def test_several_stages_are_replaced_and_those_before_them_frozen() -> None:
+    model = build_deformable(context("resnet18", stages="4, 2,3", freeze_earlier=True))
+    found = [n.split(".")[1] for n, m in model.named_modules() if isinstance(m, OffsetDeformConv2d)]
+    assert found == ["layer2"] * 4 + ["layer3"] * 4 + ["layer4"] * 4
+    frozen = {n.split(".")[1] for n, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv1", "bn1", "layer1"}
+
+
+def test_a_stored_trial_has_the_former_name_of_the_option() -> None:
+    (model,) = register_models()
+    assert model.option_values({"stage": 4})["stages"] == "4"
+    assert model.option_values({"stages": "2,3", "stage": 4})["stages"] == "2,3"
 
 
 def one_step(model: nn.Module, steps: int = 3) -> list[float]:

@@ -32,7 +32,7 @@ def saved(path: Path, classes: int = 7) -> Path:
 @pytest.mark.parametrize("extension", [".pth", ".safetensors"])
 def test_weights_from_a_file_are_all_but_the_classifier(tmp_path: Path, extension: str) -> None:
     path = saved(tmp_path / f"w{extension}")
-    backbone = Backbone("test_resnet", resolve_weights(str(path), "test_resnet"), 3, 64)
+    backbone = Backbone("test_resnet", resolve_weights(str(path), "test_resnet")[0], 3, 64)
     torch.manual_seed(0)
     model = backbone.create()
     source = read_tensors(path)
@@ -46,7 +46,7 @@ def test_weights_from_a_file_are_all_but_the_classifier(tmp_path: Path, extensio
 
 def test_a_classifier_of_the_same_size_is_not_taken_over(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pth", classes=3)
-    model = Backbone("test_resnet", resolve_weights(str(path), "test_resnet"), 3, 64).create()
+    model = Backbone("test_resnet", resolve_weights(str(path), "test_resnet")[0], 3, 64).create()
     assert not torch.equal(model.state_dict()["fc.weight"], read_tensors(path)["fc.weight"])
 
 
@@ -84,7 +84,7 @@ def test_real_weights_load_whole(shared: Path) -> None:
         ("tf_efficientnet_lite0", "tf_efficientnet_lite0.pth"),
     ):
         path = shared / "weights" / file
-        backbone = Backbone(name, resolve_weights(str(path), name), 102, 64)
+        backbone = Backbone(name, resolve_weights(str(path), name)[0], 102, 64)
         backbone.create()
         assert backbone.report.missing == ()
         assert backbone.report.unexpected == ()
@@ -92,7 +92,7 @@ def test_real_weights_load_whole(shared: Path) -> None:
 
 def test_real_vision_transformer_is_resampled(shared: Path) -> None:
     path = shared / "weights" / "vit_small_patch14_dinov2.focus.fp16.safetensors"
-    backbone = Backbone("vit_small_patch14_dinov2", resolve_weights(str(path), "vit_small_patch14_dinov2"), 17, 112)
+    backbone = Backbone("vit_small_patch14_dinov2", resolve_weights(str(path), "vit_small_patch14_dinov2")[0], 17, 112)
     model = backbone.create()
     assert model.pos_embed.shape[1] == 64 + 1
     assert backbone.report.missing == ()

@@ -94,7 +94,7 @@ def run(
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Any timm model name")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="none, pretrained, a timm tag, or a .safetensors/.pth file")
+        str | None, typer.Option(help="none, petals, pretrained, a timm tag, trial:ID, or a .safetensors/.pth file")
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Another loss than the technique's")] = None,
     augmentation: Annotated[str | None, typer.Option(help="Another augmentation than the technique's")] = None,

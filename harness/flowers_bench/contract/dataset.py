@@ -48,12 +48,15 @@ class Split:
         labels: int64 array (N,), class indices from 0.
         keys: N stable image names, unique within the dataset: what pairs predictions of two techniques.
         factors: known nuisance factors of each image (N,) by name; empty for photographs.
+        contents: N texts, equal exactly where images are made from the same thing, in whatever dataset and under whatever key:
+            the SHA-256 of a file, or what a drawn image is drawn from. Empty: not known.
     """
 
     images: Images
     labels: np.ndarray
     keys: Sequence[str]
     factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    contents: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -76,6 +79,8 @@ class Dataset:
             for others.
         factor_sweeps: test images made again with one nuisance factor set: by factor, then by value, weakest first;
             under the keys of the test images that they are. Empty for photographs.
+        class_contents: C texts, equal exactly where classes of two datasets are the same one, as a drawn species is. Empty: not
+            known.
     """
 
     name: str
@@ -89,6 +94,7 @@ class Dataset:
     notes: Sequence[str] = ()
     grey_levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     factor_sweeps: Mapping[str, Mapping[float, Split]] = field(default_factory=dict)
+    class_contents: Sequence[str] = ()
 
     @property
     def num_classes(self) -> int:
@@ -147,8 +153,9 @@ class DatasetSource:
             order of name, except that `folder`, which takes any, is asked last.
         backbones: small stand-ins for the techniques' default backbones, by name, where the user names none.
         recipe: recipe fields that suit this data, such as its image size; `--set` overrides them.
+        weights: what `pretrained` means on it, for the backbones that have such weights; `--weights` overrides it.
         max_epochs: at most this many, unless `--set epochs=`; None: as many as the recipe says.
-            All three are printed before a run, and stand in every result.
+            All four are printed before a run, and stand in every result.
     """
 
     name: str
@@ -159,6 +166,7 @@ class DatasetSource:
     backbones: Mapping[str, str] = field(default_factory=dict)
     max_epochs: int | None = None
     recipe: Mapping[str, object] = field(default_factory=dict)
+    weights: str = "pretrained"
 
     def defaults(self) -> Options:
         """Give every option its default."""

@@ -27,6 +27,7 @@ class Option:
         minimum, maximum: inclusive bounds of a number.
         search: where `--search` looks: the bounds of a number (tried on a logarithmic scale where the upper one is at
             least ten times the lower), or the values to try; empty: it is not searched.
+        formerly: the name that it had in earlier versions, which stored trials have and `--set` still takes; empty: none.
     """
 
     default: OptionValue
@@ -35,6 +36,11 @@ class Option:
     minimum: float = -math.inf
     maximum: float = math.inf
     search: tuple[OptionValue, ...] = ()
+    formerly: str = ""
+
+    def given(self, name: str, values: Mapping[str, object]) -> object:
+        """Look its value up, under its name or its former one; the default where it is not given."""
+        return values.get(name, values.get(self.formerly, self.default))
 
     def parse(self, name: str, value: object) -> OptionValue:
         """Convert `value` (text or a TOML value) to this option's type. Raises `UsageError` naming the valid choices."""
@@ -104,7 +110,7 @@ def parse_options(declared: Mapping[str, Option], given: Mapping[str, object], p
         UsageError: a value is not valid.
     """
     return Options(
-        {name: option.parse(f"{prefix}{name}", given.get(name, option.default)) for name, option in declared.items()}
+        {name: option.parse(f"{prefix}{name}", option.given(name, given)) for name, option in declared.items()}
     )
 
 

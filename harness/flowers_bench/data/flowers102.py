@@ -167,7 +167,7 @@ def load(request: DataRequest) -> Dataset:
     jpg = root / _FOLDER / "jpg"
     hashes = content_hashes(jpg, names, request.cache_dir, request.progress, "Flowers102", read_only=request.read_only)
     images = _cached(request, jpg, names, hashes)
-    found = _slices(images, splits)
+    found = _slices(images, splits, hashes)
     return Dataset(
         train=found["train"],
         val=found["val"],
@@ -317,11 +317,15 @@ def _digest(header: str, names: Sequence[str], hashes: Mapping[str, str]) -> str
     return digest.hexdigest()
 
 
-def _slices(images: CachedImages, splits: Mapping[str, tuple[list[str], list[int]]]) -> dict[str, Split]:
+def _slices(
+    images: CachedImages, splits: Mapping[str, tuple[list[str], list[int]]], hashes: Mapping[str, str]
+) -> dict[str, Split]:
     found, start = {}, 0
     for name, (keys, labels) in splits.items():
         stop = start + len(keys)
-        found[name] = Split(Slice(images, start, stop), np.array(labels, np.int64), keys)
+        found[name] = Split(
+            Slice(images, start, stop), np.array(labels, np.int64), keys, contents=[hashes[key] for key in keys]
+        )
         start = stop
     return found
 

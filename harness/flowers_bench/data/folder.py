@@ -114,7 +114,10 @@ def _dataset(
     position = {path: number for number, path in enumerate(paths)}
     found = {
         split: Split(
-            Selection(images, np.array([position[key] for key in keys], np.int64)), np.array(labels, np.int64), keys
+            Selection(images, np.array([position[key] for key in keys], np.int64)),
+            np.array(labels, np.int64),
+            keys,
+            contents=[contents[key].sha256 for key in keys],
         )
         for split, (keys, labels) in listing.items()
     }

@@ -503,7 +503,10 @@ def load(request: DataRequest) -> Dataset:
         keys = [f"{split}/{n:03d}/{i:03d}" for n, i in zip(numbers, indices, strict=True)]
         factors = _factors(_draws(numbers, split, indices, options["grammar_seed"]))
         stop = start + len(keys)
-        splits[split] = Split(Slice(images, start, stop), np.array(numbers, np.int64), keys, factors)
+        contents = [
+            f"{_drawn_from(n, options['grammar_seed'])} {split} {i}" for n, i in zip(numbers, indices, strict=True)
+        ]
+        splits[split] = Split(Slice(images, start, stop), np.array(numbers, np.int64), keys, factors, contents)
         listing[split] = (keys, numbers)
         start = stop
     return Dataset(
@@ -517,7 +520,13 @@ def load(request: DataRequest) -> Dataset:
         resolution=f"{size}x{size}",
         notes=("drawn by rule, not photographs: use it to compare and to learn, not to predict accuracy on flowers",),
         factor_sweeps=_sweeps(splits["test"], options),
+        class_contents=[_drawn_from(n, options["grammar_seed"]) for n in range(count)],
     )
+
+
+def _drawn_from(number: int, grammar_seed: int) -> str:
+    """Name what decides a species, in one text."""
+    return f"{RENDERER} {grammar_seed} {number}"
 
 
 @dataclass

@@ -35,6 +35,7 @@ def few_shot(dataset: Dataset, shots: int | None, seed: int) -> Dataset:
         labels[rows],
         [dataset.train.keys[row] for row in rows],
         {name: values[rows] for name, values in dataset.train.factors.items()},
+        [dataset.train.contents[row] for row in rows] if dataset.train.contents else (),
     )
     return replace(dataset, train=train)
 

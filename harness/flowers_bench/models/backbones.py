@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Backbone:
         num_classes: C, outputs of the classifier, which is always freshly initialised.
         image_size: side of the square input; given to every model that timm builds for one size.
         report: filled by `create`: how the weights met the model.
+        created: filled by `create`: the models.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Backbone:
     num_classes: int
     image_size: int
     report: WeightsReport = field(default_factory=WeightsReport)
+    created: list[nn.Module] = field(default_factory=list)
 
     def create(self) -> nn.Module:
         """Create the model with its initial weights. Raises `UsageError` if the weights do not fit the model."""
@@ -42,13 +44,60 @@ class Backbone:
         arguments = {"num_classes": self.num_classes, **size_argument(self.name, self.image_size)}
         model: nn.Module = timm.create_model(self.name, pretrained=False, **arguments)
         if self.weights.path is not None:
-            from flowers_bench.models.weights.files import read_tensors
             from flowers_bench.models.weights.fit import fitted
 
             network = replace(bare_network(self.name, self.image_size), model=model)
-            values, self.report = fitted(self.weights.path, read_tensors(self.weights.path), network)
+            values, self.report = fitted(self.weights, network)
             model.load_state_dict(values, strict=False)  # all but the classifier, as `fitted` made sure
+        self.created.append(model)
         return model
+
+    def load_beyond(self) -> None:
+        """Load what only the trained model has, such as the offsets of deformable convolutions, once `create`'s model was
+        changed in place to what it was. Raises `UsageError` if the model has no such tensors."""
+        if not self.report.beyond:
+            return
+        from flowers_bench.models.weights.fit import beyond
+
+        found = beyond(self.weights, bare_network(self.name, self.image_size))
+        takers = [model for model in self.created if not lacking(found, model)]
+        if not takers:
+            raise UsageError(_has_more(self.weights, lacking(found, self.created[0])))
+        for model in takers:
+            model.load_state_dict(found, strict=False)
+
+
+def lacking(tensors: Mapping[str, Tensor], model: nn.Module) -> list[str]:
+    """Name the tensors that the model does not have, or in another shape."""
+    own = model.state_dict()
+    return [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
+
+
+def _has_more(weights: Weights, names: Sequence[str]) -> str:
+    source = weights.provenance
+    assert source is not None
+    settings = " ".join(f"{name}={value}" for name, value in source.options.items())
+    return (
+        f"weights {weights.name} are of a model that has more than the backbone: {len(names)} tensors such as {names[0]}, which "
+        f"this one lacks. They were trained as model {source.model!r} with {settings or 'no options'}: say the same, "
+        "or choose other weights."
+    )
+
+
+def check_beyond(weights: Weights, backbone: Backbone) -> None:
+    """Compare what only the trained model has with a model that was built, without values.
+
+    Raises:
+        UsageError: it has no such tensors.
+    """
+    if weights.provenance is None:
+        return
+    from flowers_bench.models.weights.fit import beyond
+
+    found = beyond(weights, bare_network(backbone.name, backbone.image_size))
+    missing = [lacking(found, model) for model in backbone.created]
+    if missing and all(missing):
+        raise UsageError(_has_more(weights, missing[0]))
 
 
 @functools.lru_cache(maxsize=8)
@@ -61,21 +110,19 @@ def check_weights(weights: Weights, backbone: str, image_size: int) -> WeightsRe
     Raises:
         UsageError: the file is damaged or does not fit; where the image size is the reason, with the one that does.
     """
-    from flowers_bench.models.weights.files import read_tensors
     from flowers_bench.models.weights.fit import fits, fitted
 
     if weights.path is None:
         return WeightsReport()
-    tensors = read_tensors(weights.path)
     network = bare_network(backbone, image_size)
     sized = bool(size_argument(backbone, image_size))
-    if sized and not fits(tensors, network) and fits(tensors, bare_network(backbone)):
+    if sized and not fits(weights, network) and fits(weights, bare_network(backbone)):
         raise UsageError(
             f"weights file {weights.path} fits {backbone} at {usual_size(backbone)} px and not at image_size={image_size}: "
             "layers of this model are as large as the image, and timm does not resample them. "
             f"Say --set image_size={usual_size(backbone)}, or --weights none."
         )
-    return fitted(weights.path, tensors, network)[1]
+    return fitted(weights, network)[1]
 
 
 #: How far from an image size that a backbone does not take others are tried, as a factor, and how many.

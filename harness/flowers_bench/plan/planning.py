@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,22 +13,26 @@ import numpy as np
 from torch import nn
 
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Progress, silent
-from flowers_bench.contract.host import Host, Registered
+from flowers_bench.contract.host import Host, Registered, files_of_trial
 from flowers_bench.contract.options import Option, Options, OptionValue, parse_options
 from flowers_bench.contract.technique import Augmentation, Loss, Model, ModelContext, Recipe, Technique, Variant
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.data.shots import few_shot
 from flowers_bench.measure.episodic import queries_per_class
-from flowers_bench.models.backbones import Backbone, check_backbone, check_image_size, check_weights
+from flowers_bench.models.backbones import Backbone, check_backbone, check_beyond, check_image_size, check_weights
 from flowers_bench.models.predictors import PREDICTORS
 from flowers_bench.models.weights import Weights
-from flowers_bench.models.weights.source import NoNetwork, resolve_weights
-from flowers_bench.store.folder import config_of, under_name
+from flowers_bench.models.weights.provenance import refuse_seen
+from flowers_bench.models.weights.source import NoNetwork, resolvable, resolve_weights
+from flowers_bench.store.folder import Store, config_of, under_name
 from flowers_bench.store.identity import Label, Protocol, Trial
 from flowers_bench.store.records import Config, Run
 from flowers_bench.training import optimizer
 from flowers_bench.util.errors import UsageError, unknown_name
+
+#: Before a trial's id, in `--weights`.
+_TRIAL = "trial:"
 
 
 @dataclass(frozen=True)
@@ -102,11 +107,11 @@ class TrialPlan:
 
 @dataclass(frozen=True)
 class _Initial:
-    """Where a technique's training starts: a timm model's name, its weights, and what was understood of them."""
+    """Where a technique's training starts: a timm model's name, and the weights that may be meant, of which the first is used
+    that fits what the technique makes of it."""
 
     backbone: str
-    weights: Weights
-    notes: tuple[str, ...]
+    weights: tuple[Weights, ...]
 
 
 @dataclass(frozen=True)
@@ -147,13 +152,16 @@ def plan(
         UsageError: anything unknown, contradictory or unfit, before anything is trained.
     """
     source, path = find_source(host, request.data)
-    data_options, settings = _split_settings(source, request.settings)
     chosen = [_parts(host, request, name) for name in _with_baselines(host, request.techniques)]
+    request = replace(request, settings=_renamed(chosen, request.settings))
+    data_options, settings = _split_settings(source, request.settings)
     _refuse_unknown_settings(chosen, settings)
     datasets = {} if loaded is None else loaded
     recipes = [_recipe(source, parts, request.recipe, settings) for parts in chosen]
     # Before the data, which may take a download, or minutes of drawing.
-    initial = [_initial(request, parts, source, recipe) for parts, recipe in zip(chosen, recipes, strict=True)]
+    initial = [
+        _initial(request, plugin_files, parts, source, recipe) for parts, recipe in zip(chosen, recipes, strict=True)
+    ]
     planned: list[TrialPlan] = []
     for parts, recipe, start in zip(chosen, recipes, initial, strict=True):
         key = (source.name, path, recipe.image_size, tuple(sorted((k, str(v)) for k, v in data_options.items())))
@@ -170,7 +178,7 @@ def plan(
             plugin_files=[str(file.resolve()) for file in plugin_files],
             threads=request.threads or threads_of_environment() or _share_of_threads(request.jobs),
             devices=request.devices,
-            weights_path=str(start.weights.path) if start.weights.path else None,
+            weights_path=None,
         )
         dataset = few_shot(datasets[key], request.shots, 0)
         planned += _trials(host, request, source.name, parts, start, recipe, dataset, data_options, run)
@@ -305,6 +313,12 @@ def _refuse_misfits(parts: _Parts) -> None:
         )
 
 
+def _renamed(chosen: Sequence[_Parts], settings: Mapping[str, str]) -> dict[str, str]:
+    """Give the settings the names that the options have now."""
+    former = {o.formerly: name for parts in chosen for name, o in _options(parts).items() if o.formerly}
+    return {former.get(key, key): value for key, value in settings.items()}
+
+
 def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, str]) -> None:
     recipe_fields = set(Recipe().facts())
     for key in settings:
@@ -341,19 +355,35 @@ def _recipe(source: DatasetSource, parts: _Parts, instead: Mapping[str, Any], se
     return changed
 
 
-def _initial(request: Request, parts: _Parts, source: DatasetSource, recipe: Recipe) -> _Initial:
+def _initial(
+    request: Request, plugin_files: Sequence[Path], parts: _Parts, source: DatasetSource, recipe: Recipe
+) -> _Initial:
     """The backbone and its weights, found on this machine and known to fit each other and the image size."""
     default = parts.variant.backbone or parts.technique.backbone
     name = request.backbone or source.backbones.get(default, default)
     check_backbone(name)
     check_image_size(name, recipe.image_size)
-    weights_name = request.weights or parts.variant.weights or parts.technique.weights
+    said = request.weights or parts.variant.weights or parts.technique.weights
+    if said == "pretrained" and not request.weights and resolvable(source.weights, name):
+        said = source.weights
     try:
-        weights = resolve_weights(weights_name, name)
+        weights = _of_trial(request, said, plugin_files) if said.startswith(_TRIAL) else resolve_weights(said, name)
     except NoNetwork as error:
         raise UsageError(f"{parts.label}: {error}\n{_without_weights(parts)}") from error
-    understood = check_weights(weights, name, recipe.image_size).understood
-    return _Initial(name, weights, tuple(f"weights {weights.name}: {words}" for words in understood))
+    check_weights(weights[-1], name, recipe.image_size)
+    return _Initial(name, tuple(weights))
+
+
+def _of_trial(request: Request, said: str, plugin_files: Sequence[Path]) -> list[Weights]:
+    """Find the weights of a finished trial of the run store. Raises `UsageError` where there is none."""
+    from flowers_bench.training.initial_weights import weights_of_trial
+    from flowers_bench.training.trained import Sources
+
+    if request.store is None:
+        raise UsageError(f"--weights {said}: there is no run store to find it in.")
+    folder = Store(request.store).find_trained(said.removeprefix(_TRIAL))
+    plugins = files_of_trial(folder.config().code, plugin_files)
+    return [weights_of_trial(folder, Sources(plugins, request.cache_dir))]
 
 
 def _without_weights(parts: _Parts) -> str:
@@ -376,10 +406,15 @@ def _trials(
     data_options: Mapping[str, OptionValue],
     run: Run,
 ) -> list[TrialPlan]:
-    name, weights = start.backbone, start.weights
-    given = {**parts.variant.options, **request.settings}
+    name, given = start.backbone, {**parts.variant.options, **request.settings}
     options = parse_options(_options(parts), given)
-    model = _try_building(parts, name, dataset, recipe, options, request.store)
+    backbone = Backbone(name, Weights(), dataset.num_classes, recipe.image_size)
+    model = _try_building(parts, backbone, dataset, recipe, options, request.store)
+    weights = _that_fits(start.weights, backbone)
+    notes = [f"weights {weights.name}: {words}" for words in check_weights(weights, name, recipe.image_size).understood]
+    if weights.provenance is not None:
+        notes = [f"weights {weights.name}: {weights.provenance.summary}", *notes]
+        notes += refuse_seen(weights.name, weights.provenance, dataset)
     trains = recipe.epochs > 0 and any(parameter.requires_grad for parameter in model.parameters())
     _try_sampling(parts, dataset, recipe, options, request.devices)
     code = _code(host, parts, source, recipe, model)
@@ -405,9 +440,9 @@ def _trials(
                 protocol=Protocol(shots=request.shots),
             ),
             (request.label or parts.as_label,),
-            run,
+            replace(run, weights_path=str(weights.path) if weights.path else None),
             trains,
-            start.notes,
+            tuple(notes),
         )
         for seed in range(request.seeds)
     ]
@@ -429,9 +464,19 @@ def _code(host: Host, parts: _Parts, source: str, recipe: Recipe, model: nn.Modu
     }
 
 
+def _that_fits(candidates: Sequence[Weights], built: Backbone) -> Weights:
+    """Choose the first weights whose every tensor the model has that was built, without values, from a backbone."""
+    for weights in candidates[:-1]:
+        with contextlib.suppress(UsageError):
+            check_beyond(weights, built)
+            return weights
+    check_beyond(candidates[-1], built)
+    return candidates[-1]
+
+
 def _try_building(
     parts: _Parts,
-    backbone: str,
+    backbone: Backbone,
     dataset: Dataset,
     recipe: Recipe,
     options: Options,
@@ -446,7 +491,7 @@ def _try_building(
         try:
             return model.build(
                 ModelContext(
-                    Backbone(backbone, Weights(), dataset.num_classes, recipe.image_size),
+                    backbone,
                     dataset.num_classes,
                     recipe.image_size,
                     values,
@@ -455,7 +500,7 @@ def _try_building(
                 )
             )
         except UsageError as error:
-            raise UsageError(f"{parts.label} does not fit backbone {backbone}: {error}") from error
+            raise UsageError(f"{parts.label} does not fit backbone {backbone.name}: {error}") from error
         except Exception as error:  # a plugin's own mistake: told like every other reason not to start
             raise UsageError(
                 f"{parts.label} cannot be built: model {model.name!r} of plugin {parts.model.plugin!r} raised "

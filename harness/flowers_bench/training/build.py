@@ -16,6 +16,8 @@ from flowers_bench.models.backbones import Backbone, mean_and_std
 from flowers_bench.models.layers import Output
 from flowers_bench.models.predictors import gives_probabilities
 from flowers_bench.models.weights import Weights
+from flowers_bench.models.weights.files import read_metadata
+from flowers_bench.models.weights.provenance import provenance_of
 from flowers_bench.store.identity import Trial, derive_seed
 from flowers_bench.store.records import Run
 from flowers_bench.training.evaluation import Evaluator
@@ -87,6 +89,7 @@ def build_parts(host: Host, trial: Trial, places: Places, device: torch.device) 
     backbone = Backbone(trial.backbone, _weights(trial, places.weights), num_classes, size)
     torch.manual_seed(derive_seed(trial.seed, "initialisation"))
     model = _build_model(host, trial, places, backbone)
+    backbone.load_beyond()
     model = model.to(device).to(memory_format=torch.channels_last)
     normalize = Normalizer(*mean_and_std(model), device)
     loss: Loss = host.find("loss", host.losses, trial.loss).value
@@ -113,10 +116,12 @@ def build_parts(host: Host, trial: Trial, places: Places, device: torch.device) 
 
 
 def _weights(trial: Trial, path: Path | None) -> Weights:
-    weights = Weights(trial.weights["name"], trial.weights["sha256"], path)
-    if path is not None and path.is_file() and file_sha256(path) != weights.sha256:
+    name, sha256 = trial.weights["name"], trial.weights["sha256"]
+    if path is None or not path.is_file():
+        return Weights(name, sha256, path)
+    if file_sha256(path) != sha256:
         raise UsageError(f"weights file {path} changed since this trial was planned. Run the command again.")
-    return weights
+    return Weights(name, sha256, path, provenance_of(path, read_metadata(path)))
 
 
 def _build_model(host: Host, trial: Trial, places: Places, backbone: Backbone) -> nn.Module:

@@ -17,7 +17,7 @@ from flowers_bench.contract.host import discover_for, files_of_trial
 from flowers_bench.data.pixels import Normalizer, evaluation_transform
 from flowers_bench.data.reopen import DataPlace, load_dataset
 from flowers_bench.measure.quality import fit_temperature
-from flowers_bench.models.backbones import check_backbone
+from flowers_bench.models.backbones import Backbone, check_backbone
 from flowers_bench.models.weights.files import read_tensors
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.store.identity import Trial
@@ -111,6 +111,13 @@ def load_trained(
     Raises:
         UsageError: the trial is not finished, is damaged, or was run with a plugin file that was not named.
     """
+    return load_parts(folder, device, plugins, store)[0]
+
+
+def load_parts(
+    folder: TrialFolder, device: torch.device, plugins: Sequence[Path] = (), store: Path | None = None
+) -> tuple[Parts, Backbone]:
+    """Build what `load_trained` builds; and give the backbone that the model was built from."""
     trial = folder.trial()
     if not folder.finished():
         raise UsageError(f"trial {folder.id} is not finished.")
@@ -118,7 +125,7 @@ def load_trained(
     check_backbone(trial.backbone)  # timm would also take a name that makes it ask the Hugging Face Hub
     places = Places(None, store or folder.path.parent, plugins)
     with torch.random.fork_rng():
-        parts, _ = build_parts(host, trial, places, device)
+        parts, backbone = build_parts(host, trial, places, device)
     path = folder.weights()
     try:
         tensors = read_tensors(path)
@@ -127,7 +134,7 @@ def load_trained(
     except (RuntimeError, UsageError) as error:
         raise damaged(path, f"does not fit its trial: {str(error)[:200]}") from error
     parts.model.eval().requires_grad_(False)
-    return parts
+    return parts, backbone
 
 
 def _refuse_other_values(tensors: Mapping[str, Tensor], model: nn.Module) -> None:

@@ -84,6 +84,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the texts that a safetensors file has beside its tensors; none of other kinds of files.
+
+    Raises:
+        UsageError: as `check_file`; or they are damaged.
+    """
+    if _kind(path) != "safetensors":
+        return {}
+    with path.open("rb") as stream:
+        length = struct.unpack("<Q", stream.read(8))[0]
+        found = json.loads(stream.read(length)).get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise UsageError(f"weights file {path} is damaged: its metadata are no texts. Copy it again.")
+    return found
+
+
 def _kind(path: Path) -> str:
     """Tell a file's kind by its first bytes: `safetensors`, `zip` or `legacy`."""
     try:

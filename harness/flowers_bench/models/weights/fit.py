@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowers_bench.models.network import Network, bare_network
-from flowers_bench.models.weights import WeightsReport
+from flowers_bench.models.weights import Weights, WeightsReport
+from flowers_bench.models.weights.files import read_tensors
 from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class _Reading:
         return self.faults == len(self.mistyped)
 
 
-def fitted(path: Path, tensors: Tensors, network: Network) -> tuple[dict[str, Tensor], WeightsReport]:
+def fitted(weights: Weights, network: Network) -> tuple[dict[str, Tensor], WeightsReport]:
     """Read a file's tensors as the network's.
 
     Returns:
@@ -79,7 +80,9 @@ def fitted(path: Path, tensors: Tensors, network: Network) -> tuple[dict[str, Te
         UsageError: they do not fit: what is missing or of another shape, and the model that they fit, if one does; or
             they are not finite.
     """
-    own = network.model.state_dict()
+    assert weights.path is not None
+    path, own = weights.path, network.model.state_dict()
+    tensors, more = _read(weights, network)
     readings = _readings(tensors, network)
     whole = [reading for reading in readings if not reading.faults]
     if not whole:
@@ -93,20 +96,37 @@ def fitted(path: Path, tensors: Tensors, network: Network) -> tuple[dict[str, Te
     used = {
         name: _as_float32(tensor) for name, tensor in chosen.body.items() if name in own and _alike(own[name], tensor)
     }
-    _refuse_non_finite(path, used)
+    _refuse_non_finite(path, {**used, **more})
     unexpected = tuple(name for name in chosen.body if name not in own and not _counts(name))
     understood = tuple(_understood(tensors, chosen, whole[1:], own, unexpected))
-    return used, WeightsReport(loaded=len(used), unexpected=unexpected, understood=understood)
+    return used, WeightsReport(loaded=len(used), unexpected=unexpected, beyond=tuple(more), understood=understood)
 
 
-def fits(tensors: Tensors, network: Network) -> bool:
+def fits(weights: Weights, network: Network) -> bool:
     """Tell whether `fitted` would find every tensor of the network, with its shape."""
-    return not all(reading.faults for reading in _readings(tensors, network))
+    return not all(reading.faults for reading in _readings(_read(weights, network)[0], network))
+
+
+def beyond(weights: Weights, network: Network) -> dict[str, Tensor]:
+    """Read what only the trained model has, in float32: empty but of weights that were trained here."""
+    return {name: _as_float32(tensor) for name, tensor in _read(weights, network)[1].items()}
+
+
+def _read(weights: Weights, network: Network) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read the file's tensors: those that are compared with the network; and beyond them, if the file was written here and
+    so has the names of timm, those of the trained model that the network alone has not."""
+    assert weights.path is not None
+    tensors = read_tensors(weights.path)
+    if weights.provenance is None:
+        return tensors, {}
+    own = network.model.state_dict()
+    names = [name for name in tensors if name not in own and not network.is_classifier(name)]
+    return {n: t for n, t in tensors.items() if n not in names}, {n: tensors[n] for n in names}
 
 
 def _readings(tensors: Tensors, network: Network) -> list[_Reading]:
     own = network.model.state_dict()
-    return [_read(tensors, prefix, network, own) for prefix in _prefixes(tensors, own)]
+    return [_read_under(tensors, prefix, network, own) for prefix in _prefixes(tensors, own)]
 
 
 def _prefixes(tensors: Tensors, own: Tensors) -> list[str]:
@@ -125,7 +145,7 @@ def _prefixes(tensors: Tensors, own: Tensors) -> list[str]:
     return ["", *sorted(enough, key=preference)]
 
 
-def _read(tensors: Tensors, prefix: str, network: Network, own: Tensors) -> _Reading:
+def _read_under(tensors: Tensors, prefix: str, network: Network, own: Tensors) -> _Reading:
     given = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     reading = _Reading(prefix, given)
     try:

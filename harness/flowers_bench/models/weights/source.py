@@ -1,4 +1,5 @@
-"""From what `--weights` says to a file on this machine: a path, or a timm tag, from the hub's cache or the hub."""
+"""From what `--weights` says to a file on this machine: a path, one that comes with the package, or a timm tag, from the hub's
+cache or the hub."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ import urllib.request
 from pathlib import Path
 
 from flowers_bench.models.weights import Weights
-from flowers_bench.models.weights.files import check_file
+from flowers_bench.models.weights.files import check_file, read_metadata
+from flowers_bench.models.weights.provenance import provenance_of
+from flowers_bench.models.weights.shipped import NAME, backbones, shipped_for
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.files import file_sha256
 
@@ -26,14 +29,24 @@ _CONNECTS_IN = 3.0
 _ANSWERS_IN = 30
 
 
-def resolve_weights(asked: str, backbone: str) -> Weights:
-    """Find `none`, `pretrained`, a timm tag or a file, as a file on this machine with its SHA-256.
+def resolve_weights(asked: str, backbone: str) -> list[Weights]:
+    """Find `none`, `petals`, `pretrained`, a timm tag or a file, as a file on this machine with its SHA-256.
+
+    Returns:
+        what may be meant, of which the first is used that fits the model: of `petals` there may be several.
 
     Raises:
         UsageError: no such file or tag, no weight file, or it cannot be downloaded; the text says what to do instead.
     """
     if asked == "none":
-        return Weights()
+        return [Weights()]
+    if asked == NAME and not Path(asked).is_file():
+        found = shipped_for(backbone)
+        if not found:
+            raise UsageError(
+                f"--weights {NAME}: there are none for backbone {backbone}. Valid: --backbone {', '.join(backbones())}."
+            )
+        return found
     try:
         path = Path(asked).expanduser()
         is_path = path.suffix in (".safetensors", ".pth", ".pt", ".bin") or "/" in asked or path.exists()
@@ -41,8 +54,13 @@ def resolve_weights(asked: str, backbone: str) -> Weights:
         raise UsageError(f"--weights {asked[:200]}: {error}") from error
     if is_path:
         check_file(path)
-        return Weights(path.name, file_sha256(path), path.resolve())
-    return _of_tag(asked, backbone)
+        return [Weights(path.name, file_sha256(path), path.resolve(), provenance_of(path, read_metadata(path)))]
+    return [_of_tag(asked, backbone)]
+
+
+def resolvable(asked: str, backbone: str) -> bool:
+    """Tell whether a dataset's own name for pretrained weights gives any for this backbone."""
+    return asked == NAME and bool(shipped_for(backbone))
 
 
 def _of_tag(tag: str, backbone: str) -> Weights:
