@@ -7,22 +7,25 @@ from pathlib import Path
 
 import pytest
 
-HOUSE = Path(__file__).parents[1] / "harness" / "flowers_bench"
-#: The rooms whose docstrings were rewritten; those that are not here are in `per-file-ignores` of pyproject.toml too.
+ROOT = Path(__file__).parents[1]
+HOUSE = ROOT / "harness" / "flowers_bench"
+PLUGINS = ROOT / "plugins" / "flowers_bench_plugins"
+#: The rooms whose docstrings were rewritten; the others are in `per-file-ignores` of pyproject.toml.
 ROOMS = ("contract", "data", "executors", "measure", "models", "ops", "store", "testing", "training", "util")
 #: What functions do. A new verb is added here; a noun, "Whether" or "What" is not.
 VERBS = """
 Add Adjust Allocate Append Apply Bend Bring Broadcast Build Call Change Check Choose Collect Combine Compare Compile
-Complete Compute Connect Continue Convert Convolve Copy Count Create Decode Derive Describe Differentiate Discover Divide
-Double Download Draw Escape Estimate Export Find Fit Freeze Gather Get Give Hash Have Hold Import Join Keep Let List Listen
-Load Look Make Map Measure Move Name Normalise Note Offer Open Paint Pick Place Plan Predict Put Raise Read Rearrange
-Reduce Refuse Register Remove Render Replace Report Run Sample Say Scale See Seed Select Send Set Show Sort Stack
-Start Subtract Sum Switch Take Teach Tell Train Turn Unpack Wait Wrap Write
+Complete Compute Connect Continue Convert Convolve Copy Count Create Decode Derive Describe Differentiate Discover
+Divide Double Download Draw Escape Estimate Export Find Fit Freeze Gather Get Give Hash Have Hold Import Join Keep Let
+List Listen Load Look Make Map Measure Mix Move Name Normalise Note Offer Open Paint Pick Place Plan Predict Put Raise
+Read Rearrange Reduce Refuse Register Remove Render Replace Report Run Sample Say Scale See Seed Select Send Set Show
+Sort Stack Start Subtract Sum Switch Take Teach Tell Train Turn Unpack Wait Wrap Write
 """
-SOURCES = sorted([*HOUSE.glob("*.py"), *(path for room in ROOMS for path in (HOUSE / room).rglob("*.py"))])
+FOLDERS = [*(HOUSE / room for room in ROOMS), PLUGINS]
+SOURCES = sorted([*HOUSE.glob("*.py"), *(path for folder in FOLDERS for path in folder.rglob("*.py"))])
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(HOUSE).as_posix())
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_functions_docstring_begins_with_a_verb(path: Path) -> None:
     others = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

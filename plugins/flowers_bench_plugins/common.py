@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def build_classifier(context: ModelContext) -> nn.Module:
-    """The backbone with a fresh linear classifier, its first `freeze` stages frozen (-1: all but the classifier)."""
+    """Build the backbone with a fresh linear classifier, its first `freeze` stages frozen (-1: all but the
+    classifier)."""
     from flowers_bench.backbones import freeze_stages, stages
     from flowers_bench.nn import Classifier
 
@@ -34,7 +35,8 @@ def build_classifier(context: ModelContext) -> nn.Module:
 
 
 def build_cross_entropy(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
-    """Cross-entropy with hard (N,) or soft (N, C) targets, optionally smoothed (Szegedy 2016, arXiv:1512.00567, 7)."""
+    """Build cross-entropy with hard (N,) or soft (N, C) targets, which are smoothed by `label_smoothing` (Szegedy et
+    al. 2016, arXiv:1512.00567, section 7)."""
     import torch.nn.functional as F
 
     smoothing = context.options.number("label_smoothing")
@@ -46,13 +48,13 @@ def build_cross_entropy(context: LossContext) -> Callable[[Output, Tensor], Tens
 
 
 def no_augmentation(context: AugmentationContext) -> Callable[[Tensor], Tensor]:
-    """The evaluation crop: what a deterministic, cacheable training needs."""
+    """Build the evaluation crop, uint8 (3, H, W) to (3, S, S): what a deterministic, cacheable training needs."""
     from flowers_bench.nn import evaluation_transform
 
     return evaluation_transform(context.image_size)
 
 
-#: Of `standard_augmentation`.
+#: Options of `standard_augmentation`.
 STANDARD = {
     "min_scale": Option(
         0.35, "smallest share of the image's area in a crop", minimum=0.01, maximum=1, search=(0.1, 0.8)
@@ -68,7 +70,8 @@ STANDARD = {
 
 
 def standard_augmentation(context: AugmentationContext) -> Callable[[Tensor], Tensor]:
-    """Random resized crop, horizontal flip, colour jitter: the usual recipe since AlexNet and Inception."""
+    """Build random resized crop, horizontal flip and colour jitter, uint8 (3, H, W) to (3, S, S): the usual recipe
+    since AlexNet and Inception."""
     from torchvision.transforms import v2
 
     jitter = context.options.number("jitter")
@@ -83,16 +86,17 @@ def standard_augmentation(context: AugmentationContext) -> Callable[[Tensor], Te
 
 
 def jitter_colours(image: Tensor, strength: float) -> Tensor:
-    """Brightness, contrast and saturation, each scaled by a factor from [1 - strength, 1 + strength].
+    """Scale brightness, contrast and saturation of uint8 (3, H, W), each by a factor from [1 - strength, 1 + strength].
 
-    As torchvision's ColorJitter in that order; but each of the three is affine in RGB, so one pass does all of them.
-    uint8 (3, H, W) to the same.
+    The result is that of torchvision's ColorJitter in this order; but each of the three is affine in RGB, so that one pass
+    does all of them.
     """
     import torch
 
     brightness, contrast, saturation = (1 + strength * (2 * torch.rand(3) - 1)).tolist()
     pixels = image.float()
-    grey = 0.299 * pixels[0] + 0.587 * pixels[1] + 0.114 * pixels[2]  # no matmul: too small to be worth waking threads
+    # A matmul would wake threads, for which this is too little work.
+    grey = 0.299 * pixels[0] + 0.587 * pixels[1] + 0.114 * pixels[2]
     offset = (1 - contrast) * brightness * float(grey.mean())
     pixels.mul_(saturation).add_(grey, alpha=1 - saturation).mul_(brightness * contrast).add_(offset)
     return pixels.clamp_(0, 255).to(torch.uint8)

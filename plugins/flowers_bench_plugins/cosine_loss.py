@@ -16,7 +16,7 @@ out.
 
 What differs from the paper: the paper trains ResNet-50 at 448 px by SGD with warm restarts, momentum without Nesterov,
 and gradients clipped at norm 10; here one cosine cycle with Nesterov's momentum, the usual augmentation without its
-random erasing, and whatever backbone is asked for. The authors searched the maximal rate for each loss and data set;
+random erasing, and any backbone. The authors searched the maximal rate for each loss and data set;
 for Flowers102, in batches of 96, they name 0.5 for both cosine losses, 1 for cross-entropy and 0.1 with label
 smoothing. In batches of 32 these are a third: 0.33 and 0.033, and 0.2 for the cosine losses. g starts as the identity,
 so that it begins by agreeing with the cosines: at weight 0.1 it would learn that slowly. Their label smoothing is 0.1,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def build_class_embedding(context: ModelContext) -> nn.Module:
-    """The backbone with psi as its embedding; logits are g of it, or psi itself where g would not be trained."""
+    """Build the backbone with psi as its embedding; logits are g of it, or psi itself where g would not be trained."""
     from torch import nn
 
     from flowers_bench.backbones import replace_classifier
@@ -54,7 +54,7 @@ def build_class_embedding(context: ModelContext) -> nn.Module:
 
 
 def build_cosine(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
-    """The combined loss; with weight 0 the cosine loss. Hard (N,) or soft (N, C) targets."""
+    """Build the combined loss, which with weight 0 is the cosine loss; targets are hard (N,) or soft (N, C)."""
     import torch.nn.functional as F
 
     weight = context.options.number("cross_entropy_weight")
@@ -67,7 +67,7 @@ def build_cosine(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
     return cosine
 
 
-# One setting of model and loss: the classifier exists if it is trained.
+# Model and loss share this setting: the classifier exists if it is trained.
 WEIGHT = Option(
     0.1, "lambda, the weight of cross-entropy; 0: no classifier", minimum=0, maximum=1000, search=(0.01, 1.0)
 )

@@ -16,7 +16,7 @@ from flowers_bench import (
 
 
 def is_flowers102(path: Path) -> bool:
-    """torchvision's layout: the folder `flowers-102`, or the one that holds it."""
+    """Tell whether `path` has torchvision's layout: it is the folder `flowers-102`, or the one that holds it."""
     return any((folder / "setid.mat").is_file() for folder in (path / "flowers-102", path))
 
 

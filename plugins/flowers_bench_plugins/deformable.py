@@ -1,4 +1,4 @@
-"""Deformable convolutions: every 3x3 convolution of some stages samples where it learns to look.
+"""Deformable convolutions: every 3x3 convolution of some stages learns where to sample.
 
 Papers: Dai et al. 2017, "Deformable Convolutional Networks" (arXiv:1703.06211), equation 2; Zhu et al. 2019,
 "Deformable ConvNets v2" (arXiv:1811.11168), equation 1, which adds a mask per sample:
@@ -59,7 +59,8 @@ def stage_numbers(text: str) -> list[int]:
 
 
 def replace_convolutions(backbone: nn.Module, stage: int, modulated: bool) -> list[str]:
-    """Replace in place; returns the names of the replaced modules."""
+    """Replace the 3x3 convolutions of a stage (from 1) in place, and give the names of these modules. Raises
+    `UsageError` as `build_deformable` does."""
     from torch import nn
 
     from flowers_bench.backbones import stages
@@ -172,9 +173,9 @@ def register_techniques() -> list[Technique]:
     ]
 
 
-@hookimpl  # `trial` is JSON: see flowers_bench.hookspecs
+@hookimpl  # `trial` is plain JSON values: see flowers_bench.hookspecs
 def trial_figures(trial: Mapping[str, Any], context: FigureContext, directory: Path) -> None:
-    """Where the last deformable layer samples: the taps of three output positions, drawn on test images."""
+    """Draw where the last deformable layer samples: the taps at the central output position, on test images."""
     if trial["model"] != "deformable":
         return
     from flowers_bench.ops import OffsetDeformConv2d
@@ -184,7 +185,7 @@ def trial_figures(trial: Mapping[str, Any], context: FigureContext, directory: P
 
 
 def draw_sampling(context: FigureContext, layer: nn.Module, path: Path) -> None:
-    """One panel per image: the regular 3x3 grid of the central output position as circles, the learned one as dots
+    """Draw one panel per image: the regular 3x3 grid of the central output position as circles, the learned one as dots
     whose area is the mask. `layer` is an `OffsetDeformConv2d` of the model."""
     import matplotlib
     import torch
@@ -214,8 +215,8 @@ def draw_sampling(context: FigureContext, layer: nn.Module, path: Path) -> None:
 
 
 def sampling_points(layer: Any, features: Any) -> tuple[Any, Any, Any]:
-    """Where the central output position samples, in input pixels: regular (9, 2), learned (N, 9, 2) as (x, y), and
-    mask (N, 9). `features` (N, C, H, W) is the layer's input; offset channels are (dy, dx) per tap."""
+    """Compute where the central output position samples, in input pixels: regular (9, 2), learned (N, 9, 2) as (x, y),
+    and mask (N, 9). `features` (N, C, H, W) is the layer's input; offset channels are (dy, dx) per tap."""
     import numpy as np
 
     offset, mask = layer.offset_and_mask(features)

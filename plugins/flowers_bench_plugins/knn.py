@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def build_none(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
-    """Zero, whatever the model says."""
+    """Build a loss that is zero whatever the model gives."""
     return lambda output, target: output.embedding.sum() * 0
 
 

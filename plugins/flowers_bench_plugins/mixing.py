@@ -42,23 +42,23 @@ if TYPE_CHECKING:
 
 
 def beta(alpha: float, count: int) -> Tensor:
-    """(count,) draws from Beta(alpha, alpha)."""
+    """Draw (count,) values from Beta(alpha, alpha)."""
     import torch
 
     return torch.distributions.Beta(alpha, alpha).sample((count,))
 
 
 def mixup_mask(lam: Tensor, height: int, width: int) -> Tensor:
-    """lambda everywhere: (N,) to (N, 1, H, W)."""
+    """Make masks with lambda everywhere: (N,) to (N, 1, H, W)."""
     return lam[:, None, None, None].expand(-1, 1, height, width)
 
 
 def cutmix_mask(lam: Tensor, height: int, width: int) -> Tensor:
-    """0 in a box of share 1 - lambda at a random place, 1 outside: (N,) to (N, 1, H, W)."""
+    """Make masks with 0 in a box of share 1 - lambda at a random place, and 1 outside: (N,) to (N, 1, H, W)."""
     import torch
 
     def outside(length: int) -> Tensor:
-        # Whole pixels from start to stop; what lies beyond the image is cut off. (N, length): not in the box's range.
+        # True (N, length) where a row or column is outside of the box, in whole pixels. The image's border cuts the box off.
         half = (length * (1 - lam).sqrt()).int() // 2
         centre = torch.randint(length, lam.shape)
         place = torch.arange(length)
@@ -69,7 +69,7 @@ def cutmix_mask(lam: Tensor, height: int, width: int) -> Tensor:
 
 
 def blend(images: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The formula above: images (N, 3, H, W), targets (N, C), mask (N or 1, 1, H, W) to images and targets."""
+    """Apply the formula above: images (N, 3, H, W), targets (N, C) and mask (N or 1, 1, H, W) to images and targets."""
     import torch
 
     mask = mask.to(images.device)
@@ -82,29 +82,29 @@ Mix = Callable[[AugmentationContext, "Tensor", "Tensor"], "tuple[Tensor, Tensor]
 
 
 def mixup(context: AugmentationContext, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """One lambda for the batch, as in the paper's code."""
+    """Mix images (N, 3, H, W) and targets (N, C) by one lambda for the batch, as in the paper's code."""
     return blend(images, targets, mixup_mask(beta(context.options.number("mixup_alpha"), 1), *images.shape[2:]))
 
 
 def cutmix(context: AugmentationContext, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """One box for the batch, as in the paper's code."""
+    """Mix images (N, 3, H, W) and targets (N, C) by one box for the batch, as in the paper's code."""
     return blend(images, targets, cutmix_mask(beta(context.options.number("cutmix_alpha"), 1), *images.shape[2:]))
 
 
 def mixup_or_cutmix(context: AugmentationContext, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """A coin is thrown for the batch."""
+    """Apply MixUp or CutMix to the batch: a coin decides."""
     import torch
 
     return (mixup if torch.rand(()) < 0.5 else cutmix)(context, images, targets)
 
 
 def mixup_and_cutmix(context: AugmentationContext, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """CutMix, and MixUp of what comes out."""
+    """Apply CutMix, then MixUp to its result."""
     return mixup(context, *cutmix(context, images, targets))
 
 
 def mixup_or_cutmix_per_image(context: AugmentationContext, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """A coin and a lambda for each image."""
+    """Apply MixUp or CutMix to each image: each has a coin and a lambda of its own."""
     import torch
 
     count, _, height, width = images.shape
@@ -124,7 +124,7 @@ MIXES: dict[str, tuple[str, Mix]] = {
 
 
 def batch_transform(mix: Mix) -> Callable[[AugmentationContext], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]:
-    """As an augmentation's `batch`: hard labels (N,) become soft targets (N, C)."""
+    """Turn `mix` into an augmentation's `batch`: hard labels (N,) become soft targets (N, C)."""
 
     def build(context: AugmentationContext) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         import torch
@@ -203,13 +203,13 @@ def register_techniques() -> list[Technique]:
 
 @hookimpl
 def trial_figures(trial: Mapping[str, object], context: FigureContext, directory: Path) -> None:
-    """Test images mixed as the training images were, with their labels; one row for each way to mix."""
+    """Draw test images mixed as the training images were, with their labels; one row for each way to mix."""
     if trial["augmentation"] not in MIXES:
         return
     chosen = str(trial["augmentation"])
     options = trial["options"]
     assert isinstance(options, Mapping)
-    # A coin decides for a whole batch: both sides are shown.
+    # A coin decides for each whole batch, so that both outcomes are shown.
     rows = ["mixup", "cutmix"] if chosen == "mixup-or-cutmix" else [chosen]
     augmenting = AugmentationContext(context.images.shape[-1], len(context.class_names), Options(options))
     draw_mixed(context, augmenting, rows, directory / "mixed.png")
@@ -218,7 +218,8 @@ def trial_figures(trial: Mapping[str, object], context: FigureContext, directory
 def telling_example(
     mix: Mix, augmenting: AugmentationContext, images: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Of 30 draws the one whose largest shares are nearest to two thirds: with a small alpha most draws show nothing."""
+    """Pick of 30 draws the one whose largest shares are nearest to two thirds: with a small alpha most draws show
+    nothing."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -230,7 +231,7 @@ def telling_example(
 
 
 def draw_mixed(context: FigureContext, augmenting: AugmentationContext, rows: list[str], path: Path) -> None:
-    """One row per name in `MIXES`; above each image the classes in it, with their shares."""
+    """Draw one row per name in `MIXES`; above each image stand the classes in it, with their shares."""
     import matplotlib
     import torch
     import torch.nn.functional as F

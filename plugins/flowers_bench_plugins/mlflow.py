@@ -2,8 +2,8 @@
 
 A trial is a run of the experiment `flowers-bench NAME-OF-THE-DATASET`, on the server that the environment variable
 `MLFLOW_TRACKING_URI` names, or else in files in the run store. Its parameters are `config.json`, flat; its metrics the
-figures of `history.jsonl` (`epoch.NAME`, by epoch) and `result.json`. A continued trial continues its run. A server that
-does not answer within seconds is said once, and the trial goes on without. Needs the extra `mlflow`.
+numbers of `history.jsonl` (`epoch.NAME`, by epoch) and `result.json`. A continued trial continues its run. A server that
+does not answer within seconds is reported once, and the trial goes on without it. Needs the extra `mlflow`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FLOWERS_BENCH_TRACKER = "mlflow"
-#: The tag that a trial's run is found by.
+#: The tag by which a trial's run is found.
 TAG = "flowers_bench.trial"
-#: Characters of a parameter, and how many metrics and parameters at once, that every MLflow server takes.
+#: What every MLflow server takes: characters of a parameter; metrics, and parameters, in one request.
 LONGEST, BATCH, PARAMETERS = 500, 1000, 100
-#: MLflow would wait for two minutes, and seven times again. Whoever sets these variables is asked for.
+#: MLflow would wait for two minutes, and try seven times again. These variables are not changed where they are set.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
 
@@ -32,7 +32,7 @@ def _client(store: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        # MLflow would rather have a database; files need no further package, and travel with the run store.
+        # MLflow prefers a database; but files need no further package, and are copied with the run store.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         uri = (Path(store) / "mlruns").as_uri()
     from mlflow import MlflowClient
@@ -47,7 +47,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
     if found is None:
         try:
             return str(client.create_experiment(name))
-        except MlflowException:  # a trial beside this one was quicker
+        except MlflowException:  # another trial has just created it
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
@@ -75,7 +75,7 @@ def _log(client: MlflowClient, run_id: str, values: Mapping[str, float], step: i
         client.log_batch(run_id, metrics=metrics[start : start + BATCH])
 
 
-# What hooks are told is JSON: see flowers_bench.hookspecs.
+# Hooks get plain JSON values: see flowers_bench.hookspecs.
 @hookimpl
 def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     from mlflow.entities import Param

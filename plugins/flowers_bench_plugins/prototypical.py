@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def scores(queries: Tensor, prototypes: Tensor, distance: str) -> Tensor:
-    """-d: queries (Q, D), prototypes (n, D) to (Q, n)."""
+    """Compute -d of queries (Q, D) and prototypes (n, D): (Q, n)."""
     import torch.nn.functional as F
 
     if distance == "cosine":
@@ -49,7 +49,8 @@ def scores(queries: Tensor, prototypes: Tensor, distance: str) -> Tensor:
 
 
 def prototypical_loss(embedding: Tensor, k_shot: int, per_class: int, distance: str, temperature: float) -> Tensor:
-    """Of one episode: embedding (n * per_class, D), class by class, of each class first its `k_shot` support images."""
+    """Compute the loss of one episode: embedding (n * per_class, D), class by class, of each class first its `k_shot`
+    support images."""
     import torch
     import torch.nn.functional as F
 
@@ -61,7 +62,7 @@ def prototypical_loss(embedding: Tensor, k_shot: int, per_class: int, distance: 
 
 
 def build_prototypical(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
-    """The loss of an episode. Raises `UsageError` if a batch is not one."""
+    """Build the loss of an episode. It raises `UsageError` if a batch is not an episode."""
     options = context.options
     k_shot, distance, temperature = options.integer("k_shot"), options.text("distance"), options.number("temperature")
     per_class = k_shot + options.integer("n_query")
@@ -138,7 +139,7 @@ def register_techniques() -> list[Technique]:
                 "frozen": Variant(
                     "nothing trained: class means of the initial features",
                     augmentation="none",
-                    # A temperature leaves the order of the classes as it is: given, so that no search tries others.
+                    # The temperature is given so that no search tries others: it does not change the order of the classes.
                     options={"embedding_dim": 0, "freeze": -1, "temperature": 0.1},
                     recipe={"epochs": 0, "warmup_epochs": 0},
                 ),

@@ -1,6 +1,6 @@
 """TensorBoard follows the trials: `flowers-bench --plugin ... --track tensorboard`, then `tensorboard --logdir runs/tensorboard`.
 
-A tag is a figure's name in `history.jsonl` (`epoch/...`, by epoch) or `result.json` (`result/...`, at the chosen epoch),
+A tag is a metric's name in `history.jsonl` (`epoch/...`, by epoch) or `result.json` (`result/...`, at the chosen epoch),
 in double precision. Needs the extra `tensorboard`.
 """
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 FLOWERS_BENCH_TRACKER = "tensorboard"
 
 
-# What hooks are told is JSON: see flowers_bench.hookspecs.
+# Hooks get plain JSON values: see flowers_bench.hookspecs.
 def directory(trial: Mapping[str, Any], run: Mapping[str, Any]) -> Path:
-    """Where a trial's event files go: named by what it is, for TensorBoard's list, and by its id."""
+    """Name the folder of a trial's event files: after what the trial is, for TensorBoard's list, and its id."""
     name = f"{trial['technique']}-{trial['variant']}-{trial['dataset']['name']}-seed{trial['seed']}-{trial['id']}"
     return Path(run["store"]) / "tensorboard" / file_name(name)
 
 
 def _writer(trial: Mapping[str, Any], run: Mapping[str, Any]) -> SummaryWriter:
-    # One for each call, closed at the end of it: a killed trial has lost nothing, and there is no state to keep.
+    # Each call has a writer and closes it: a killed trial has lost nothing, and there is no state to keep.
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(directory(trial, run)))

@@ -24,7 +24,7 @@ Nothing here classifies: an image's class is voted by its nearest training image
 What differs from the paper: FaceNet's distance is squared, and Hermans' embedding is not normalised; here it is
 128-dimensional and normalised, as in FaceNet and the study. Distances between such vectors are at most 2, so that a
 soft margin never comes near zero, as it does in Hermans. His embedding is two layers with batch norm, here one linear
-layer. Hermans trains 25,000 steps of P = 18, K = 4, by Adam at 3e-4, which falls after 15,000; on few images such a run
+layer. Hermans trains 25,000 steps of P = 18, K = 4, by Adam at 3e-4, which falls after 15,000; on few images such a training
 only memorises, so there are 60 epochs with a cosine here, and P = 16 fits data sets with 17 classes. FaceNet takes
 semi-hard negatives from within the margin; where the nearest one beyond the positive is farther than that, the loss is
 zero here, and where there is none beyond it, the farthest counts. Van der Merwe's networks are of speech, and their
@@ -44,17 +44,18 @@ if TYPE_CHECKING:
     from flowers_bench.nn import Output
 
 
-# m is given too, though a soft margin has none, so that no search spends its tries on it.
+# m has no effect on a soft margin; it is given so that no search tries values of it.
 SOFT: dict[str, float] = {"soft_margin": True, "margin": 0.2}
 
 
 def build_embedding(context: ModelContext) -> nn.Module:
-    """The backbone with a projection to `embedding_dim` in place of its classifier, its first `freeze` stages frozen."""
+    """Build the backbone with a projection to `embedding_dim` in place of its classifier, its first `freeze` stages
+    frozen."""
     return _embedder(context, classify=False)
 
 
 def build_embedding_classifier(context: ModelContext) -> nn.Module:
-    """The same with a linear classifier on the embedding."""
+    """Build the same with a linear classifier on the embedding."""
     return _embedder(context, classify=True)
 
 
@@ -81,24 +82,34 @@ def _embedder(context: ModelContext, classify: bool) -> nn.Module:
 
 
 def distances(x: Tensor) -> Tensor:
-    """Euclidean distance between all pairs: (N, D) to (N, N). Its gradient is zero, not infinite, at distance zero."""
+    """Compute the Euclidean distance between all pairs: (N, D) to (N, N). Its gradient is zero, not infinite, at
+    distance zero."""
     squared = (x[:, None] - x[None]).square().sum(-1)
     return squared.clamp_min(1e-12).sqrt()
 
 
 def batch_hard(d: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-    """D(a, p) and D(a, n) of the chosen triplets. d (N, N) distances, same (N, N): whether of one class."""
+    """Pick, for each anchor, its farthest positive and its nearest negative.
+
+    Args:
+        d: distances (N, N).
+        same: bool (N, N), whether two images are of one class.
+
+    Returns:
+        D(a, p) and D(a, n) of the T chosen triplets, (T,) each.
+    """
     import torch
 
     positive = d.masked_fill(~_others(same), -torch.inf).amax(1)
     negative = d.masked_fill(same, torch.inf).amin(1)
-    # Not a triplet: the anchor is alone in its class, or the batch has no other class.
+    # There is no triplet where the anchor is alone in its class, or the batch has no other class.
     usable = positive.isfinite() & negative.isfinite()
     return positive[usable], negative[usable]
 
 
 def semi_hard(d: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-    """As `batch_hard`, per anchor and positive."""
+    """Pick, for each anchor and positive, the nearest negative that is farther than the positive, else the farthest.
+    Arguments and result are those of `batch_hard`."""
     import torch
 
     anchor, positive = _others(same).nonzero(as_tuple=True)
@@ -112,27 +123,28 @@ def semi_hard(d: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def every_triplet(d: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-    """As `batch_hard`, all triplets."""
+    """Pick all triplets. Arguments and result are those of `batch_hard`."""
     anchor, positive, negative = (_others(same)[:, :, None] & ~same[:, None, :]).nonzero(as_tuple=True)
     return d[anchor, positive], d[anchor, negative]
 
 
 def random_triplet(d: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-    """As `batch_hard`, by chance."""
+    """Pick, for each anchor, one positive and one negative by chance. Arguments and result are those of
+    `batch_hard`."""
     import torch
 
     others = _others(same)
     anchor = (others.any(1) & ~same.all(1)).nonzero().squeeze(1)
     if len(anchor) == 0:  # drawing from nothing is an error
         return d[anchor, anchor], d[anchor, anchor]
-    # Drawn on the CPU, so that a seed means the same on every device.
+    # They are drawn on the CPU, so that a seed means the same on every device.
     positive = torch.multinomial(others[anchor].float().cpu(), 1).squeeze(1).to(d.device)
     negative = torch.multinomial((~same[anchor]).float().cpu(), 1).squeeze(1).to(d.device)
     return d[anchor, positive], d[anchor, negative]
 
 
 def _others(same: Tensor) -> Tensor:
-    """Pairs of one class, an image with itself excluded."""
+    """Find pairs of one class, bool (N, N), an image with itself excluded."""
     import torch
 
     return same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
@@ -147,7 +159,8 @@ MINING: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 
 
 def triplet_loss(embedding: Tensor, labels: Tensor, mining: str, margin: float, soft_margin: bool) -> Tensor:
-    """Mean over the mined triplets of a batch: (N, D), (N,) to a scalar; zero if the batch has no triplet."""
+    """Compute the mean over the mined triplets of a batch: (N, D), (N,) to a scalar; zero if the batch has no
+    triplet."""
     import torch.nn.functional as F
 
     d = distances(embedding)
@@ -156,20 +169,21 @@ def triplet_loss(embedding: Tensor, labels: Tensor, mining: str, margin: float, 
         return embedding.sum() * 0
     losses = F.softplus(positive - negative) if soft_margin else F.relu(positive - negative + margin)
     if mining == "all":
-        # The easy ones are nearly all of them: a mean over them would vanish (Hermans 2017, section 2).
+        # Nearly all triplets are easy, with a loss of zero: a mean over all would vanish (Hermans 2017, section 2).
         return losses.sum() / (losses > 0).sum().clamp_min(1)
     return losses.mean()
 
 
 def build_triplet(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
-    """The triplet loss of the embedding."""
+    """Build the triplet loss of the embedding; targets are hard (N,)."""
     options = context.options
     mining, margin, soft = options.text("mining"), options.number("margin"), options.flag("soft_margin")
     return lambda output, target: triplet_loss(output.embedding, target, mining, margin, soft)
 
 
 def build_triplet_entropy(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
-    """Cross-entropy of the logits plus `triplet_weight` times the triplet loss of the embedding."""
+    """Build cross-entropy of the logits plus `triplet_weight` times the triplet loss of the embedding; targets are hard
+    (N,)."""
     import torch.nn.functional as F
 
     triplet, weight = build_triplet(context), context.options.number("triplet_weight")

@@ -118,7 +118,7 @@ def _member(rank: int, count: int, work: Work, rendezvous: Path, report: Connect
             work(ranks)
     except (TrialFailed, TrialDisturbed, UsageError, Interrupted, PeerLost) as error:
         failure = error
-    except KeyboardInterrupt:  # before the trial listens for the signal itself
+    except KeyboardInterrupt:  # it came before the trial listens for the signal itself
         failure = Interrupted()
     except BaseException as error:  # a plugin may raise anything, SystemExit included
         with contextlib.suppress(OSError, ValueError):

@@ -20,8 +20,8 @@ from flowers_bench.util.errors import UsageError
 
 #: Bytes that a trial is expected to need while nothing has been measured in its store.
 UNKNOWN = 2 * 2**30
-_LOOK_AGAIN = 2.0  # seconds
-#: Model, backbone, image size, batch size and precision: what decides how much memory a trial takes.
+_LOOK_AGAIN = 2.0  # seconds between two looks at the free memory
+#: Model, backbone, image size, batch size and precision: these determine how much memory a trial takes.
 _Kind = tuple[str, str, int, int, str | None]
 
 
@@ -73,7 +73,7 @@ def expected_peak(folder: TrialFolder) -> int:
     same: list[int] = []
     others: list[int] = []
     for other in Store(folder.path.parent).finished():
-        with contextlib.suppress(UsageError):  # a damaged neighbour is not this trial's affair
+        with contextlib.suppress(UsageError):  # other trials that are damaged do not matter here
             found, peak = _measured(other)
             if peak is not None:
                 (same if found == kind else others).append(peak)

@@ -27,7 +27,7 @@ from flowers_bench.util.errors import UsageError
 
 #: How many nodes may be lost while they run the same trial.
 RETRIES = 3
-_BEAT = 0.5  # seconds between two looks at the desk
+_BEAT = 0.5  # seconds between two reports, and two looks at the desk
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Cluster:
             raise UsageError(
                 "no Ray cluster runs on this machine. Start one (ray start --head), or name one: --address HOST:6379."
             ) from error
-        except RuntimeError as error:  # other versions of Ray or Python there
+        except RuntimeError as error:  # the cluster may have other versions of Ray or Python
             raise UsageError(f"the Ray cluster cannot be used: {error}") from error
         try:
             yield ray

@@ -157,7 +157,7 @@ class TrialFolder:
         """Read the trial's names, in alphabetical order. A trial without names (the folder `labels` was not copied with
         it) is called after its model and loss. Raises `Unreadable` for a damaged name."""
         config = self.config()
-        if config.technique is not None and config.variant is not None:  # of schema 1
+        if config.technique is not None and config.variant is not None:  # the trial has schema 1
             baseline = self.run().baseline
             return (Label(config.technique, config.variant, f"{config.technique}/{baseline}" if baseline else None),)
         return self.stored_labels() or (Label(config.model, config.loss),)
@@ -465,7 +465,7 @@ class TrialFolder:
         table = table.filter(pc.equal(table.column("split"), "test")).sort_by("key")
         found = {name: table.column(name).to_numpy() for name in table.column_names if name not in ("split", "key")}
         for name, shares in found.items():
-            if not np.isfinite(shares).all():  # a null is NaN here
+            if not np.isfinite(shares).all():  # a null has become NaN
                 raise damaged(path, f"is damaged: it has test images whose {name} is missing")
         return {name: np.asarray(shares, np.float64) for name, shares in found.items()}
 

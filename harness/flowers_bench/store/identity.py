@@ -16,7 +16,7 @@ from flowers_bench.contract.options import Options, ReadsOptions
 from flowers_bench.contract.technique import Recipe, in_use
 from flowers_bench.util.errors import UsageError
 
-#: Bumped when the same configuration would give other numbers (a changed loop, sampler or preprocessing).
+#: Raised when the same configuration would give other numbers (a changed loop, sampler or preprocessing).
 HARNESS_REVISION = 1
 
 

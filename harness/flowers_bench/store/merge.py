@@ -134,7 +134,7 @@ def _better(first: TrialFolder, second: TrialFolder) -> TrialFolder:
 
 
 def _refuse_contradiction(first: TrialFolder, second: TrialFolder) -> None:
-    if first.config().searched:  # it reads no test split, and keeps no predictions
+    if first.config().searched:  # such a trial reads no test split, and keeps no predictions
         split, metrics = "val", [folder.any_result().val for folder in (first, second)]
         same = metrics[0].json() == metrics[1].json()
     else:

@@ -20,7 +20,7 @@ from flowers_bench.util.files import read_regular
 LARGEST = 64 << 20
 #: Most levels of objects and lists inside each other.
 DEEPEST = 32
-#: Most digits of a whole number: more would not fit a floating-point number.
+#: Most digits of a whole number: so many always fit a floating-point number.
 DIGITS = 300
 #: Schema version of `result.json` and `config.json`. Readers refuse a newer one.
 SCHEMA_VERSION = 2
@@ -72,7 +72,7 @@ def damaged(path: Path, what: str) -> Unreadable:
 _SIDE_FILES = ("attempts.jsonl", "failure.json", "environment.json", "files.json")
 
 
-def _parsed(path: Path, documents: Callable[[str], Sequence[str]]) -> list[Any]:  # JSON before it is checked
+def _parsed(path: Path, documents: Callable[[str], Sequence[str]]) -> list[Any]:  # JSON that is not checked yet
     try:
         text = read_regular(path, LARGEST, follow_links=False).decode("utf-8")
         return [parse_json(document) for document in documents(text)]

@@ -147,7 +147,11 @@ class RemoteStore:
             try:
                 names = self._download(folder.id, arrived)
                 reason = _unfit(arrived)
-            except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:  # one name within another
+            except (
+                FileExistsError,
+                IsADirectoryError,
+                NotADirectoryError,
+            ) as error:  # a file's name is also that of a folder
                 reason = str(error)
             if reason:
                 text = f"warning: {self.url}/{folder.id} is left out: {reason}"
@@ -166,7 +170,7 @@ class RemoteStore:
         for path in self.files.system.find(prefix.rstrip("/")):
             name = "/" + path.lstrip("/")
             name = name.removeprefix("/" + prefix.lstrip("/"))
-            # Whoever may write to the URL chooses these names.
+            # These names are not trusted: whoever may write to the URL chooses them.
             if name == WEIGHTS or name.startswith(("/", ".")) or "\\" in name or ".." in name.split("/"):
                 continue
             (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ def load_results(runs: str | Path = "runs") -> pd.DataFrame:
 
     import pandas as pd
 
-    from flowers_bench.store.folder import Store  # here: listing plugins must stay quick
+    from flowers_bench.store.folder import Store  # imported here, because listing plugins must stay quick
     from flowers_bench.store.remote import opened
 
     root = opened(str(runs))

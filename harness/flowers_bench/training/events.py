@@ -86,5 +86,5 @@ class Ended:
 
 
 Event = Starting | Waiting | Resumed | Storing | Step | EpochFinished | Testing | UnderStress | Warned | Ended
-#: Tells the executor of something.
+#: Sends an event to the executor.
 Emit = Callable[[Event], None]

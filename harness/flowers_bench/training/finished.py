@@ -37,7 +37,7 @@ class FinishedTrial:
         Raises:
             UsageError: there is no such trial, or it is not finished.
         """
-        from flowers_bench.store.folder import Store  # here: listing plugins must stay quick
+        from flowers_bench.store.folder import Store  # imported here, because listing plugins must stay quick
 
         folder = Store(store).folder(id)
         if not folder.finished():

@@ -20,13 +20,12 @@ def prepare_process(threads: int | None, processes: int = 1) -> torch.device:
     Returns:
         the device to calculate on.
     """
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # read at the first product on CUDA: sums are then computed in one order
+    # Read at the first product on CUDA, which then computes sums in one order.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Writing NaN into each new tensor would find reads of what was never written, at the price of one more kernel each.
+    # Writing NaN into each new tensor would find reads of what was never written, but costs a GPU one more kernel each.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.allow_tf32 = False  # a float32 convolution would keep ten bits of its factors
+    torch.backends.cudnn.allow_tf32 = False  # with it, a float32 convolution keeps only ten bits of its factors
     if threads or processes > 1:
         torch.set_num_threads(max(1, (threads or torch.get_num_threads()) // processes))
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -86,7 +86,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
         peak_rss_bytes=peak.rss,
         peak_cuda_bytes=peak.cuda,
     )
-    if trial.protocol.report == "none":  # of a search
+    if trial.protocol.report == "none":  # it is a trial of a search
         folder.finish(
             SearchedResult(
                 schema_version=SCHEMA_VERSION,

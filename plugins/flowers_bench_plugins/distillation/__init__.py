@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
 
 def build_distilled(context: ModelContext) -> nn.Module:
-    """The student, and the teacher where the loss listens to it. Raises `UsageError` if that trial cannot teach."""
+    """Build the student, with the teacher beside it where the loss uses it. Raises `UsageError` if that trial cannot
+    teach."""
     from flowers_bench.backbones import mean_and_std
     from flowers_bench.nn import Classifier
     from flowers_bench_plugins.distillation.layers import Distilled
@@ -63,7 +64,7 @@ def build_distilled(context: ModelContext) -> nn.Module:
 
 
 def build_distillation(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
-    """L above; targets hard (N,) or soft (N, C)."""
+    """Build L above; targets are hard (N,) or soft (N, C)."""
     from flowers_bench_plugins.distillation.loss import distillation
 
     options = context.options
@@ -128,7 +129,7 @@ def register_techniques() -> list[Technique]:
                     f"t{t:g}": Variant(f"temperature {t:g}", options={"temperature": t}, baseline="alone")
                     for t in (1.0, 2.0, 10.0, 20.0)
                 },
-                # Given, and so not searched: without a teacher nothing has that temperature.
+                # The temperature is given so that no search tries others: without a teacher it has no effect.
                 "alone": Variant(
                     "the same student without a teacher", options={"distill_weight": 0.0, "temperature": 4.0}
                 ),

@@ -28,7 +28,8 @@ class Distilled(Classifier):
         self._teacher: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, images: Tensor) -> Output:
-        """As `Classifier`; in training mode also the teacher's logits."""
+        """Compute the `Output` of images (N, 3, S, S) as `Classifier` does; in training mode it has the teacher's
+        logits (N, C) too."""
         output = super().forward(images)
         if self.training:
             self._teacher = self._teacher or self._load(images.device)

@@ -1,4 +1,4 @@
-"""Agreement with a teacher's softened predictions."""
+"""The distillation loss: agreement with a teacher's softened predictions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from flowers_bench.nn import Output
 
 
 def distillation(output: Output, target: Tensor, *, weight: float, temperature: float) -> Tensor:
-    """L = a T^2 KL(softmax(v / T) || softmax(z / T)) + (1 - a) CE(z, y), the mean over the batch (Hinton et al. 2015).
+    """Compute L = a T^2 KL(softmax(v / T) || softmax(z / T)) + (1 - a) CE(z, y), the mean over the batch (Hinton et al.
+    2015).
 
     Args:
         output: z and v (N, C) as `logits` and `teacher`; without a teacher, as in evaluation, the first term is left out.

@@ -47,8 +47,9 @@ def load_teacher(
     *,
     plugins: Sequence[Path] = (),
 ) -> Callable[[Tensor], Tensor]:
-    """Load the trained network of a trial as a function from images, normalised by the student's `mean` and `std`, to
-    logits: it gets them at the size and with the normalisation that it was trained with."""
+    """Load the trained network of a trial as a function from images (N, 3, S, S), normalised by the student's `mean`
+    and `std`, to logits (N, C). The network gets them at the size and with the normalisation that it was trained
+    with."""
     import torch
     import torch.nn.functional as F
 

@@ -62,12 +62,12 @@ if TYPE_CHECKING:
 
     from flowers_bench.nn import Output
 
-# Training a linear classifier alone: nothing pretrained can be spoilt, so a larger rate.
+# For training a linear classifier alone: nothing pretrained can be spoilt, so that the rate may be larger.
 PROBE = {"lr": 3e-3, "layer_decay": 1.0, "weight_decay": 0.0}
 
 
 def build_cosine_classifier(context: ModelContext) -> nn.Module:
-    """The backbone with a cosine classifier, its first `freeze` stages frozen (-1: all but the classifier)."""
+    """Build the backbone with a cosine classifier, its first `freeze` stages frozen (-1: all but the classifier)."""
     from flowers_bench.backbones import freeze_stages, replace_classifier, stages
     from flowers_bench.nn import Classifier
     from flowers_bench_plugins.focal_margin.layers import CosineLinear
@@ -80,7 +80,7 @@ def build_cosine_classifier(context: ModelContext) -> nn.Module:
 
 
 def build_focal(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
-    """F(z): hard or soft targets."""
+    """Build F(z); targets are hard (N,) or soft (N, C)."""
     from flowers_bench_plugins.focal_margin.loss import focal
 
     gamma = context.options.number("gamma")
@@ -88,7 +88,7 @@ def build_focal(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
 
 
 def build_focal_margin(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
-    """F(z'). `cosine_scale` is the model's, so that both have one value."""
+    """Build F(z') for hard targets (N,). `cosine_scale` is the model's option too, so that both have one value."""
     from flowers_bench_plugins.focal_margin.loss import focal_margin
 
     gamma, scale, margin = (context.options.number(name) for name in ("gamma", "cosine_scale", "margin"))
@@ -96,7 +96,7 @@ def build_focal_margin(context: LossContext) -> Callable[[Output, Tensor], Tenso
 
 
 def build_hybrid_focal_margin(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
-    """lambda FM(z) + (1 - lambda) FT(p)."""
+    """Build lambda FM(z) + (1 - lambda) FT(p) for hard targets (N,)."""
     from flowers_bench_plugins.focal_margin.loss import hybrid
 
     gamma, margin, weight = (context.options.number(name) for name in ("gamma", "logit_margin", "focal_weight"))

@@ -20,12 +20,12 @@ class CosineLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_classes, embedding_dim))
         self.scale = scale
-        nn.init.normal_(self.weight)  # only the directions count: uniform on the sphere
+        nn.init.normal_(self.weight)  # only the directions count, which are uniform on the sphere
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """(N, D) to (N, C)."""
+        """Compute scaled cosines (N, C) of embeddings (N, D)."""
         return self.scale * F.linear(F.normalize(embedding, dim=-1), F.normalize(self.weight, dim=-1))
 
     def extra_repr(self) -> str:
-        """Shape and scale, for `print`."""
+        """Describe shape and scale, for `print`."""
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, scale={self.scale:g}"

@@ -8,7 +8,7 @@ A starts random and B at zero, so the first step is the plain network. Afterward
 into W (`LowRank.merged` in `layers.py`): unlike prompts, the trained network costs nothing extra.
 
 The paper adapts the attention's query and value projections (its table 5: better than one of them at twice the rank).
-timm computes query, key and value by one linear layer; its three parts are adapted each by an A and a B of their own,
+timm computes query, key and value by one linear layer; its three thirds are adapted each by an A and a B of their own,
 as if they were three layers. The classifier, which is new, is trained in full; everything else is frozen.
 
 What differs from the paper: the paper says that A starts Gaussian, its library (loralib) draws it as a linear layer's
@@ -31,7 +31,7 @@ TARGETS = {"qv": ((0, 2), False), "qkv": ((0, 1, 2), False), "qkvo": ((0, 1, 2),
 
 
 def build_lora(context: ModelContext) -> nn.Module:
-    """A frozen VisionTransformer with low-rank updates in every attention and a trainable classifier. Raises
+    """Build a frozen VisionTransformer with low-rank updates in every attention and a trainable classifier. Raises
     `UsageError` for any other kind of backbone, or attention."""
     from flowers_bench.backbones import train_only_classifier, vision_transformer
     from flowers_bench.nn import Classifier
@@ -60,7 +60,7 @@ def register_models() -> list[Model]:
                 "targets": Option("qv", "which projections: query, key, value, output", choices=tuple(TARGETS)),
             },
             build=build_lora,
-            revision=2,  # A starts as in loralib: before, from a normal distribution with three times the variance
+            revision=2,  # A starts as in loralib; in revision 1 it was normal, with three times the variance
             provides=frozenset({"logits", "embedding", "tokens"}),
         )
     ]
@@ -76,7 +76,7 @@ def register_techniques() -> list[Technique]:
             model="lora",
             loss="cross-entropy",
             augmentation="standard",
-            # The paper trains language models: AdamW, rates of 2e-4 to 5e-4, warm-up. Cosine instead of linear decay.
+            # The paper trains language models by AdamW with rates of 2e-4 to 5e-4 and warm-up. Its decay is linear, not a cosine.
             recipe=Recipe(optimizer="adamw", lr=5e-4, weight_decay=0.01, warmup_epochs=2, epochs=30, batch_size=32),
             backbone="vit_base_patch16_224",
             weights="pretrained",

@@ -22,7 +22,7 @@ class LowRank(nn.Module):
         linear: W, frozen here.
         rank: r.
         alpha: the update's scale, before it is divided by the rank.
-        chunks: into how many equal parts the output is divided.
+        chunks: into how many equal chunks the output is divided.
         adapted: which of them get an update.
     """
 
@@ -36,11 +36,11 @@ class LowRank(nn.Module):
         self.a = nn.Parameter(torch.empty(len(adapted), rank, linear.in_features))
         self.b = nn.Parameter(torch.zeros(len(adapted), linear.out_features // chunks, rank))
         self.register_buffer("chosen", torch.tensor(list(adapted)), persistent=False)
-        bound = linear.in_features**-0.5  # as torch's own linear layer, and as loralib
+        bound = linear.in_features**-0.5  # the same as in torch's own linear layer, and in loralib
         nn.init.uniform_(self.a, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
+        """Compute the updated layer's output: (..., in) to (..., out)."""
         low = torch.einsum("...i,kri->...kr", x, self.a)
         update = self.scale * torch.einsum("...kr,kor->...ko", low, self.b)
         plain = self.linear(x).unflatten(-1, (self.chunks, -1))
@@ -49,7 +49,7 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """One plain linear layer that computes the same: the technique costs nothing once it is trained."""
+        """Build one plain linear layer that computes the same: the technique costs nothing once it is trained."""
         merged = copy.deepcopy(self.linear)
         merged.weight.unflatten(0, (self.chunks, -1)).index_add_(0, self.chosen, self.scale * self.b @ self.a)
         return merged
@@ -59,7 +59,7 @@ def adapt_attention(blocks: nn.Module, rank: int, alpha: float, thirds: Sequence
     """Put a `LowRank` in place of each block's `attn.qkv`, and with `output` of its `attn.proj`.
 
     Args:
-        blocks: a vision transformer's.
+        blocks: those of a vision transformer.
         thirds: which of query (0), key (1) and value (2) get an update.
 
     Raises:

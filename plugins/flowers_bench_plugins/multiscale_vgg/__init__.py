@@ -19,7 +19,7 @@ VGG's two (Simonyan & Zisserman 2015, section 3.1; torchvision's VGG has it, tim
 new. `frozen` trains all that follows the features, as freezing torchvision's `features` does: 119.5 million
 parameters of VGG16, and of a ResNet the last layer.
 
-What differs from the paper: the study names the parts and not their widths, nor where the attention stands; those are
+What differs from the paper: the study names the modules and not their widths, nor where the attention stands; those are
 ours. Inception's figure 2a has a fourth branch, which pools, and what it trained has 1x1 convolutions before the larger
 ones (2b); in SENet the attention is in every block, here it is once, after the features. VGG was trained by SGD on
 crops of several sizes; here AdamW, with pretrained layers at a tenth
@@ -35,13 +35,13 @@ from flowers_bench import Model, ModelContext, Option, Recipe, Technique, Varian
 if TYPE_CHECKING:
     from torch import nn
 
-# Of VGG's two hidden fully connected layers.
+# Dropout after each of VGG's two hidden fully connected layers.
 VGG_DROPOUT = 0.5
 
 
 def build_multiscale(context: ModelContext) -> nn.Module:
-    """Backbone, block, attention and head; the backbone's first `freeze` stages frozen (-1: all of it). Raises
-    `UsageError` if the backbone gives no feature map."""
+    """Build backbone, block, attention and head; the backbone's first `freeze` stages are frozen (-1: all of it).
+    Raises `UsageError` if the backbone gives no feature map."""
     from timm.layers import SEModule
     from torch import nn
 
@@ -75,8 +75,8 @@ def build_multiscale(context: ModelContext) -> nn.Module:
 
 
 def build_plain(context: ModelContext) -> nn.Module:
-    """The backbone as it is, with a fresh last layer: the first `freeze` stages of its features frozen (-1: all), never what
-    follows them. Raises `UsageError` if the backbone gives no feature map."""
+    """Build the backbone as it is, with a fresh last layer: the first `freeze` stages of its features are frozen (-1:
+    all), never what follows them. Raises `UsageError` if the backbone gives no feature map."""
     from timm.models.vgg import VGG
     from torch import nn
 
@@ -124,7 +124,7 @@ def register_models() -> list[Model]:
     ]
 
 
-def _part(summary: str, **options: bool) -> Variant:
+def _ablation(summary: str, **options: bool) -> Variant:
     return Variant(summary, options=options, baseline="full")
 
 
@@ -143,18 +143,18 @@ def register_techniques() -> list[Technique]:
             model="multiscale",
             loss="cross-entropy",
             augmentation="standard",
-            # No paper trains this combination: fine-tuning as usual, pretrained layers at a tenth of the new ones' rate.
+            # No paper trains this combination. As usual, pretrained layers are tuned at a tenth of the new ones' rate.
             recipe=Recipe(optimizer="adamw", lr=1e-3, lr_scale={"backbone.*": 0.1}, epochs=30, warmup_epochs=2),
             backbone="vgg16",
             weights="pretrained",
             variants={
-                "both": _part("multi-scale block and squeeze-and-excitation"),
-                "block": _part("the multi-scale block alone", attention=False),
-                "attention": _part("squeeze-and-excitation alone", block=False),
-                "head": _part("neither: only the head with batch norm and dropout", block=False, attention=False),
+                "both": _ablation("multi-scale block and squeeze-and-excitation"),
+                "block": _ablation("the multi-scale block alone", attention=False),
+                "attention": _ablation("squeeze-and-excitation alone", block=False),
+                "head": _ablation("neither: only the head with batch norm and dropout", block=False, attention=False),
                 "bn": Variant("on VGG16 with batch norm", backbone="vgg16_bn", baseline="full-bn"),
                 "frozen-features": Variant("both, the backbone frozen", options=frozen, baseline="frozen"),
-                # The plain network's classifier is part of its backbone: one small rate, as the study has it.
+                # The plain network's classifier is part of its backbone, so that all has one small rate, as in the study.
                 "frozen": Variant(
                     "the plain backbone, its features frozen, what follows them trained",
                     model="plain-cnn",

@@ -1,4 +1,4 @@
-"""The multi-scale block, a network that is extended by it, and what of a backbone it follows."""
+"""The multi-scale block, a network that is extended by it, and the part of a backbone that gives it features."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Residual(nn.Module):
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape that `inner` keeps."""
+        """Compute x + f(x), of any shape that `inner` keeps."""
         found: Tensor = x + self.inner(x)
         return found
 
@@ -32,12 +32,12 @@ class Parallel(nn.Module):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, sum of the branches' channels, H, W)."""
+        """Compute and concatenate the branches: (N, C, H, W) to (N, sum of the branches' channels, H, W)."""
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
 def multiscale_block(channels: int) -> nn.Module:
-    """M above: starts as the identity."""
+    """Build M above, (N, C, H, W) to the same, which starts as the identity."""
     width = max(1, channels // 4)
     branches = [
         nn.Sequential(nn.Conv2d(channels, width, size, padding=size // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
@@ -68,15 +68,15 @@ class Extended(nn.Module):
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Output:
-        """Features, extension, average over the image, head."""
+        """Compute features, extension, average over the image and head: images (N, 3, S, S) to `Output`."""
         features = self.extension(self.backbone.forward_features(images))  # type: ignore[operator]
         embedding = self.neck(features.mean((2, 3)))
         return Output(self.classifier(embedding), embedding)
 
 
 def features(backbone: nn.Module, image_size: int) -> tuple[int, list[str]]:
-    """How many channels `forward_features` gives, and the names of the modules with parameters that it does not use: what
-    follows the features.
+    """Find how many channels `forward_features` gives, and the names of the modules with parameters that it does not
+    use, which follow the features.
 
     Raises:
         UsageError: it does not give features (N, C, H, W).
@@ -100,8 +100,8 @@ def features(backbone: nn.Module, image_size: int) -> tuple[int, list[str]]:
 
 
 def keep_features(backbone: nn.Module, image_size: int) -> int:
-    """Drop, in place, what `forward_features` does not use; returns the number of its channels. Raises `UsageError` as
-    `features`."""
+    """Remove, in place, what `forward_features` does not use; give the number of its channels. Raises `UsageError` as
+    `features` does."""
     channels, after = features(backbone, image_size)
     for name in after:
         backbone.set_submodule(name, nn.Identity())

@@ -34,9 +34,9 @@ from flowers_bench import Model, ModelContext, Option, Recipe, Technique, Varian
 if TYPE_CHECKING:
     from torch import nn
 
-# The study's sweep.
+# The prompt lengths of the study's sweep.
 LENGTHS = (5, 10, 15, 25, 50, 75, 100, 500, 1000)
-# Full fine-tuning, for comparison, as focal-margin's baseline does it.
+# The recipe of full fine-tuning, for comparison; that of focal-margin's baseline too.
 FULL = {
     "optimizer": "adamw",
     "lr": 2e-4,
@@ -50,8 +50,8 @@ FULL = {
 
 
 def build_prompted(context: ModelContext) -> nn.Module:
-    """A frozen VisionTransformer with `prompt_length` learned tokens and a trainable classifier. Raises `UsageError`
-    for any other kind of backbone."""
+    """Build a frozen VisionTransformer with `prompt_length` learned tokens and a trainable classifier. Raises
+    `UsageError` for any other kind of backbone."""
     from flowers_bench.backbones import train_only_classifier, vision_transformer
     from flowers_bench.nn import Classifier
     from flowers_bench_plugins.prompt_tuning.layers import PromptedBlocks
@@ -99,9 +99,9 @@ def register_techniques() -> list[Technique]:
             model="prompted",
             loss="cross-entropy",
             augmentation="standard",
-            # The paper: SGD, 10 of 100 epochs warm-up, cosine, batch 64, and a grid for the rate, of which this is
-            # the middle (base 1.0 for 256 images). It chooses rate, weight decay and length on validation data. Not in
-            # the paper: the clipped gradient, without which that rate diverges on features as long as DINOv2's.
+            # The paper uses SGD, 10 of 100 epochs of warm-up, a cosine, batch 64, and a grid for the rate, of which this
+            # is the middle (base 1.0 for 256 images). It chooses rate, weight decay and length on validation data. It
+            # does not clip the gradient; without that, this rate diverges on features as long as DINOv2's.
             recipe=Recipe(
                 optimizer="sgd",
                 lr=0.25,

@@ -18,8 +18,8 @@ class PromptedBlocks(nn.Sequential):
         length: p, the number of prompts.
         dim: D, the token width.
         prefix: how many tokens stand before the patches.
-        deep: every block gets prompts of its own, in place of what the previous one made of its; otherwise only
-            the first block gets prompts, and theirs are passed on.
+        deep: every block gets prompts of its own, in place of the previous block's output for its prompts; otherwise
+            only the first block gets prompts, and its output for them is passed on.
         bound: prompts start uniform in [-bound, bound].
     """
 
@@ -30,12 +30,12 @@ class PromptedBlocks(nn.Sequential):
         nn.init.uniform_(self.prompts, -bound, bound)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(N, prefix + patches, D) to the same."""
+        """Run the blocks with prompts among the tokens: (N, prefix + patches, D) to the same."""
         before, after = tokens[:, : self.prefix], tokens[:, self.prefix :]
         length = self.prompts.shape[1]
         for index, block in enumerate(self):
             if index < len(self.prompts):
-                # Not len(tokens), which an exported graph would take for a constant.
+                # `len(tokens)` would become a constant in an exported graph.
                 prompts = self.prompts[index].expand(tokens.shape[0], -1, -1)
             mixed = block(torch.cat([before, prompts, after], dim=1))
             before, prompts, after = mixed.split([self.prefix, length, after.shape[1]], dim=1)
