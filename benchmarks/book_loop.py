@@ -1,6 +1,7 @@
-"""The peer of training_table.py: transfer learning as PyTorch's own tutorials write it, and nothing more.
+"""The peer of training_table.py: transfer learning as in PyTorch's tutorials, and nothing more.
 
-ImageFolder, a DataLoader with two workers, Adam, one pass over train and val an epoch, the best weights kept.
+It has an ImageFolder, a DataLoader with two workers, Adam, and one pass over train and val in each epoch, and it keeps the
+weights of the best epoch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torchvision import datasets, transforms
 def loaders(
     folder: Path, size: int, batch: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> dict[str, DataLoader]:
+    """Make the loaders of train, val and test: float32 images (N, 3, size, size), int64 labels (N)."""
     transform = transforms.Compose(
         [
             transforms.Resize(round(size * 256 / 224)),
@@ -36,7 +38,7 @@ def loaders(
 
 
 def build(backbone: str, weights: Path, classes: int, frozen: tuple[str, ...]) -> nn.Module:
-    """A timm model, the named children (all but the classifier: `*`) without gradient."""
+    """Build a timm model with weights from a file; the `frozen` children (`*`: all but the classifier) have no gradient."""
     model = timm.create_model(backbone, num_classes=classes)
     head = model.default_cfg["classifier"]
     state = torch.load(weights, weights_only=True)
@@ -47,6 +49,7 @@ def build(backbone: str, weights: Path, classes: int, frozen: tuple[str, ...]) -
 
 
 def train_epoch(model: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer, precision: str) -> None:
+    """Train one epoch; `precision` is `float32` or `bfloat16`."""
     model.train()
     for module in model.modules():  # a frozen batch norm keeps its statistics
         if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
@@ -62,13 +65,14 @@ def train_epoch(model: nn.Module, loader: DataLoader, optimizer: torch.optim.Opt
 
 @torch.no_grad()
 def accuracy(model: nn.Module, loader: DataLoader) -> float:
+    """Compute the top-1 accuracy, from 0 to 1."""
     model.eval()
     right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in loader)
     return right / len(loader.dataset)  # type: ignore[arg-type]
 
 
 def train(model: nn.Module, data: dict[str, DataLoader], epochs: int, lr: float, precision: str) -> float:
-    """Leaves the weights of the best validation epoch in the model. Returns the seconds of training alone."""
+    """Train, and leave the weights of the best validation epoch in the model; return the seconds of training alone."""
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
     best, state, seconds = -1.0, model.state_dict(), 0.0
     for _ in range(epochs):

@@ -1,4 +1,4 @@
-"""What is timed: the 3x3 convolutions of ResNet-18's stages at 224 px, and who computes them."""
+"""The benchmark cases: the 3x3 convolutions of ResNet-18's stages at 224 px, and the peers that compute them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-#: Stage: channels, side of the feature map.
+#: By stage: the number of channels, and the side of the feature map in pixels.
 STAGES = {1: (64, 56), 2: (128, 28), 3: (256, 14), 4: (512, 7)}
 BATCHES = (1, 8, 32)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -20,7 +20,7 @@ Call = Callable[[], object]
 
 @dataclass
 class Case:
-    """Inputs of one modulated call, with gradients wanted."""
+    """Inputs of one call with a mask; all of them require gradients."""
 
     stage: int
     batch: int
@@ -44,26 +44,26 @@ class Case:
 
 
 def ours(case: Case) -> Call:
-    """flowers_bench.ops.deform_conv2d."""
+    """Make the call of flowers_bench.ops.deform_conv2d."""
     from flowers_bench.ops import deform_conv2d
 
     return partial(deform_conv2d, case.input, case.offset, case.weight, None, 1, 1, 1, case.mask)
 
 
 def torchvision(case: Case) -> Call:
-    """torchvision.ops.deform_conv2d."""
+    """Make the call of torchvision.ops.deform_conv2d."""
     from torchvision.ops import deform_conv2d
 
     return partial(deform_conv2d, case.input, case.offset, case.weight, None, 1, 1, 1, case.mask)
 
 
 def conv2d(case: Case) -> Call:
-    """The plain convolution of the same shape: what deformation costs is measured against it."""
+    """Make the call of the plain convolution of the same shape, which shows what deformation costs."""
     return partial(torch.nn.functional.conv2d, case.input, case.weight, padding=1)
 
 
 def onnxruntime(case: Case) -> Call:
-    """onnxruntime's DeformConv on the file that we export (float32, forward only), with torch's number of threads."""
+    """Make the call of onnxruntime's DeformConv (float32, forward only), with as many threads as torch has."""
     import io
 
     import onnx
@@ -83,7 +83,7 @@ def onnxruntime(case: Case) -> Call:
     onnx.save(model, file)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Spinning threads would take the processor from the peers that are timed in turn.
+    # Threads that spin would take the processor from the peers, which are timed in turn.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = runtime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
     feed = {n: t.detach().contiguous().numpy() for n, t in zip(names, tensors, strict=True)}
@@ -99,7 +99,7 @@ PEERS: dict[str, Callable[[Case], Call]] = {
 
 
 def why_not(peer: str, direction: Callable[..., Call], dtype: torch.dtype, device: str = "cpu") -> str | None:
-    """Why a peer cannot take part, or None."""
+    """Say why a peer cannot take part; None if it can."""
     if peer == "torchvision" and dtype == torch.bfloat16:
         return "torchvision has no bfloat16"
     if peer == "onnxruntime":
@@ -115,7 +115,7 @@ def why_not(peer: str, direction: Callable[..., Call], dtype: torch.dtype, devic
 
 
 def forward(case: Case, peer: str) -> Call:
-    """The forward pass alone, as at inference."""
+    """Make the peer's forward pass, as at inference."""
     call = PEERS[peer](case)
 
     def run() -> object:
@@ -126,7 +126,7 @@ def forward(case: Case, peer: str) -> Call:
 
 
 def forward_backward(case: Case, peer: str) -> Call:
-    """Forward, and the gradients of everything that has one."""
+    """Make the peer's forward pass, followed by the gradients of all inputs."""
     call = PEERS[peer](case)
     wanted = [case.input, case.weight] + ([] if peer == "conv2d" else [case.offset, case.mask])
     out = call()

@@ -1,4 +1,4 @@
-"""Shapes and peers of the kernel benchmarks, and what a saved file must say about the machine."""
+"""Set up the kernel benchmarks: run them alone, and record the machine in saved files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """What is timed runs alone, unlike the tests."""
+    """Run in one process, unlike the tests, so that nothing else takes the processor."""
     config.option.numprocesses = 0
 
 
@@ -20,7 +20,7 @@ def _no_grad_left_over() -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """Threads, versions and the kernel stand in every `--benchmark-json`."""
+    """Add threads, versions and the kernel to every `--benchmark-json` file."""
     from flowers_bench.measure.hardware import environment
     from flowers_bench.ops import kernel
 

@@ -1,8 +1,8 @@
-"""python benchmarks/cuda_table.py: the kernels' time on this GPU beside conv2d's, torchvision's and what its peaks allow.
+"""python benchmarks/cuda_table.py: the kernels' time on this GPU, beside conv2d, torchvision and what the peaks allow.
 
-Calls are replayed as CUDA graphs, so that the times are the device's: what Python and the dispatcher take to ask for a call,
-which small calls wait for, is not in them. Peers take turns within each round; a cell is the median over the rounds.
-float32 is computed as such by all (no TF32).
+Calls are replayed as CUDA graphs, so that only the device is timed: the time that Python and the dispatcher take for a
+call, which dominates small calls, is not included. Peers take turns within each round; a cell is the median over the
+rounds. All peers compute float32 without TF32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tables import Table
 
 
 def replayed(run: Call, calls: int) -> Call:
-    """`calls` calls as one graph."""
+    """Record `calls` calls as one CUDA graph, and give the function that replays it."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -37,7 +37,7 @@ def replayed(run: Call, calls: int) -> Call:
 
 
 def seconds_of(run: Call, calls: int) -> float:
-    """Seconds of one of the calls that `run` makes, by the device's clock."""
+    """Measure `run`, which makes `calls` calls, by the device's clock; return the seconds of one call."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     run()
@@ -47,7 +47,7 @@ def seconds_of(run: Call, calls: int) -> float:
 
 
 def interleaved(runs: dict[str, Call], rounds: int, calls: int = 20) -> dict[str, list[float]]:
-    """Seconds of each in each round."""
+    """Measure the seconds of each peer in each round; in a round, the peers take turns."""
     graphs = {name: replayed(run, calls) for name, run in runs.items()}
     for graph in graphs.values():
         graph()
@@ -59,7 +59,7 @@ def interleaved(runs: dict[str, Call], rounds: int, calls: int = 20) -> dict[str
 
 
 def measured_peaks() -> Gpu:
-    """This GPU's own ceilings: a large copy (bytes read and written), and large products."""
+    """Measure this GPU's peaks: bytes/s read and written by a large copy, and FLOP/s of large matrix products."""
 
     def best(run: Call, work: float) -> float:
         run()
@@ -78,7 +78,7 @@ def measured_peaks() -> Gpu:
 
 
 def deterministically(run: Call) -> Call:
-    """`run` while deterministic algorithms are asked for."""
+    """Wrap `run` so that it uses deterministic algorithms."""
 
     def run_deterministically() -> object:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -91,7 +91,7 @@ def deterministically(run: Call) -> Call:
 
 
 def least(direction: Callable[..., Call], stage: int, batch: int, dtype: torch.dtype, gpu: Gpu) -> float:
-    """Seconds that the peaks allow (docs/roofline.md)."""
+    """Compute the least time that the peaks allow, in seconds (docs/roofline.md)."""
     works: list[Callable[[int, int, int], Work]] = [forward_work]
     if direction is forward_backward:
         works.append(backward_work)
@@ -100,7 +100,7 @@ def least(direction: Callable[..., Call], stage: int, batch: int, dtype: torch.d
 
 
 def rows(rounds: int, gpu: Gpu) -> Table:
-    """Print the table."""
+    """Measure all cases, and print the table row by row."""
     table = Table(
         [
             "stage",
@@ -143,22 +143,23 @@ def rows(rounds: int, gpu: Gpu) -> Table:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--csv", type=Path, help="write the table here too")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as trials have it
-    torch.backends.cudnn.benchmark = True  # the plain convolution at its best
+    torch.backends.cudnn.benchmark = True  # let cuDNN choose the fastest plain convolution
     gpu = measured_peaks()
     print(
         f"{gpu.name}, torch {torch.__version__}; measured peaks: {gpu.memory / 1e12:.2f} TB/s copied, {gpu.half / 1e12:.0f} "
         f"TFLOP/s float16, {gpu.single / 1e12:.0f} TFLOP/s float32; 3x3, mask, channels-last, offsets of standard deviation 1; "
-        f"{given.rounds} rounds\n"
+        f"{options.rounds} rounds\n"
     )
-    table = rows(given.rounds, gpu)
-    if given.csv:
-        table.write(given.csv)
+    table = rows(options.rounds, gpu)
+    if options.csv:
+        table.write(options.csv)
 
 
 if __name__ == "__main__":

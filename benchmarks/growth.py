@@ -1,7 +1,8 @@
 """python benchmarks/growth.py [NAME ...]: how time and memory grow with images, classes, trials and seeds.
 
-Each size is measured in a process of its own, so that a peak is its own. The exponent is the slope of a straight line
-through log(seconds) over log(size), of the sizes from `--from` on: below it, what a call costs at all drowns what grows.
+Each size is measured in a separate process, so that its memory peak is not that of another size. The exponent is the slope
+of a straight line through log(seconds) over log(size), for the sizes from `--from` on. In smaller sizes, the constant cost
+of a call hides the part that grows.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ DIM = 512
 
 
 def embeddings(count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw embeddings, float32 (count, DIM), and labels, int64 (count)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, DIM, generator=generator), torch.arange(count) % classes
 
 
 def knn(images: int) -> Work:
-    """The nearest neighbours of 1,000 queries among so many training images."""
+    """Find the nearest neighbours of 1,000 queries among this many training images."""
     from flowers_bench.models.predictors import knn_logits
 
     support, labels = embeddings(images, 100)
@@ -40,7 +42,7 @@ def knn(images: int) -> Work:
 
 
 def class_means(images: int) -> Work:
-    """Prototypes of 100 classes from so many images."""
+    """Compute the prototypes of 100 classes from this many images."""
     from flowers_bench.models import predictors as prediction
 
     support, labels = embeddings(images, 100)
@@ -48,7 +50,7 @@ def class_means(images: int) -> Work:
 
 
 def retrieval(images: int) -> Work:
-    """Recall@1 and MAP@R among so many images, ten of a class: every image is a query among all the others."""
+    """Compute recall@1 and MAP@R of this many images, ten of each class: every image is a query among all others."""
     from flowers_bench.measure.retrieval import retrieval
 
     found, labels = embeddings(images, images // 10)
@@ -56,7 +58,7 @@ def retrieval(images: int) -> Work:
 
 
 def quality(images: int) -> Work:
-    """The measures of one split of so many images, 100 classes."""
+    """Compute the metrics of one split with this many images, 100 classes."""
     from flowers_bench.measure import quality
 
     logits, labels = np.random.default_rng(0).normal(size=(images, 100)).astype(np.float32), np.arange(images) % 100
@@ -64,7 +66,7 @@ def quality(images: int) -> Work:
 
 
 def folder(images: int) -> Work:
-    """Opening a folder of so many 32 px images whose hashes and pixels are cached."""
+    """Open a folder of this many 32 px images whose hashes and pixels are cached."""
     from flowers_bench.contract.dataset import DataRequest
     from flowers_bench.data.folder import load
 
@@ -76,7 +78,7 @@ def folder(images: int) -> Work:
 
 
 def prototypes(classes: int) -> Work:
-    """Class means of 20,000 images of so many classes, and the scores of 1,000 queries."""
+    """Compute the class means of 20,000 images of this many classes, and the scores of 1,000 queries."""
     from flowers_bench.models.predictors import class_means, mean_logits
 
     support, labels = embeddings(20_000, classes)
@@ -84,7 +86,7 @@ def prototypes(classes: int) -> Work:
 
 
 def quality_by_class(classes: int) -> Work:
-    """The measures of 20,000 test images of so many classes, by class and overall."""
+    """Compute the metrics of 20,000 test images of this many classes, by class and overall."""
     from flowers_bench.measure import quality
 
     rng = np.random.default_rng(0)
@@ -93,7 +95,7 @@ def quality_by_class(classes: int) -> Work:
 
 
 def leaderboard(trials: int) -> Work:
-    """`flowers-bench leaderboard` of so many stored trials of five seeds each, 400 test images."""
+    """Make the leaderboard of this many stored trials, five seeds of each configuration, 400 test images."""
     from flowers_bench.report.leaderboard import Leaderboard
 
     store = _store(trials)
@@ -101,7 +103,7 @@ def leaderboard(trials: int) -> Work:
 
 
 def report(trials: int) -> Work:
-    """`flowers-bench report` of the same."""
+    """Render the report page of the same trials."""
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.page import render
 
@@ -110,7 +112,7 @@ def report(trials: int) -> Work:
 
 
 def memory_guard(trials: int) -> Work:
-    """What `--jobs` looks up before each of 20 starts in a store of so many trials."""
+    """Look up what `--jobs` needs before each of 20 starts, in a store of this many trials."""
     from flowers_bench.executors.memory import expected_peak
 
     folders = _store(trials).finished()
@@ -118,7 +120,7 @@ def memory_guard(trials: int) -> Work:
 
 
 def seeds(count: int) -> Work:
-    """The interval of the accuracy, and the comparison of two rows, of so many seeds of 1,000 images."""
+    """Compute the interval of the accuracy, and the comparison of two rows, for this many seeds of 1,000 images."""
     from flowers_bench.measure.statistics import accuracy_interval, paired_difference
 
     rng = np.random.default_rng(0)
@@ -175,16 +177,16 @@ def _measure(make: Callable[[int], Work], size: int, results: Connection) -> Non
 
 
 def exponent(sizes: list[int], seconds: list[float]) -> float:
-    """Slope of log(seconds) over log(size)."""
+    """Fit the slope of log(seconds) over log(size); NaN for one size."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0]) if len(sizes) > 1 else math.nan
 
 
 def plot(found: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
-    """Processor time and memory over size, both scales logarithmic, so that a slope is an exponent.
+    """Draw processor time and memory over size; both scales are logarithmic, so that a slope is an exponent.
 
     Args:
-        found: by name, (size, seconds of the processor, megabytes beyond the arguments) of each size.
-        path: ends in .svg or .png.
+        found: by name, (size, seconds of the processor, megabytes beyond the arguments) for each size.
+        path: the file, which ends in .svg or .png.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -203,6 +205,7 @@ def plot(found: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SIZES)}")
     parser.add_argument("--sizes", help="in place of the usual ones, with commas between")

@@ -1,7 +1,7 @@
 """python benchmarks/kernel_table.py: the ratio table of docs/performance/cpu.md, from one run.
 
-Peers take turns within each round, so that a machine whose speed drifts slows all of them alike. A cell is the median
-over the rounds of that round's ratio; torchvision, slow as it is, takes part in a third of the rounds.
+Peers take turns within each round, so that a change of the machine's speed affects all of them equally. A cell is the median
+over the rounds of that round's ratio. torchvision is slow, and takes part in a third of the rounds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flowers_bench.ops import kernel
 
 
 def interleaved(runs: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each in each round; of torchvision only every third."""
+    """Measure the seconds of each peer in each round; torchvision only in every third, whose time the next two repeat."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
@@ -37,22 +37,24 @@ def interleaved(runs: dict[str, Call], rounds: int) -> dict[str, list[float]]:
 
 
 def ratio(found: dict[str, list[float]], above: str, below: str) -> float:
-    """Median over the rounds of one peer's time over another's; NaN where one did not take part."""
+    """Compute the median over the rounds of one peer's time divided by another's; NaN if one did not take part."""
     if above not in found or below not in found:
         return math.nan
     return statistics.median(a / b for a, b in zip(found[above], found[below], strict=True))
 
 
 def cell(value: float, digits: int = 2) -> str:
+    """Write a number for the table; an empty cell for NaN."""
     return "" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def geometric_mean(values: list[float]) -> float:
+    """Compute the geometric mean of positive numbers."""
     return math.exp(statistics.fmean(math.log(v) for v in values))
 
 
 def rows(batches: tuple[int, ...], rounds: int, peers: tuple[str, ...]) -> Table:
-    """Print the table of every stage and batch, and below it the means that the targets speak of."""
+    """Print the table of every stage and batch, and below it the geometric means that the targets are set for."""
     table = Table(
         [
             "stage",
@@ -95,7 +97,7 @@ def rows(batches: tuple[int, ...], rounds: int, peers: tuple[str, ...]) -> Table
 
 
 def alone(run: Call) -> Call:
-    """`run` with one thread."""
+    """Wrap `run` so that it uses one thread."""
 
     def with_one_thread() -> object:
         threads = torch.get_num_threads()
@@ -109,7 +111,7 @@ def alone(run: Call) -> Call:
 
 
 def scaling(rounds: int) -> Table:
-    """Print how much faster all threads are than one, ours and the plain convolution's, and bfloat16 against float32."""
+    """Print how much faster all threads are than one, for our kernel and the plain convolution; and bfloat16 than float32."""
     gain = f"1 thread / {torch.get_num_threads()} threads"
     print()
     table = Table(["stage", "direction", f"{gain}, ours", f"{gain}, conv2d", "bfloat16 / float32"])
@@ -127,25 +129,26 @@ def scaling(rounds: int) -> Table:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peers", nargs="+", default=["flowers_bench", "conv2d", "torchvision", "onnxruntime"])
     parser.add_argument("--csv", type=Path, help="write the table here too, and what threads gain beside it")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     facts = environment(torch.device("cpu"))
     print(
-        f"{describe_hardware(facts)}, torch {torch.__version__}, kernel {kernel()}, {given.threads} threads; ", end=""
+        f"{describe_hardware(facts)}, torch {torch.__version__}, kernel {kernel()}, {options.threads} threads; ", end=""
     )
-    print(f"float32, 3x3, mask, channels-last, offsets of standard deviation 1; {given.rounds} rounds\n")
-    found = rows(tuple(given.batches), given.rounds, tuple(given.peers))
-    gains = scaling(given.rounds) if given.threads > 1 else None
-    if given.csv:
-        found.write(given.csv)
+    print(f"float32, 3x3, mask, channels-last, offsets of standard deviation 1; {options.rounds} rounds\n")
+    found = rows(tuple(options.batches), options.rounds, tuple(options.peers))
+    gains = scaling(options.rounds) if options.threads > 1 else None
+    if options.csv:
+        found.write(options.csv)
         if gains:
-            gains.write(given.csv.with_stem(f"{given.csv.stem}-threads"))
+            gains.write(options.csv.with_stem(f"{options.csv.stem}-threads"))
 
 
 if __name__ == "__main__":

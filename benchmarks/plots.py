@@ -1,6 +1,6 @@
 """python benchmarks/plots.py: draw the plots of docs/ from the CSV files in benchmarks/results/.
 
-Each SVG names its files' SHA-256, which a test compares, and has colours for light and for dark pages.
+Each SVG contains the SHA-256 of its files, which a test compares, and has colours for light and for dark pages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tables import DOCS, RESULTS, Table
 
-#: Colours on a light page, and what takes their place on a dark one.
+#: Colours on a light page, and by each of them the colour on a dark page.
 INK, FIRST, SECOND = "#24292f", "#0b63b5", "#b3500d"
 DARK = {INK: "#d7dde4", FIRST: "#6cb2f5", SECOND: "#f0a05a"}
 Draw = Callable[[Figure, Sequence[Table]], None]
@@ -24,7 +24,7 @@ Draw = Callable[[Figure, Sequence[Table]], None]
 
 @dataclass(frozen=True)
 class Plot:
-    """One picture: where it goes, from which files, its size in inches, and what draws it."""
+    """One plot: its path below docs/, the files with its data, its size in inches, and the function that draws it."""
 
     target: str
     files: tuple[str, ...]
@@ -135,7 +135,7 @@ def memory(figure: Figure, found: Sequence[Table]) -> None:
 
 
 def training(figure: Figure, found: Sequence[Table]) -> None:
-    """Draw how much sooner each training is done than by the book, on both machines."""
+    """Draw the book loop's time divided by ours, for each training and on both machines."""
     axes = figure.subplots()
     rows = [(row[0].partition(":")[0], machine, float(row[4]), float(row[5])) for table, machine in
             zip(found, ("AVX2", "AVX512-BF16"), strict=True) for row in table.rows]  # fmt: skip
@@ -191,6 +191,7 @@ PLOTS = (
 
 
 def main() -> None:
+    """Draw all plots, and print their paths."""
     for plot in PLOTS:
         path = DOCS / Path(plot.target)
         path.parent.mkdir(parents=True, exist_ok=True)

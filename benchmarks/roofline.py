@@ -1,6 +1,6 @@
-"""python benchmarks/roofline.py > docs/roofline.md: what the CUDA kernels move and compute, counted from their source.
+"""python benchmarks/roofline.py > docs/roofline.md: bytes and FLOPs of the CUDA kernels, counted from their source.
 
-Nothing here is measured. tests/ops/test_roofline.py compares the page with this script, and TILE with the kernels.
+Nothing is measured here. tests/ops/test_roofline.py compares the page with this script, and TILE with the kernels.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from cases import BATCHES, STAGES
 
 TILE = 64  # positions, or channels, of a block: kTile in csrc/deform_conv/cuda/problem.cuh
-TAPS, CORNERS, ACCUMULATOR = 9, 4, 4  # 3x3; bilinear; bytes of a float32 sum
+TAPS, CORNERS, ACCUMULATOR = 9, 4, 4  # taps of a 3x3 kernel; corners of a bilinear sample; bytes of a float32 sum
 SIZES = {"float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Peaks as published: FLOP/s dense, bytes/s."""
+    """The published peaks of a GPU: dense FLOP/s, and bytes/s of its memory."""
 
     name: str
     half: float  # tensor cores, float16 with float32 sums
@@ -31,7 +31,7 @@ GPUS = (Gpu("A100", 312e12, 19.5e12, 2.039e12), Gpu("H100", 989.4e12, 66.9e12, 3
 
 @dataclass(frozen=True)
 class Work:
-    """One call with a mask, without a bias."""
+    """The work of one call with a mask and without a bias."""
 
     product: float  # FLOPs of matrix products
     sampling: float  # FLOPs of interpolation and its gradient, as often as the kernels repeat them
@@ -41,7 +41,7 @@ class Work:
     atomics: float = 0.0  # bytes that they add to the input's gradient
 
     def seconds(self, gpu: Gpu, dtype: str) -> tuple[float, str]:
-        """The least time that peaks allow, and what takes it."""
+        """Compute the least time that the peaks allow, in seconds, and name what limits it."""
         product = self.product / (gpu.half if dtype == "float16" else gpu.single)
         sampling = self.sampling / gpu.single
         # float32 products and interpolation share the same units; tensor cores work beside them.
@@ -52,18 +52,18 @@ class Work:
 
 
 def shape(stage: int, batch: int) -> tuple[int, int, int]:
-    """Channels (as many as outputs), positions, and the input's pixels."""
+    """Give the channels (there are as many outputs), the output positions, and the input's pixels."""
     channels, side = STAGES[stage]
     return channels, batch * side * side, batch * side * side
 
 
 def outputs_of_a_block(outputs: int, size: int) -> int:
-    """Where tensor cores multiply, twice as many outputs share their samples, if there are so many."""
+    """Give how many outputs share their samples: twice TILE on tensor cores, if there are so many outputs."""
     return 2 * TILE if size == 2 and outputs > TILE else TILE
 
 
 def forward(stage: int, batch: int, size: int) -> Work:
-    """Forward: each tile of the result samples for itself."""
+    """Count the forward pass, in which each tile of the result samples separately; `size` is bytes of a number."""
     c, positions, pixels = shape(stage, batch)
     tiles, taken = math.ceil(c / outputs_of_a_block(c, size)), math.ceil(positions / TILE)
     coordinates = 3 * TAPS * positions * size
@@ -80,7 +80,10 @@ def forward(stage: int, batch: int, size: int) -> Work:
 
 
 def backward(stage: int, batch: int, size: int) -> Work:
-    """All gradients: the columns' (times input, offset, mask), then the weight's, which samples anew."""
+    """Count all gradients: the columns' gradient, from which input, offset and mask follow, and then the weight's.
+
+    The weight's gradient samples again; `size` is bytes of a number.
+    """
     c, positions, pixels = shape(stage, batch)
     slices, tiles = math.ceil(c / TILE), math.ceil(c / outputs_of_a_block(c, size))
     taken = math.ceil(positions / TILE)
@@ -96,7 +99,7 @@ def backward(stage: int, batch: int, size: int) -> Work:
         # Interpolation for the weight; scaling for the scatter; a dot product at each corner for offset and mask.
         sampling=2.0 * CORNERS * values * (tiles + 2),
         minimum=minimum,
-        # The columns' gradient written and read, the columns too.
+        # The columns' gradient and the columns would be written and read.
         columns=minimum + 4 * column,
         loads=CORNERS * column * (tiles + 1) + 2 * rows_of_grad + taken * weight + coordinates * (1 + slices * tiles),
         atomics=CORNERS * values * ACCUMULATOR,
@@ -104,7 +107,7 @@ def backward(stage: int, batch: int, size: int) -> Work:
 
 
 def table(direction: object, title: str) -> list[str]:
-    """Markdown rows of one direction."""
+    """Write the Markdown table of one direction."""
     assert direction in (forward, backward)
     count = forward if direction is forward else backward
     lines = [
@@ -131,7 +134,7 @@ def table(direction: object, title: str) -> list[str]:
 
 
 def page() -> str:
-    """The whole of docs/roofline.md."""
+    """Write the text of docs/roofline.md."""
     peaks = "; ".join(
         f"{gpu.name}: {gpu.memory / 1e12:.3f} TB/s, {gpu.single / 1e12:.1f} TFLOP/s float32, "
         f"{gpu.half / 1e12:.1f} TFLOP/s float16 on tensor cores, dense"

@@ -1,14 +1,14 @@
 """python benchmarks/tables.py: write the tables of docs/ from the CSV files in benchmarks/results/.
 
-The benchmark commands write such a file with `--csv FILE`. A page says where its table stands:
+The benchmark commands write such a file with `--csv FILE`. A page marks the place of its table:
 
     <!-- table: performance/kernel-avx2-means.csv -->
     <!-- end -->
 
-After the file may follow which rows are shown, and which columns: `; where: batch=8|32; show: stage | ours ms`.
-Columns `X low` and `X high` are shown as one interval, `[low, high]`, behind what stands under `X`.
-`<!-- provenance: FILE FILE -->` is the table of where files come from (results/provenance.csv), and `<!-- ratios -->`
-that of docs/performance.md. A test compares pages and files.
+After the file, a page may choose rows and columns: `; where: batch=8|32; show: stage | ours ms`. Columns `X low` and
+`X high` are shown as one interval, `[low, high]`, behind the value of `X`. `<!-- provenance: FILE FILE -->` is the table
+that says where files come from (results/provenance.csv), and `<!-- ratios -->` is the summary table of
+docs/performance.md. A test compares pages and files.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs"
-#: Opening comment with its kind and what follows it, old content, end.
+#: The place of a table: opening comment with its kind and description, old content, closing comment.
 BLOCK = re.compile(r"(<!-- (table|provenance|ratios)(?:: ([^>]*?))? -->\n).*?(<!-- end -->)", re.S)
-#: A cell that is aligned to the right: nothing, or a number, with an interval, a unit or a range.
+#: A cell that is aligned to the right: empty, or a number, which may have an interval, a unit or a range.
 NUMBER = re.compile(r"(\[?[-+]?\d[\d.,]*( [-+]?[\d.]+)?\]?( \[.*\]| (s|min|M|MiB)( \+ .*)?| (to|\.\.) .*)?)?")
 
 
@@ -185,6 +185,7 @@ def page(text: str) -> str:
 
 
 def main() -> None:
+    """Write the tables of all pages in docs/, and print the pages that have changed."""
     for path in sorted(DOCS.rglob("*.md")):
         before = path.read_text(encoding="utf-8")
         try:

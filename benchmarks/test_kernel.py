@@ -25,6 +25,7 @@ SLOW = [
 @pytest.mark.parametrize(("batch", "dtype"), SLOW)
 @pytest.mark.parametrize("stage", STAGES)
 def test_kernel(benchmark: Any, stage: int, batch: int, dtype: str, direction: Callable[..., Any], peer: str) -> None:
+    """Measure one call on the CPU."""
     if reason := why_not(peer, direction, DTYPES[dtype]):
         pytest.skip(reason)
     benchmark.group = f"stage {stage}, batch {batch}, {dtype}, {direction.__name__}"
@@ -41,7 +42,7 @@ def test_kernel(benchmark: Any, stage: int, batch: int, dtype: str, direction: C
 def test_cuda_kernel(
     benchmark: Any, stage: int, batch: int, dtype: str, direction: Callable[..., Any], peer: str
 ) -> None:
-    """Compare with docs/roofline.md. A round is ten calls and the wait for the last one."""
+    """Measure ten calls, including the wait for the last one, on the GPU; docs/roofline.md has what its peaks allow."""
     if reason := why_not(peer, direction, CUDA_DTYPES[dtype], "cuda"):
         pytest.skip(reason)
     call = direction(Case(stage, batch, CUDA_DTYPES[dtype], device="cuda"), peer)

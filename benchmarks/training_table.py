@@ -1,15 +1,15 @@
-"""python benchmarks/training_table.py ROW: how much sooner a training is finished than by the book (book_loop.py).
+"""python benchmarks/training_table.py ROW: time of a training with the plain loop of book_loop.py, divided by ours.
 
 Rows: `frozen` (ResNet-18, 224 px, three frozen stages, 20 epochs), `probe` (a linear classifier on frozen features, 50
 epochs), `finetune` (everything trained, 3 epochs), `finetune-bfloat16`. Both sides train on the same images with the
 same optimiser, rate, batches, epochs and crops, without augmentation, and keep the best validation epoch. They take
-turns, each time in a process of its own, and a time runs from the files to the trained model: reading, decoding and
-storing included, the test afterwards not; images/s are those of the training steps alone. `cold` starts with empty
-caches; `warm` finds the decoded images and the frozen layers' activations of an earlier seed.
+turns, each in a new process. The time is measured from the files to the trained model: it includes reading, decoding and
+storing, but not the test afterwards; images/s are those of the training steps alone. `cold` starts with empty caches;
+`warm` finds the decoded images and the frozen layers' activations of an earlier seed.
 
-Images: Flowers17 where FLOWERS_BENCH_SHARED names a folder with data/flowers17, else drawn petals; `--train` of each
-class, half as many for validation, 10 for the test. Per class of 17: 6 x 17 = 102 images of training and 51 of
-validation are 153 images an epoch; times of other numbers of images grow in proportion, on both sides.
+The images are Flowers17 if FLOWERS_BENCH_SHARED names a folder with data/flowers17, else drawn petals: `--train` of each
+class, half as many for validation, and 10 for the test. With 17 classes, an epoch has 6 x 17 = 102 training images and 51
+validation images, together 153; with other numbers of images, both times grow in proportion.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 
 from tables import Table
 
-#: Frozen children of the backbone for the book, options for us, epochs.
+#: By row: frozen children of the backbone for the book, options for us, epochs, precision.
 ROWS = {
     "frozen": (("conv1", "bn1", "layer1", "layer2", "layer3"), ["--set", "freeze=3"], 20, "float32"),
     "probe": (("*",), ["--set", "freeze=-1"], 50, "float32"),
@@ -39,6 +39,7 @@ LR, BATCH, SIZE = 1e-3, 32, 224
 
 
 def main() -> None:
+    """Run the command line; with `--side`, one training of that side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("row", choices=ROWS)
     parser.add_argument("--rounds", type=int, default=3)
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def table(options: argparse.Namespace) -> None:
-    """All rounds of one row, as Markdown."""
+    """Run all rounds of one row, and print the row as Markdown."""
     found: dict[str, list[dict[str, float]]] = {"book": [], "cold": [], "warm": []}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "images")
@@ -102,7 +103,7 @@ def table(options: argparse.Namespace) -> None:
 
 
 def initial(backbone: str, path: Path) -> str:
-    """A file of random initial weights, the same for all runs."""
+    """Write a file of random initial weights, the same for all trainings; return its path."""
     import timm
     import torch
 
@@ -124,13 +125,13 @@ def interval(runs: list[dict[str, float]]) -> list[str]:
 
     total = int(sum(run["images"] for run in runs))
     right = round(sum(run["top1"] * run["images"] for run in runs))
-    # The runs share their test images: the interval is that of one run's number of them.
+    # All runs have the same test images, so that the interval is computed for the number of images in one run.
     shown = binomtest(round(right * len(runs) ** -1), total // len(runs)).proportion_ci(method="wilson")
     return [f"{100 * value:.1f}" for value in (right / total, shown.low, shown.high)]
 
 
 def gather(folder: Path, train: int) -> str:
-    """Class folders of photographs, or of drawn images; returns what they are."""
+    """Write class folders of photographs, or of drawn images; return which of them, in words."""
     counts = {"train": train, "val": max(1, train // 2), "test": 10}
     shared = Path(os.environ.get("FLOWERS_BENCH_SHARED", "nowhere"), "data", "flowers17")
     if shared.is_dir():
@@ -155,6 +156,7 @@ def gather(folder: Path, train: int) -> str:
 
 
 def book(options: argparse.Namespace) -> dict[str, float]:
+    """Train with the loop of book_loop.py; return times in seconds, test accuracy from 0 to 1, and test images."""
     import book_loop
     import torch
 
@@ -176,6 +178,7 @@ def book(options: argparse.Namespace) -> dict[str, float]:
 
 
 def ours(options: argparse.Namespace) -> dict[str, float]:
+    """Train the same as a trial; return times in seconds, test accuracy from 0 to 1, and test images."""
     from flowers_bench.contract.host import discover
     from flowers_bench.plan.planning import Request, plan
     from flowers_bench.store.folder import Store

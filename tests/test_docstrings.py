@@ -9,20 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "harness" / "flowers_bench"
-PLUGINS = ROOT / "plugins" / "flowers_bench_plugins"
-#: The rooms whose docstrings were rewritten; the others are in `per-file-ignores` of pyproject.toml.
-ROOMS = ("contract", "data", "executors", "measure", "models", "ops", "store", "testing", "training", "util")
 #: What functions do. A new verb is added here; a noun, "Whether" or "What" is not.
 VERBS = """
 Add Adjust Allocate Append Apply Bend Bring Broadcast Build Call Change Check Choose Collect Combine Compare Compile
-Complete Compute Connect Continue Convert Convolve Copy Count Create Decode Derive Describe Differentiate Discover
-Divide Double Download Draw Escape Estimate Export Find Fit Freeze Gather Get Give Hash Have Hold Import Join Keep Let
-List Listen Load Look Make Map Measure Mix Move Name Normalise Note Offer Open Paint Pick Place Plan Predict Put Raise
-Read Rearrange Reduce Refuse Register Remove Render Replace Report Run Sample Say Scale See Seed Select Send Set Show
-Sort Stack Start Subtract Sum Switch Take Teach Tell Train Turn Unpack Wait Wrap Write
+Complete Compute Connect Continue Convert Convolve Copy Count Create Decode Derive Describe Differentiate Discard
+Discover Divide Double Download Draw Escape Estimate Exit Export Find Fit Flatten Freeze Gather Get Give Group Hash
+Have Hold Import Join Keep Leave Let List Listen Load Look Make Map Measure Merge Mix Move Name Normalise Note Offer
+Open Paint Pair Parse Pick Place Plan Predict Prepare Print Propose Put Raise Read Rearrange Record Reduce Refuse
+Register Remove Render Replace Report Round Run Sample Say Scale Search See Seed Select Send Set Show Sort Split Stack
+Start Subtract Sum Switch Take Teach Tell Train Try Turn Unpack Wait Wrap Write
 """
-FOLDERS = [*(HOUSE / room for room in ROOMS), PLUGINS]
-SOURCES = sorted([*HOUSE.glob("*.py"), *(path for folder in FOLDERS for path in folder.rglob("*.py"))])
+FOLDERS = (HOUSE, ROOT / "plugins" / "flowers_bench_plugins", ROOT / "benchmarks")
+SOURCES = sorted(path for folder in FOLDERS for path in folder.rglob("*.py") if "template" not in path.parts)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -11,17 +11,19 @@ from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED, USAGE
 
 
 def main() -> None:
-    """The `flowers-bench` command. `flowers-bench --plugin NAME` is short for `flowers-bench run --plugin NAME`."""
+    """Run the `flowers-bench` command; `flowers-bench --plugin NAME` is short for `flowers-bench run --plugin NAME`."""
     with contextlib.suppress(OSError, ValueError):  # stderr may be closed
-        faulthandler.enable(2)  # a plugin whose import crashes the interpreter is named by its file and line
-    if getattr(sys.stdout, "errors", None) == "strict":  # names of files and classes that its encoding does not have
+        faulthandler.enable(2)  # if the import of a plugin crashes the interpreter, its file and line are printed
+    if (
+        getattr(sys.stdout, "errors", None) == "strict"
+    ):  # names of files and classes may have characters that stdout cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     _refuse_little_memory()
     try:
         _run(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the pipe, such as `head`, has closed it
         _let_go(sys.stdout)
         sys.exit(0)
     except Exception as error:
@@ -48,12 +50,12 @@ def _run(arguments: list[str]) -> None:
         try:
             app(args=arguments, prog_name="flowers-bench")
         except SystemExit:
-            if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # so does typer answer a broken pipe, with 1
+            if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # typer has met a broken pipe, and would exit with 1
                 raise BrokenPipeError from None
             raise
         finally:
-            if stdout is not None:  # closed by whoever started this
-                stdout.flush()  # here, where it can be said that this fails
+            if stdout is not None:  # None if the parent process closed it
+                stdout.flush()  # here, where a failure can still be reported
     except UsageError as error:
         _say(f"error: {printable(str(error))}")
         sys.exit(FAILED if isinstance(error, Unreadable) else USAGE)
@@ -63,18 +65,18 @@ def _say(text: str) -> None:
     try:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
-    except OSError:  # full as well: the exit code is all that is left to say it with
+    except OSError:  # stderr cannot be written either: only the exit code is left
         _let_go(sys.stderr)
 
 
 def _let_go(stream: object) -> None:
-    """What was not written yet goes nowhere: Python would try again at its end, and complain."""
+    """Discard what was not written yet; Python would try to write it at exit, and print an error."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[attr-defined]
 
 
 def _refuse_little_memory() -> None:
-    """Exit where a limit leaves less than libraries need to be loaded at all: OpenBLAS would try again for ever."""
+    """Exit if a limit leaves less memory than the libraries need to load, because OpenBLAS would retry for ever."""
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -89,5 +91,5 @@ def _refuse_little_memory() -> None:
         sys.exit(FAILED)
 
 
-#: Bytes of address space, measured with numpy, scipy, pandas and pyarrow: in all, and for each thread.
+#: Bytes of address space that numpy, scipy, pandas and pyarrow need, measured: in total, and for each thread.
 _LEAST, _LEAST_OF_A_THREAD = 1 << 30, 64 << 20

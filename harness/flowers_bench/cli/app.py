@@ -1,4 +1,4 @@
-"""The commands' names, arguments and help texts; each one's work is in the module of its name."""
+"""The commands' names, arguments and help texts; the module with a command's name does its work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ app = typer.Typer(
     help="Which fine-grained few-example image technique should I use, what does it cost, and is the difference real?",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # help texts have brackets of their own: NAME[/VARIANT]
+    rich_markup_mode=None,  # help texts contain brackets, NAME[/VARIANT], which are not markup
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -33,7 +33,7 @@ def _switch_off(names: list[str] | None) -> None:
     switch_off(names or [])
 
 
-#: What its callback does is all that it is for.
+#: The commands do not use the value; the callback does the work.
 Off = Annotated[
     list[str] | None,
     typer.Option(
@@ -176,7 +176,7 @@ def run(
 
 @app.command("list")
 def list_(plugin_file: Files = None, no_plugin: Off = None) -> None:
-    """Techniques, variants, models, losses, augmentations and datasets; what each needs and where it comes from."""
+    """List techniques, variants, models, losses, augmentations and datasets; what each needs and where it comes from."""
     from flowers_bench.cli import catalogue
 
     catalogue.print_all(plugin_file or [])
@@ -186,7 +186,7 @@ def list_(plugin_file: Files = None, no_plugin: Off = None) -> None:
 def describe(
     name: Annotated[str, typer.Argument(help="A technique")], plugin_file: Files = None, no_plugin: Off = None
 ) -> None:
-    """A technique's papers, parts, recipe, variants and options."""
+    """Show a technique's papers, parts, recipe, variants and options."""
     from flowers_bench.cli import catalogue
 
     catalogue.describe(name, plugin_file or [])
@@ -194,7 +194,7 @@ def describe(
 
 @app.command()
 def plugins(plugin_file: Files = None, no_plugin: Off = None) -> None:
-    """Every plugin found: name, version, origin, status, hooks, and why a broken one is skipped."""
+    """List every plugin found: name, version, origin, status, hooks, and why a broken one is skipped."""
     from flowers_bench.cli import catalogue
 
     catalogue.print_plugins(plugin_file or [])
@@ -226,7 +226,7 @@ def check(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run store of techniques that build on finished trials")] = None,
 ) -> None:
-    """The conformance kit: shapes, gradients, seeds, saving, a whole tiny trial. Each failure says what to change."""
+    """Run the conformance kit: shapes, gradients, seeds, saving, a whole tiny trial. Each failure says what to change."""
     from flowers_bench.cli import plugin as command
     from flowers_bench.cli.options import parse_settings
 
@@ -239,7 +239,7 @@ def leaderboard(
     format: Annotated[str, typer.Option(help="text, md, latex, csv or json")] = "text",
     trials: Annotated[bool, typer.Option("--trials", help="One row per trial, with its id")] = False,
 ) -> None:
-    """Accuracy with intervals, cost and hardware of all finished trials, one table per comparable protocol."""
+    """Show accuracy with intervals, cost and hardware of all finished trials, one table per comparable protocol."""
     from flowers_bench.cli import leaderboard as command
 
     raise typer.Exit(command.print_leaderboard(_folder(out), format, trials))
@@ -253,7 +253,7 @@ def compare(
     out: Out = "runs",
     format: Annotated[str, typer.Option(help="text, md, csv or json")] = "text",
 ) -> None:
-    """Is the difference real? Every pair on the same test images and seeds, with intervals and exact tests."""
+    """Say whether a difference is real: every pair on the same test images and seeds, with intervals and exact tests."""
     from flowers_bench.cli import compare as command
 
     raise typer.Exit(command.compare(names, _folder(out), format))
@@ -264,7 +264,7 @@ def report(
     runs: Annotated[str, typer.Argument(help="The run store: a folder or a URL")] = "runs",
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write")] = Path("report.html"),
 ) -> None:
-    """One self-contained page: leaderboard, cost, curves, comparisons, confusions, figures, every trial."""
+    """Write one self-contained page: leaderboard, cost, curves, comparisons, confusions, figures, every trial."""
     from flowers_bench.cli import report as command
 
     raise typer.Exit(command.report(_folder(runs), output))
@@ -276,7 +276,7 @@ def figures(
     runs: Annotated[str, typer.Argument(help="The run store: a folder or a URL")] = "runs",
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to")] = Path("figures"),
 ) -> None:
-    """A suite's figures, drawn from its finished trials: curves, sweeps and pictures, as SVG and PNG."""
+    """Draw a suite's figures from its finished trials: curves, sweeps and pictures, as SVG and PNG."""
     from flowers_bench.cli import figures as command
 
     raise typer.Exit(command.figures(suite, _folder(runs), output))
@@ -288,7 +288,7 @@ def show(
     format: Annotated[str, typer.Option(help="text or json: all that its files hold")] = "text",
     out: Out = "runs",
 ) -> None:
-    """Everything about one trial: what it is, recipe, quality, cost, environment, files, and how to run it again."""
+    """Show everything about one trial: what it is, recipe, quality, cost, environment, files, and how to run it again."""
     from flowers_bench.cli import show as command
 
     command.show(trial, _folder(out), format)
@@ -305,7 +305,7 @@ def predict(
     data: DataOfTrial = None,
     data_dir: Cache = None,
 ) -> None:
-    """What a finished trial's model sees in pictures: the likeliest classes, with calibrated probabilities."""
+    """Predict with a finished trial's model what images show: the likeliest classes, with calibrated probabilities."""
     from flowers_bench.cli import predict as command
 
     raise typer.Exit(command.predict(trial, images, top, format, _folder(out), plugin or [], data, data_dir))
@@ -323,7 +323,7 @@ def export(
     data: DataOfTrial = None,
     data_dir: Cache = None,
 ) -> None:
-    """A finished trial's model as one file, checked against the original on images of its test split."""
+    """Write a finished trial's model as one file, checked against the original on images of its test split."""
     from flowers_bench.cli import export as command
 
     command.export(trial, format, output, _folder(out), plugin or [], data, data_dir)
@@ -334,7 +334,7 @@ def merge(
     sources: Annotated[list[Path], typer.Argument(help="Run stores")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The store that takes them all in")],
 ) -> None:
-    """Unite run stores of several machines; refuses trials that contradict each other."""
+    """Merge run stores of several machines; trials that contradict each other are refused."""
     from flowers_bench.cli import merge as command
 
     raise typer.Exit(command.merge(sources, output))

@@ -1,4 +1,4 @@
-"""`flowers-bench list`, `describe` and `plugins`: what there is. Plain text, no torch."""
+"""`flowers-bench list`, `describe` and `plugins`: print what is installed, as plain text, without importing torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from flowers_bench.util.text import printable
 
 
 def _say(text: str) -> None:
-    """Names and words come from code and files of others."""
+    """Print text that comes from other people's code and files, without control characters."""
     print(printable(text))
 
 
 def print_all(files: Sequence[Path]) -> None:
-    """Everything registered, by kind."""
+    """Print everything that is registered, by kind."""
     host = discover(files)
     _say("techniques (flowers-bench --plugin NAME[/VARIANT])")
     for name, registered in sorted(host.techniques.items()):
@@ -66,7 +66,11 @@ def _print_broken(host: Host) -> None:
 
 
 def describe(name: str, files: Sequence[Path]) -> None:
-    """One technique in full."""
+    """Print one technique in full.
+
+    Raises:
+        UsageError: there is no such technique.
+    """
     host = discover(files)
     registered = host.find("technique", host.techniques, name.partition("/")[0])
     technique = registered.value
@@ -114,7 +118,7 @@ def _options(options: Mapping[str, Option]) -> None:
 
 
 def _searched(option: Option) -> str:
-    """Where `--search` looks."""
+    """Say which values `--search` tries; empty if it does not search this option."""
     if not option.search:
         return ""
     numbers = not isinstance(option.default, (bool, str))

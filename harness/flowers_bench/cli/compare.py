@@ -1,4 +1,4 @@
-"""`flowers-bench compare`: techniques against each other, pairwise, on the same images and seeds."""
+"""`flowers-bench compare`: compare techniques pairwise on the same images and seeds."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 
 def compare(names: Sequence[str], out: Path, format: str) -> int:
-    """Print to stdout in the format asked for; returns the exit code. Raises `UsageError` for unknown or ambiguous names, and
-    where no pair may be compared."""
+    """Print the comparison to stdout in this format; return the exit code.
+
+    Raises:
+        UsageError: a name is unknown or ambiguous, or no pair may be compared.
+    """
     from flowers_bench.cli.damage import read_store
     from flowers_bench.report.comparison import Comparison
     from flowers_bench.report.comparison_text import FORMATS, print_text, refusal
@@ -32,13 +35,13 @@ def compare(names: Sequence[str], out: Path, format: str) -> int:
     try:
         rows = rows_of(names, out, contents.finished)
     except UsageError as error:
-        if code:  # what was asked for may be among what was left out
+        if code:  # the named trials may be among the damaged ones
             raise Unreadable(str(error)) from error
         raise
     comparison = Comparison.all_of(rows)
     if not comparison.pairs:
         raise UsageError("\n".join(refusal(refused) for refused in comparison.refused))
-    pairs = itertools.combinations(rows, 2) if format != "csv" else ()  # which has no place for changed images
+    pairs = itertools.combinations(rows, 2) if format != "csv" else ()  # CSV has no columns for changed images
     stressed = [found for pair in pairs if (found := under_stress(*pair))]
     if format == "text":
         print_text(comparison, stressed)
@@ -48,8 +51,14 @@ def compare(names: Sequence[str], out: Path, format: str) -> int:
 
 
 def rows_of(names: Sequence[str], out: Path, folders: Sequence[TrialFolder] | None = None) -> list[Row]:
-    """The row of each name: `NAME[/VARIANT] [KEY=VALUE ...]`, or a trial's id for that trial alone; of these finished trials
-    of the store `out`, or of all of them that can be read."""
+    """Find the row of each name: `NAME[/VARIANT] [KEY=VALUE ...]`, or a trial's id for that trial alone.
+
+    Args:
+        folders: the finished trials of the store `out` to choose from; None for all that can be read.
+
+    Raises:
+        UsageError: a name is unknown or ambiguous, or two names mean the same row.
+    """
     from flowers_bench.report.aggregate import Finished, build_row, by_configuration
     from flowers_bench.report.names import distinct_names
     from flowers_bench.store.folder import Store
@@ -79,7 +88,9 @@ def _matching(name: str, configurations: Sequence[Configuration], out: Path) -> 
 
     label, wanted = read_name(name)
     labels = sorted({configuration.label for configuration in configurations})
-    trials = {t.folder.id: t for c in configurations for t in c.trials}  # one of several names is there several times
+    trials = {
+        t.folder.id: t for c in configurations for t in c.trials
+    }  # a trial with several names occurs several times
     by_id = [Configuration.alone(t) for trial_id, t in trials.items() if trial_id.startswith(label)]
     named = [text for text in labels if text == label] or [text for text in labels if text.startswith(f"{label}/")]
     if not named and by_id and re.fullmatch("[0-9a-f]{4,16}", label):
@@ -101,7 +112,11 @@ def _matching(name: str, configurations: Sequence[Configuration], out: Path) -> 
 
 
 def _default_label(label: str, named: Sequence[str]) -> str:
-    """Which variant a bare technique name means: the only one there is, or the technique's default."""
+    """Choose the variant that a bare technique name means: the only one, or the technique's default.
+
+    Raises:
+        UsageError: there are several, and the default is not among them.
+    """
     if len(named) == 1:
         return named[0]
     from flowers_bench.contract.host import discover
@@ -114,7 +129,7 @@ def _default_label(label: str, named: Sequence[str]) -> str:
 
 
 def _together(candidates: Sequence[list[Configuration]]) -> list[list[Configuration]]:
-    """Where a name means several configurations: those that can be compared with one of every other name."""
+    """Keep, if a name means several configurations, those that can be compared with one of every other name."""
     from flowers_bench.report.aggregate import obstacles
 
     if all(len(found) == 1 for found in candidates):

@@ -1,4 +1,4 @@
-"""Damaged trials of a store: named on stderr, left out, and a reason to exit with 1; the others are shown."""
+"""Damaged trials of a store are named on stderr and left out, and the exit code is 1; the other trials are shown."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def print_damaged(damaged: Sequence[Unreadable]) -> int:
 
 
 def read_store(root: Path) -> tuple[Contents, int]:
-    """What is in a store that a command needs finished trials of, with its exit code; what is damaged is named.
+    """Read a store for a command that needs finished trials; name damaged trials, and give the content and the exit code.
 
     Raises:
         UsageError: there is no finished trial.
-        Unreadable: there are, and all of them are damaged.
+        Unreadable: all finished trials are damaged.
     """
     from flowers_bench.store.folder import Store
 

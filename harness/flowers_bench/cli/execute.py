@@ -1,4 +1,4 @@
-"""Run planned trials, and print what came out."""
+"""Run planned trials, and print their results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AGAIN = "interrupted; run the same command again to continue"
 
 
 def execute(planned: Sequence[TrialPlan], options: RunOptions, timeout: float, format: str) -> int:
-    """Run what is not finished yet, with progress, then print the leaderboard of this plan's trials."""
+    """Run the trials that are not finished, with progress; then print the leaderboard of all of them; return the exit code."""
     from flowers_bench.measure.hardware import kernel_in_use
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.names import distinct_names
@@ -39,7 +39,7 @@ def execute(planned: Sequence[TrialPlan], options: RunOptions, timeout: float, f
     store = Store(options.out)
     _announce(planned, options.store)
     named = name_again(planned, store)
-    kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
+    kernel_in_use()  # compile the kernel, or say that it is missing, here and not in a trial's log
     folders = [store.folder(item.trial.id) for item in planned]
     finished_before = sum(folder.finished() for folder in folders)
     todo, unfit = prepared(planned, store, stress=options.stress, track=options.trackers)
@@ -89,7 +89,11 @@ def _pusher(options: RunOptions) -> contextlib.AbstractContextManager[Pusher | N
 def run_all(
     folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, options: RunOptions
 ) -> Sequence[Outcome]:
-    """How each trial ended, on this machine or on a cluster."""
+    """Run the trials on this machine or on a cluster, and give the outcome of each.
+
+    Args:
+        timeout: seconds that one trial may take.
+    """
     from flowers_bench.executors import local, ray
 
     if options.executor == "local" or not folders:
@@ -99,15 +103,15 @@ def run_all(
 
 
 def was_interrupted(folders: Sequence[TrialFolder], outcomes: Sequence[Outcome]) -> bool:
-    """Whether a trial of `run_all` was stopped, or was not begun any more."""
+    """Tell whether a trial of `run_all` was interrupted, or was not started because of an interruption."""
     return len(outcomes) < len(folders) or any(outcome.state == "interrupted" for outcome in outcomes)
 
 
 def name_again(planned: Sequence[TrialPlan], store: Store) -> list[TrialFolder]:
-    """Give finished trials the names that they are asked for by now, and say which these are.
+    """Add the names in this plan to finished trials that do not have them yet, and print these trials.
 
     Returns:
-        those that got one.
+        The folders of the trials that got a name.
     """
     named: list[TrialFolder] = []
     for item in planned:
@@ -118,7 +122,10 @@ def name_again(planned: Sequence[TrialPlan], store: Store) -> list[TrialFolder]:
             before = folder.labels()
             folder.refuse_links()
             new = folder.add_labels(item.labels)
-        except (OSError, UsageError):  # not to be written to, or damaged: said by who needs it; the table has the name
+        except (
+            OSError,
+            UsageError,
+        ):  # read-only or damaged: reported where it matters; the table shows the new name anyway
             continue
         if new:
             named.append(folder)
@@ -132,16 +139,19 @@ def name_again(planned: Sequence[TrialPlan], store: Store) -> list[TrialFolder]:
 def prepared(
     planned: Sequence[TrialPlan], store: Store, *, stress: bool = False, track: Sequence[str] = ()
 ) -> tuple[list[TrialFolder], list[Unreadable]]:
-    """The folders of those where something is left to do, each once; and why others cannot be run: their files are damaged,
-    or lead elsewhere."""
+    """Prepare the folders of trials that are not complete, each once.
+
+    Returns:
+        These folders; and errors for trials that cannot run, because their files are damaged or are links to elsewhere.
+    """
     from flowers_bench.plan.planning import in_order
 
     todo: list[TrialFolder] = []
     unfit: list[Unreadable] = []
     for item in in_order(planned):
         folder = store.folder(item.trial.id)
-        if folder.finished():  # its process may have been killed right after the result was there
-            with contextlib.suppress(OSError, UsageError):  # not to be written to, or damaged: said by who needs it
+        if folder.finished():  # its process may have been killed after it wrote the result, before it removed the rest
+            with contextlib.suppress(OSError, UsageError):  # read-only or damaged: reported where it matters
                 folder.discard_leftovers()
         try:
             if not folder.complete(stress=stress):
@@ -162,7 +172,7 @@ def _print_total(folders: Sequence[TrialFolder]) -> None:
 
 
 def _announce(planned: Sequence[TrialPlan], out: str) -> None:
-    datasets: dict[str, list[DatasetFacts]] = {}  # splits of one dataset may differ in their training images alone
+    datasets: dict[str, list[DatasetFacts]] = {}  # splits of one dataset may differ only in their training images
     for item in planned:
         data = DatasetFacts.read(item.trial.dataset)
         name = f"{data.name}, {data.n_val} val, {data.n_test} test, {data.resolution}"

@@ -1,4 +1,4 @@
-"""`flowers-bench export TRIAL`: the trained model as a file that other programs run, or start from."""
+"""`flowers-bench export TRIAL`: write the trained model as a file that other programs can run, or start from."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ def export(
     data: Path | None = None,
     cache: Path | None = None,
 ) -> None:
-    """Write the file and print how far it is from the original; or of `weights`, what they were trained on.
+    """Write the file, and print how much its predictions differ from those of the original; or, of `weights`, what they were
+    trained on.
 
     Args:
-        plugins, data, cache: where the trial's code and images may come from: `training.trained.Sources`.
+        plugins, data, cache: where the trial's code and images may come from, as in `training.trained.Sources`.
 
     Raises:
         Unreadable: the trial is damaged.
-        UsageError: no such trial, a package is missing, the model cannot be exported, or the file would differ.
+        UsageError: there is no such trial, a package is missing, the model cannot be exported, or the file would predict
+            something else.
     """
     from flowers_bench.store.folder import Store
     from flowers_bench.util.files import file_name, refuse_irregular

@@ -1,4 +1,4 @@
-"""`flowers-bench figures`: what a suite wants drawn, from the run store."""
+"""`flowers-bench figures`: draw a suite's figures from the run store."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from flowers_bench.util.text import printable
 
 
 def figures(suite: str, runs: Path, output: Path) -> int:
-    """Write the files and name them; what cannot be drawn is named with the command that makes its trials. Returns the exit
-    code.
+    """Write the files and print their names; return the exit code.
+
+    Figures that cannot be drawn are named too, with the command that runs their trials.
 
     Raises:
-        UsageError: an empty store, a suite without figures, a folder that cannot be written.
+        UsageError: the store is empty, the suite has no figures, or the folder cannot be written.
     """
     from flowers_bench.cli.damage import print_damaged, read_store
     from flowers_bench.plan.suites import read_suite

@@ -1,4 +1,4 @@
-"""`flowers-bench leaderboard`: the store's finished trials as tables."""
+"""`flowers-bench leaderboard`: print the store's finished trials as tables."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from flowers_bench.util.errors import unknown_name
 
 
 def print_leaderboard(out: Path, format: str, trials: bool) -> int:
-    """Print to stdout in the format asked for; returns the exit code. Raises `UsageError` for an empty store or an unknown
-    format."""
+    """Print the leaderboard, or one line for each trial, to stdout in this format; return the exit code.
+
+    Raises:
+        UsageError: the store is empty, or the format is unknown.
+    """
     from flowers_bench.cli.damage import read_store
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.text import FORMATS, print_text, trials_table

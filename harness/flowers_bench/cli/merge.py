@@ -1,4 +1,4 @@
-"""`flowers-bench merge A B ... -o DIR`: one run store of several."""
+"""`flowers-bench merge A B ... -o DIR`: merge several run stores into one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 
 
 def merge(sources: Sequence[Path], output: Path) -> int:
-    """Print what was taken, and name what is damaged and was left out; returns the exit code. Raises `UsageError` for
-    stores that contradict each other; nothing is written then."""
+    """Merge the stores, print how many trials were copied, and name damaged ones, which are left out; return the exit code.
+
+    Raises:
+        UsageError: two stores contradict each other; nothing is written then.
+    """
     from flowers_bench.cli.damage import print_damaged
     from flowers_bench.store.merge import merge_stores
 

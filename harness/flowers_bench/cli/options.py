@@ -1,4 +1,4 @@
-"""The command line of `run`: what it says, and what in it is wrong or does not go together."""
+"""Parse the command line of `run`, and refuse what is wrong in it or does not go together."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from flowers_bench.util.errors import UsageError, unknown_name
 if TYPE_CHECKING:
     from flowers_bench.store.remote import RemoteStore
 
-#: Of `--timeout`, in seconds: a year.
+#: The longest `--timeout` in seconds: a year.
 LONGEST = 366 * 86400
 EXECUTORS = ("local", "ray")
-#: What has an option of its own, and is therefore no `KEY` of `--set`.
+#: Keys that have a command-line option of their own, and are therefore refused by `--set`.
 OWN_OPTIONS = {
     "technique": "--plugin",
     **{key: f"--{key}" for key in ("data", "backbone", "weights", "loss", "augmentation", "shots", "seeds", "search")},
 }
-#: Those of them whose values are no list for `--sweep` either.
+#: The keys among them that `--sweep` refuses too.
 NOT_SWEPT = ("technique", "shots", "seeds", "search")
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What is to take the place of a technique's or a suite's own; None where nothing was said."""
+    """Values that replace those of a technique or a suite; None where the command line has no value."""
 
     data: str | None = None
     backbone: str | None = None
@@ -38,20 +38,20 @@ class Factors:
     augmentation: str | None = None
 
     def given(self) -> dict[str, str]:
-        """Give those that were said, by name."""
+        """Give the values that are not None, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One of `count` parts of the trials, by its number from 1: shards of one command share nothing and leave nothing out."""
+    """Shard `number` of `count`, counted from 1. Each trial of a command is in exactly one shard."""
 
     number: int = 1
     count: int = 1
 
     @property
     def indices(self) -> slice:
-        """Every `count`-th trial, from this shard's first one on."""
+        """The indices of this shard's trials: every `count`-th, beginning with the shard's own."""
         return slice(self.number - 1, None, self.count)
 
     def __str__(self) -> str:
@@ -60,21 +60,22 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The command line of `run`, parsed: nothing after this looks at its text.
+    """The parsed command line of `run`; later code does not look at its text again.
 
     Attributes:
-        suite: name or file, or None where `techniques` or `plugin_files` say what to run.
+        suite: name or file of a suite; None if `techniques` or `plugin_files` say what to run.
         techniques: `NAME` or `NAME/VARIANT`.
-        settings: the text of each by its key, until the option of that name is known, which gives it a type.
-        sweeps: the texts of several values by key.
-        search: how many configurations to try for each technique; 0: the recipes as they are; None: what the suite says.
-        threads: of each trial, or None where not given.
-        devices: that each trial is divided among.
-        executor: `local` or `ray`; with the latter, `address` of its cluster and `gpus` of each trial.
-        store: folder or URL.
-        shots: training images of each class; empty for the whole training split, or what the suite says.
+        settings: text of each setting by its key; it gets a type when the option of that name is known.
+        sweeps: texts of the values of each swept key.
+        search: how many configurations to try for each technique; 0 runs the recipes as they are; None is for the suite's
+            number.
+        threads: threads of each trial, or None if not given.
+        devices: how many devices each trial is divided among.
+        executor: `local` or `ray`; `address` of the cluster and `gpus` of each trial go with `ray`.
+        store: folder or URL of the run store.
+        shots: training images of each class; empty for the whole training split, or for the suite's numbers.
         stress: whether to measure on changed test images too.
-        trackers: names, each once.
+        trackers: names of trackers, each once.
     """
 
     suite: str | None
@@ -122,11 +123,13 @@ class RunOptions:
         track: str = "",
         devices: int = 1,
     ) -> RunOptions:
-        """Parse what the command was given: `plugin` and `track` are names with commas, `settings` are `KEY=VALUE`, `sweeps`
-        `KEY=V1,V2`, `shard` is `I/N` and `shots` `K1,K2`.
+        """Parse the texts of the command line.
+
+        `plugin` and `track` are names with commas, `settings` are `KEY=VALUE`, `sweeps` are `KEY=V1,V2`, `shard` is `I/N`,
+        and `shots` is `K1,K2`.
 
         Raises:
-            UsageError: a text is not of its form.
+            UsageError: a text does not have its form.
         """
         files, techniques = split_plugins(plugin)
         return cls(
@@ -154,12 +157,12 @@ class RunOptions:
 
     @property
     def cache(self) -> Path:
-        """Where downloads and caches lie."""
+        """The folder of downloads and caches."""
         return self.data_dir or user_cache_path("flowers-bench")
 
     @cached_property
     def remote(self) -> RemoteStore | None:
-        """The store at a URL, if that is where results go."""
+        """The store at a URL; None if the store is a folder."""
         from flowers_bench.store.mirror import is_url
         from flowers_bench.store.remote import RemoteStore
 
@@ -167,19 +170,23 @@ class RunOptions:
 
     @property
     def out(self) -> Path:
-        """The folder where trials run: the store, or the mirror of the one at a URL."""
+        """The folder in which trials run: the store, or the local mirror of the store at a URL."""
         return self.remote.mirror if self.remote else Path(self.store)
 
     @property
     def threads_of_a_trial(self) -> int | None:
-        """As asked for; on a cluster, else `OMP_NUM_THREADS` or 1; None leaves it to the plan."""
+        """Threads of each trial: `threads`; on a cluster, if that is None, `OMP_NUM_THREADS` or 1; None lets the plan choose."""
         from flowers_bench.plan.planning import threads_of_environment
 
         return self.threads or (None if self.executor == "local" else threads_of_environment() or 1)
 
 
 def check_executor(options: RunOptions) -> None:
-    """Raises `UsageError` for an unknown executor, for options of another one, and where Ray is not installed."""
+    """Check that the executor is known and installed, and that the options are for it.
+
+    Raises:
+        UsageError: it is not so.
+    """
     if options.executor not in EXECUTORS:
         raise unknown_name("executor", options.executor, EXECUTORS)
     if options.executor == "ray":
@@ -195,7 +202,11 @@ def check_executor(options: RunOptions) -> None:
 
 
 def check_devices(options: RunOptions) -> None:
-    """Raises `UsageError` where there are too few devices for each trial, or where something else divides them."""
+    """Check that there are enough devices for each trial, and that no other option divides them.
+
+    Raises:
+        UsageError: it is not so.
+    """
     if options.devices == 1:
         return
     if options.executor != "local":
@@ -213,7 +224,11 @@ def check_devices(options: RunOptions) -> None:
 
 
 def parse_shard(text: str) -> Shard:
-    """`2/4` to the second of four shards."""
+    """Parse `2/4` to the second of four shards.
+
+    Raises:
+        UsageError: the text is not `I/N` with I from 1 to N.
+    """
     number, slash, count = text.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UsageError(f"--shard {text}: expected I/N with I from 1 to N, such as --shard 2/4.")
@@ -221,7 +236,11 @@ def parse_shard(text: str) -> Shard:
 
 
 def parse_shots(text: str) -> list[int]:
-    """`1,2,5` to `[1, 2, 5]`, and an empty text to `[]`."""
+    """Parse `1,2,5` to `[1, 2, 5]`, and an empty text to `[]`.
+
+    Raises:
+        UsageError: the text is not a list of different whole numbers from 1.
+    """
     values = [value.strip() for value in text.split(",")] if text else []
     if not all(value.isdecimal() and int(value) > 0 for value in values) or len(set(map(int, values))) < len(values):
         raise UsageError(f"--shots {text}: expected different whole numbers from 1, such as --shots 1,2,5,10.")
@@ -229,14 +248,18 @@ def parse_shots(text: str) -> list[int]:
 
 
 def split_plugins(text: str) -> tuple[list[Path], list[str]]:
-    """`a,b/c,./mine.py` to plugin files and technique names."""
+    """Split `a,b/c,./mine.py` into plugin files and technique names."""
     items = [item.strip() for item in text.split(",") if item.strip()]
     files = [Path(item) for item in items if item.endswith(".py")]
     return files, [item for item in items if not item.endswith(".py")]
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, str]:
-    """`["lr=3e-4"]` to `{"lr": "3e-4"}`; refuses what has no `=` and what is given twice."""
+    """Parse `["lr=3e-4"]` to `{"lr": "3e-4"}`.
+
+    Raises:
+        UsageError: a setting has no `=`, is given twice, or has a command-line option of its own.
+    """
     found: dict[str, str] = {}
     for item in settings:
         key, equals, value = item.partition("=")
@@ -252,7 +275,11 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
 
 
 def parse_sweeps(sweeps: Sequence[str]) -> dict[str, list[str]]:
-    """`["prompt_length=5,10"]` to `{"prompt_length": ["5", "10"]}`; refuses empty and repeated values."""
+    """Parse `["prompt_length=5,10"]` to `{"prompt_length": ["5", "10"]}`.
+
+    Raises:
+        UsageError: a value is empty, a key or value is given twice, or the key cannot be swept.
+    """
     found = {}
     for item in sweeps:
         key, equals, text = (part.strip() for part in item.partition("="))

@@ -1,4 +1,4 @@
-"""`flowers-bench plugin new` and `plugin check`: from an empty folder to a plugin that holds what it promises."""
+"""`flowers-bench plugin new` and `plugin check`: write a plugin package, and check that it does what it declares."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from flowers_bench.util.deprecation import deprecations
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.text import printable, text_of
 
-#: A package that works as it stands, but for its name.
+#: A package that works unchanged; only its name is replaced.
 TEMPLATE = Path(__file__).parents[1] / "template"
 TEMPLATE_NAME = "my-technique"
 
 
 def new(name: str, into: Path) -> None:
-    """Write the package `name` into a new folder of that name, whole or not at all.
+    """Write the package `name` into a new folder of that name; if that fails, nothing is left of it.
 
     Raises:
         UsageError: the name is invalid or taken, or the folder exists or cannot be written.
@@ -73,15 +73,17 @@ def _refuse_name(name: str) -> None:
 
 
 def check(plugin: str, backbone: str | None, settings: Mapping[str, str], out: Path | None) -> int:
-    """Run the conformance kit, one line per check; what a later release drops is a warning, said once. Returns the exit code: 0 if
-    everything passed, else 1."""
+    """Run the conformance kit and print one line for each check; return 0 if all passed, else 1.
+
+    Uses of the API that a later release drops are printed as warnings, each once.
+    """
     from flowers_bench.testing import checks
 
     passed, failed, unplannable = 0, 0, set()
     warned: list[str] = []
     for one in checks(plugin, backbone=backbone, settings=settings, store=out):
         if one.label in unplannable:
-            continue  # it would fail for the same reason
+            continue  # this check would fail for the same reason
         started = time.perf_counter()
         try:
             with deprecations() as found:
@@ -103,7 +105,7 @@ def check(plugin: str, backbone: str | None, settings: Mapping[str, str], out: P
 
 
 def _explained(error: Exception) -> str:
-    """The kit's own words, or what the plugin raised and where."""
+    """Give the message of the kit, or what the plugin raised, with file and line."""
     from flowers_bench.testing import Nonconformance
 
     if isinstance(error, (Nonconformance, UsageError)):

@@ -1,4 +1,4 @@
-"""`flowers-bench predict TRIAL IMAGE ...`: what a trained model sees in a picture."""
+"""`flowers-bench predict TRIAL IMAGE ...`: predict the classes of images with a trained model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMATS = ("text", "json")
 
 @dataclass(frozen=True)
 class Likely:
-    """A class that an image may be of, with its probability."""
+    """A class that an image may have, and its probability."""
 
     name: str
     label: int
@@ -31,14 +31,14 @@ class Likely:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the model sees in one image, the likeliest class first; `calibrated` says whether the probabilities are."""
+    """The predictions for one image, likeliest class first; `calibrated` says whether the probabilities are calibrated."""
 
     image: str
     calibrated: bool
     predictions: list[Likely]
 
     def json(self) -> dict[str, object]:
-        """Give what `--format json` prints."""
+        """Give the JSON values that `--format json` prints."""
         found = [{"class": one.name, "label": one.label, "probability": one.probability} for one in self.predictions]
         return {"image": self.image, "calibrated": self.calibrated, "predictions": found}
 
@@ -53,19 +53,19 @@ def predict(
     data: Path | None = None,
     cache: Path | None = None,
 ) -> int:
-    """Print the `top` classes of each image, and of each in a folder, with their probabilities; the exit code.
+    """Print the `top` classes of each image with their probabilities; for a folder, of each image in it.
 
-    Images that cannot be read, and folders without any, are named on stderr, and the others predicted all the same.
+    Images that cannot be read, and folders without images, are named on stderr; the other images are predicted.
 
     Args:
-        plugins, data, cache: where the trial's code and images may come from: `training.trained.Sources`.
+        plugins, data, cache: where the trial's code and images may come from, as in `training.trained.Sources`.
 
     Raises:
-        UsageError: no such trial, none of the images can be read, or a plugin file that was not named.
+        UsageError: there is no such trial, none of the images can be read, or a plugin file of the trial was not named.
         Unreadable: the trial is damaged.
 
     Returns:
-        0, or `FAILED` where some image, or folder, could not be read.
+        The exit code: 0, or `FAILED` if an image or a folder could not be read.
     """
     from flowers_bench.store.folder import Store
 
@@ -101,7 +101,7 @@ def predict(
 
 
 def _listed(images: Sequence[Path]) -> tuple[list[Path], list[UsageError]]:
-    """The files, and in place of each folder the images below it; and why there are none of some folders."""
+    """List the files, with each folder replaced by the images below it; and errors for folders without images."""
     from flowers_bench.data.files import images_below
 
     found: list[Path] = []
@@ -115,10 +115,10 @@ def _listed(images: Sequence[Path]) -> tuple[list[Path], list[UsageError]]:
 
 
 def _decoded(images: Sequence[Path], config: Config) -> list[np.ndarray | UsageError]:
-    """Each image, or why it cannot be read; before the model is loaded, so that a bad one is said at once.
+    """Decode each image to uint8 (H, W, 3), or give the error; this is done before the model is loaded, to fail early.
 
-    Images of more than 8 bits are scaled by the rule of the dataset that the trial was trained on. If that had no such
-    images, the full range of their format counts, and those that use little of it are named.
+    Images with more than 8 bits are scaled as in the dataset that the trial was trained on. If that had no such images,
+    they are scaled by the full range of their format, and images that use little of it are named on stderr.
     """
     from flowers_bench.data.decode import decode_image, facts_of
     from flowers_bench.data.levels import scales_from, unlikely_scale

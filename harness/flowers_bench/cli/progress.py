@@ -1,4 +1,4 @@
-"""What a terminal shows while trials run."""
+"""Show progress in the terminal while trials run."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ messages = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterable[T]:
-    """The items, with a bar that follows them."""
+    """Give the items one by one, and show a bar that counts them."""
     return shown_with_a_bar(items, description=description, total=total, console=messages)
 
 
 class TrialProgress:
-    """Bars on stderr: trials in all, and of each that runs the steps of its epoch with images/s and time left."""
+    """Bars on stderr: one for all trials, and one for the steps of each running trial, with images/s and time left."""
 
     def __init__(self, labels: dict[str, str], total: int) -> None:
         self._labels = labels

@@ -1,4 +1,4 @@
-"""`flowers-bench report`: everything in the store as one page."""
+"""`flowers-bench report`: write everything in the store as one page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from flowers_bench.util.errors import UsageError
 
 
 def report(runs: Path, output: Path) -> int:
-    """Write the page; returns the exit code. Raises `UsageError` for an empty store, and where the page cannot be written."""
+    """Write the page, and return the exit code.
+
+    Raises:
+        UsageError: the store is empty, or the page cannot be written.
+    """
     from flowers_bench.cli.damage import print_damaged, read_store
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.page import render

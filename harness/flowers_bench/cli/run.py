@@ -1,4 +1,4 @@
-"""`flowers-bench run`: plan, search, execute."""
+"""`flowers-bench run`: plan trials, search recipes, run the trials."""
 
 from __future__ import annotations
 
@@ -23,10 +23,17 @@ if TYPE_CHECKING:
 
 
 def run(options: RunOptions, format: str, timeout: float) -> int:
-    """Returns the exit code: 0 done, 1 a trial failed, 130 interrupted. Raises `UsageError` before anything trains."""
+    """Run what the options say, and return the exit code: 0 all done, 1 a trial failed, 130 interrupted.
+
+    Args:
+        timeout: seconds that one trial may take.
+
+    Raises:
+        UsageError: something is wrong in the options; nothing has been trained then.
+    """
     if format not in ("text", "md"):
         raise unknown_name("format", format, ("text", "md"))
-    # Refused before anything is planned, which may take a download.
+    # These mistakes are refused before planning, which may download data.
     if not 1 <= timeout <= LONGEST:
         raise UsageError(f"--timeout {timeout:g}: expected seconds, from 1 to {LONGEST:g}.")
     check_executor(options)
@@ -103,7 +110,7 @@ def _run_suite(host: Host, options: RunOptions, name: str, format: str, timeout:
 
 
 def _request(options: RunOptions) -> Request:
-    """What the command line says of all trials; which techniques, is said elsewhere."""
+    """Make the request that all trials share; its techniques are added later."""
     from flowers_bench.plan.planning import Request
 
     factors = options.factors
@@ -150,8 +157,10 @@ def _searched(
     timeout: float,
     loaded: dict[Any, Dataset],
 ) -> list[list[TrialPlan]]:
-    """Of each request the trials of the best configuration; none where no configuration could be trained, or the search was
-    disturbed, which is told."""
+    """Search for each request, and plan the trials of its best configuration.
+
+    The list is empty, and a message says why, if no configuration could be trained or the search was disturbed.
+    """
     from flowers_bench.measure.hardware import kernel_in_use
     from flowers_bench.plan.search import search
     from flowers_bench.plan.suites import distinct_requests
@@ -159,13 +168,13 @@ def _searched(
     from flowers_bench.store.folder import Store
 
     store = Store(options.out).of_searches()
-    kernel_in_use()  # compiled, or said to be missing, here and not in a trial's log
+    kernel_in_use()  # compile the kernel, or say that it is missing, here and not in a trial's log
     longest = max(request.search for request in requests)
 
     def run_round(number: int, planned: Sequence[TrialPlan]) -> Sequence[Outcome]:
         name_again(planned, store)
         todo, unfit = prepared(planned, store)
-        if unfit:  # without it, this would be another search
+        if unfit:  # a search without this configuration would be another search
             raise unfit[0]
         if todo:
             messages.print(f"search: configuration {number} of {longest}")
@@ -192,7 +201,7 @@ def _searched(
 def _in_words(about: SearchFacts | None) -> str:
     from flowers_bench.report.formatting import duration, percent
 
-    assert about is not None  # as `Search.best` plans trials
+    assert about is not None  # `Search.best` sets it
     settings = ", ".join(f"{key}={value}" for key, value in about.settings.items()) or "nothing to search"
     tried, different = about.configurations, len(about.trials)
     notes = [f"{different} different"] if different < tried else []
@@ -205,7 +214,7 @@ def _in_words(about: SearchFacts | None) -> str:
 
 
 def _execute_shard(planned: Sequence[TrialPlan], options: RunOptions, format: str, timeout: float) -> int:
-    if not planned:  # no search found anything, which was told
+    if not planned:  # no search found a configuration; messages have said so
         return FAILED
     chosen = planned[options.shard.indices]
     if not chosen:

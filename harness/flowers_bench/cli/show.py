@@ -1,4 +1,4 @@
-"""`flowers-bench show TRIAL`: all of one trial, as a page to read or as JSON."""
+"""`flowers-bench show TRIAL`: print all of one trial, as text to read or as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ Line = tuple[str, str]
 
 
 def show(trial: str, out: Path, format: str) -> None:
-    """Print the trial. Raises `UsageError` for an unknown id or format, `Unreadable` for a damaged trial."""
+    """Print the trial.
+
+    Raises:
+        UsageError: the id or the format is unknown.
+        Unreadable: the trial is damaged.
+    """
     from flowers_bench.report.formatting import json_text
     from flowers_bench.store.folder import Store
 
@@ -41,7 +46,7 @@ def show(trial: str, out: Path, format: str) -> None:
 
 
 def _everything(folder: TrialFolder) -> dict[str, object]:
-    """What the trial's files hold, images' predictions apart."""
+    """Collect the content of the trial's files, except for the predictions of the images."""
     failure = folder.failure()
     return {
         "config": folder.config().json(),
@@ -159,7 +164,7 @@ def _cost(folder: TrialFolder, result: Result) -> list[Line]:
 
 
 def _bounds(measure: Measure, result: Result) -> str:
-    """The 95 % interval of a time that was taken many times, where the trial has it; `?` for a bound that it has not."""
+    """Write the 95 % interval of a repeated time measurement, or nothing; `?` stands for a missing bound."""
     from flowers_bench.report.aggregate import within
 
     beside = within(result, measure.path[:-1])

@@ -1,1 +1,1 @@
-"""From a request, a sweep, a suite or a search to the list of trials."""
+"""Turn a request, a sweep, a suite or a search into a list of trials."""

@@ -1,4 +1,4 @@
-"""From what the user asks for to trials: every name resolved, every misfit refused before anything trains."""
+"""Turn a request into trials: all names are resolved, and what does not fit is refused before anything is trained."""
 
 from __future__ import annotations
 
@@ -42,16 +42,18 @@ class Request:
     Attributes:
         techniques: `NAME` or `NAME/VARIANT`; a bare name brings the technique's baseline along.
         data: dataset name or path.
-        seeds: how many, from 0.
-        settings: `--set` values: recipe fields, part options, and `data.KEY` for the dataset.
+        seeds: how many seeds; they count from 0.
+        settings: the values of `--set`: recipe fields, options of parts, and `data.KEY` for the dataset.
         store: where the trials will be kept, for techniques that build on finished ones.
-        shots: training images of each class; None: all there are.
+        shots: training images of each class; None for all of them.
         search: how many configurations `search.search` is to try for each technique; `plan` plans the recipes as they are.
         jobs: how many trials will run at once; the processor's threads are divided among them.
-        threads: of each trial; where None, `OMP_NUM_THREADS`, else that share.
-        devices: that each trial is divided among. No part of its identity: its batches stay what they are.
-        recipe: fields that replace the technique's and variant's, as a variant's own would: the data's and `settings` come after.
-        label: what a suite calls these trials; None: `technique/variant`.
+        threads: threads of each trial. If None, `OMP_NUM_THREADS` is used where it is set, else that share.
+        devices: how many devices each trial is divided among. The number is not in the trial's id, because its batches
+            stay the same.
+        recipe: fields that replace those of the technique and the variant. The dataset's recipe and `settings` replace
+            these in turn.
+        label: what a suite calls these trials; None for `technique/variant`.
     """
 
     techniques: Sequence[str]
@@ -74,7 +76,7 @@ class Request:
 
     @property
     def title(self) -> str:
-        """The names of its trials."""
+        """The names of the request's trials, in one text."""
         return self.label.text if self.label else " ".join(self.techniques)
 
 
@@ -83,10 +85,10 @@ class TrialPlan:
     """A trial, what it is called, and where it finds what it needs on this machine.
 
     Attributes:
-        labels: its names, one at least; several where several of what was asked for mean this very training.
-        run: `run.json` as far as the plan knows it.
-        trains: whether it takes any step; without, its recipe says nothing but the size of the images.
-        notes: what was understood of its weight file, to be said before it runs.
+        labels: the trial's names, at least one. There are several if several requested variants mean this one training.
+        run: the content of `run.json`, as far as it is known before the trial runs.
+        trains: whether any optimiser step is taken. If not, only the image size of the recipe matters.
+        notes: how the weight file was understood; printed before the trial runs.
     """
 
     trial: Trial
@@ -97,18 +99,18 @@ class TrialPlan:
 
     @property
     def label(self) -> str:
-        """`technique/variant`; of several, with `=` between them."""
+        """The trial's names, `technique/variant`, with `=` between them."""
         return " = ".join(label.text for label in self.labels)
 
     def described(self) -> Config:
-        """Give the trial's `config.json` with technique and variant, as `TrialFolder.described` does: under its first name."""
+        """Give the trial's `config.json` with the technique and variant of its first name, as `TrialFolder.described` does."""
         return under_name(config_of(self.trial), self.labels[0])
 
 
 @dataclass(frozen=True)
 class _Initial:
-    """Where a technique's training starts: a timm model's name, and the weights that may be meant, of which the first is used
-    that fits what the technique makes of it."""
+    """Where a technique's training starts: the name of a timm model, and the weights that may be meant, of which the first is
+    used that fits what the technique makes of it."""
 
     backbone: str
     weights: tuple[Weights, ...]
@@ -131,7 +133,7 @@ class _Parts:
 
     @property
     def as_label(self) -> Label:
-        """What its trials are called, and what they are to be compared with."""
+        """The name of the trials, with the name of their baseline."""
         baseline = f"{self.technique.name}/{self.variant.baseline}" if self.variant.baseline else None
         return Label(self.technique.name, self.variant_name, baseline)
 
@@ -143,13 +145,13 @@ def plan(
     progress: Progress = silent,
     loaded: dict[Any, Dataset] | None = None,
 ) -> list[TrialPlan]:
-    """The trials of a request, in the order in which they run: all techniques of seed 0, then of seed 1, ...
+    """Plan the trials of a request, in the order in which they run: all techniques of seed 0, then of seed 1, ...
 
     Args:
-        loaded: datasets read by earlier calls for the same plan; this call adds its own.
+        loaded: datasets that earlier calls for the same plan have read; this call adds its own.
 
     Raises:
-        UsageError: anything unknown, contradictory or unfit, before anything is trained.
+        UsageError: something is unknown, contradicts something else, or does not fit. Nothing has been trained then.
     """
     source, path = find_source(host, request.data)
     chosen = [_parts(host, request, name) for name in _with_baselines(host, request.techniques)]
@@ -158,7 +160,7 @@ def plan(
     _refuse_unknown_settings(chosen, settings)
     datasets = {} if loaded is None else loaded
     recipes = [_recipe(source, parts, request.recipe, settings) for parts in chosen]
-    # Before the data, which may take a download, or minutes of drawing.
+    # Mistakes in the weights are found before the data are loaded, which may take a download or minutes of drawing.
     initial = [
         _initial(request, plugin_files, parts, source, recipe) for parts, recipe in zip(chosen, recipes, strict=True)
     ]
@@ -186,16 +188,17 @@ def plan(
 
 
 def one_by_one(host: Host, request: Request) -> list[Request]:
-    """The request divided into one for each of its techniques, baselines included."""
+    """Divide the request into one request for each of its techniques, including their baselines."""
     return [replace(request, techniques=[label]) for label in _with_baselines(host, request.techniques)]
 
 
 def searchable(host: Host, request: Request) -> tuple[Recipe, dict[str, Option]]:
-    """Where a search for the request's only technique starts: its recipe, and its options that declare where to look.
-    What the variant or the request sets is not searched: that is what it is.
+    """Give what a search for the request's only technique starts from: its recipe, and its options that declare bounds.
+
+    Options that the variant or the request sets are not searched, because they define what is measured.
 
     Raises:
-        UsageError: as `plan`.
+        UsageError: as in `plan`.
     """
     source, _ = find_source(host, request.data)
     _, settings = _split_settings(source, request.settings)
@@ -207,8 +210,7 @@ def searchable(host: Host, request: Request) -> tuple[Recipe, dict[str, Option]]
 
 
 def in_order(planned: Iterable[TrialPlan]) -> list[TrialPlan]:
-    """Each trial once, with all the names that it was asked for by; all of seed 0 first: whoever stops early has whole
-    comparisons."""
+    """Keep each trial once, with all its names, and sort by seed, so that who stops early has complete comparisons."""
     unique: dict[str, TrialPlan] = {}
     for item in planned:
         before = unique[item.trial.id].labels if item.trial.id in unique else ()
@@ -217,18 +219,22 @@ def in_order(planned: Iterable[TrialPlan]) -> list[TrialPlan]:
 
 
 def threads_of_environment() -> int | None:
-    """`OMP_NUM_THREADS`, where it is set; of a list, as OpenMP allows, the first number."""
+    """Read `OMP_NUM_THREADS`; of a list, which OpenMP allows, take the first number. None if it is not set."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return (int(first) or None) if first.isdecimal() else None
 
 
 def _share_of_threads(jobs: int) -> int | None:
-    """Threads of each of `jobs` trials that run at once; None (as many as torch takes) for one alone."""
+    """Compute the threads of each of `jobs` trials that run at once; None (torch chooses) if there is only one."""
     return max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 else None
 
 
 def find_source(host: Host, data: str) -> tuple[DatasetSource, Path | None]:
-    """The dataset source for `--data`: by name, or by the layout of a folder."""
+    """Find the dataset source for `--data`: by its name, or by the layout of a folder; and the folder, or None.
+
+    Raises:
+        UsageError: there is no such dataset or folder, or no dataset plugin recognises the folder.
+    """
     if data in host.datasets:
         return host.datasets[data].value, None
     path = Path(data).expanduser()
@@ -256,7 +262,7 @@ def _split_settings(
 
 
 def _with_baselines(host: Host, names: Sequence[str]) -> list[str]:
-    """`deformable` means its default variant and, to compare with, its baseline; `deformable/stage4` only itself."""
+    """Add the variants that names mean: `deformable` is its default variant and its baseline, `deformable/stage4` is itself."""
     found: list[str] = []
     for name in names:
         base, _, variant = name.partition("/")
@@ -286,7 +292,7 @@ def _parts(host: Host, request: Request, name: str) -> _Parts:
 
 
 def _refuse_misfits(parts: _Parts) -> None:
-    """Needs of the loss and the predictor against what the model and the augmentation provide."""
+    """Refuse a loss, predictor or augmentation that needs what the model and the augmentation do not provide."""
     model, loss, augmentation = parts.model.value, parts.loss.value, parts.augmentation.value
     if parts.predictor not in PREDICTORS:
         raise unknown_name("predictor", parts.predictor, PREDICTORS)
@@ -336,7 +342,7 @@ def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, st
 
 
 def _options(parts: _Parts) -> dict[str, Option]:
-    # What a part declares comes before the predictor's own: its option of the same name is the same setting.
+    # An option that a part declares replaces the predictor's option of the same name: both are one setting.
     given = dict(PREDICTORS[parts.predictor])
     for part in (parts.model.value, parts.loss.value, parts.augmentation.value):
         for name, option in part.options.items():
@@ -358,7 +364,7 @@ def _recipe(source: DatasetSource, parts: _Parts, instead: Mapping[str, Any], se
 def _initial(
     request: Request, plugin_files: Sequence[Path], parts: _Parts, source: DatasetSource, recipe: Recipe
 ) -> _Initial:
-    """The backbone and its weights, found on this machine and known to fit each other and the image size."""
+    """Find the backbone and its weights, and check that they fit each other and the image size."""
     default = parts.variant.backbone or parts.technique.backbone
     name = request.backbone or source.backbones.get(default, default)
     check_backbone(name)
@@ -387,7 +393,7 @@ def _of_trial(request: Request, said: str, plugin_files: Sequence[Path]) -> list
 
 
 def _without_weights(parts: _Parts) -> str:
-    """What needs no weights, for who has none and no network: variants of the technique, or training from scratch."""
+    """Name variants that need no weights, for a machine without network: the technique's, else training from scratch."""
     technique = parts.technique
     names = [
         f"{technique.name}/{n}" for n, v in technique.variants.items() if (v.weights or technique.weights) == "none"
@@ -449,11 +455,13 @@ def _trials(
 
 
 def _code(host: Host, parts: _Parts, source: str, recipe: Recipe, model: nn.Module) -> dict[str, str]:
-    """What identifies the code of a trial: each plugin of others whose parts are in use, and whatever gives other numbers
-    than it did in its first revision. Of built-in parts the revision says all: a release trains nothing again."""
+    """Collect what identifies the code of a trial: third-party plugins whose parts it uses, and revisions above 1.
+
+    A built-in part is identified by its revision alone, so that a new release does not train anything again.
+    """
     in_use: list[Registered[Any]] = [parts.model, parts.loss, parts.augmentation]
     origins = {registered.plugin for registered in in_use if not host.is_built_in(registered.plugin)}
-    # What a package's dataset is like, its fingerprint says; a file must be known to be loaded again for a stored trial.
+    # The fingerprint identifies the dataset of a package. A plugin file is noted too: it is needed to load the trial again.
     if host.plugins[host.datasets[source].plugin].is_file:
         origins.add(host.datasets[source].plugin)
     revisions = {f"{type(r.value).__name__.lower()} {r.value.name}": r.value.revision for r in in_use}
@@ -482,7 +490,11 @@ def _try_building(
     options: Options,
     store: Path | None,
 ) -> nn.Module:
-    """The model, built without memory: a technique that does not fit the backbone says so now, not in the trial."""
+    """Build the model without memory for its weights: a misfit with the backbone is found here, not in the trial.
+
+    Raises:
+        UsageError: the model cannot be built.
+    """
     from flowers_bench.models.meta import without_values
 
     model = parts.model.value
@@ -501,7 +513,7 @@ def _try_building(
             )
         except UsageError as error:
             raise UsageError(f"{parts.label} does not fit backbone {backbone.name}: {error}") from error
-        except Exception as error:  # a plugin's own mistake: told like every other reason not to start
+        except Exception as error:  # a mistake in the plugin is reported like any other reason not to start
             raise UsageError(
                 f"{parts.label} cannot be built: model {model.name!r} of plugin {parts.model.plugin!r} raised "
                 f"{type(error).__name__}: {error}"
@@ -509,7 +521,11 @@ def _try_building(
 
 
 def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Options, devices: int) -> None:
-    """Draw one batch, without its images: batches that the data cannot give are refused now, not in the trial."""
+    """Draw the indices of one batch: a sampler that does not fit the data is refused here, not in the trial.
+
+    Raises:
+        UsageError: the sampler is unknown, or the dataset has too few images or classes for its batches.
+    """
     sampler = parts.loss.value.sampler
     try:
         if sampler not in SAMPLERS:

@@ -1,12 +1,12 @@
-"""`--search N`: each technique's recipe and options, found on validation alone, with as many tries for every technique.
+"""`--search N`: choose each technique's recipe and options on validation, with N tries for every technique.
 
 Optuna's tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for hyper-parameter optimization") proposes
-the configurations; the first is the technique's own. Each is a trial of seed 0 in a run store of its own, `search/`
-inside the run store, which never reads the test split. Nothing else is kept: proposals follow from the seed and from
-what the stored trials found, so that the same command continues a search that was stopped, and a larger N extends it.
+the configurations; the first is the technique's own. Each is a trial of seed 0 that never reads the test split, in a run
+store of its own, `search/` inside the run store. Nothing else is kept: proposals follow from the seed and from the
+results of the stored trials, so that the same command continues a search that was stopped, and a larger N extends it.
 
-A configuration that cannot be trained counts as tried. A trial that anything else kept from its end stops its search:
-whatever was proposed without it would be another search.
+A configuration that cannot be trained counts as tried. If a trial does not finish for any other reason, its search stops:
+proposals made without its result would belong to another search.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
 
     from flowers_bench.executors.local import Outcome
 
-#: Learning rate and weight decay are looked for between the recipe's over this and times this.
+#: Learning rate and weight decay are searched between the recipe's value divided by this and multiplied by this.
 AROUND = 10.0
-#: Runs the trials of one round, one for each search that goes on.
+#: A function that runs the trials of one round, one for each search that has not ended.
 Run = Callable[[int, Sequence[TrialPlan]], "Sequence[Outcome]"]
 
 
 def search(
     host: Host, requests: Sequence[Request], files: Sequence[Path], run: Run, data: dict[Any, Dataset] | None = None
 ) -> list[Search]:
-    """Try `request.search` configurations for each request, all side by side.
+    """Try `request.search` configurations for each request, all requests side by side.
 
     Args:
-        requests: of one technique each (`suite.one_by_one`), with a `store` that the trials are kept in; what their
-            settings set is not searched.
-        run: told the round's number, from 1, and its trials; leaves them finished in `Store.of_searches`, or says how those
-            ended that are not.
-        data: datasets read before.
+        requests: requests of one technique each (`planning.one_by_one`), with a `store` that the trials are kept in. Their
+            settings are not searched.
+        run: a function that gets the round's number, from 1, and its trials, runs them in `Store.of_searches`, and returns
+            how they ended.
+        data: datasets that were read before.
 
     Returns:
-        One search for each request, which knows its `best`.
+        One search for each request; `Search.best` plans its best configuration.
 
     Raises:
-        UsageError: Optuna is missing, or as `plan`.
+        UsageError: Optuna is not installed, or as in `plan`.
     """
     data = {} if data is None else data
     searches = [Search.begin(host, request, files, data) for request in requests]
@@ -70,8 +70,10 @@ def search(
 def distributions(
     recipe: Recipe, options: Mapping[str, Option], fixed: Mapping[str, str]
 ) -> dict[str, BaseDistribution]:
-    """What is searched, by name: learning rate and weight decay of a recipe that trains, as far as it has them and
-    they are not `fixed`, and every option within the bounds that it declares."""
+    """Describe the search space by name: learning rate, weight decay, and every option within its declared bounds.
+
+    Learning rate and weight decay are left out if the recipe does not train, if they are zero, or if they are `fixed`.
+    """
     from optuna.distributions import FloatDistribution
 
     found: dict[str, BaseDistribution] = {}
@@ -95,7 +97,7 @@ def _distribution(option: Option) -> BaseDistribution:
 
 
 def _texts(values: Mapping[str, object]) -> dict[str, str]:
-    """Settings as a user would write them: numbers to four digits."""
+    """Write settings as a user would: as text, numbers with four significant digits."""
     return {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in values.items()}
 
 
@@ -105,9 +107,9 @@ class Search:
 
     Attributes:
         tried: settings and folder of each configuration, in order.
-        failed: how many of them could not be trained.
-        disturbed: why it goes no further: the configuration tried last was kept from its end, and what would be proposed
-            next depends on that. The same command tries it again.
+        failed: how many configurations could not be trained.
+        disturbed: why the search stopped: the last configuration did not finish, and the next proposal depends on its
+            result. The same command tries it again.
     """
 
     host: Host
@@ -122,6 +124,11 @@ class Search:
 
     @classmethod
     def begin(cls, host: Host, request: Request, files: Sequence[Path], data: dict[Any, Dataset]) -> Search:
+        """Set up the search of the request's technique; its first proposal will be the technique's own configuration.
+
+        Raises:
+            UsageError: Optuna is not installed, or as in `plan`.
+        """
         try:
             import optuna
         except ImportError:
@@ -140,24 +147,24 @@ class Search:
         return cls(host, request, files, data, study, space)
 
     def propose(self) -> TrialPlan:
-        """The next configuration, as a trial that does not read the test split."""
-        self._asked = self.study.ask(dict(self.space))
-        settings = _texts(self._asked.params)
+        """Propose the next configuration, as a trial that does not read the test split."""
+        self._proposal = self.study.ask(dict(self.space))
+        settings = _texts(self._proposal.params)
         (item,) = self._plan(settings, seeds=1)
         trial = replace(item.trial, protocol=replace(item.trial.protocol, report="none"))
         self.tried.append((settings, Store(self._out).of_searches().folder(trial.id)))
         return replace(item, trial=trial)
 
     def learn(self, ended: Mapping[str, Outcome]) -> None:
-        """Tell the study what the configuration proposed last came to; `ended` has the outcomes of trials by their ids."""
+        """Tell the study the result of the last proposal; `ended` has the outcomes of trials by their ids."""
         from optuna.trial import TrialState
 
         _, folder = self.tried[-1]
         outcome = ended.get(folder.id)
         if folder.finished():
-            self.study.tell(self._asked, folder.any_result().val.top1)
+            self.study.tell(self._proposal, folder.any_result().val.top1)
         elif outcome is not None and outcome.untrainable:
-            self.study.tell(self._asked, state=TrialState.FAIL)
+            self.study.tell(self._proposal, state=TrialState.FAIL)
             self.failed += 1
         else:
             kind, reason = ("", "it was not run") if outcome is None else (outcome.kind, outcome.reason)
@@ -168,12 +175,11 @@ class Search:
             )
 
     def best(self) -> list[TrialPlan]:
-        """The trials, of all the request's seeds, of the configuration with the best validation accuracy; of equals the
-        first.
+        """Plan the configuration with the best validation accuracy (the first of equals) with all seeds of the request.
 
         Raises:
-            TrialFailed: none could be trained.
-            TrialDisturbed: not all were tried to their end.
+            TrialFailed: no configuration could be trained.
+            TrialDisturbed: a configuration did not finish.
         """
         if self.disturbed is not None:
             raise self.disturbed

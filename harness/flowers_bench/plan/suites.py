@@ -1,8 +1,8 @@
 """Grids of trials: `--sweep` on the command line, and suites, which are TOML files of `[[trials]]` tables.
 
-In a table any factor may be a list, and the table means every combination of its lists. A suite is planned whole
-before anything trains, and what is wrong with it is said with the line that it stands on. Its `[[figures]]` say what
-is to be drawn of the finished trials.
+Any factor in a table may be a list; the table then stands for every combination of its lists. The whole suite is planned
+before anything is trained, and messages name the line of a mistake. The `[[figures]]` tables say which figures
+`flowers-bench figures` draws from the finished trials.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ else:
 
 #: The suites that come with the package.
 BUILT_IN = Path(__file__).parent / "built_in"
-#: Keys of a table that are not settings but fields of a `Request`; each may be a list.
+#: Keys of a table that are fields of a `Request`, not settings; each may be a list.
 FACTORS = ("technique", "data", "backbone", "weights", "loss", "augmentation", "shots")
-#: Keys of a table that are counts, one for the whole table: the least, the most, and what holds without the key.
+#: Keys of a table that are counts, one for the whole table: smallest, largest and default value.
 COUNTS = {"seeds": (1, 1000, 3), "search": (0, 10000, 0)}
-#: Keys of a table that are one text for the whole table: its label, the label it is compared with, its recipe's name.
+#: Keys of a table that are one text for the whole table: its label, its baseline's label, and the name of its recipe.
 TEXTS = ("name", "baseline", "recipe")
 _TOP = ("summary", "source", "defaults", "recipes", "trials", "figures")
 _REPORTED = ("row", "top1")
@@ -42,10 +42,10 @@ _REPORTED = ("row", "top1")
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """What a publication reports for a row.
+    """The result that a publication reports for a row.
 
     Attributes:
-        row: its name there.
+        row: the name of the row in the publication.
         top1: test accuracy in percent.
     """
 
@@ -55,14 +55,14 @@ class PublishedResult:
 
 @dataclass(frozen=True)
 class Figure:
-    """What a suite wants drawn of its finished trials.
+    """A figure that a suite draws from its finished trials.
 
     Attributes:
-        name: stem of its files' names.
-        title: what it shows.
-        technique: labels of the rows that it shows: `NAME/VARIANT`, or the name that the suite gives them.
+        name: stem of the file names.
+        title: what the figure shows.
+        technique: labels of the rows in the figure: `NAME/VARIANT`, or the name that the suite gives them.
         draw: `curves` over epochs, `sweep` over a factor, or `pictures` that the techniques drew.
-        factor: of a sweep: a recipe field or an option.
+        factor: the recipe field or option of a sweep; else None.
     """
 
     name: str
@@ -72,24 +72,24 @@ class Figure:
     factor: str | None = None
 
 
-#: How figures are drawn.
+#: Kinds of figures.
 DRAWN = ("curves", "sweep", "pictures")
 
 
 @dataclass(frozen=True)
 class Table:
-    """One `[[trials]]` table, defaults filled in.
+    """One `[[trials]]` table, with defaults filled in.
 
     Attributes:
         values: factors and settings, each a list of at least one value.
-        seeds: how many, from 0.
-        search: how many configurations to try for each combination; 0: the recipes as they are.
-        reported: the published figure it is to be seen beside, or None.
-        line: of its header, from 1.
-        lines: of each key.
-        name: what its trials are called, `NAME/VARIANT`, with `{KEY}` for a key's value; None: as the technique's variant.
-        baseline: the name of the row that they are to be compared with, of those that have a `name`.
-        recipe: fields in place of the variant's own.
+        seeds: how many seeds; they count from 0.
+        search: how many configurations to try for each combination; 0 runs the recipes as they are.
+        reported: the published result to show beside the measured one, or None.
+        line: line of the table's header, from 1.
+        lines: line of each key.
+        name: label of the trials, `NAME/VARIANT`, where `{KEY}` stands for a key's value; None for the technique's variant.
+        baseline: label of the row that the trials are compared with; only with `name`.
+        recipe: fields that replace the variant's own.
     """
 
     values: Mapping[str, Sequence[Any]]
@@ -103,8 +103,11 @@ class Table:
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def label(self, cell: Mapping[str, str]) -> Label | None:
-        """What the trials of one combination are called; None: as the technique's variant. Raises `UsageError` for a `{KEY}`
-        that is no key of the table."""
+        """Make the label of the trials of one combination; None if they are called as the technique's variant.
+
+        Raises:
+            UsageError: the name has a `{KEY}` that the table does not have.
+        """
         if self.name is None:
             return None
         for key in re.findall(r"\{(.*?)\}", self.name):
@@ -113,21 +116,21 @@ class Table:
         return Label.of(re.sub(r"\{(.*?)\}", lambda found: cell[found[1]], self.name), self.baseline)
 
     def cells(self) -> Iterable[dict[str, str]]:
-        """Every combination, values as text."""
+        """Make every combination of the values, as text by key."""
         for combination in itertools.product(*self.values.values()):
             yield dict(zip(self.values, map(str, combination), strict=True))
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite as read: names are not resolved yet.
+    """A suite as its file says it; names are not resolved yet.
 
     Attributes:
         path: the file.
-        source: where the reported figures come from.
-        tables: in the file's order.
-        figures: likewise.
-        recipes: of its `[recipes.NAME]` tables, by name.
+        source: the publication that reported results come from.
+        tables: the `[[trials]]` tables, in the file's order.
+        figures: the `[[figures]]` tables, in the file's order.
+        recipes: the fields of each `[recipes.NAME]` table, by name.
     """
 
     path: Path
@@ -138,13 +141,13 @@ class Suite:
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def error(self, line: int, problem: object) -> UsageError:
-        """A mistake of the file's author: where it stands, and what it is."""
+        """Make the error for a mistake in the file: its line and what is wrong."""
         return UsageError(f"{self.path}, line {line}: {problem}")
 
 
 @dataclass(frozen=True)
 class PlannedTable:
-    """A table's trials: of its recipes as they stand, and, once `with_found`, of those that were found.
+    """The trials of a table: with its recipes as they are, or, after `with_found`, with the recipes that a search chose.
 
     Attributes:
         requests: one for each combination.
@@ -156,17 +159,21 @@ class PlannedTable:
 
 
 def read_suite(name: str) -> Suite:
-    """The suite of that name or in that file.
+    """Read the suite of that name or in that file.
 
     Raises:
-        UsageError: no such suite, not TOML, a key or a value that no suite may have; with the line.
+        UsageError: there is no such suite, the file is not TOML, or a key or value is not allowed; the message has the line.
     """
     path = _find(name)
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text)
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
-        raise UsageError(f"{path}: {error}") from error  # tomllib says the line
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError is raised for a number with thousands of digits too
+        raise UsageError(f"{path}: {error}") from error  # the message of tomllib has the line
     lines = _lines(text)
     suite = Suite(path, str(content.get("summary", "")), str(content.get("source", "")), ())
     for key in content:
@@ -185,7 +192,7 @@ def read_suite(name: str) -> Suite:
 
 
 def _recipes(suite: Suite, content: Any, lines: _Lines) -> Mapping[str, Mapping[str, Any]]:
-    """A suite's recipes by name: tables, or the name of another suite that has the same."""
+    """Read a suite's recipes by name: tables, or the name of another suite whose recipes are used."""
     at = lines.top.get("recipes", 1)
     if isinstance(content, str):
         return _of_another(suite, "recipes", content, at).recipes
@@ -200,7 +207,11 @@ def _recipes(suite: Suite, content: Any, lines: _Lines) -> Mapping[str, Mapping[
 
 
 def _of_another(suite: Suite, what: str, name: str, line: int) -> Suite:
-    """The suite whose recipes or figures are this one's too."""
+    """Read the suite whose recipes or figures this one uses.
+
+    Raises:
+        UsageError: there is no such suite, or it uses this one's in turn.
+    """
     try:
         return read_suite(name)
     except RecursionError as error:
@@ -208,7 +219,7 @@ def _of_another(suite: Suite, what: str, name: str, line: int) -> Suite:
 
 
 def _figures(suite: Suite, content: Any, lines: _Lines) -> tuple[Figure, ...]:
-    """A suite's figures: tables, or the name of another suite that has the same."""
+    """Read a suite's figures: tables, or the name of another suite whose figures are used."""
     at = lines.top.get("figures", 1)
     if isinstance(content, str):
         return _of_another(suite, "figures", content, at).figures
@@ -218,7 +229,7 @@ def _figures(suite: Suite, content: Any, lines: _Lines) -> tuple[Figure, ...]:
 
 
 def _figure(suite: Suite, table: Mapping[str, Any], line: int, lines: Mapping[str, int]) -> Figure:
-    # TOML of any kind, until it is checked here.
+    # The values may be of any TOML type until they are checked here.
     known = [f.name for f in fields(Figure)]
     for key in table:
         if key not in known:
@@ -252,7 +263,7 @@ def _find(name: str) -> Path:
 
 @dataclass(frozen=True)
 class _Lines:
-    """Where things stand, which `tomllib` does not tell: keys before the first table, then each table of a list."""
+    """Line numbers, which `tomllib` does not give: of keys before the first table, of defaults, and of each table in a list."""
 
     top: dict[str, int]
     defaults: dict[str, int]
@@ -278,7 +289,7 @@ def _lines(text: str) -> _Lines:
 def _table(
     suite: Suite, defaults: Mapping[str, Any], own: Mapping[str, Any], where: tuple[int, dict[str, int]]
 ) -> Table:
-    # TOML of any kind, until it is checked here.
+    # The values may be of any TOML type until they are checked here.
     line, lines = where
     values = {**defaults, **own}
     if "technique" not in values:
@@ -331,10 +342,10 @@ def overridden(
     shots: Sequence[int] = (),
     search: int | None = None,
 ) -> Suite:
-    """The suite with factors, settings and counts of the command line in place of its own.
+    """Replace factors, settings and counts of the suite with those of the command line.
 
-    Options of the suite's own data do not outlive it: another `data` drops them. Nor do reported figures outlive other
-    `shots`: nobody reports one for that many images.
+    Another `data` drops the suite's `data.KEY` options, which belong to its own dataset. Other `shots` drop the reported
+    results, which were measured with another number of images.
     """
     given = {**given, "shots": shots} if shots else given
     tables = []
@@ -360,14 +371,15 @@ def plan_suite(
     progress: Progress = silent,
     loaded: dict[Any, Dataset] | None = None,
 ) -> list[PlannedTable]:
-    """The trials of every table.
+    """Plan the trials of every table.
 
     Args:
-        request: gives the folders; its factors are the defaults of tables that do not name them.
-        loaded: as of `plan`.
+        request: has the folders; its factors are the defaults for tables that do not name them.
+        loaded: as in `plan`.
 
     Raises:
-        UsageError: an unknown key, a technique without that option, a combination that does not fit; with the line.
+        UsageError: a key is unknown, a technique does not have that option, or a combination does not fit; the message
+            has the line.
     """
     loaded = {} if loaded is None else loaded
     return [_planned(host, suite, table, request, files, progress, loaded) for table in suite.tables]
@@ -400,7 +412,11 @@ def _planned(
 
 
 def _label(host: Host, suite: Suite, table: Table, cell: Mapping[str, str]) -> Label | None:
-    """What the trials of a combination are called, where the table says it. A technique's variant has its name to itself."""
+    """Make the label that the table gives to the trials of a combination, or None.
+
+    Raises:
+        UsageError: the label is that of a registered variant.
+    """
     line = table.lines.get("name", table.line)
     try:
         label = table.label(cell)
@@ -413,7 +429,7 @@ def _label(host: Host, suite: Suite, table: Table, cell: Mapping[str, str]) -> L
 
 
 def with_found(tables: Sequence[PlannedTable], found: Sequence[Sequence[TrialPlan]]) -> list[PlannedTable]:
-    """The tables with what was found for each request that has a search, in their order, in place of what it began with."""
+    """Replace the trials of tables with a search by the trials in `found`: one list for each of their requests, in order."""
     each = iter(found)
     return [
         replace(table, planned=tuple(item for _ in table.requests for item in next(each)))
@@ -431,10 +447,11 @@ def _known_keys(host: Host) -> set[str]:
 
 
 def _line_of(table: Table, cell: Mapping[str, str], problem: str) -> int:
-    """The line of the key that the problem names, or whose value it names; else of the table's header."""
-    wrong = re.split(r"Did you mean|[Vv]alid", problem)[0]  # what follows are other names
+    """Find the line of the key that the problem names, or whose value it names; else the line of the table's header."""
+    wrong = re.split(r"Did you mean|[Vv]alid", problem)[0]  # the names that follow are not the mistake
     words = set(re.findall(r"[\w./-]*\w", wrong)) | set(re.findall(r"[\w.-]*\w", wrong))
-    # Named keys before named values, settings before factors: `freeze: mixing/mixup has no such option` is about freeze.
+    # Keys that are named come before keys whose value is named, and settings before factors: the message
+    # `freeze: mixing/mixup has no such option` is about freeze.
     keys = sorted(cell, key=lambda key: (key not in words, key in FACTORS))
     for key in keys:
         if key in table.lines and (key in words or words & {cell[key], *cell[key].split("/")}):
@@ -443,7 +460,7 @@ def _line_of(table: Table, cell: Mapping[str, str], problem: str) -> int:
 
 
 def of_cell(host: Host, request: Request, cell: Mapping[str, str]) -> Request:
-    """The request for one combination. A grid runs what it names: a bare name is the default variant alone."""
+    """Make the request for one combination. In a grid, a bare technique name means its default variant without baseline."""
     base, _, variant = cell["technique"].partition("/")
     technique = host.find("technique", host.techniques, base).value
     name = f"{base}/{technique.variant(variant or None)[0]}"
@@ -462,8 +479,10 @@ def of_cell(host: Host, request: Request, cell: Mapping[str, str]) -> Request:
 
 
 def swept(host: Host, request: Request, sweep: Mapping[str, Sequence[str]]) -> list[Request]:
-    """The request's techniques with every combination of the swept settings (or factors, such as `backbone`); with
-    nothing swept the request itself, whose bare names mean their baselines too."""
+    """Make a request for each technique and each combination of the swept settings or factors, such as `backbone`.
+
+    If nothing is swept, this is the request itself, in which bare technique names bring their baselines along.
+    """
     if not sweep:
         return [request]
     grid = Table({"technique": list(request.techniques), **sweep}, request.seeds, request.search, None, 1, {})
@@ -471,7 +490,7 @@ def swept(host: Host, request: Request, sweep: Mapping[str, Sequence[str]]) -> l
 
 
 def distinct_requests(requests: Sequence[Request]) -> list[str]:
-    """Names of requests of one technique each: its own, followed by what is not the same in all of them."""
+    """Name requests of one technique each: by the technique, followed by the settings in which the requests differ."""
     facts = [{**{key: getattr(one, key) for key in FACTORS[1:]}, **one.settings} for one in requests]
     differing = [key for key in dict.fromkeys(itertools.chain(*facts)) if len({str(own.get(key)) for own in facts}) > 1]
     return [

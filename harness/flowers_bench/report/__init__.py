@@ -1,1 +1,1 @@
-"""Tables, comparisons, the page and figures, all computed from the run store and never typed."""
+"""Tables, comparisons, the page and figures; every number in them is computed from the run store."""

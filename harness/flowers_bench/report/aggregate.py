@@ -1,4 +1,4 @@
-"""Finished trials as rows: one configuration over its seeds, and which rows may be compared."""
+"""Aggregate finished trials to rows, one for each configuration over its seeds; and say which trials may be compared."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from flowers_bench.store.folder import STRESS_REVISION, Scores, TrialFolder
 from flowers_bench.store.identity import Label
 from flowers_bench.store.records import Config, Result, Run
 
-#: By a trial's id, the names that a run asked for it by.
+#: The labels of trials, by the trial's id.
 LabelsById = Mapping[str, Sequence[Label]]
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished trial with its files read, under one of its names.
+    """A finished trial under one of its names, with its files read.
 
     Attributes:
-        config: with technique and variant, as `TrialFolder.described` has it.
+        config: the configuration with technique and variant, as `TrialFolder.described` gives it.
     """
 
     folder: TrialFolder
@@ -42,8 +42,11 @@ class Finished:
 
     @classmethod
     def load(cls, folder: TrialFolder, label: Label | None = None) -> Finished:
-        """Everything but the predictions, under this name or the first that it has. Figures under changes as another version made them are left out: they are not
-        comparable with those of this one, and `--stress` measures them again."""
+        """Read everything but the predictions, under `label` or the first name that the trial has.
+
+        Results under stress are left out if another revision of the changes made them: they are not comparable with those
+        of this revision, and `--stress` measures them again.
+        """
         result = folder.result()
         if result.has("stress_revision") and result.stress_revision != STRESS_REVISION:
             result = replace(result, stress_revision=None, stress=None, robustness=None)
@@ -52,7 +55,7 @@ class Finished:
 
     @classmethod
     def each(cls, folders: Iterable[TrialFolder], labels: LabelsById | None = None) -> list[Finished]:
-        """Every trial under every name that it has; of those that were `asked` for by name, under these names alone."""
+        """Read every trial once for each of its names; a trial that is in `labels` only for the names given there."""
         return [
             cls.load(folder, label)
             for folder in folders
@@ -61,7 +64,7 @@ class Finished:
 
     @property
     def trained(self) -> bool:
-        """Whether anything was trained."""
+        """Whether at least one epoch was trained."""
         return self.result.cost.epochs > 0
 
 
@@ -70,8 +73,8 @@ class Configuration:
     """Finished trials that differ in nothing but the seed.
 
     Attributes:
-        id: the same whatever seeds there are; of a trial that is looked at alone, the trial's.
-        trials: in the order of their seeds.
+        id: the same for any set of seeds; of a trial that is looked at `alone`, the trial's id.
+        trials: the trials, sorted by seed.
     """
 
     id: str
@@ -79,18 +82,18 @@ class Configuration:
 
     @classmethod
     def of(cls, trials: Iterable[Finished]) -> Configuration:
-        """Of trials that have all but the seed in common."""
+        """Make the configuration of trials that have everything but the seed in common."""
         ordered = tuple(sorted(trials, key=lambda trial: trial.config.seed))
         return cls(configuration_id(ordered[0].config), ordered)
 
     @classmethod
     def alone(cls, trial: Finished) -> Configuration:
-        """One trial, whatever other seeds there are."""
+        """Make a configuration of one trial, even if there are other seeds."""
         return cls(trial.folder.id, (trial,))
 
     @property
     def config(self) -> Config:
-        """Of the first seed; the others have the same but for the seed."""
+        """The first seed's configuration; that of the others differs in the seed alone."""
         return self.trials[0].config
 
     @property
@@ -101,18 +104,21 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration over its seeds.
+    """One configuration over its S seeds, with its predictions for the N test images.
 
     Attributes:
-        id: of its configuration: what it is looked up by.
-        name: `technique/variant`, with what tells it from the other rows of its table; for people.
-        trials: one per seed, in the order of `seeds`.
-        keys, labels: of the N test images.
-        predicted, confidence, correct: (S, N): the class with the largest score, its softmax, whether it is right.
-        calibrated: (S, N): the same softmax after temperature scaling; None where a seed has no temperature.
+        id: the id of the configuration; programs look a row up by it.
+        name: `technique/variant`, with the facts that distinguish it from the other rows of its table; for people.
+        trials: one trial for each seed, in the order of `seeds`.
+        keys: the keys of the test images.
+        labels: int (N): their classes.
+        predicted: int (S, N): the class with the largest score.
+        confidence: float (S, N): the softmax of that score.
+        calibrated: float (S, N): the same softmax after temperature scaling; None if a seed has no temperature.
+        correct: bool (S, N): whether the predicted class is right.
         top1: test accuracy with its interval.
-        figures: other figures of the test images with their intervals, by their keys in `measures`, and `mean_per_class`.
-        if_calibrated: by those of calibration errors, what they would be, mean over seeds, if the confidences were true.
+        metrics: other metrics of the test images with their intervals, by their keys in `measures`; and `mean_per_class`.
+        if_calibrated: by the key of a calibration error, the value to expect if all confidences were true, mean over seeds.
     """
 
     id: str
@@ -130,44 +136,45 @@ class Row:
 
     @property
     def config(self) -> Config:
-        """Of the first seed; the others have the same but for the seed."""
+        """The first seed's configuration; that of the others differs in the seed alone."""
         return self.trials[0].config
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """The seeds of the trials, in ascending order."""
         return tuple(trial.config.seed for trial in self.trials)
 
     @property
     def ids(self) -> frozenset[str]:
-        """Of its trials. Rows of different names may have some in common: then they are the same trials."""
+        """The ids of the trials. Rows with different names may share ids, because a trial may have several names."""
         return frozenset(trial.folder.id for trial in self.trials)
 
     @property
     def baseline(self) -> str | None:
-        """`technique/variant` that it is to be compared with."""
+        """The `technique/variant` that this row is compared with, or None."""
         return self.trials[0].label.baseline
 
     def mean(self, *path: str) -> float | None:
-        """Mean over seeds of a number in `result.json`, or None where it was not measured."""
+        """Compute the mean over seeds of a number in `result.json`; None if it was not measured."""
         numbers = [value for value in (at(trial.result, path) for trial in self.trials) if value is not None]
         return float(np.mean(numbers)) if numbers else None
 
 
 def at(value: object, path: Sequence[str]) -> float | None:
-    """A number inside nested records, or None."""
+    """Look up a number in nested records; None if there is none."""
     found = within(value, path)
     return found if isinstance(found, (int, float)) else None
 
 
 def within(value: object, path: Sequence[str]) -> object:
-    """What stands inside nested records, or None."""
+    """Look up a value in nested records; None if there is none."""
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
     return value
 
 
 def build_row(name: str, configuration: Configuration) -> Row:
-    """The configuration's row, under this name."""
+    """Read the predictions of the configuration's trials, and make its row under this name."""
     trials = configuration.trials
     scores = [trial.folder.scores() for trial in trials]
     correct = np.stack([correct_in_top_k(s.logits, s.labels) for s in scores])
@@ -175,7 +182,7 @@ def build_row(name: str, configuration: Configuration) -> Row:
     temperatures = [float(found) for trial in trials if (found := trial.result.temperature)]
     calibrated = _Judged.of(scores, temperatures) if len(temperatures) == len(trials) else None
     labels = scores[0].labels
-    # Each class weighs as much as any other: the mean of this over images is the mean over classes.
+    # All classes have the same total weight, so that the weighted mean over images is the mean over classes.
     counts = np.bincount(labels)
     weights = len(labels) / np.count_nonzero(counts) / counts[labels]
     predicted = np.stack([s.logits.argmax(1) for s in scores])
@@ -186,7 +193,7 @@ def build_row(name: str, configuration: Configuration) -> Row:
         "macro_f1": image_mean(f1, 1.0),
     }
     if_calibrated: dict[str, float] = {}
-    if all(trial.result.test.nll is not None for trial in trials):  # else its scores are not meant as probabilities
+    if all(trial.result.test.nll is not None for trial in trials):  # without an NLL, the scores are not probabilities
         metrics |= raw.metrics("")
         if_calibrated |= raw.if_calibrated("")
     if calibrated is not None:
@@ -213,8 +220,14 @@ def build_row(name: str, configuration: Configuration) -> Row:
 
 @dataclass(frozen=True)
 class _Judged:
-    """Scores as probabilities: the largest of each image and whether it is right, what its label's cost, how far they are
-    from the truth; all (S, N)."""
+    """Scores judged as probabilities, for S seeds and N images.
+
+    Attributes:
+        confidence: float (S, N): the largest probability.
+        right: float (S, N): the chance that the class with that probability is right; ties are shared.
+        nll: float (S, N): negative log probability of the true class, in nats.
+        distance: float (S, N): squared distance of the probabilities from the truth, as in the Brier score.
+    """
 
     confidence: np.ndarray
     right: np.ndarray
@@ -253,7 +266,7 @@ class _Judged:
 
 
 def by_configuration(trials: Iterable[Finished]) -> list[Configuration]:
-    """The trials by what they have in common but for the seed, in order of first appearance."""
+    """Group the trials to configurations, which ignore the seed; in order of first appearance."""
     found: dict[str, list[Finished]] = {}
     for trial in trials:
         found.setdefault(configuration_id(trial.config), []).append(trial)
@@ -261,9 +274,9 @@ def by_configuration(trials: Iterable[Finished]) -> list[Configuration]:
 
 
 def protocol(config: Config) -> dict[str, str]:
-    """What two trials must have in common to be comparable, each fact in words.
+    """Describe in words, by key, everything that two trials must have in common to be comparable.
 
-    The pixels' stored size is not among them: 64 px and 128 px input of the same photographs are comparable.
+    The stored size of the images is not included: 64 px and 128 px input of the same photographs are comparable.
     """
     data = config.dataset
     sizes = f"{data.n_train} train / {data.n_val} val / {data.n_test} test"
@@ -279,7 +292,7 @@ def protocol(config: Config) -> dict[str, str]:
 
 
 def search_budget(config: Config) -> str | None:
-    """How the recipe was found, in words; None where it is as given."""
+    """Describe how the recipe was searched; None if it was not."""
     tried = config.protocol.search
     return f"best of {tried} configurations on validation" if tried else None
 
@@ -289,7 +302,7 @@ def _pairs(values: Mapping[str, object]) -> str:
 
 
 def obstacles(first: Finished, second: Finished) -> list[str]:
-    """Why two trials must not be compared, in words; empty where they may."""
+    """List the reasons why two trials must not be compared; empty if they may be."""
     one, other = protocol(first.config), protocol(second.config)
     found = [f"other {key}: {one[key]} against {other[key]}" for key in one if one[key] != other[key]]
     same_size = first.config.recipe.image_size == second.config.recipe.image_size

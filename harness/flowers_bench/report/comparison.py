@@ -1,4 +1,4 @@
-"""Rows against each other, pairwise, on the same seeds and images: is the difference real, and what does it cost?"""
+"""Compare rows pairwise on the same seeds and images: is the difference real, and what does it cost?"""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ class Pair:
     """One row against another, on the seeds that both have.
 
     Attributes:
-        ids: of the two rows: what the pair is looked up by.
-        first, second: the rows' names.
-        seeds: which.
-        difference: accuracy of `first` minus that of `second`.
-        mcnemar: exact p-value of each seed's two trained networks; says nothing about other seeds.
-        p: that the two are equally accurate, over seeds and images; McNemar's with one seed.
-        p_holm: `p`, adjusted for all pairs compared at once.
-        won, lost: images that only `first`, only `second` has right; mean over seeds.
-        time_ratio: training time of `first` over that of `second`; None where the hardware differs.
-        differing: what else differs between them, `key first / second`.
-        seeds_needed: seeds that would show a difference of one point with a probability of 80 %; None if more seeds
-            alone would not, or if there is only one seed.
+        ids: the ids of the two rows; programs look a pair up by them.
+        first, second: the names of the rows.
+        seeds: the common seeds.
+        difference: accuracy of `first` minus accuracy of `second`.
+        mcnemar: for each seed, the p-value of McNemar's exact test of the two trained networks; it says nothing about
+            other seeds.
+        p: p-value of equal accuracy over seeds and images; McNemar's if there is one seed.
+        p_holm: `p` after Holm's correction for all pairs that are compared at once.
+        won, lost: number of images that only `first`, or only `second`, classifies correctly; mean over seeds.
+        time_ratio: training time of `first` divided by that of `second`; None if the hardware differs.
+        differing: what else differs between the rows, as `key first / second`.
+        seeds_needed: number of seeds that would show a difference of one point with a probability of 80 %; None if more
+            seeds alone would not show it, or if there is only one seed.
     """
 
     ids: tuple[str, str]
@@ -63,19 +64,19 @@ class Pair:
 
     @property
     def claimed(self) -> bool:
-        """Whether there is a difference to speak of between the techniques. One seed is one training of each: even of
-        equal techniques, two trainings differ, and the more images there are, the more surely."""
+        """Whether a difference between the techniques may be claimed. With one seed it may not: two trainings of equal
+        techniques differ as well, and the more images there are, the more surely the test sees it."""
         return not self.one_seed and self.p_holm < ALPHA
 
     @property
     def one_seed(self) -> bool:
-        """Whether it is about two trainings alone."""
+        """Whether the comparison is of two single trainings."""
         return len(self.seeds) == 1
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A pair that must not be compared, and why."""
+    """A pair that must not be compared, and the reasons."""
 
     ids: tuple[str, str]
     first: str
@@ -85,14 +86,14 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Pairs that could be compared, and those that must not be."""
+    """Pairs that were compared, and pairs that must not be compared."""
 
     pairs: tuple[Pair, ...]
     refused: tuple[Refusal, ...]
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[Row, Row]]) -> Comparison:
-        """The pairs given, with Holm's correction over all of them."""
+        """Compare these pairs, with Holm's correction over all of them."""
         compared, refused = [], []
         for first, second in pairs:
             reasons = _reasons(first, second)
@@ -106,7 +107,7 @@ class Comparison:
 
     @classmethod
     def all_of(cls, rows: Sequence[Row]) -> Comparison:
-        """Every row against every later one."""
+        """Compare every row with every later one."""
         return cls.of(itertools.combinations(rows, 2))
 
 
@@ -159,8 +160,10 @@ def _time_ratio(first: Row, second: Row, places: Sequence[Sequence[int]]) -> flo
 
 
 def _differing(first: Row, second: Row) -> tuple[str, ...]:
-    """Backbone, weights and recipe where they differ: then the difference is not the technique's alone. Of two of which
-    one trains nothing, the recipe is part of what they are."""
+    """List backbone, weights and recipe fields that differ: the difference in accuracy is then not the technique's alone.
+
+    If one of the rows trains nothing, its recipe belongs to the technique, and is not listed.
+    """
     one, other = factors(first.config), factors(second.config)
     both_trained = first.trials[0].trained and second.trials[0].trained
     recipe = in_use({**first.config.recipe.json(), **second.config.recipe.json()}, trained=both_trained)

@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def sentence(pair: Pair, pairs: int = 1) -> str:
-    """What may be said about a pair, among `pairs` that were compared at once."""
+    """Say in one sentence what may be claimed about a pair, if `pairs` pairs were compared at once."""
     n = pair.difference.n_images
     basis = f"{len(pair.seeds)} seeds x {n} images"
     if pair.one_seed:
@@ -72,7 +72,7 @@ def _cost(pair: Pair) -> str:
 
 
 def cells(pair: Pair) -> tuple[str, ...]:
-    """One pair as text, in the order of `COLUMNS`."""
+    """Render one pair as cells, in the order of `COLUMNS`."""
     return (
         pair.first,
         pair.second,
@@ -94,7 +94,7 @@ def _listed_p(values: Sequence[float]) -> str:
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """One per pair, and under each what else differs between the two."""
+    """Say one sentence for each pair, and below it what else differs between the two rows."""
     lines = []
     for pair in comparison.pairs:
         lines.append(sentence(pair, len(comparison.pairs)))
@@ -104,12 +104,12 @@ def sentences(comparison: Comparison) -> list[str]:
 
 
 def refusal(refused: Refusal) -> str:
-    """Why a pair is not compared."""
+    """Say why a pair is not compared."""
     return f"{refused.first} and {refused.second} cannot be compared: {'; '.join(refused.reasons)}"
 
 
 def footnotes(comparison: Comparison) -> list[str]:
-    """How the figures were made."""
+    """Say how the numbers in the table were computed."""
     overs = sorted({pair.difference.over for pair in comparison.pairs})
     return [
         f"differences in points of test top-1 accuracy, first minus second; intervals: 95 %, over {'; '.join(overs)}",
@@ -124,7 +124,7 @@ def _table(comparison: Comparison) -> Table:
 
 
 def print_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> None:
-    """Sentences first, then the table; the same of changed images, for the pairs that were measured so."""
+    """Print the sentences, then the table; then both for changed images, for the pairs that were measured on them."""
     console = stdout()
     for line in sentences(comparison):
         console.print(printable(line), markup=False, soft_wrap=True)
@@ -137,7 +137,7 @@ def print_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> 
 
 
 def markdown(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> str:
-    """Sentences, a GitHub table, footnotes; the same of changed images."""
+    """Write sentences, a GitHub table and footnotes; then the same for changed images."""
     lines = [
         f"- {markdown_cell(line)}" if line[0] != " " else f"  {markdown_cell(line)}" for line in sentences(comparison)
     ]
@@ -149,7 +149,10 @@ def markdown(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> st
 
 
 def csv_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> str:
-    """One line per pair, full precision; refused pairs have only rows, names and reasons. Changed images are not in it."""
+    """Write one CSV line for each pair, in full precision; refused pairs have ids, names and reasons only.
+
+    Results on changed images are not included.
+    """
     stream = io.StringIO()
     records = _records(comparison)
     writer = csv.DictWriter(
@@ -163,11 +166,13 @@ def csv_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> st
 
 
 def json_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> str:
-    """A list of pairs, full precision, with `stress` where changed images were measured; refused ones have only rows,
-    names and reasons."""
+    """Write a JSON list of pairs, in full precision; refused pairs have ids, names and reasons only.
+
+    Pairs that were measured on changed images have a field `stress`.
+    """
     under = {found.ids: stress.records(found) for found in stressed}
     records = _records(comparison)
-    for pair, record in zip(comparison.pairs, records, strict=False):  # the refused ones follow
+    for pair, record in zip(comparison.pairs, records, strict=False):  # the records of refused pairs come after these
         if pair.ids in under:
             record["stress"] = under[pair.ids]
     return numbers.json_text(records)
@@ -200,7 +205,7 @@ def _records(comparison: Comparison) -> list[dict[str, object]]:
 
 
 def _names(pair: Pair | Refusal) -> dict[str, str]:
-    """Names are for people; programs find a row by its `row`, the same in every export and table."""
+    """Give both rows' names, which are for people, and their ids, by which programs find a row in every export."""
     return {"first": pair.first, "second": pair.second, "first_row": pair.ids[0], "second_row": pair.ids[1]}
 
 

@@ -1,6 +1,6 @@
-"""How a suite's figures are drawn: curves over epochs, sweeps over a factor, pictures that techniques drew.
+"""Draw a suite's figures: curves over epochs, sweeps over a factor, pictures that techniques drew.
 
-Every drawing says under itself what it was measured on: data, backbone, seeds, test images, and what its intervals are.
+The caption of every drawing says what was measured: data, backbone, seeds, test images, and what the intervals are over.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flowers_bench.util.text import printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-#: A sweep has at least so many values.
+#: A sweep has at least this many values.
 FEWEST = 2
 
 
@@ -36,7 +36,7 @@ class Panel:
     """A suite's figure, and the rows of one dataset, protocol and backbone that it shows.
 
     Attributes:
-        about: data, backbone, and the protocol where another of the figure's panels has the same of these; in words.
+        about: data and backbone in words; and the protocol, if another panel of the figure has the same data and backbone.
     """
 
     figure: Figure
@@ -44,7 +44,7 @@ class Panel:
     about: str
 
     def caption(self, shown: str) -> str:
-        """What the figure is of; `shown` says what its lines or pictures are."""
+        """Write the caption: what was measured, and after it `shown`, which explains the lines or pictures."""
         weights = sorted({row.config.weights.name for row in self.rows})
         sizes = sorted({row.config.recipe.image_size for row in self.rows})
         seeds = sorted({len(row.seeds) for row in self.rows})
@@ -62,7 +62,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawing, to be saved as a file with this suffix."""
+    """A drawing, and the suffix of its file."""
 
     canvas: Canvas
     suffix: str
@@ -72,7 +72,9 @@ class Drawing:
         import matplotlib
         from matplotlib.text import Text
 
-        for text in self.canvas.findobj(Text):  # names of others among them: neither formulas nor control characters
+        for text in self.canvas.findobj(
+            Text
+        ):  # names from outside are shown as they are: no formulas, no control characters
             text.set_parse_math(False)
             text.set_text(printable(text.get_text()))
         metadata = {"Date": None} if self.suffix == ".svg" else {"Software": None}
@@ -85,7 +87,7 @@ class Drawing:
 
 
 def _canvas(panel: Panel, width: float, height: float, caption: str) -> Any:
-    """An empty drawing with title and caption. Not pyplot's, which would keep it alive, and may look for a display."""
+    """Make an empty drawing with title and caption; not with pyplot, which keeps figures alive and may look for a display."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(width, height), layout="constrained")
@@ -95,7 +97,11 @@ def _canvas(panel: Panel, width: float, height: float, caption: str) -> Any:
 
 
 def draw_curves(panel: Panel) -> Drawing | str:
-    """Accuracy and loss by epoch, a colour for each row; the legend has the test accuracy."""
+    """Draw accuracy and loss by epoch, with a colour for each row; the legend has the test accuracy.
+
+    Returns:
+        The drawing, or the reason why there is none.
+    """
     trained = [row for row in panel.rows if any(trial.folder.history() for trial in row.trials)]
     if not trained:
         return "its trials have no history"
@@ -127,7 +133,7 @@ def draw_curves(panel: Panel) -> Drawing | str:
 
 
 def _colours(count: int) -> list[Any]:
-    """So many, no two alike."""
+    """Choose `count` different colours."""
     import matplotlib
 
     if count <= 10:
@@ -146,8 +152,13 @@ def _band(axes: Any, values: Band, colour: str, style: str, factor: float) -> An
 
 
 def draw_sweep(panel: Panel) -> Drawing | str:
-    """Accuracy and loss by the factor's value, a line for each setting of everything else; under each value of the
-    factor the share of the parameters that is trained, where it depends on it."""
+    """Draw accuracy and loss by the factor's value, with a line for each combination of the other settings.
+
+    Below each value is the share of the parameters that is trained, if that depends on the factor.
+
+    Returns:
+        The drawing, or the reason why there is none.
+    """
     lines = _swept(panel)
     if not lines:
         return f"its trials have fewer than {FEWEST} values of {panel.figure.factor}"
@@ -182,7 +193,7 @@ def draw_sweep(panel: Panel) -> Drawing | str:
 
 
 def _swept(panel: Panel) -> dict[str, dict[float, Row]]:
-    """Rows by what else was set, in words, and by the factor's value."""
+    """Group the rows by the other settings, in words, and by the factor's value."""
     key = str(panel.figure.factor)
     groups: dict[tuple[Any, ...], dict[float, Row]] = {}
     for row in panel.rows:
@@ -202,7 +213,7 @@ def _bars(axes: Any, places: Sequence[int], rows: Sequence[Row], colour: str, la
 
 
 def _tuned_shares(rows: Sequence[Row], factor: str) -> dict[float, str]:
-    """A second line under each value: the share of the parameters that is trained; none where it is always the same."""
+    """Write a second line for each value: the share of the parameters that is trained; nothing if it is always the same."""
     shares = {}
     for row in rows:
         trained, total = row.mean("cost", "trainable_parameters"), row.mean("cost", "parameters")
@@ -212,11 +223,15 @@ def _tuned_shares(rows: Sequence[Row], factor: str) -> dict[float, str]:
 
 
 def draw_pictures(panel: Panel) -> Drawing | str:
-    """What the techniques drew after training, of each row's first seed, one under the other."""
+    """Draw the pictures that techniques drew after training, of each row's first seed, one below the other.
+
+    Returns:
+        The drawing, or the reason why there is none.
+    """
     found = []
     for row in panel.rows:
         for path in drawn(row):
-            with contextlib.suppress(Unreadable):  # which is said: `damaged_pictures`
+            with contextlib.suppress(Unreadable):  # `damaged_pictures` names them
                 found.append((f"{row.name}, seed {row.seeds[0]}", np.asarray(read_picture(path))))
     if not found:
         return "its trials drew no pictures"

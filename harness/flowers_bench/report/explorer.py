@@ -1,4 +1,4 @@
-"""What is mistaken for what: confused pairs of classes, figures by class, and telling images."""
+"""Find out what a row mistakes for what: confused pairs of classes, metrics by class, and images that show it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from flowers_bench.report.aggregate import Row
 from flowers_bench.report.pictures import Examples
 from flowers_bench.report.plots import rounded
 
-#: Pairs of classes, examples of each, and images of any other kind.
+#: How many pairs of classes, examples of each pair, and images of any other kind are shown.
 CONFUSED, EXAMPLES, PICTURED, HARDEST = 12, 3, 6, 12
-#: Characters that all confusion matrices of a page may take.
+#: The number of characters that all confusion matrices of a page may take together.
 MATRICES_BUDGET = 1_000_000
 
 
 class Matrices:
-    """Confusion matrices as short lists, as many as fit a budget of characters."""
+    """Confusion matrices as short lists; as many as fit into a budget of characters."""
 
     def __init__(self, budget: int) -> None:
         self._left = budget
 
     def take(self, matrix: csr_array) -> list[int] | None:
-        """Of each entry that is not zero, row by row: how far it is from the one before, and its images. None once the
-        budget is spent."""
-        entries = matrix.tocoo()  # row by row, none of them zero
+        """Convert a matrix to a flat list with two numbers for each entry that is not zero, row by row.
+
+        The numbers are the distance from the entry before, and the count of images. None once the budget is spent.
+        """
+        entries = matrix.tocoo()  # in order of rows, without zeros
         places = entries.row.astype(np.int64) * matrix.shape[1] + entries.col
         steps = np.diff(places, prepend=0)
         flat: list[int] = np.stack([steps, entries.data], axis=1).ravel().tolist()
@@ -39,8 +41,11 @@ class Matrices:
 
 
 class ConfusedPair(TypedDict):
-    """Images of class `label` that were taken for another: of `of` images, mean over seeds. Keys of some of them, and of
-    images that are typical of the other."""
+    """A class `label`, and the class `taken` that its images are mistaken for.
+
+    `images` of its `of` test images are mistaken, mean over seeds. `mistaken` has the keys of some of them, and `typical`
+    the keys of images that are typical of the other class.
+    """
 
     label: int
     taken: int
@@ -51,7 +56,7 @@ class ConfusedPair(TypedDict):
 
 
 class Example(TypedDict):
-    """An image, its class, what the first seed took it for, and with what confidence."""
+    """An image, its class, the class that the first seed predicted, and the confidence of that."""
 
     key: str
     label: int
@@ -60,7 +65,7 @@ class Example(TypedDict):
 
 
 class Explored(TypedDict):
-    """What a row mistakes for what; `matrix` as `Matrices.take` has it, `per_class` as `_per_class`."""
+    """What a row mistakes for what; `matrix` is from `Matrices.take`, `per_class` from `_per_class`."""
 
     confused: list[ConfusedPair]
     matrix: list[int] | None
@@ -71,7 +76,7 @@ class Explored(TypedDict):
 
 @dataclass(frozen=True)
 class Hard:
-    """A test image by its key, its class index, and the share of rows and seeds that get it right, in percent."""
+    """A test image: its key, its class index, and the percentage of rows and seeds that classify it correctly."""
 
     key: str
     label: int
@@ -79,7 +84,7 @@ class Hard:
 
 
 def explore(row: Row, examples: Examples, matrices: Matrices) -> Explored:
-    """The pairs of classes that a row confuses most, and images that it gets right and wrong with most confidence."""
+    """Find the pairs of classes that a row confuses most, and images that it gets right and wrong with most confidence."""
     wrong = row.predicted != row.labels
     sure = row.confidence.mean(0)
     matrix = confusion_counts(row.predicted, row.labels, len(row.trials[0].result.class_names))
@@ -110,7 +115,7 @@ def explore(row: Row, examples: Examples, matrices: Matrices) -> Explored:
 
 
 def _per_class(matrix: csr_array, seeds: int) -> list[list[float | None]]:
-    """Of each class: its test images, the share of them that is recognised, the share right of what is taken for it."""
+    """Compute for each class the number of its test images, its recall and its precision, as shares."""
     found = PerClass.of(matrix)
     shares = zip(found.n // seeds, found.recall, found.precision, strict=True)
     return [[int(n), *rounded(both)] for n, *both in shares]
@@ -136,7 +141,7 @@ def _pictured(row: Row, chosen: np.ndarray, sure: np.ndarray) -> list[Example]:
 
 
 def hardest(rows: Sequence[Row]) -> list[Hard]:
-    """The images that the fewest rows and seeds get right, two of a class at most."""
+    """Find the images that the fewest rows and seeds classify correctly; at most two of each class."""
     share = np.mean([row.correct.mean(0) for row in rows], axis=0)
     found: list[Hard] = []
     shown: Counter[int] = Counter()

@@ -1,4 +1,4 @@
-"""A suite's figures, from the finished trials of a run store: files that say what they show, of how much."""
+"""Write a suite's figures from the finished trials of a run store; each file says what it shows and of how many trials."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flowers_bench.util.files import file_name
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure, and the files it became; where there are none, `why` in words."""
+    """A figure and its files; if there are none, `why` says the reason."""
 
     figure: Figure
     files: tuple[Path, ...]
@@ -26,9 +26,9 @@ class Drawn:
 
 
 def draw_figures(figures: Sequence[Figure], folders: Iterable[TrialFolder], directory: Path) -> list[Drawn]:
-    """Write each figure to `directory`, a file for each dataset, protocol and backbone that it has trials of."""
+    """Write each figure to `directory`: one file for each dataset, protocol and backbone that it has trials of."""
     trials = Finished.each(folders)
-    rows: dict[str, Row] = {}  # by identity: a row is read once, however many figures show it
+    rows: dict[str, Row] = {}  # by id: a row is read once, even if several figures show it
     return [_draw(figure, trials, rows, directory) for figure in figures]
 
 
@@ -50,7 +50,7 @@ def _draw(figure: Figure, trials: Sequence[Finished], rows: dict[str, Row], dire
 
 
 def _panels(figure: Figure, trials: Sequence[Finished], rows: dict[str, Row]) -> list[Panel]:
-    """One for each dataset, protocol and backbone."""
+    """Make the panels of a figure, one for each dataset, protocol and backbone."""
     groups: dict[str, list[Finished]] = {}
     for trial in trials:
         facts = {**protocol(trial.config), "backbone": trial.config.backbone}
@@ -68,7 +68,7 @@ def _about(config: Config) -> str:
 
 
 def _rows(figure: Figure, trials: Sequence[Finished], known: dict[str, Row]) -> tuple[Row, ...]:
-    """In the order of the figure's techniques."""
+    """Make the rows of these trials, in the order of the figure's techniques."""
     configurations = by_configuration(trials)
     names = distinct_names([configuration.config for configuration in configurations])
     for configuration in configurations:
@@ -84,7 +84,7 @@ def _stem(figure: Figure, config: Config) -> str:
 
 
 def _free(directory: Path, stem: str, suffix: str, taken: Sequence[Path]) -> Path:
-    """Trials that may not be compared, on data of one name, get files of their own."""
+    """Find a free file name: trials that must not be compared get separate files, even if their datasets have one name."""
     number = 1
     while (path := directory / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}") in taken:
         number += 1

@@ -28,12 +28,12 @@ class Group:
     """Rows that may be compared: same dataset, same images, same split, same protocol.
 
     Attributes:
-        title: dataset, sizes and split, in words; and the protocol where another group has the same of these.
+        title: dataset, sizes and split in words; and the protocol, if another group has the same dataset, sizes and split.
         notes: what must be said wherever a number from this dataset is printed.
-        hardware: what its trials ran on.
-        rows: best first.
-        differences: each row against the row of its baseline, where the group has it.
-        same: what must be said of rows that have trials in common: they are one under several names.
+        hardware: the machines that the trials ran on, in words.
+        rows: the rows, best first.
+        differences: each row compared with the row of its baseline, if the group has it.
+        same: a sentence for rows that share trials: they are one training under several names.
     """
 
     title: str
@@ -52,7 +52,7 @@ class Leaderboard:
 
     @classmethod
     def of(cls, folders: Sequence[TrialFolder], labels: LabelsById | None = None) -> Leaderboard:
-        """From finished trials, under every name that they have, or those that were `asked` for."""
+        """Group finished trials by protocol: under every name that they have, or only under the names in `labels`."""
         groups: dict[str, list[Finished]] = {}
         for trial in Finished.each(folders, labels):
             key = json.dumps(protocol(trial.config), sort_keys=True)
@@ -86,7 +86,7 @@ def _group(trials: Sequence[Finished]) -> Group:
 
 
 def _same(rows: Sequence[Row]) -> Iterator[str]:
-    """Which rows are one and the same trials, in words."""
+    """Say which rows are the same trials."""
     names: dict[frozenset[str], list[str]] = {}
     for row in rows:
         names.setdefault(row.ids, []).append(row.name)
@@ -103,7 +103,7 @@ def _same(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _baseline(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The row of its baseline on the same backbone and weights; of several, the one with the likest recipe."""
+    """Find the row of its baseline with the same backbone and weights; of several, the one with the most similar recipe."""
     found = [
         other
         for other in rows
@@ -116,5 +116,5 @@ def _baseline(row: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def _start(config: Config) -> tuple[str, dict[str, object]]:
-    """What a row and its baseline must have in common: what its training starts from."""
+    """Give what a row and its baseline must have in common: what the training starts from."""
     return config.backbone, config.weights.json()

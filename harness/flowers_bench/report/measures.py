@@ -1,7 +1,7 @@
-"""Every figure that a table, a plot or an export may show of a row: where it stands in `result.json`, and its unit.
+"""List every metric that a table, a plot or an export may show of a row: its place in `result.json`, and its unit.
 
-Figures of other questions (few-shot episodes, retrieval, mixed images) are in tables of their own: choosing among five
-classes is easier than among all, so that accuracy never stands in one column with the accuracy over all classes.
+Metrics that answer other questions (few-shot episodes, retrieval, mixed images) have tables of their own. Choosing among
+five classes is easier than among all classes, so that the two accuracies never share a column.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Format = Callable[[float | None], str]
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure.
+    """How one metric is found and shown.
 
     Attributes:
-        key: its name in CSV and JSON.
-        title: its column's head.
-        path: where it stands in `result.json`.
-        format: a number as people read it.
-        interval: whether to give one, over seeds and test images, where the row has what it takes.
-        images: of a share whose outcomes by image were not stored: of how many independent images it is.
+        key: the metric's name in CSV and JSON.
+        title: the head of its column.
+        path: the keys that lead to it in `result.json`.
+        format: a function that writes the number as text.
+        interval: whether to give an interval over seeds and test images, if the row has the numbers for it.
+        images: a function that gives the number of independent images, for a share whose outcomes by image are not stored.
     """
 
     key: str
@@ -37,7 +37,7 @@ class Measure:
     images: Callable[[Row], float | None] | None = None
 
     def unit(self, largest: float) -> tuple[float, str]:
-        """What a plot divides values of up to `largest` by, and how it calls the unit."""
+        """Choose the unit of a plot with values of up to `largest`: what values are divided by, and the unit's name."""
         if self.format is duration and largest < 120:
             return 1, "s"
         if self.format is count and largest >= 1e9:
@@ -45,11 +45,14 @@ class Measure:
         return _UNITS[self.format]
 
     def measured(self, rows: Iterable[Row]) -> bool:
-        """Whether any of these rows has it."""
+        """Tell whether any of these rows has this metric."""
         return any(row.mean(*self.path) is not None for row in rows)
 
     def bounds(self, row: Row) -> tuple[float, float] | None:
-        """Of the 95 % interval of the mean over seeds, where one is asked for and the row has what it takes."""
+        """Compute the bounds of the 95 % interval of the mean over seeds.
+
+        None if the metric has no interval, or if the row does not have the numbers for it.
+        """
         if not self.interval:
             return None
         if (found := row.metrics.get(self.key)) is not None:
@@ -59,7 +62,7 @@ class Measure:
         return share_interval(shares, images) if shares and images else None
 
     def text(self, row: Row) -> str:
-        """The mean over seeds, with its interval; of a calibration error, with what it would be if calibrated."""
+        """Write the mean over seeds with its interval; and for a calibration error, its value if calibrated."""
         value, bounds = row.mean(*self.path), self.bounds(row)
         found = self.format(value)
         if value is None:
@@ -74,10 +77,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class Kind:
-    """Measures of one kind: a table of its own.
+    """Measures of one kind, which have a table of their own.
 
     Attributes:
-        asked: there is no table unless this holds for one of its rows.
+        applies: a condition on rows; the table is left out unless one row meets it.
     """
 
     title: str
@@ -86,18 +89,18 @@ class Kind:
     applies: Callable[[Row], bool] = lambda row: True
 
     def rows(self, rows: tuple[Row, ...]) -> tuple[Row, ...]:
-        """Those of which it was measured."""
+        """Keep the rows that have one of these measures; none if the table is left out."""
         if not any(map(self.applies, rows)):
             return ()
         return tuple(row for row in rows if any(measure.measured([row]) for measure in self.measures))
 
     def shown(self, rows: tuple[Row, ...]) -> tuple[Measure, ...]:
-        """The measures that any of these rows has."""
+        """Keep the measures that any of these rows has."""
         return tuple(measure for measure in self.measures if measure.measured(rows))
 
 
 def _half_of_mixed(row: Row) -> float | None:
-    """Each image is in two mixtures, as one of its own and as the other's partner: they are not independent."""
+    """Give the number of independent mixed images: half of them, because each image is in two mixtures."""
     number = row.mean("mixed", "n")
     return number and number / 2
 
@@ -106,7 +109,7 @@ def _whole(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
-#: Of plots' axes.
+#: The units of plot axes: what values are divided by, and the unit's name.
 _UNITS: Mapping[Format, tuple[float, str]] = {
     count: (1e6, "millions"),
     duration: (60, "minutes"),
@@ -115,12 +118,13 @@ _UNITS: Mapping[Format, tuple[float, str]] = {
     percent: (0.01, "%"),
     energy: (1, "J"),
 }
-#: In float32, and under autocast where the processor multiplies in bfloat16: key, title and place of its figures.
+#: Inference in float32, and under autocast where the processor multiplies in bfloat16: end of the key, end of the title,
+#: and path of the metrics.
 _INFERENCE = (
     ("", "", ("cost", "inference", "float32")),
     ("_bfloat16", " bfloat16", ("cost", "inference", "bfloat16")),
 )
-#: Of these, less is better.
+#: Metrics of which less is better.
 COSTS = (
     Measure("trainable_parameters", "trainable", ("cost", "trainable_parameters"), count),
     Measure("parameters", "parameters", ("cost", "parameters"), count),
@@ -140,7 +144,7 @@ COSTS = (
         for p in (50, 95)
     ),
 )
-#: Of these, more is better.
+#: Metrics of which more is better.
 SPEEDS = (
     *(
         Measure(f"throughput{key}", f"throughput{title}", (*path, "throughput", "images_per_second"), rate)
@@ -148,14 +152,14 @@ SPEEDS = (
     ),
     Measure("train_images_per_second", "training speed", ("cost", "train_images_per_second"), rate),
 )
-#: What judges probabilities.
+#: Metrics that judge probabilities: key, title and format.
 _PROBABILITIES = (
     ("nll", "NLL", plain),
     ("brier", "Brier", plain),
     ("ece", "ECE %", percent),
     ("ece_adaptive", "adaptive ECE %", percent),
 )
-#: The kinds of change of `measure.stress`, which is not imported here because it needs torch.
+#: The kinds of change in `measure.stress`, which is not imported here because it needs torch.
 STRESSES = ("rotation", "scale", "translation", "perspective", "elastic", "blur", "noise", "occlusion", "jpeg")
 QUALITY = Kind(
     "Quality of the test predictions",
@@ -205,7 +209,7 @@ KINDS = (
             Measure("recall_at_1", "recall@1 %", ("retrieval", "recall_at_1"), percent, True),
             Measure("map_at_r", "MAP@R %", ("retrieval", "map_at_r"), percent, True),
         ),
-        # A classifier's embedding is a by-product: nobody who compares classifiers asked for it.
+        # The embedding of a classifier is a by-product, which is of no interest where only classifiers are compared.
         lambda row: row.config.predictor in ("nearest-mean", "knn"),
     ),
     Kind(

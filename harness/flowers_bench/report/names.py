@@ -1,6 +1,6 @@
-"""What configurations are called: `technique/variant`, and after it exactly what tells one from others of that name.
+"""Name configurations: `technique/variant`, followed by exactly the facts that distinguish it from others of that name.
 
-A name is for people, and belongs to one table: whatever is looked up is looked up by `configuration_id`.
+A name is for people, and belongs to one table. Programs look a configuration up by its `configuration_id`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from flowers_bench.util.text import printable
 
 #: The value of a setting that a configuration does not have.
 ABSENT = "absent"
-#: What one table's configurations differ in beyond what was chosen: seeds, and how the files are written.
+#: Fields that differ although the same configuration was chosen: the seed, and the version of the file format.
 _NOT_CONFIGURED = ("schema_version", "id", "seed")
 
 Facts = Mapping[str, str]
 
 
 def configuration_id(config: Config) -> str:
-    """16 hexadecimal digits that trials of one name have in common if they differ in nothing but the seed."""
+    """Compute the configuration's id, 16 hexadecimal digits: equal for trials of one name that differ only in the seed."""
     facts = config.json()
     if config.schema_version != 1:
         facts = {**determining(facts), "technique": config.technique, "variant": config.variant}
@@ -30,10 +30,10 @@ def configuration_id(config: Config) -> str:
 
 
 def kinds(config: Config) -> list[dict[str, str]]:
-    """All that may tell one configuration from another, as text, in the order in which names say it.
+    """Give all facts that may distinguish configurations, as text, by kind, in the order in which names use them.
 
-    Backbone; weights, by their name, then by their file; data and protocol; settings: parts, recipe fields and options
-    by their own names; code; the dataset's images; what all of these have in common, `row`.
+    The kinds are: backbone; name of the weights; file of the weights; data and protocol; settings, which are parts, recipe
+    fields and options; code; the images of the dataset; and the configuration's id, `row`.
     """
     protocol = config.protocol.json()
     about = {
@@ -62,39 +62,41 @@ def kinds(config: Config) -> list[dict[str, str]]:
 
 
 def factors(config: Config) -> dict[str, str]:
-    """What was chosen for a trial, flat and as text; neither the dataset's images, which follow from it, nor `row`."""
+    """Give everything that was chosen for a trial, as text by key; not the dataset's images, which follow from it, nor `row`."""
     return merged(kinds(config)[:-2])
 
 
 def facts_without(config: Config, *keys: str) -> list[dict[str, str]]:
-    """`kinds`, but for these keys."""
+    """Give the facts of `kinds` without these keys."""
     return [{key: value for key, value in kind.items() if key not in keys} for kind in kinds(config)]
 
 
 def merged(found: Sequence[Facts]) -> dict[str, str]:
-    """Facts of several kinds as one dictionary."""
+    """Join the facts of several kinds in one dictionary."""
     return {key: value for kind in found for key, value in kind.items()}
 
 
 def distinct_names(configs: Sequence[Config]) -> list[str]:
-    """`technique/variant` of each, with whatever it takes to tell it from the others: no two names are equal, unless two
-    configurations are."""
+    """Name each configuration by `technique/variant` and the facts that distinguish it from the others.
+
+    Two names are equal only if the configurations are.
+    """
     return disambiguate([config.label for config in configs], list(map(kinds, configs)))
 
 
 def disambiguate(
     names: Sequence[str], found: Sequence[Sequence[Facts]], write: Callable[[str, str], str] = " {}={}".format
 ) -> list[str]:
-    """The names as single lines, each followed by the facts that tell it from others of the same name.
+    """Add to each name, on one line, the facts that distinguish it from others of the same name.
 
     Args:
-        found: of each name its facts by kind. A kind is written only where those before it leave two names equal. The
-            last one must tell any two apart.
-        write: a fact as text.
+        found: for each name its facts by kind. A kind is used only if two names are still equal after the kinds before it.
+            The last kind must distinguish all of them.
+        write: a function that writes a fact, key and value, as text.
     """
     distinct = list(map(one_line, names))
     by_kind = list(zip(*found, strict=True))
-    # The last kind twice: a name may have been made to look like another with its facts.
+    # The last kind is used twice, because somebody may have chosen a name that looks like another one with its facts.
     for facts in (*by_kind, *by_kind[-1:]):
         for twins in _alike(distinct):
             for place, text in zip(twins, _differences([facts[place] for place in twins], write), strict=True):
@@ -110,7 +112,10 @@ def _alike(names: Sequence[str]) -> list[list[int]]:
 
 
 def _differences(facts: Sequence[Facts], write: Callable[[str, str], str]) -> list[str]:
-    """Of each its facts that others do not share; what it lacks is said only where another has all of its own."""
+    """Write for each the facts in which it differs from others.
+
+    A fact that it does not have is written as `absent`, but only if another one has all of its facts and more.
+    """
     keys = sorted({key for own in facts for key in own if any(other.get(key) != own[key] for other in facts)})
     shown = [{key: own[key] for key in keys if key in own} for own in facts]
     lacking = [any(own.items() < other.items() for other in shown) for own in shown]
@@ -121,14 +126,13 @@ def _differences(facts: Sequence[Facts], write: Callable[[str, str], str]) -> li
 
 
 def read_name(text: str) -> tuple[str, dict[str, str]]:
-    """A name as people type it, `NAME[/VARIANT] [KEY=VALUE ...]`: what stands first, and the facts. Values may have
-    spaces."""
+    """Read a name as people type it, `NAME[/VARIANT] [KEY=VALUE ...]`: the label and the facts; values may have spaces."""
     label, *rest = re.split(r"\s+(?=[^\s=]+=)", text.strip())
     return label, dict(item.partition("=")[::2] for item in rest)
 
 
 def one_line(text: str) -> str:
-    """Printable, without line breaks and without spaces that HTML would not show."""
+    """Make text printable, on one line, without spaces that HTML would not show."""
     return " ".join(printable(text).split())
 
 
@@ -141,6 +145,6 @@ def _under(prefix: str, values: Mapping[str, object]) -> dict[str, object]:
 
 
 def _text(value: object) -> str:
-    """Eight digits of a checksum are enough."""
+    """Convert a value to text on one line; a checksum to its first eight digits."""
     text = one_line(str(value))
     return text[:8] if re.fullmatch("[0-9a-f]{64}", text) else text

@@ -10,16 +10,16 @@
     return node;
   };
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  // plotly reads a little HTML in its texts, and %{...} in what it shows on touch: names must not be read so.
+  // plotly interprets some HTML in its texts, and %{...} in hover texts; names must not be interpreted.
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/%/g, "&#37;");
-  /* Names for legends: cut, but for those that would look alike then. */
+  /* Names for legends are cut, unless two of them would then look the same. */
   const short = (names, length = 34) => {
     const cut = names.map((name) => (name.length > length ? `${name.slice(0, length - 1)}…` : name)), seen = new Map();
     cut.forEach((name) => seen.set(name, (seen.get(name) ?? 0) + 1));
     return names.map((name, i) => (seen.get(cut[i]) > 1 ? name : cut[i]));
   };
 
-  /* plotly is run when the first plot comes into view, so that the page opens at once. */
+  /* plotly starts when the first plot comes into view, so that the page opens at once. */
   let plotly = null;
   const loadPlotly = () => {
     if (plotly) return plotly;
@@ -49,7 +49,7 @@
     x: [...x, ...[...x].reverse()], y: [...curve.high, ...[...curve.low].reverse()], fill: "toself", mode: "lines",
     line: { width: 0 }, fillcolor: faint(colour), hoverinfo: "skip", showlegend: false, type: "scatter",
   });
-  /* A logarithmic axis with round numbers on it: 1, 2, 5, 10, or powers of ten alone where those would be too many. */
+  /* A logarithmic axis with round numbers: 1, 2, 5, 10, or only powers of ten if those would be too many. */
   const logarithmic = (values) => {
     let [low, high] = [Math.min(...values) / 1.3, Math.max(...values) * 1.3];
     const ticks = [];
@@ -60,7 +60,7 @@
   };
   const percent = (values) => values.map((v) => (v === null ? null : 100 * v));
 
-  /* A confusion matrix: one canvas, however many classes, with a cell that the pointer and the arrow keys move. */
+  /* A confusion matrix: one canvas for any number of classes, and a selected cell that pointer and arrow keys move. */
   class Heat {
     constructor(root, classes) {
       this.root = root;
@@ -190,7 +190,7 @@
 
     redraw() { this.drawn.forEach((element) => this.plot(element)); this.heat.paint(); }
 
-    /* One for all plots of changed images. */
+    /* One legend for all plots of changed images. */
     legend() {
       const entry = (i) => make("li", {}, make("span", { class: "line", style: `border-top: 3px ${{ solid: "solid", dash: "dashed" }[this.dash(i)] ?? "dotted"} var(--c${i % COLOURS})` }), this.names[i]);
       this.find(".legend")?.replaceChildren(...this.picked().filter((i) => Object.keys(this.rows[i].stress).length).map(entry));
@@ -210,14 +210,14 @@
       }
       const y = (i) => 100 * this.rows[i].top1[1];
       const x = (i) => value(i) / unit;
-      // A name is written where no other stands already; the others show theirs on touch.
+      // A name is written only where there is no other name; the other points show theirs on hover.
       const span = (list) => Math.max(...list) - Math.min(...list) || 1, across = points.map((i) => Math.log(value(i) || 1));
       const [wide, high] = [span(across), span(points.map(y))], written = [];
       for (const i of [...front, ...points.filter((i) => this.chosen.has(i))]) {
         const near = (j) => Math.abs(Math.log((value(i) || 1) / (value(j) || 1))) < 0.16 * wide && Math.abs(y(i) - y(j)) < 0.06 * high;
         if (!written.some(near)) written.push(i);
       }
-      // Above and beside the point, where neither its interval nor the front is, and towards the middle, where the plot does not end.
+      // Names are above and beside the point, away from its interval and the front, towards the middle of the plot.
       const middle = (Math.min(...across) + Math.max(...across)) / 2, side = (i) => (Math.log(value(i) || 1) > middle ? "top left" : "top right");
       const trace = (name, chosen, colours, opacity) => ({
         type: "scatter", mode: "markers+text", name, x: chosen.map(x), y: chosen.map(y), opacity,
@@ -379,12 +379,12 @@
     try {
       await navigator.clipboard.writeText(text.textContent);
       button.textContent = "Copied";
-    } catch { // a browser that keeps the clipboard from files: leave it selected
+    } catch { // some browsers do not let files use the clipboard: leave the text selected
       getSelection().selectAllChildren(text);
     }
   }));
 
-  /* One group at a time, where there are several; a link into one opens it, and what it points to. */
+  /* If there are several groups, one is shown at a time; a link into a group opens it and the element it points to. */
   function show() {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     const section = target?.closest(".group") ?? groups.find(({ section }) => !section.hidden)?.section;

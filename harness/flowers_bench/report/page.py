@@ -1,7 +1,7 @@
-"""The HTML report: one page, everything in it, nothing fetched from elsewhere.
+"""Render the HTML report: one page that contains everything and loads nothing from elsewhere.
 
-What is shown is computed here and in the modules beside this one; `page.html` lays it out, `page.js` draws the plots
-with plotly, which travels inside the page.
+This module and those beside it compute the content; `page.html` is the layout, and `page.js` draws the plots with plotly,
+which is inside the page.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from flowers_bench.store.folder import TrialFolder
 from flowers_bench.util.errors import Unreadable
 from flowers_bench.util.text import printable
 
-#: Rows of the comparison matrix, which is about the best ones; `flowers-bench compare` takes any.
+#: How many rows, from the best one, the comparison matrix has; `flowers-bench compare` takes any rows.
 COMPARED = 12
-#: Rows that the plots show until others are chosen.
+#: How many rows the plots show before the reader chooses others.
 DRAWN = 6
-#: Names and values of nested facts, as text.
+#: Nested facts as a list of names and values, both text.
 Facts = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """An environment that differs from the others in more than its load."""
+    """An environment of trials; two of them differ in more than the load."""
 
     number: int
     shown: str
@@ -54,7 +54,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class PageTrial:
-    """One trial of a row, as text but for its seed and its machine's number."""
+    """One trial of a row; all fields are text, except the seed and the number of its machine."""
 
     id: str
     seed: int
@@ -69,7 +69,7 @@ class PageTrial:
 
 @dataclass(frozen=True)
 class PageRow:
-    """One row; of its costs, by their keys, the mean over seeds and the text."""
+    """One row; `costs` has by key the mean over seeds, and the text for it."""
 
     id: str
     name: str
@@ -87,7 +87,7 @@ class PageRow:
 
 @dataclass(frozen=True)
 class KindTable:
-    """Measures of one kind: names of rows and their cells."""
+    """A table of the measures of one kind; `body` has the name of each row and its cells."""
 
     title: str
     note: str
@@ -97,7 +97,7 @@ class KindTable:
 
 @dataclass(frozen=True)
 class Cell:
-    """Row minus column of the comparison matrix; `strength` of its colour in percent, 0 where nothing is claimed."""
+    """A cell of the comparison matrix, row minus column; `strength` of its colour in percent, 0 if nothing is claimed."""
 
     value: str
     interval: str
@@ -110,7 +110,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """The comparison matrix; None for a pair that must not be compared."""
+    """The comparison matrix; a cell is None if the pair must not be compared."""
 
     names: list[str]
     body: list[list[Cell | None]]
@@ -120,7 +120,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class StressedPair:
-    """A row against its baseline on changed images."""
+    """A row compared with its baseline on changed images."""
 
     sentences: list[str]
     table: Table
@@ -128,7 +128,7 @@ class StressedPair:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A trial without a result, and why."""
+    """A trial without a result, and the reason."""
 
     id: str
     name: str
@@ -137,7 +137,7 @@ class Unfinished:
 
 
 class Axis(TypedDict):
-    """What a plot against a cost is called, and what its values are divided by."""
+    """The axis of a plot against a cost; values are divided by `unit`, whose name is `words`."""
 
     key: str
     title: str
@@ -147,11 +147,11 @@ class Axis(TypedDict):
 
 
 class RowData(Series, Explored):
-    """What the page's script knows of a row."""
+    """The data of a row for the page's script."""
 
 
 class GroupData(TypedDict):
-    """What the page's script draws of a group."""
+    """The data of a group for the page's script."""
 
     shots: dict[str, list[ShotsCurve]] | None
     rows: list[RowData]
@@ -165,7 +165,7 @@ class GroupData(TypedDict):
 
 @dataclass(frozen=True)
 class PageGroup:
-    """What the page's text says of a group; `data` is for its script."""
+    """The content of a group for the page's text; `data` is for its script."""
 
     id: str
     title: str
@@ -191,7 +191,7 @@ class PageGroup:
 
 @dataclass(frozen=True)
 class Scale:
-    """Ends of the accuracies of all rows."""
+    """The smallest and the largest bound of the accuracies of all rows."""
 
     low: float
     high: float
@@ -199,7 +199,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class HardImage:
-    """A test image by its key, the name of its class, and the percentage that gets it right."""
+    """A test image: its key, the name of its class, and the percentage of rows and seeds that classify it correctly."""
 
     key: str
     label: str
@@ -213,12 +213,18 @@ def render(
     made: datetime | None = None,
     damaged: Sequence[Unreadable] = (),
 ) -> str:
-    """The whole page as text. What `unfinished` trials and those of searches took counts in the total; of what is
-    `damaged` it says why."""
+    """Render the whole page as HTML text.
+
+    Args:
+        unfinished: trials without a result; the page lists them, and their time counts in the total.
+        searched: trials of searches; their time counts in the total.
+        made: the time that the page says it was made at; now, if None.
+        damaged: why trials or pictures could not be read; the page lists it.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    # Everything that a plugin, a dataset or a trial named is escaped: by autoescape in the text, by `tojson` in the data.
+    # Names from plugins, datasets and trials are always escaped: by autoescape in the text, and by `tojson` in the data.
     environment = Environment(
         loader=PackageLoader("flowers_bench.report", "."),
         autoescape=True,
@@ -226,7 +232,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # curves, kinds of change: in the order they have
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # keep the order of curves and of kinds of change
     machines = _machines(board)
     share = max(1, len(board.groups))
     curves = families(board)
@@ -249,7 +255,7 @@ def render(
 
 
 def _total(board: Leaderboard, others: Sequence[TrialFolder]) -> str | None:
-    """What all of it took, repeated attempts and the `others` included; None where that was not noted."""
+    """Sum the time of all trials, including repeated attempts and the `others`; None if it was not recorded."""
     from flowers_bench.measure.cost import total_cost
 
     seconds = total_cost([*_folders(board), *others]).seconds
@@ -257,7 +263,7 @@ def _total(board: Leaderboard, others: Sequence[TrialFolder]) -> str | None:
 
 
 def _folders(board: Leaderboard) -> list[TrialFolder]:
-    """Of the finished trials, each once, however many names it has."""
+    """List the folders of the finished trials, each once, even if it has several names."""
     trials = (trial for group in board.groups for row in group.rows for trial in row.trials)
     return list(dict.fromkeys(trial.folder for trial in trials))
 
@@ -267,7 +273,7 @@ def _asset(name: str) -> str:
 
 
 def _machines(board: Leaderboard) -> dict[str, Machine]:
-    """Every environment that differs in more than its load, by `_machine_key`."""
+    """Collect the environments that differ in more than the load, by `_machine_key`."""
     found: dict[str, Machine] = {}
     for trial in (trial for group in board.groups for row in group.rows for trial in row.trials):
         key = _machine_key(trial)
@@ -286,7 +292,7 @@ def _without_load(trial: Finished) -> dict[str, object]:
 
 
 def _flat(values: Mapping[str, object], prefix: str = "") -> Facts:
-    """Nested values as names and text."""
+    """Flatten nested values to names, with dots between the keys, and text."""
     found: Facts = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -340,7 +346,7 @@ def _group(place: int, group: Group, machines: Mapping[str, Machine], groups: in
 
 
 def _stressed(group: Group) -> list[StressedPair]:
-    """Rows against their baselines on changed images, as sentences and tables."""
+    """Compare rows with their baselines on changed images, in sentences and tables."""
     rows = {row.id: row for row in group.rows}
     pairs = ([rows[i] for i in pair.ids] for pair in group.differences)
     found = [stressed for pair in pairs if (stressed := under_stress(*pair))]
@@ -348,7 +354,7 @@ def _stressed(group: Group) -> list[StressedPair]:
 
 
 def _verdicts(group: Group, compared: Comparison) -> list[str]:
-    """What can be said about the best row, and about each row against its baseline."""
+    """Say what can be claimed about the best row, and about each row compared with its baseline."""
     best = group.rows[0]
     found = [f"{best.name} has the highest test accuracy: {_accuracy(best)}."]
     against = [pair for pair in compared.pairs if pair.ids[0] == best.id]
@@ -404,7 +410,7 @@ def _row(identifier: str, row: Row, machines: Mapping[str, Machine]) -> PageRow:
 
 
 def _axis(measure: Measure, rows: Sequence[Row]) -> Axis:
-    """What a plot against this cost is called, and what its values are divided by."""
+    """Describe the axis of a plot against this cost."""
     largest = max(value for row in rows if (value := row.mean(*measure.path)) is not None)
     unit, words = measure.unit(largest)
     return {
@@ -417,7 +423,7 @@ def _axis(measure: Measure, rows: Sequence[Row]) -> Axis:
 
 
 def _cost_text(measure: Measure, row: Row) -> str:
-    """A count of operations that leaves some out is a lower bound, and says so."""
+    """Write a cost; a count of operations that leaves some out is marked as a lower bound with `≥`."""
     uncounted = measure.key == "flops" and any(trial.result.cost.flops_uncounted for trial in row.trials)
     return f"{'≥ ' if uncounted else ''}{measure.text(row)}"
 
@@ -447,7 +453,7 @@ def _kind(kind: Kind, rows: tuple[Row, ...]) -> KindTable | None:
 
 
 def _matrix(rows: Sequence[Row], compared: Comparison) -> Matrix:
-    """Row minus column, in points; what may be claimed is marked."""
+    """Build the comparison matrix: row minus column in points, with claimed differences marked."""
     pairs = {pair.ids: pair for pair in compared.pairs}
     largest = max((abs(pair.difference.value) for pair in compared.pairs), default=0) or 1.0
     ids = [row.id for row in rows]

@@ -1,4 +1,4 @@
-"""Pictures for the page: test images from the trials' datasets and the figures that techniques drew, small and inlined."""
+"""Prepare pictures for the page, small and inlined: test images from the datasets, and figures that techniques drew."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from flowers_bench.contract.dataset import Dataset
     from flowers_bench.store.folder import TrialFolder
 
-#: Pixels of an example image's side, and of a figure's width at most.
+#: Side of an example image, and largest width of a figure, in pixels.
 THUMBNAIL, FIGURE_WIDTH = 88, 1000
-#: Bytes of a figure's file.
+#: Largest size of a figure's file, in bytes.
 LARGEST_PICTURE = 64 << 20
-#: Of a figure, height over width at most.
+#: Largest ratio of a figure's height to its width.
 TALLEST = 20
-#: Characters that all example images, and all figures, of a page may take.
+#: The number of characters that all example images, and all figures, of a page may take together.
 IMAGES_BUDGET, FIGURES_BUDGET = 1_800_000, 1_500_000
 
 
 class Examples:
-    """Example images of one dataset, as data URIs by key, as many as fit the budget.
+    """Example images of one dataset, as data URIs by key; as many as fit into a budget of characters.
 
     Attributes:
-        uris: those that were asked for and fitted.
-        missing: why there are none, or None.
+        uris: the images that were wanted and fitted.
+        missing: why there are no images, or None.
     """
 
     def __init__(self, trial: Finished, budget: int) -> None:
@@ -46,13 +46,13 @@ class Examples:
         self._left = budget
         try:
             self._test = _dataset(trial).test
-        except Exception as error:  # caches may be of any kind, and a page without images is still a page
+        except Exception as error:  # a cache may be damaged in any way, and a page without images is better than none
             self.missing = f"the images are not at hand: {error}"
             return
         self._places = {key: place for place, key in enumerate(self._test.keys)}
 
     def want(self, keys: Iterable[str]) -> None:
-        """Take these images in, first come first served."""
+        """Add these images, in this order, as long as the budget lasts."""
         if self.missing is not None:
             return
         for key in keys:
@@ -62,7 +62,11 @@ class Examples:
 
 
 def _dataset(trial: Finished) -> Dataset:
-    """As its caches have it: a page is no reason to run a plugin file, to write, to download or to decode."""
+    """Open the trial's dataset from its caches alone: nothing is downloaded, decoded or written, and no plugin file runs.
+
+    Raises:
+        UsageError: the caches are not on this machine, or have another split.
+    """
     from flowers_bench.contract.host import discover
     from flowers_bench.data.reopen import DataPlace, reopen
     from flowers_bench.util.errors import UsageError
@@ -97,7 +101,7 @@ def _data_uri(image: Image.Image, quality: int) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that a technique drew: its row's name, its own, and itself as a data URI."""
+    """A picture that a technique drew: the name of its row, its own name, and its content as a data URI."""
 
     row: str
     name: str
@@ -105,7 +109,7 @@ class Picture:
 
 
 def figures(rows: Sequence[Row], budget: int) -> list[Picture]:
-    """The pictures that techniques drew, of each row's first seed, while they fit."""
+    """Read the pictures that techniques drew, of each row's first seed, as many as fit into `budget` characters."""
     found = []
     for row in rows:
         for path in drawn(row):
@@ -123,13 +127,13 @@ def figures(rows: Sequence[Row], budget: int) -> list[Picture]:
 
 
 def drawn(row: Row) -> list[Path]:
-    """The files of the pictures that its technique drew for its first seed."""
+    """List the files of the pictures that the row's technique drew for its first seed."""
     folder = row.trials[0].folder.figures_path
     return [] if folder.is_symlink() else sorted(folder.glob("*.png"))
 
 
 def damaged_pictures(folders: Iterable[TrialFolder]) -> list[Unreadable]:
-    """Why pictures of these trials cannot be shown; the rest of the trial can."""
+    """Collect the reasons why pictures of these trials cannot be shown; the rest of such a trial can be."""
     found = []
     for place in (folder.figures_path for folder in folders):
         if place.is_symlink() or (place.exists() and not place.is_dir()):
@@ -144,19 +148,24 @@ def damaged_pictures(folders: Iterable[TrialFolder]) -> list[Unreadable]:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A picture of a trial in RGB, on white. Raises `Unreadable` unless it is a PNG, whole, and not larger than an image may
-    be or `TALLEST`."""
+    """Read a picture of a trial in RGB, on a white background.
+
+    Raises:
+        Unreadable: it is not a complete PNG file, it is too large, or its height is over `TALLEST` times its width.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
         content = read_regular(path, LARGEST_PICTURE, follow_links=False)
-        # PNG alone: Pillow knows formats, whatever the name says, that start an interpreter.
+        # Only PNG is allowed, because for some formats Pillow starts an interpreter, whatever the file's name says.
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             if image.width * image.height > MAX_PIXELS or image.height > TALLEST * image.width:
                 raise ValueError(f"it is {image.width} x {image.height} pixels large")
             picture = image.convert("RGBA")
     except UnidentifiedImageError as error:
         raise damaged(path, "cannot be read: it is no PNG") from error
-    except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error, ...
+    except (
+        Exception
+    ) as error:  # decoders raise many kinds of errors: OSError, SyntaxError, ValueError, struct.error, ...
         raise damaged(path, f"cannot be read: {error}") from error
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")

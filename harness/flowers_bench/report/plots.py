@@ -1,4 +1,4 @@
-"""What the page's plots draw, as plain JSON values: learning curves, reliability, stress, sweeps."""
+"""Compute the data of the page's plots, as plain JSON values: learning curves, reliability, stress, sweeps."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from flowers_bench.report.names import disambiguate, factors, facts_without
 from flowers_bench.report.shots import Family
 from flowers_bench.store.records import Epoch
 
-#: Values of a factor that make a sweep.
+#: A sweep has at least this many values of its factor.
 SWEPT = 3
-#: What can be drawn of a trial's history: what it is called, and its value at an epoch.
+#: Curves of a trial's history, by key: the title, and a function that gives the value at an epoch.
 CURVES: dict[str, tuple[str, Callable[[Epoch], float | None]]] = {
     "val_top1": ("validation accuracy", lambda epoch: epoch.val_top1),
     "train_top1_clean": ("training accuracy", lambda epoch: epoch.train_top1_clean),
@@ -26,7 +26,7 @@ Numbers = list[float | None]
 
 
 class Band(TypedDict):
-    """Over seeds: a value for each epoch."""
+    """Mean, smallest and largest value over seeds, for each epoch."""
 
     mean: Numbers
     low: Numbers
@@ -34,7 +34,7 @@ class Band(TypedDict):
 
 
 class Bins(TypedDict):
-    """By bins of confidence; None where a bin has no image."""
+    """Values for each bin of confidence; None if a bin has no image."""
 
     confidence: Numbers
     accuracy: Numbers
@@ -42,7 +42,7 @@ class Bins(TypedDict):
 
 
 class Reliability(TypedDict):
-    """As predicted, and after temperature scaling."""
+    """Reliability as predicted, and after temperature scaling."""
 
     raw: Bins | None
     scaled: Bins | None
@@ -59,7 +59,7 @@ class Stressed(TypedDict):
 
 
 class Series(TypedDict):
-    """What the plots draw of a row."""
+    """The data of a row for the plots."""
 
     id: str
     name: str
@@ -72,7 +72,7 @@ class Series(TypedDict):
 
 
 class Sweep(TypedDict):
-    """Rows by one number in which they differ: low, mean and high of their accuracy at each `x`."""
+    """Rows that differ in one number `x`: low bound, mean and high bound of their accuracy at each `x`."""
 
     factor: str
     key: str
@@ -91,7 +91,7 @@ class ShotsCurve(TypedDict):
 
 
 def series(row: Row) -> Series:
-    """What the plots draw of a row."""
+    """Compute the data of a row for the plots."""
     histories = [trial.folder.history() for trial in row.trials]
     return {
         "id": row.id,
@@ -106,9 +106,11 @@ def series(row: Row) -> Series:
 
 
 def sweeps(rows: Sequence[Row]) -> list[Sweep]:
-    """Rows of a technique that differ in one number alone (their variant's name apart), by that number."""
+    """Find rows of one technique that differ in a single number (and in the variant's name), sorted by that number."""
     found: dict[tuple[str | None, str, tuple[tuple[str, str], ...]], list[tuple[float, Row]]] = {}
-    for row in {(row.config.technique, row.ids): row for row in rows}.values():  # once, whatever its names
+    for row in {
+        (row.config.technique, row.ids): row for row in rows
+    }.values():  # each trial once, even if it has several names
         own = {key: value for key, value in factors(row.config).items() if key not in ("variant", "harness_revision")}
         for key, value in own.items():
             if not key.startswith("weights.") and (number := finite(value)) is not None:
@@ -136,7 +138,7 @@ def sweeps(rows: Sequence[Row]) -> list[Sweep]:
 
 
 def shots_series(family: Family) -> dict[str, list[ShotsCurve]]:
-    """Accuracy against training images of each class, a curve for each configuration."""
+    """Compute the curves of accuracy against training images of each class, one for each configuration."""
     curves: list[ShotsCurve] = [
         {
             "name": curve.name,
@@ -149,7 +151,7 @@ def shots_series(family: Family) -> dict[str, list[ShotsCurve]]:
 
 
 def finite(text: str) -> float | None:
-    """The finite number that a text is, or None."""
+    """Convert text to a finite number, or to None if it is not one."""
     try:
         number = float(text)
     except ValueError:
@@ -158,7 +160,7 @@ def finite(text: str) -> float | None:
 
 
 def curve(histories: Sequence[Sequence[Epoch]], value: Callable[[Epoch], float | None]) -> Band:
-    """Mean, least and largest over the seeds that reached each epoch."""
+    """Compute mean, smallest and largest value at each epoch, over the seeds that reached it."""
     values = [[found for epoch in history if (found := value(epoch)) is not None] for history in histories]
     by_epoch = [[seed[i] for seed in values if len(seed) > i] for i in range(max(map(len, values), default=0))]
     return {
@@ -169,8 +171,10 @@ def curve(histories: Sequence[Sequence[Epoch]], value: Callable[[Epoch], float |
 
 
 def reliability(row: Row) -> Reliability:
-    """Confidence and accuracy by bins of confidence, all seeds together: as predicted, and after temperature scaling.
-    Scores that were never meant as probabilities appear after scaling only."""
+    """Compute confidence and accuracy by bins of confidence, all seeds together: as predicted, and after scaling.
+
+    Scores that are not probabilities have values after temperature scaling only.
+    """
     raw = any(trial.result.test.ece is not None or not trial.result.has("temperature") for trial in row.trials)
     return {
         "raw": _bins(row.confidence, row) if raw else None,
@@ -189,12 +193,14 @@ def _bins(confidence: np.ndarray, row: Row) -> Bins:
 
 
 def _stress(row: Row) -> dict[str, Stressed]:
-    """By kind of change: its levels and the accuracy at each, mean and range over seeds. Level 0 is the images as they
-    are; a factor of the dataset's own has none."""
+    """Compute for each kind of change the accuracy at its levels, mean and range over seeds.
+
+    Level 0 are the unchanged images; a factor of the dataset itself has no level 0.
+    """
     measured = [(trial.result.test.top1, stress) for trial in row.trials if (stress := trial.result.stress)]
     found: dict[str, Stressed] = {}
     for kind, first in measured[0][1].items() if measured else ():
-        # Of another revision of the changes there may be other levels, which nothing can be averaged with.
+        # Another revision of the changes may have other levels, which cannot be averaged with these.
         levels = [point.level for point in first]
         curves = [(top1, stress.get(kind, ())) for top1, stress in measured]
         alike = [(top1, points) for top1, points in curves if [point.level for point in points] == levels]
@@ -214,5 +220,5 @@ def _stress(row: Row) -> dict[str, Stressed]:
 
 
 def rounded(values: Iterable[float | None]) -> Numbers:
-    """Four digits of each; None for what is not finite."""
+    """Round each number to four digits; None for numbers that are not finite."""
     return [None if value is None or not np.isfinite(value) else round(float(value), 4) for value in values]

@@ -1,4 +1,4 @@
-"""A suite's rows beside the figures that a publication reports for them."""
+"""Show a suite's rows beside the results that a publication reports for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Beside:
-    """A reported figure, and the row that was measured here, or None while no trial of it is finished."""
+    """A reported result, and the row that was measured here, or None as long as none of its trials is finished."""
 
     reported: PublishedResult
     name: str
@@ -36,10 +36,10 @@ class Beside:
 
 
 def beside_reported(tables: Sequence[PlannedTable], store: Store) -> list[Beside]:
-    """A line for each table of trials that names a reported figure, from the finished trials in the store."""
+    """Pair each table that has a reported result with the row of its finished trials in the store."""
     found = []
     wanted = [(item, item.table.reported) for item in tables if item.table.reported]
-    # Of a search that found nothing no trial is planned, and only what was asked for is known.
+    # After a search that found nothing, no trial is planned, and only the request is known.
     names = iter(distinct_names([item.planned[0].described() for item, _ in wanted if item.planned]))
     for item, reported in wanted:
         name = next(names) if item.planned else item.requests[0].title
@@ -52,7 +52,7 @@ def beside_reported(tables: Sequence[PlannedTable], store: Store) -> list[Beside
 
 
 def cells(line: Beside) -> tuple[str, ...]:
-    """One line as text, in the order of `COLUMNS`."""
+    """Render one line as cells, in the order of `COLUMNS`."""
     reported = f"{line.reported.top1:.2f}"
     row = line.row
     if row is None:
@@ -72,7 +72,7 @@ def cells(line: Beside) -> tuple[str, ...]:
 
 
 def notes(lines: Sequence[Beside], source: str) -> list[str]:
-    """What must stand under the table."""
+    """Write the notes that must stand below the table."""
     found = [f"reported: {source}"] if source else []
     overs = sorted({line.row.top1.over for line in lines if line.row})
     if overs:
@@ -89,7 +89,7 @@ def notes(lines: Sequence[Beside], source: str) -> list[str]:
 
 
 def print_reported(lines: Sequence[Beside], source: str, format: str) -> None:
-    """To stdout, as `text` or `md`."""
+    """Print the table to stdout; `format` is `text` or `md`."""
     title = "Measured here, beside what was reported"
     table = Table(title, COLUMNS, tuple(map(cells, lines)), 5, tuple(notes(lines, source)))
     if format == "md":

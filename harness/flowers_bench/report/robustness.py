@@ -1,4 +1,4 @@
-"""Does one technique stand change better than another? Paired on the same images and seeds, for each kind of change."""
+"""Compare two rows on changed images: which of them withstands a kind of change better, on the same images and seeds?"""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ class Robustness:
     """One kind of change, `first` minus `second`.
 
     Attributes:
-        kind: of change, or `factor NAME`.
-        weakest, strongest: its ends, as people read them; unchanged images are the weak end of a change.
-        difference: of accuracy, mean over the five levels.
-        growth: the difference at the strong end minus that at the weak end: above zero, `first` stands it better.
-        p, p_holm: that `growth` is zero; adjusted for all kinds of this pair.
+        kind: the kind of change, or `factor NAME`.
+        weakest, strongest: its weak and strong end in words; unchanged images are the weak end of a kind of change.
+        difference: difference of accuracy, mean over the five levels.
+        growth: difference at the strong end minus difference at the weak end; if it is above zero, `first` withstands the
+            change better.
+        p, p_holm: p-value of zero `growth`; and the same after Holm's correction for all kinds of this pair.
     """
 
     kind: str
@@ -49,13 +50,13 @@ class Robustness:
 
     @property
     def claimed(self) -> bool:
-        """Whether one of the two techniques stands it better, which one training of each cannot show."""
+        """Whether one technique withstands the change better; one training of each cannot show that."""
         return self.growth.n_seeds > 1 and self.p_holm < ALPHA
 
 
 @dataclass(frozen=True)
 class UnderStress:
-    """Two rows on changed test images, on the seeds that both were measured with; `ids` are the rows'."""
+    """Two rows compared on changed test images, on their common seeds; `ids` are the ids of the rows."""
 
     ids: tuple[str, str]
     first: str
@@ -65,7 +66,7 @@ class UnderStress:
 
 
 def under_stress(first: Row, second: Row) -> UnderStress | None:
-    """None where the two may not be compared, or were not both measured with `--stress` on a common seed."""
+    """Compare two rows on changed images; None if they must not be compared, or have no common seed with `--stress`."""
     if obstacles(first.trials[0], second.trials[0]):
         return None
     measured = [
@@ -79,15 +80,17 @@ def under_stress(first: Row, second: Row) -> UnderStress | None:
     plain = [row.correct[[row.seeds.index(seed) for seed in seeds]].astype(float) for row in (first, second)]
     points = trials[0][0].result.stress or {}
     kinds = [
-        _endured(kind, points[kind], one[kind], other[kind], plain) for kind in points if kind in one and kind in other
+        _robustness(kind, points[kind], one[kind], other[kind], plain)
+        for kind in points
+        if kind in one and kind in other
     ]
     adjusted = holm([kind.p for kind in kinds])
-    held = tuple(replace(kind, p_holm=p) for kind, p in zip(kinds, adjusted, strict=True))
-    return UnderStress((first.id, second.id), first.name, second.name, seeds, held)
+    adjusted_kinds = tuple(replace(kind, p_holm=p) for kind, p in zip(kinds, adjusted, strict=True))
+    return UnderStress((first.id, second.id), first.name, second.name, seeds, adjusted_kinds)
 
 
 def _outcomes(trials: list[Finished]) -> dict[str, np.ndarray]:
-    """By kind: float (S seeds, L levels, N images), images in order of their keys."""
+    """Read the outcomes by kind of change: float (S seeds, L levels, N images), images in order of their keys."""
     found: dict[str, list[np.ndarray]] = {}
     for table in (trial.folder.stress() for trial in trials):
         for kind, rows in table.groupby("kind", sort=False):
@@ -101,10 +104,10 @@ def _by_level(rows: pd.DataFrame) -> np.ndarray:
     return correct
 
 
-def _endured(
+def _robustness(
     kind: str, points: Sequence[StressLevel], one: np.ndarray, other: np.ndarray, plain: list[np.ndarray]
 ) -> Robustness:
-    # A dataset's factor is never absent: its weak end is its easiest value, not the images as they are.
+    # A factor of the dataset always has some value: its weak end is its easiest value, not the unchanged images.
     is_factor = plain[0].shape[1] != one.shape[2] or kind.startswith("factor ")
     weak = (one[:, 0], other[:, 0]) if is_factor else plain
     ends = one[:, -1] - weak[0], other[:, -1] - weak[1]
@@ -122,7 +125,7 @@ def _endured(
 
 
 def sentences(found: UnderStress) -> list[str]:
-    """What may be said about the two."""
+    """Say what may be claimed about the two rows."""
     lines = [
         f"from {kind.weakest} to {kind.strongest} of {kind.kind}, {found.first} "
         f"{'gains' if kind.growth.value > 0 else 'loses'} {abs(100 * kind.growth.value):.1f} points on {found.second} "
@@ -138,7 +141,7 @@ def sentences(found: UnderStress) -> list[str]:
 
 
 def table(found: UnderStress) -> Table:
-    """Every kind of change as a table."""
+    """Make the table of all kinds of change."""
     body = tuple(
         (
             kind.kind,
@@ -165,7 +168,7 @@ def table(found: UnderStress) -> Table:
 
 
 def records(found: UnderStress) -> list[dict[str, object]]:
-    """Every kind of change, full precision."""
+    """Give all kinds of change as JSON values, in full precision."""
     return [
         {
             "kind": kind.kind,

@@ -1,4 +1,4 @@
-"""Accuracy against training images of each class: the same configurations, trained on more and more (`--shots`)."""
+"""Accuracy against training images of each class: the same configurations with increasing `--shots`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from flowers_bench.store.records import Config
 
 @dataclass(frozen=True)
 class Curve:
-    """One configuration: test accuracy with its interval by training images of each class.
+    """One configuration: its test accuracy with interval, by training images of each class.
 
     Attributes:
-        points: by column of the family.
+        points: the accuracies by column of the family.
     """
 
     name: str
@@ -33,9 +33,9 @@ class Family:
     """Groups that differ in `shots` alone.
 
     Attributes:
-        title: the dataset, and the protocol where another family has the same dataset.
-        columns: training images of each class by their name: "1", "5", "all (10)"; fewest first.
-        curves: configurations with more than one point, in order of their accuracy at their last point, best first.
+        title: the dataset; and the protocol, if another family has the same dataset.
+        columns: number of training images of each class by column name, "1", "5", "all (10)"; smallest first.
+        curves: configurations with more than one point, sorted by the accuracy at their last point, best first.
     """
 
     title: str
@@ -43,7 +43,7 @@ class Family:
     curves: tuple[Curve, ...]
 
     def table(self) -> Table:
-        """As a table."""
+        """Make the table of the curves."""
         body = tuple(
             (curve.name, curve.backbone, *(_cell(curve.points.get(column)) for column in self.columns))
             for curve in self.curves
@@ -56,7 +56,7 @@ class Family:
 
 
 def families(board: Leaderboard) -> dict[int, Family]:
-    """By place of a group in the board: the family that it belongs to, where there is one."""
+    """Find families among the groups; the keys are positions of groups in the board, each with its group's family."""
     together: dict[str, list[int]] = {}
     for place, group in enumerate(board.groups):
         together.setdefault(_key(group.rows[0].config), []).append(place)
@@ -73,7 +73,7 @@ def families(board: Leaderboard) -> dict[int, Family]:
 
 
 def _protocol(config: Config) -> dict[str, str]:
-    """What all points of a family have in common, in words."""
+    """Describe in words what all points of a family have in common."""
     facts = protocol(replace(config, protocol=replace(config.protocol, shots=None)))
     return {**facts, "split": config.dataset.split_checksum[:8]}
 
@@ -111,7 +111,7 @@ def _shots(config: Config) -> tuple[str, float]:
 
 
 def _without_shots(config: Config) -> Config:
-    """The configuration as all points of its curve have it: without how many images it was trained on."""
+    """Remove the number of training images, so that all points of a curve have the same configuration."""
     images = replace(config.dataset, n_train=0)
     return replace(config, protocol=replace(config.protocol, shots=None), dataset=images)
 

@@ -1,4 +1,4 @@
-"""A table as text with what must stand under it, in the terminal and as Markdown: one look for all of them."""
+"""Tables of text with notes below them, in the terminal and as Markdown; all tables look the same."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from flowers_bench.util.text import printable
 
 @dataclass(frozen=True)
 class Table:
-    """One table as text.
+    """One table of text.
 
     Attributes:
-        title: what it is about; may be empty.
-        left: how many columns, from the first, hold names.
-        notes: what must stand under it.
+        title: the title; may be empty.
+        head: the names of the columns.
+        body: the cells of each line.
+        left: how many columns, from the first, hold names, and are aligned to the left.
+        notes: what must stand below the table.
     """
 
     title: str
@@ -30,20 +32,21 @@ class Table:
 
 
 class _Stdout(Console):
-    """A closed pipe is the command's to answer, not rich's, which ends the process with 1."""
+    """A console that leaves a closed pipe to the command; rich would end the process with exit code 1."""
 
     def on_broken_pipe(self) -> None:
+        """Raise `BrokenPipeError`, which `cli.main` handles."""
         raise BrokenPipeError
 
 
 def stdout() -> Console:
-    """As wide as the terminal, or as wide as tables need where stdout is no terminal."""
+    """Make a console as wide as the terminal, or wide enough for all tables if stdout is not a terminal."""
     console = _Stdout(highlight=False, emoji=False)
     return console if console.is_terminal else _Stdout(highlight=False, emoji=False, width=200)
 
 
 def print_table(table: Table, console: Console) -> None:
-    """The table, then its notes, a line each."""
+    """Print the table, then its notes, each on a line."""
     shown = RichTable(title=escape(printable(table.title)) or None, title_justify="left")
     for index, column in enumerate(table.head):
         shown.add_column(column, justify="left" if index < table.left else "right", overflow="fold")
@@ -55,7 +58,7 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def markdown_lines(table: Table) -> list[str]:
-    """A GitHub table, and its notes as a list."""
+    """Write a GitHub table, and its notes as a list."""
     lines = [f"**{markdown_cell(table.title)}**", ""] if table.title else []
     lines.append("| " + " | ".join(map(markdown_cell, table.head)) + " |")
     lines.append("|" + "---|" * table.left + "---:|" * (len(table.head) - table.left))

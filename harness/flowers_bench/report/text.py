@@ -1,4 +1,4 @@
-"""The leaderboard in the terminal, and as Markdown, LaTeX, CSV and JSON."""
+"""Write the leaderboard to the terminal, and as Markdown, LaTeX, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLUMNS = (
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """One row as text, in the order of `COLUMNS`."""
+    """Render one row as cells, in the order of `COLUMNS`."""
     return (
         row.name,
         row.config.backbone,
@@ -57,19 +57,19 @@ def _interval(found: Interval) -> str:
 
 
 def _time(row: Row) -> str:
-    """Of one training; and of the search for its recipe, where there was one."""
+    """Write the time of one training; and of the search for its recipe, if there was one."""
     searched = row.mean("cost", "search_seconds")
     return duration(row.mean("cost", "seconds")) + (f" + {duration(searched)} search" if searched else "")
 
 
 def _memory(row: Row) -> str:
-    """Of the process; and of the GPU's allocator, where there was one."""
+    """Write the peak memory of the process; and of the GPU's allocator, if a GPU was used."""
     device = row.mean("cost", "peak_cuda_bytes")
     return size(row.mean("cost", "peak_rss_bytes")) + (f" + {size(device)} GPU" if device else "")
 
 
 def footnotes(group: Group) -> list[str]:
-    """What must stand under every table: differences, how intervals were made, notes, hardware."""
+    """Write what must stand below every table: differences, what intervals are over, notes, hardware."""
     overs = sorted({row.top1.over for row in group.rows})
     lines = [sentence(pair, len(group.differences)) for pair in group.differences]
     lines += group.same
@@ -82,7 +82,7 @@ def footnotes(group: Group) -> list[str]:
 
 
 def tables(board: Leaderboard) -> Iterator[Table]:
-    """Every table, in order: never two kinds of accuracy in one of them."""
+    """Make all tables, in order; no table has two kinds of accuracy."""
     for group in board.groups:
         body = tuple(map(cells, group.rows))
         yield Table(group.title, COLUMNS, body, 3, tuple(footnotes(group)))
@@ -102,19 +102,19 @@ def _kind_cells(row: Row, measures: Sequence[Measure]) -> tuple[str, ...]:
 
 
 def print_text(board: Leaderboard) -> None:
-    """Tables to stdout."""
+    """Print the tables to stdout."""
     console = stdout()
     for table in tables(board):
         print_table(table, console)
 
 
 def markdown(board: Leaderboard) -> str:
-    """GitHub tables."""
+    """Write GitHub tables."""
     return "\n".join(line for table in tables(board) for line in (*markdown_lines(table), ""))
 
 
 def latex(board: Leaderboard) -> str:
-    """Tables for a paper, with booktabs; the notes follow as comments."""
+    """Write LaTeX tables for a paper, with booktabs; the notes follow as comments."""
     lines = [r"% needs \usepackage{booktabs} and \usepackage[T1]{fontenc}"]
     for table in tables(board):
         lines += [r"\begin{table}", r"  \centering", rf"  \caption{{{latex_cell(table.title)}}}"]
@@ -131,13 +131,16 @@ def latex(board: Leaderboard) -> str:
 
 
 def _latex_line(line: Sequence[str]) -> str:
-    """A row. Where its text begins like an argument of the rule or the row before, an empty group stands between."""
+    """Write a row of a LaTeX table.
+
+    If its text begins with `[` or `*`, LaTeX would read it as an argument of the line before: an empty group prevents that.
+    """
     start = "{}" if line[0][:1] in ("[", "*") else ""
     return f"    {start}{' & '.join(map(latex_cell, line))} " + r"\\"
 
 
 def csv_text(board: Leaderboard) -> str:
-    """One line per row, full precision, with the group in the first column."""
+    """Write one CSV line for each row, in full precision, with the group in the first column."""
     stream = io.StringIO()
     records = _records(board)
     writer = csv.DictWriter(stream, fieldnames=list(records[0]), lineterminator="\n")
@@ -147,7 +150,7 @@ def csv_text(board: Leaderboard) -> str:
 
 
 def json_text(board: Leaderboard) -> str:
-    """A list of rows as `csv_text` has them."""
+    """Write a JSON list of rows, with the same fields as `csv_text`."""
     return numbers.json_text(_records(board))
 
 
@@ -197,7 +200,7 @@ FORMATS: dict[str, Callable[[Leaderboard], str]] = {
 
 
 def trials_table(folders: Sequence[TrialFolder]) -> str:
-    """One line per finished trial: id, names, data, seed, test and validation accuracy."""
+    """Write one line for each finished trial: id, names, data, seed, test and validation accuracy."""
     lines = []
     for folder in folders:
         config, result = folder.config(), folder.result()
