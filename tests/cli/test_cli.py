@@ -98,7 +98,7 @@ def test_mistakes_exit_with_2_and_no_traceback(flowers_bench, tmp_path: Path, ar
 
 
 def test_pretrained_weights_without_network_say_what_to_do(flowers_bench) -> None:
-    done = flowers_bench("--plugin", "transfer/k3", "--set", "data.species=3")
+    done = flowers_bench("--plugin", "transfer/k3", "--weights", "pretrained", "--set", "data.species=3")
     assert done.returncode == 2
     for words in ("hf download timm/", "--weights FILE", "--weights none"):
         assert words in done.stderr
@@ -159,7 +159,7 @@ def test_describe_names_paper_recipe_variants(flowers_bench) -> None:
         "1703.06211",
         "offset_conv",
         "stage3-pretrained",
-        "--set stage=3",
+        "--set stages=3",
         "--search tries 0.1 to 0.8",
         "lr = ",
     ):

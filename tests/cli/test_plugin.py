@@ -88,7 +88,7 @@ def test_check_warns_of_what_a_later_release_drops(
     monkeypatch.setattr(
         flowers_bench.testing, "checks", lambda *a, **how: [c for c in checks(*a, **how) if c.name in wanted]
     )
-    assert command.check(str(file), None, [], None) == 0
+    assert command.check(str(file), None, {}, None) == 0
     told = capsys.readouterr().out
     assert "WARNING old: loads\n        plugin 'old' states no FLOWERS_BENCH_API" in told
     assert (
