@@ -30,6 +30,7 @@ NOT_FAST = (
     "report/test_page_in_browser.py",
     "test_examples.py",
     "plan/test_search.py",
+    "models/test_shipped_weights.py",
     "models/test_weights_download.py",
     "testing",
     "training",
