@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Of pretrained variants; those from scratch have the technique's.
 FINE_TUNING = {"lr": 1e-3, "epochs": 20, "warmup_epochs": 1}
+#: A plain twin has no offsets: so its training is the very one that `transfer` calls by other names.
+NO_OFFSETS: dict[str, float] = {}
 
 
 def build_deformable(context: ModelContext) -> nn.Module:
@@ -122,7 +124,7 @@ def _plain_pretrained(stage: int) -> Variant:
         model="classifier",
         options={"freeze": stage - 1},
         weights="pretrained",
-        recipe=FINE_TUNING,
+        recipe={**FINE_TUNING, "lr_scale": NO_OFFSETS},
     )
 
 
@@ -153,7 +155,7 @@ def register_techniques() -> list[Technique]:
                     "the plain twin of stages2-4: the same network, nothing deformable, pretrained, everything trained",
                     model="classifier",
                     weights="pretrained",
-                    recipe=FINE_TUNING,
+                    recipe={**FINE_TUNING, "lr_scale": NO_OFFSETS},
                 ),
                 **{f"stage{s}": _stage(s, pretrained=False) for s in stages},
                 "stage3-v1": Variant(
@@ -163,7 +165,9 @@ def register_techniques() -> list[Technique]:
                     baseline="plain",
                 ),
                 "plain": Variant(
-                    "the plain twin: the same network, nothing deformable, from scratch", model="classifier"
+                    "the plain twin: the same network, nothing deformable, from scratch",
+                    model="classifier",
+                    recipe={"lr_scale": NO_OFFSETS},
                 ),
                 **{f"stage{s}-pretrained": _stage(s, pretrained=True) for s in stages},
                 **{f"plain{s}-pretrained": _plain_pretrained(s) for s in stages},

@@ -271,7 +271,7 @@ def test_rows_of_the_study_that_are_one_training_are_one_trial(host: Host, tmp_p
 
 @pytest.mark.slow
 def test_study_small_trains_what_is_distinct(host: Host, tmp_path: Path) -> None:
-    suite = overridden(read_suite("study-small"), {key: TINY[key] for key in TINY if key != "data.species"})
+    suite = read_suite("study-small")
     items = [
         item for table in plan_suite(host, suite, Request([], "petals", tmp_path, 1), []) for item in table.planned
     ]

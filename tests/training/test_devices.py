@@ -36,9 +36,9 @@ from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.training.build import Places, build_parts
 from flowers_bench.training.distributed import Ranks
 from flowers_bench.training.events import EpochFinished, Event, Starting
-from flowers_bench.training.frozen_prefix import start_from_prefix
 from flowers_bench.training.loop import Training
 from flowers_bench.training.process import Interrupted, prepare_process
+from flowers_bench.training.start import start_from_prefix
 from flowers_bench.util.errors import UsageError
 
 #: A step is proportional to the gradient, so that a difference in the last digits stays one.

@@ -17,11 +17,11 @@ from flowers_bench.store.records import Epoch, Result, SearchedResult
 from flowers_bench.training.build import Places, build_parts
 from flowers_bench.training.distributed import ALONE, Ranks
 from flowers_bench.training.events import Emit, EpochFinished, Event, Testing
-from flowers_bench.training.frozen_prefix import start_from_prefix
 from flowers_bench.training.loop import Training
 from flowers_bench.training.observers import Observers
 from flowers_bench.training.precision import refuse_undefined_gradients
 from flowers_bench.training.process import interrupt_flag, prepare_process
+from flowers_bench.training.start import start_from_prefix
 from flowers_bench.training.test_split import measure_splits, measure_validation, prediction_cost
 
 
