@@ -47,7 +47,8 @@ def test_most_techniques_start_from_pretrained_weights() -> None:
 )
 @pytest.mark.usefixtures("unreachable")
 def test_no_technique_waits_for_a_network_on_drawn_flowers(tmp_path: Path, label: str) -> None:
-    request = Request([label], "petals", tmp_path / "cache", seeds=1)
+    """Asked for timm's weights: those of drawn flowers would be there."""
+    request = Request([label], "petals", tmp_path / "cache", seeds=1, weights="pretrained")
     plan_nothing(request)  # what is imported and built first, is there
     started = time.perf_counter()
     message = plan_nothing(request)
@@ -57,6 +58,14 @@ def test_no_technique_waits_for_a_network_on_drawn_flowers(tmp_path: Path, label
     for advice in ("--weights none", "--weights FILE", "hf download timm/", "models--timm--", "--plugin "):
         assert advice in message
     assert not (tmp_path / "cache").exists()  # nothing was drawn
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_drawn_flowers_have_weights_that_need_no_network(tmp_path: Path) -> None:
+    small = {"data.species": "6", "data.train": "2", "data.val": "2", "data.test": "2", "batch_size": "8"}
+    labels = [label for label in FIRST.values() if label.split("/")[0] in ("transfer", "knn", "mixing", "triplet")]
+    request = Request(labels, "petals", tmp_path / "cache", seeds=1, settings=small)
+    assert {item.trial.weights["name"] for item in plan(HOST, request, [])} == {"petals/test_resnet"}
 
 
 def plan_nothing(request: Request) -> str:
@@ -95,7 +104,7 @@ def test_a_proxy_is_asked_in_place_of_the_hub(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_command_ends_with_2_and_no_trial(flowers_bench, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    done = flowers_bench("--plugin", "transfer", HF_HOME=str(tmp_path / "hub"))
+    done = flowers_bench("--plugin", "transfer", "--weights", "pretrained", HF_HOME=str(tmp_path / "hub"))
     assert done.returncode == 2
     assert "--plugin transfer/scratch" in done.stderr
     assert "Traceback" not in done.stderr
