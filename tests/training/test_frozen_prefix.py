@@ -23,7 +23,7 @@ from flowers_bench.models.backbones import Backbone, freeze_stages
 from flowers_bench.models.weights import Weights
 from flowers_bench.nn import Classifier
 from flowers_bench.store.folder import TrialFolder
-from flowers_bench.training import frozen_prefix
+from flowers_bench.training import start
 from flowers_bench.training import trial as trial_module
 from flowers_bench.training.frozen_prefix import CachedActivations, Cut, PrefixUse, find_cut
 from flowers_bench_plugins.prompt_tuning import build_prompted
@@ -44,7 +44,7 @@ def outcome(folder: TrialFolder) -> tuple[Any, ...]:
 
 def uncached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: Any, **settings: Any) -> TrialFolder:
     with monkeypatch.context() as patch:
-        patch.setattr(frozen_prefix, "find_cut", lambda model, image: "switched off")
+        patch.setattr(start, "find_cut", lambda model, image: "switched off")
         return live(tmp_path, *arguments, store="uncached", **settings)
 
 
