@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import re
 import time
 from collections import Counter
@@ -107,8 +108,10 @@ def fits(weights: Weights, network: Network) -> bool:
     return not all(reading.faults for reading in _readings(_read(weights, network)[0], network))
 
 
+@functools.lru_cache(maxsize=8)
 def beyond(weights: Weights, network: Network) -> dict[str, Tensor]:
-    """Read what only the trained model has, in float32: empty but of weights that were trained here."""
+    """Read what only the trained model has, in float32: empty but of weights that were trained here. Once for all trials of a
+    plan: the file is read whole for it."""
     return {name: _as_float32(tensor) for name, tensor in _read(weights, network)[1].items()}
 
 
@@ -120,8 +123,8 @@ def _read(weights: Weights, network: Network) -> tuple[dict[str, Tensor], dict[s
     if weights.provenance is None:
         return tensors, {}
     own = network.model.state_dict()
-    names = [name for name in tensors if name not in own and not network.is_classifier(name)]
-    return {n: t for n, t in tensors.items() if n not in names}, {n: tensors[n] for n in names}
+    more = {n: t for n, t in tensors.items() if n not in own and not network.is_classifier(n)}
+    return {n: t for n, t in tensors.items() if n not in more}, more
 
 
 def _readings(tensors: Tensors, network: Network) -> list[_Reading]:

@@ -13,8 +13,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from flowers_bench.contract.options import OptionValue
 from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Provenance:
     trial: str
     backbone: str
     model: str
-    options: Mapping[str, Any]
+    options: Mapping[str, OptionValue]
     dataset: str
     split_checksum: str
     classes: Sequence[str]
@@ -51,7 +52,9 @@ class Provenance:
     summary: str
 
     @classmethod
-    def of(cls, trial: str, backbone: str, model: str, options: Mapping[str, Any], dataset: Dataset) -> Provenance:
+    def of(
+        cls, trial: str, backbone: str, model: str, options: Mapping[str, OptionValue], dataset: Dataset
+    ) -> Provenance:
         """Describe weights that `model` was given by training on `dataset`."""
         contents = [*dataset.train.contents, *dataset.val.contents]
         known = bool(dataset.train.contents) and bool(dataset.val.contents or not len(dataset.val))
