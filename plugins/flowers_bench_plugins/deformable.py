@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 #: Of pretrained variants; those from scratch have the technique's.
 FINE_TUNING = {"lr": 1e-3, "epochs": 20, "warmup_epochs": 1}
+#: Of the default variant and its twin: the classifier, which starts afresh, learns at ten times the rate of the rest.
+WHOLE = {**FINE_TUNING, "lr_scale": {"*offset_conv*": 0.1, "classifier.*": 10.0}}
+WHOLE_PLAIN = {**FINE_TUNING, "lr_scale": {"classifier.*": 10.0}}
 #: A plain twin has no offsets: so its training is the very one that `transfer` calls by other names.
 NO_OFFSETS: dict[str, float] = {}
 
@@ -148,14 +151,14 @@ def register_techniques() -> list[Technique]:
                     "stages 2 to 4 deformable (v2's own), pretrained, everything trained",
                     options={"stages": "2,3,4"},
                     weights="pretrained",
-                    recipe=FINE_TUNING,
+                    recipe=WHOLE,
                     baseline="plain-pretrained",
                 ),
                 "plain-pretrained": Variant(
                     "the plain twin of stages2-4: the same network, nothing deformable, pretrained, everything trained",
                     model="classifier",
                     weights="pretrained",
-                    recipe={**FINE_TUNING, "lr_scale": NO_OFFSETS},
+                    recipe=WHOLE_PLAIN,
                 ),
                 **{f"stage{s}": _stage(s, pretrained=False) for s in stages},
                 "stage3-v1": Variant(
@@ -172,7 +175,7 @@ def register_techniques() -> list[Technique]:
                 **{f"stage{s}-pretrained": _stage(s, pretrained=True) for s in stages},
                 **{f"plain{s}-pretrained": _plain_pretrained(s) for s in stages},
             },
-            default="stage3",
+            default="stages2-4",
         )
     ]
 

@@ -119,7 +119,14 @@ def run(
     format: Annotated[str, typer.Option(help="text or md: how the tables are printed")] = "text",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that one trial may take")] = 86400,
     out: Out = "runs",
-    jobs: Annotated[int, typer.Option(min=1, help="Trials at once; threads are divided, memory is watched")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Trials at once; threads are divided, memory is watched [default: one for each core where all networks are "
+            "small, else 1]",
+        ),
+    ] = None,
     shard: Annotated[str, typer.Option(help="I/N: only the I-th of N shards of the trials, for job arrays")] = "1/1",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of each trial [default: OMP_NUM_THREADS, else its share; on a cluster 1]")

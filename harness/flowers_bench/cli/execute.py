@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -20,6 +21,7 @@ from flowers_bench.util.errors import Unreadable, UsageError
 from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
+    from flowers_bench.contract.dataset import Dataset
     from flowers_bench.executors.local import OnEvent, Outcome
     from flowers_bench.plan.planning import TrialPlan
     from flowers_bench.store.folder import Store, TrialFolder
@@ -28,15 +30,26 @@ if TYPE_CHECKING:
 AGAIN = "interrupted; run the same command again to continue"
 
 
-def execute(planned: Sequence[TrialPlan], options: RunOptions, timeout: float, format: str) -> int:
-    """Run the trials that are not finished, with progress; then print the leaderboard of all of them; return the exit code."""
+def execute(
+    planned: Sequence[TrialPlan], options: RunOptions, timeout: float, format: str, datasets: Sequence[Dataset] = ()
+) -> int:
+    """Run the trials that are not finished, with progress; then print the leaderboard of all of them; return the exit code.
+
+    Args:
+        datasets: what the trials were planned with; what is known of their test images is shown with the results.
+    """
     from flowers_bench.measure.hardware import kernel_in_use
+    from flowers_bench.plan.planning import side_by_side
+    from flowers_bench.report.factors import factor_tables
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.names import distinct_names
     from flowers_bench.report.text import markdown, print_text
     from flowers_bench.store.folder import Store, read_each
 
     store = Store(options.out)
+    jobs = options.jobs
+    if jobs is None and options.executor == "local" and options.devices == 1:
+        jobs, planned = side_by_side(planned)
     _announce(planned, options.store)
     named = name_again(planned, store)
     kernel_in_use()  # compile the kernel, or say that it is missing, here and not in a trial's log
@@ -59,16 +72,19 @@ def execute(planned: Sequence[TrialPlan], options: RunOptions, timeout: float, f
             if pusher and isinstance(event, Ended) and event.state == "done":
                 pusher.push(folder)
 
-        outcomes = run_all(todo, on_event, timeout, options)
+        outcomes = run_all(todo, on_event, timeout, options, jobs or 1)
     contents = read_each(folder for folder in dict.fromkeys(folders) if folder.path.is_dir())
     damaged = print_damaged(list({str(error): error for error in (*unfit, *contents.damaged)}.values()))
     if contents.finished:
         board = Leaderboard.of(contents.finished, {item.trial.id: item.labels for item in planned})
+        known = factor_tables(board, datasets)
         if format == "md":
-            print(markdown(board))
+            print(markdown(board, known))
         else:
-            print_text(board)
+            print_text(board, known)
     _print_total([*contents.finished, *contents.unfinished])
+    if contents.finished and not contents.unfinished:
+        _print_next(options)
     if was_interrupted(todo, outcomes):
         messages.print(AGAIN)
         return INTERRUPTED
@@ -87,17 +103,18 @@ def _pusher(options: RunOptions) -> contextlib.AbstractContextManager[Pusher | N
 
 
 def run_all(
-    folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, options: RunOptions
+    folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, options: RunOptions, jobs: int
 ) -> Sequence[Outcome]:
     """Run the trials on this machine or on a cluster, and give the outcome of each.
 
     Args:
         timeout: seconds that one trial may take.
+        jobs: how many trials run at once on this machine.
     """
     from flowers_bench.executors import local, ray
 
     if options.executor == "local" or not folders:
-        return local.run_all(folders, on_event, timeout, options.jobs)
+        return local.run_all(folders, on_event, timeout, jobs)
     cluster = ray.Cluster(options.address, options.threads_of_a_trial or 1, options.gpus)
     return ray.run_all(folders, on_event, timeout, cluster)
 
@@ -169,6 +186,17 @@ def _print_total(folders: Sequence[TrialFolder]) -> None:
     total = total_cost(folders)
     failed = f", {total.failed} of them failed," if total.failed else ""
     messages.print(f"these {total.trials} trials{failed} took {duration(total.seconds)} in all", markup=False)
+
+
+def _print_next(options: RunOptions) -> None:
+    """Print what people do with a finished run."""
+    store = "" if options.store == "runs" else f" {quote(options.store)}"
+    lines = [f"flowers-bench report{store} -o report.html   (one page: every pair compared, curves, cost)"]
+    if options.factors.data in (None, "petals") and options.techniques:
+        lines.append(
+            f"flowers-bench --plugin {','.join(options.techniques)} --data FOLDER   (the same on your photographs)"
+        )
+    messages.print("next:", *(f"  {line}" for line in lines), sep="\n", markup=False, soft_wrap=True)
 
 
 def _announce(planned: Sequence[TrialPlan], out: str) -> None:

@@ -69,6 +69,7 @@ class RunOptions:
         sweeps: texts of the values of each swept key.
         search: how many configurations to try for each technique; 0 runs the recipes as they are; None is for the suite's
             number.
+        jobs: how many trials run at once; None lets the plan choose.
         threads: threads of each trial, or None if not given.
         devices: how many devices each trial is divided among.
         executor: `local` or `ray`; `address` of the cluster and `gpus` of each trial go with `ray`.
@@ -87,7 +88,7 @@ class RunOptions:
     sweeps: Mapping[str, Sequence[str]]
     data_dir: Path | None
     store: str
-    jobs: int
+    jobs: int | None
     shard: Shard
     search: int | None
     threads: int | None
@@ -111,7 +112,7 @@ class RunOptions:
         sweeps: Sequence[str] = (),
         data_dir: Path | None = None,
         store: str = "runs",
-        jobs: int = 1,
+        jobs: int | None = None,
         shard: str = "1/1",
         search: int | None = None,
         threads: int | None = None,
@@ -193,7 +194,7 @@ def check_executor(options: RunOptions) -> None:
         from flowers_bench.executors.ray import require_ray
 
         require_ray()
-        if options.jobs > 1:
+        if options.jobs and options.jobs > 1:
             raise UsageError(
                 "--jobs is for one machine. On a cluster, --threads and --gpus say how much a trial takes."
             )
@@ -213,7 +214,7 @@ def check_devices(options: RunOptions) -> None:
         raise UsageError(
             "--devices is for one machine; a trial on a Ray cluster takes one device (--gpus). Use one of them."
         )
-    if options.jobs > 1:
+    if options.jobs and options.jobs > 1:
         raise UsageError(
             "--jobs gives this machine to several trials, --devices to one. Use one of them; for many trials --jobs is the "
             "quicker."

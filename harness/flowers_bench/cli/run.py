@@ -71,6 +71,7 @@ def _run_techniques(host: Host, options: RunOptions, format: str, timeout: float
     techniques = [*options.techniques, *(name for file in options.plugin_files for name in _techniques_of(host, file))]
     _refuse_divided_search(base.search, options)
     every_shots: list[int | None] = [*options.shots] or [None]
+    base = replace(base, floor=not options.sweeps)
     requests = [
         request
         for shots in every_shots
@@ -81,7 +82,9 @@ def _run_techniques(host: Host, options: RunOptions, format: str, timeout: float
     if base.search:
         single = [one for request in requests for one in one_by_one(host, request)]
         found = _searched(host, single, options, timeout, loaded)
-    code = _execute_shard(in_order(item for items in found for item in items), options, format, timeout)
+    code = _execute_shard(
+        in_order(item for items in found for item in items), options, format, timeout, list(loaded.values())
+    )
     return code if all(found) else code or FAILED
 
 
@@ -126,7 +129,7 @@ def _request(options: RunOptions) -> Request:
         settings=options.settings,
         store=options.out,
         search=options.search or 0,
-        jobs=options.jobs,
+        jobs=options.jobs or 1,
         threads=options.threads_of_a_trial,
         devices=options.devices,
     )
@@ -181,7 +184,7 @@ def _searched(
         names = distinct_names([item.described() for item in planned])
         labels = {item.trial.id: name for name, item in zip(names, planned, strict=True)}
         with TrialProgress(labels, len(todo)) as progress:
-            outcomes = run_all(todo, progress.on_event, timeout, options)
+            outcomes = run_all(todo, progress.on_event, timeout, options, options.jobs or 1)
         if was_interrupted(todo, outcomes):
             raise KeyboardInterrupt
         return outcomes
@@ -213,11 +216,13 @@ def _in_words(about: SearchFacts | None) -> str:
     )
 
 
-def _execute_shard(planned: Sequence[TrialPlan], options: RunOptions, format: str, timeout: float) -> int:
+def _execute_shard(
+    planned: Sequence[TrialPlan], options: RunOptions, format: str, timeout: float, datasets: Sequence[Dataset] = ()
+) -> int:
     if not planned:  # no search found a configuration; messages have said so
         return FAILED
     chosen = planned[options.shard.indices]
     if not chosen:
         messages.print(f"shard {options.shard} has no trial: there are fewer trials than shards")
         return 0
-    return execute(chosen, options, timeout, format)
+    return execute(chosen, options, timeout, format, datasets)

@@ -79,6 +79,8 @@ class Dataset:
             for others.
         factor_sweeps: test images made again with one nuisance factor set: by factor, then by value, weakest first;
             under the keys of the test images that they are. Empty for photographs.
+        shown_factors: what is known of the test images and accuracy is shown by after a run: N numbers each, by a plain name such
+            as "tilt". Empty for photographs.
         class_contents: C texts, equal exactly where classes of two datasets are the same one, as a drawn species is. Empty: not
             known.
     """
@@ -95,6 +97,7 @@ class Dataset:
     grey_levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     factor_sweeps: Mapping[str, Mapping[float, Split]] = field(default_factory=dict)
     class_contents: Sequence[str] = ()
+    shown_factors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -153,9 +156,13 @@ class DatasetSource:
             order of name, except that `folder`, which takes any, is asked last.
         backbones: small stand-ins for the techniques' default backbones, by name, where the user names none.
         recipe: recipe fields that suit this data, such as its image size; `--set` overrides them.
+        settings: values of parts' options that suit this data, such as how an augmentation crops, for the parts that have
+            such options; variants and `--set` override them.
         weights: what `pretrained` means on it, for the backbones that have such weights; `--weights` overrides it.
         max_epochs: at most this many, unless `--set epochs=`; None: as many as the recipe says.
-            All four are printed before a run, and stand in every result.
+        floor: a variant, such as `knn/untrained`, that runs beside a technique named alone: what a network reaches here that has
+            learned nothing. None: none.
+            All of these are printed before a run, and stand in every result.
     """
 
     name: str
@@ -167,6 +174,8 @@ class DatasetSource:
     max_epochs: int | None = None
     recipe: Mapping[str, object] = field(default_factory=dict)
     weights: str = "pretrained"
+    settings: Mapping[str, OptionValue] = field(default_factory=dict)
+    floor: str | None = None
 
     def defaults(self) -> Options:
         """Give every option its default."""

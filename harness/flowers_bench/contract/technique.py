@@ -57,7 +57,8 @@ class Recipe:
     Attributes:
         optimizer: `adam`, `adamw` or `sgd` (momentum 0.9, Nesterov).
         lr: peak learning rate.
-        lr_scale: factor on `lr` for parameters whose name matches the pattern (`fnmatch`), first match wins.
+        lr_scale: factor on `lr` for parameters whose name matches the pattern (`fnmatch`), first match wins. The classifier of
+            a backbone is `classifier.*`, whatever timm calls it.
         layer_decay: layer-wise learning-rate decay, counted from the head, by the layers that timm tells (1 = none;
             Clark 2020).
         weight_decay: decoupled for adamw; never on biases, norms and other one-dimensional parameters, nor on what

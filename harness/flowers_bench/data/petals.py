@@ -521,7 +521,18 @@ def load(request: DataRequest) -> Dataset:
         notes=("drawn by rule, not photographs: use it to compare and to learn, not to predict accuracy on flowers",),
         factor_sweeps=_sweeps(splits["test"], options),
         class_contents=[_drawn_from(n, options["grammar_seed"]) for n in range(count)],
+        shown_factors=_shown(splits["test"].factors),
     )
+
+
+def _shown(factors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Name the factors that change a flower's shape in the image, in plain words."""
+    return {
+        "tilt": factors["perspective"],
+        "size": factors["scale"],
+        "turn": np.abs(factors["rotation"]),
+        "bend": factors["elastic"],
+    }
 
 
 def _drawn_from(number: int, grammar_seed: int) -> str:

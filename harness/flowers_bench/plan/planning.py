@@ -31,6 +31,8 @@ from flowers_bench.store.records import Config, Run
 from flowers_bench.training import optimizer
 from flowers_bench.util.errors import UsageError, unknown_name
 
+#: At most so many parameters, and images of at most so many pixels a side, make a small network: see `side_by_side`.
+SMALL, SMALL_SIDE = 2_000_000, 96
 #: Before a trial's id, in `--weights`.
 _TRIAL = "trial:"
 
@@ -54,6 +56,7 @@ class Request:
         recipe: fields that replace those of the technique and the variant. The dataset's recipe and `settings` replace
             these in turn.
         label: what a suite calls these trials; None for `technique/variant`.
+        floor: whether a bare technique brings the dataset's floor along too, where nothing is said that the floor cannot follow.
     """
 
     techniques: Sequence[str]
@@ -73,6 +76,7 @@ class Request:
     devices: int = 1
     recipe: Mapping[str, Any] = field(default_factory=dict)
     label: Label | None = None
+    floor: bool = False
 
     @property
     def title(self) -> str:
@@ -88,6 +92,7 @@ class TrialPlan:
         labels: the trial's names, at least one. There are several if several requested variants mean this one training.
         run: the content of `run.json`, as far as it is known before the trial runs.
         trains: whether any optimiser step is taken. If not, only the image size of the recipe matters.
+        parameters: how many the model has.
         notes: how the weight file was understood; printed before the trial runs.
     """
 
@@ -95,6 +100,7 @@ class TrialPlan:
     labels: tuple[Label, ...]
     run: Run
     trains: bool = True
+    parameters: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -154,7 +160,8 @@ def plan(
         UsageError: something is unknown, contradicts something else, or does not fit. Nothing has been trained then.
     """
     source, path = find_source(host, request.data)
-    chosen = [_parts(host, request, name) for name in _with_baselines(host, request.techniques)]
+    names = _with_baselines(host, request.techniques)
+    chosen = [_parts(host, request, name) for name in [*names, *_floor(host, source, request, names)]]
     request = replace(request, settings=_renamed(chosen, request.settings))
     data_options, settings = _split_settings(source, request.settings)
     _refuse_unknown_settings(chosen, settings)
@@ -183,7 +190,7 @@ def plan(
             weights_path=None,
         )
         dataset = few_shot(datasets[key], request.shots, 0)
-        planned += _trials(host, request, source.name, parts, start, recipe, dataset, data_options, run)
+        planned += _trials(host, request, source, parts, start, recipe, dataset, data_options, run)
     return in_order(planned)
 
 
@@ -229,6 +236,21 @@ def _share_of_threads(jobs: int) -> int | None:
     return max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 else None
 
 
+def side_by_side(planned: Sequence[TrialPlan]) -> tuple[int, list[TrialPlan]]:
+    """Choose how many trials run at once, and divide the processor's threads among them.
+
+    One for each core where every network is `SMALL`: a batch of such a network does not keep two threads busy. Else one,
+    and where there is a GPU.
+    """
+    import torch
+
+    small = all(item.parameters <= SMALL and item.trial.recipe.image_size <= SMALL_SIDE for item in planned)
+    jobs = len(os.sched_getaffinity(0)) if small and not torch.cuda.is_available() else 1
+    jobs = max(1, min(jobs, len(planned)))
+    share = _share_of_threads(jobs)
+    return jobs, [replace(i, run=replace(i.run, threads=i.run.threads or share)) for i in planned]
+
+
 def find_source(host: Host, data: str) -> tuple[DatasetSource, Path | None]:
     """Find the dataset source for `--data`: by its name, or by the layout of a folder; and the folder, or None.
 
@@ -272,6 +294,17 @@ def _with_baselines(host: Host, names: Sequence[str]) -> list[str]:
         if not variant and value.baseline and len(names) == 1:
             found.append(f"{base}/{value.baseline}")
     return list(dict.fromkeys(found))
+
+
+def _floor(host: Host, source: DatasetSource, request: Request, names: Sequence[str]) -> list[str]:
+    """Name the dataset's floor where it belongs beside a bare technique: none if it is asked for anyway, or if anything is said
+    that it cannot follow, such as another loss."""
+    said = request.weights or request.loss or request.augmentation or request.search
+    options = set(request.settings) - set(Recipe().facts())
+    bare = len(request.techniques) == 1 and "/" not in request.techniques[0]
+    wanted = request.floor and bare and not said and not any(not key.startswith("data.") for key in options)
+    known = source.floor is not None and source.floor.partition("/")[0] in host.techniques
+    return [source.floor] if wanted and known and source.floor and source.floor not in names else []
 
 
 def _parts(host: Host, request: Request, name: str) -> _Parts:
@@ -404,7 +437,7 @@ def _without_weights(parts: _Parts) -> str:
 def _trials(
     host: Host,
     request: Request,
-    source: str,
+    source: DatasetSource,
     parts: _Parts,
     start: _Initial,
     recipe: Recipe,
@@ -412,7 +445,7 @@ def _trials(
     data_options: Mapping[str, OptionValue],
     run: Run,
 ) -> list[TrialPlan]:
-    name, given = start.backbone, {**parts.variant.options, **request.settings}
+    name, given = start.backbone, {**source.settings, **parts.variant.options, **request.settings}
     options = parse_options(_options(parts), given)
     backbone = Backbone(name, Weights(), dataset.num_classes, recipe.image_size)
     model = _try_building(parts, backbone, dataset, recipe, options, request.store)
@@ -423,9 +456,9 @@ def _trials(
         notes += refuse_seen(weights.name, weights.provenance, dataset)
     trains = recipe.epochs > 0 and any(parameter.requires_grad for parameter in model.parameters())
     _try_sampling(parts, dataset, recipe, options, request.devices)
-    code = _code(host, parts, source, recipe, model)
+    code = _code(host, parts, source.name, recipe, model)
     facts = dataset.facts()
-    if not host.is_built_in(host.datasets[source].plugin):
+    if not host.is_built_in(host.datasets[source.name].plugin):
         facts["options"] = dict(data_options)
     return [
         TrialPlan(
@@ -448,6 +481,7 @@ def _trials(
             (request.label or parts.as_label,),
             replace(run, weights_path=str(weights.path) if weights.path else None),
             trains,
+            sum(parameter.numel() for parameter in model.parameters()),
             tuple(notes),
         )
         for seed in range(request.seeds)

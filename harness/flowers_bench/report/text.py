@@ -101,16 +101,16 @@ def _kind_cells(row: Row, measures: Sequence[Measure]) -> tuple[str, ...]:
     return (row.name, row.config.backbone, str(len(row.seeds)), *(measure.text(row) for measure in measures))
 
 
-def print_text(board: Leaderboard) -> None:
-    """Print the tables to stdout."""
+def print_text(board: Leaderboard, more: Sequence[Table] = ()) -> None:
+    """Print the tables, and then `more` tables, to stdout."""
     console = stdout()
-    for table in tables(board):
+    for table in (*tables(board), *more):
         print_table(table, console)
 
 
-def markdown(board: Leaderboard) -> str:
-    """Write GitHub tables."""
-    return "\n".join(line for table in tables(board) for line in (*markdown_lines(table), ""))
+def markdown(board: Leaderboard, more: Sequence[Table] = ()) -> str:
+    """Write GitHub tables, and then `more` tables."""
+    return "\n".join(line for table in (*tables(board), *more) for line in (*markdown_lines(table), ""))
 
 
 def latex(board: Leaderboard) -> str:

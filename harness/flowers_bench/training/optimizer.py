@@ -11,6 +11,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from flowers_bench.contract.technique import Recipe
+from flowers_bench.models.network import classifier_names
 from flowers_bench.util.errors import UsageError
 
 
@@ -22,9 +23,9 @@ def build_optimizer(recipe: Recipe, model: nn.Module, criterion: object) -> torc
         UsageError: `layer_decay` is not 1, and the backbone does not name its layers.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    layer_scales, undecayed = _layer_scales(recipe, model), _never_decayed(model)
+    layer_scales, undecayed, roles = _layer_scales(recipe, model), _never_decayed(model), _classifier_roles(model)
     for name, parameter in _trainable(model) + [(f"loss.{n}", p) for n, p in _trainable(criterion)]:
-        scale = layer_scales.get(name, 1.0) * _pattern_scale(recipe, name)
+        scale = layer_scales.get(name, 1.0) * _pattern_scale(recipe, name, roles.get(name, name))
         decay = recipe.weight_decay if parameter.ndim > 1 and name not in undecayed else 0.0
         groups.setdefault((scale, decay), []).append(parameter)
     arguments = [
@@ -53,8 +54,23 @@ def _trainable(module: object) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
-def _pattern_scale(recipe: Recipe, name: str) -> float:
-    return next((factor for pattern, factor in recipe.lr_scale.items() if fnmatchcase(name, pattern)), 1.0)
+def _pattern_scale(recipe: Recipe, *names: str) -> float:
+    """Find the factor of the first pattern that matches one of a parameter's names; 1 if none does."""
+    matching = (f for pattern, f in recipe.lr_scale.items() if any(fnmatchcase(name, pattern) for name in names))
+    return next(matching, 1.0)
+
+
+def _classifier_roles(model: nn.Module) -> dict[str, str]:
+    """Name the parameters of the backbone's classifier by what they are, `classifier.weight`: timm calls it `fc`, `head` or
+    otherwise in each family, and a recipe is for any of them."""
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, nn.Module) or not hasattr(backbone, "default_cfg"):
+        return {}
+    return {
+        f"backbone.{module}.{name}": f"classifier.{name}"
+        for module in classifier_names(backbone)
+        for name, _ in backbone.get_submodule(module).named_parameters()
+    }
 
 
 def _layer_scales(recipe: Recipe, model: nn.Module) -> dict[str, float]:
