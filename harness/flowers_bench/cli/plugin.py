@@ -64,7 +64,7 @@ def _refuse_name(name: str) -> None:
             "with a letter, such as second-order."
         )
     host = discover()
-    if name in {*host.plugins, *host.techniques, *host.models, *host.losses, *host.augmentations}:
+    if name in {*host.plugins, *host.techniques, *host.models, *host.losses, *host.augmentations, *host.predictors}:
         raise UsageError(f"the name {name!r} is taken by an installed plugin; `flowers-bench list` shows all.")
     if keyword.iskeyword(name) or name == "tests" or importlib.util.find_spec(_module(name)) is not None:
         raise UsageError(
