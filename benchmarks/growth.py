@@ -35,18 +35,18 @@ def embeddings(count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def knn(images: int) -> Work:
     """Find the nearest neighbours of 1,000 queries among this many training images."""
-    from flowers_bench.models.predictors import knn_logits
+    from flowers_bench_plugins.knn.predictor import knn_scores
 
     support, labels = embeddings(images, 100)
-    return lambda: knn_logits(support, labels, support[:1000], 100, 5)
+    return lambda: knn_scores(support, labels, support[:1000], 100, 5)
 
 
 def class_means(images: int) -> Work:
     """Compute the prototypes of 100 classes from this many images."""
-    from flowers_bench.models import predictors as prediction
+    from flowers_bench_plugins.prototypical import predictor
 
     support, labels = embeddings(images, 100)
-    return lambda: prediction.class_means(support, labels, 100)
+    return lambda: predictor.class_means(support, labels, 100)
 
 
 def retrieval(images: int) -> Work:
@@ -79,10 +79,11 @@ def folder(images: int) -> Work:
 
 def prototypes(classes: int) -> Work:
     """Compute the class means of 20,000 images of this many classes, and the scores of 1,000 queries."""
-    from flowers_bench.models.predictors import class_means, mean_logits
+    from flowers_bench.nn import distance_scores
+    from flowers_bench_plugins.prototypical.predictor import class_means
 
     support, labels = embeddings(20_000, classes)
-    return lambda: mean_logits(support[:1000], class_means(support, labels, classes), "euclidean")
+    return lambda: distance_scores(support[:1000], class_means(support, labels, classes), "euclidean")
 
 
 def quality_by_class(classes: int) -> Work:

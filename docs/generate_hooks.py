@@ -13,6 +13,7 @@ from flowers_bench import hookspecs
 from flowers_bench.contract import technique
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Split
 from flowers_bench.contract.pictures import FigureContext
+from flowers_bench.contract.predictor import Features, Predictor, PredictorContext
 from flowers_bench.contract.technique import (
     Augmentation,
     AugmentationContext,
@@ -33,6 +34,7 @@ VALUES = {
     "What a model, a loss and an augmentation are": (
         Model, Loss, Augmentation, Option, ModelContext, LossContext, AugmentationContext, Output,
     ),
+    "What a predictor is": (Predictor, PredictorContext, Features),
     "What a technique is": (Technique, Variant, Recipe),
     "What a dataset is": (DatasetSource, DataRequest, Dataset, Split),
     "What figures are drawn from": (FigureContext,),

@@ -81,7 +81,7 @@ def training_of(folder: TrialFolder, stop_requested: Callable[[], bool] = lambda
     """The training of a prepared trial of the toy plugin."""
     trial, run, host = folder.trial(), folder.run(), discover([TOY])
     dataset = load_dataset(host, trial, DataPlace.of(run))
-    parts, _ = build_parts(host, trial, Places.of(run), torch.device("cpu"))
+    parts, _ = build_parts(host, trial, Places.of(run), dataset.class_names, torch.device("cpu"))
     return Training(trial, parts, dataset.train, dataset.val, folder, ignore, stop_requested)
 
 

@@ -6,10 +6,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from environments import own_environment
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from flowers_bench import Features, PredictorContext
 from flowers_bench.cli.catalogue import describe
+from flowers_bench.contract.host import discover
+from flowers_bench.nn import Output
 from flowers_bench.testing import Nonconformance, checks
 from flowers_bench.util.errors import UsageError
 
@@ -37,6 +43,22 @@ def test_the_single_file_is_found_and_conforms(tmp_path: Path, capsys: pytest.Ca
     for check in checks(file):
         if check.label in ("mine", "poly/poly") and check.name not in slow:
             check()
+
+
+def test_its_predictor_conforms_and_is_the_discriminant(tmp_path: Path) -> None:
+    content = next(text for kind, text in blocks() if text.startswith("# discriminant.py\n"))
+    (tmp_path / "discriminant.py").write_text(content)
+    (check,) = [check for check in checks(tmp_path / "discriminant.py") if check.name == "predictor keeps its word"]
+    check()
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 20)
+    points = (rng.normal(size=(60, 4)) @ rng.normal(size=(4, 4)) + labels[:, None]).astype(np.float32)
+    peer = LinearDiscriminantAnalysis("lsqr").fit(points, labels)
+    predictor = discover([tmp_path / "discriminant.py"]).predictors["discriminant"].value
+    context = PredictorContext(["a", "b", "c"], predictor.option_values({"shrinkage": 1e-6}))
+    output = Output(torch.empty(60, 0), torch.from_numpy(points))
+    found = predictor.fit(context, Features(output, torch.from_numpy(labels)))(output, None)
+    assert found.softmax(1).numpy() == pytest.approx(peer.predict_proba(points), abs=1e-3)
 
 
 def test_the_failure_that_it_shows_is_what_the_kit_says(tmp_path: Path) -> None:

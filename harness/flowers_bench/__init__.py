@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Split
 from flowers_bench.contract.options import Option, Options, OptionValue
 from flowers_bench.contract.pictures import FigureContext
+from flowers_bench.contract.predictor import Features, Predictor, PredictorContext
 from flowers_bench.contract.technique import (
     Augmentation,
     AugmentationContext,
@@ -44,6 +45,7 @@ __all__ = [
     "DataRequest",
     "Dataset",
     "DatasetSource",
+    "Features",
     "FigureContext",
     "FinishedTrial",
     "Loss",
@@ -53,6 +55,8 @@ __all__ = [
     "Option",
     "OptionValue",
     "Options",
+    "Predictor",
+    "PredictorContext",
     "Recipe",
     "Split",
     "Technique",

@@ -26,6 +26,7 @@ import pluggy
 if TYPE_CHECKING:
     from flowers_bench.contract.dataset import DatasetSource
     from flowers_bench.contract.pictures import FigureContext
+    from flowers_bench.contract.predictor import Predictor
     from flowers_bench.contract.technique import Augmentation, Loss, Model, Technique
 
 PROJECT = "flowers_bench"
@@ -53,6 +54,11 @@ def register_losses() -> list[Loss]:  # type: ignore[empty-body]
 @hookspec
 def register_augmentations() -> list[Augmentation]:  # type: ignore[empty-body]
     """Offer augmentations, as a list of `flowers_bench.Augmentation` values."""
+
+
+@hookspec
+def register_predictors() -> list[Predictor]:  # type: ignore[empty-body]
+    """Offer predictors, as a list of `flowers_bench.Predictor` values. Losses and variants name them, as `--predictor` does."""
 
 
 @hookspec

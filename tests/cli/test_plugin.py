@@ -71,7 +71,7 @@ def test_check_says_what_failed_and_exits_with_1(tmp_path: Path, capsys: pytest.
     told = capsys.readouterr().out
     assert "FAILED  bad: loads" in told
     assert "boom" in told
-    assert "1 checks passed, 1 failed" in told
+    assert "1 check passed, 1 failed" in told
 
 
 def test_check_warns_of_what_a_later_release_drops(
@@ -212,5 +212,5 @@ def test_a_new_package_installs_passes_its_tests_and_runs(tmp_path: Path) -> Non
     assert "mytechnique/full" in told
     assert "mytechnique/plain" in told
     assert "is taken by an installed plugin" in own("flowers-bench plugin new mytechnique --into other", code=2)
-    assert own("flowers-bench plugin check mytechnique/full").endswith("15 checks passed, 0 failed\n")
+    assert own("flowers-bench plugin check mytechnique/full").endswith("16 checks passed, 0 failed\n")
     assert "unknown plugin" in own("flowers-bench plugin check mytechnik", code=2)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from flowers_bench import Options, Split, UsageError
+from flowers_bench import OptionValue, PredictorContext, Split, UsageError
+from flowers_bench.contract.host import discover
 from flowers_bench.data.pixels import Normalizer
 from flowers_bench.data.samplers import held_out_classes
 from flowers_bench.measure import retrieval as module
@@ -18,10 +19,10 @@ from flowers_bench.measure.episodic import episodic_accuracy, queries_per_class
 from flowers_bench.measure.quality import mixed_quality
 from flowers_bench.measure.retrieval import Retrieval, retrieval
 from flowers_bench.measure.statistics import image_mean
-from flowers_bench.models.predictors import fit_logistic, mean_logits
-from flowers_bench.nn import Output
+from flowers_bench.nn import Output, distance_scores
 from flowers_bench.store.records import Mixed, RetrievalMetrics
 from flowers_bench.training.evaluation import Evaluator
+from flowers_bench_plugins.linear_probe.predictor import fit_logistic
 
 torch.set_num_threads(1)  # waking other threads costs more than they save
 
@@ -215,7 +216,7 @@ def test_logistic_regression_agrees_with_scikit_learn() -> None:
 def test_cosine_scores_are_cosines() -> None:
     queries, means = torch.randn(5, 3), torch.randn(4, 3)
     expected = torch.cosine_similarity(queries[:, None], means[None], dim=-1)
-    assert torch.allclose(mean_logits(queries, means, "cosine"), expected, atol=1e-6)
+    assert torch.allclose(distance_scores(queries, means, "cosine"), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("predictor", ["nearest-mean", "knn"])
@@ -224,9 +225,7 @@ def test_training_images_are_predicted_from_the_others(predictor: str, distance:
     torch.manual_seed(0)
     images = [torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8) for _ in range(12)]
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2])
-    options = Options(distance=distance, temperature=0.5, k=3)
-    normalize = Normalizer((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), torch.device("cpu"))
-    evaluator = Evaluator(predictor, options, 3, 4, normalize)
+    evaluator = _evaluator(predictor, distance=distance, temperature=0.5, k=3)
     rows = np.array([10, 0, 5])
     found = evaluator.fit(_Flat(), _split(images, labels))([images[i] for i in rows], rows)
     for row, scores in zip(rows, found.logits, strict=True):
@@ -243,15 +242,21 @@ def test_training_images_are_predicted_from_the_others(predictor: str, distance:
 def test_every_predictor_can_be_timed_under_autocast(predictor: str, distance: str) -> None:
     """On a processor that multiplies in bfloat16, inference is measured so too."""
     images = [torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8) for _ in range(9)]
-    normalize = Normalizer((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), torch.device("cpu"))
-    evaluator = Evaluator(predictor, Options(distance=distance, k=3), 3, 4, normalize)
+    evaluator = _evaluator(predictor, **({"distance": distance} if distance else {}), k=3)
     fitted = evaluator.fit(_Flat().eval(), _split(images, np.repeat(np.arange(3), 3)))
-    batch = normalize(torch.stack(images))
+    batch = evaluator.normalize(torch.stack(images))
     exact = fitted.scores(batch)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         rough = fitted.scores(batch)
     assert rough.shape == exact.shape == (9, 0 if predictor == "classifier" else 3)
     assert rough.isfinite().all()
+
+
+def _evaluator(name: str, **options: OptionValue) -> Evaluator:
+    """Of three classes, 4 px, by the registered predictor of that name."""
+    predictor = discover(only_built_in=True).predictors[name].value
+    context = PredictorContext(["a", "b", "c"], predictor.option_values(options))
+    return Evaluator(predictor, context, 4, Normalizer((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), torch.device("cpu")))
 
 
 class _Flat(torch.nn.Module):

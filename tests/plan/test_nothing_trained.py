@@ -73,7 +73,7 @@ def test_show_lists_what_was_used(rows: dict[str, Row], capsys: pytest.CaptureFi
 def test_a_run_does_not_announce_epochs(tmp_path: Path, given: dict[str, str]) -> None:
     line = _in_one_line(planned(tmp_path, "knn/k5", **given))  # type: ignore[arg-type]
     assert line == "knn/k5: test_resnet, weights none, 16 px, nothing trained, predicts by knn"
-    assert "at most 1 epochs, adamw lr 0.01, batch 16" in _in_one_line(planned(tmp_path, "toy/short"))
+    assert "at most 1 epoch, adamw lr 0.01, batch 16" in _in_one_line(planned(tmp_path, "toy/short"))
     assert "nothing trained, predicts by classifier" in _in_one_line(planned(tmp_path, "toy/short", epochs="0"))
 
 

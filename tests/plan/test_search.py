@@ -17,7 +17,6 @@ from flowers_bench.cli.options import Factors, RunOptions
 from flowers_bench.contract.dataset import Dataset, Split
 from flowers_bench.contract.host import discover
 from flowers_bench.executors.local import Outcome
-from flowers_bench.models.predictors import PREDICTORS
 from flowers_bench.plan.planning import Request, TrialPlan, in_order, searchable
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.training import trial as trial_module
@@ -161,9 +160,9 @@ def test_failed_configurations_count_and_only_failures_fail(tmp_path: Path) -> N
 
 def test_declared_bounds_fit_their_options() -> None:
     host = discover()
-    parts = [entry.value for kind in (host.models, host.losses, host.augmentations) for entry in kind.values()]
+    tables = (host.models, host.losses, host.augmentations, host.predictors)
+    parts = [entry.value for table in tables for entry in table.values()]
     declared = [(name, option) for part in parts for name, option in part.options.items() if option.search]
-    declared += [(name, option) for own in PREDICTORS.values() for name, option in own.items() if option.search]
     assert len(declared) > 20
     for name, option in declared:
         for value in option.search:

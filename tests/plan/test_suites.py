@@ -186,7 +186,7 @@ def test_run_a_suite(flowers_bench: Callable[..., Any], tmp_path: Path) -> None:
     assert line.endswith("| 88.16 |")
     assert "reported: a report" in first.stdout
     again = flowers_bench("run", "mine.toml", "--plugin", str(TOY), "--format", "md")
-    assert "1 of 1 trials are finished already" in again.stderr
+    assert "1 of 1 trial is finished already" in again.stderr
     assert next(line for line in again.stdout.splitlines() if line.startswith("| their row")) == line
 
 

@@ -25,10 +25,10 @@ def _features(folder: TrialFolder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     place, places, trial = DataPlace.of(folder.run()), Places.of(folder.run()), folder.trial()
     host = discover(places.plugins)
     dataset = load_dataset(host, trial, place)
-    parts, _ = build_parts(host, trial, places, torch.device("cpu"))
+    parts, _ = build_parts(host, trial, places, dataset.class_names, torch.device("cpu"))
     parts.model.load_state_dict(load_file(folder.path / "model.safetensors"))
-    train = parts.evaluator.forward(parts.model, dataset.train.images)[1].numpy().astype(np.float64)
-    test = parts.evaluator.forward(parts.model, dataset.test.images)[1].numpy().astype(np.float64)
+    train = parts.evaluator.forward(parts.model, dataset.train.images).embedding.numpy().astype(np.float64)
+    test = parts.evaluator.forward(parts.model, dataset.test.images).embedding.numpy().astype(np.float64)
     return train, np.asarray(dataset.train.labels), test
 
 

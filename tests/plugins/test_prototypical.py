@@ -13,9 +13,9 @@ from lives import live, planned
 from torch import Tensor
 
 from flowers_bench import LossContext, UsageError
-from flowers_bench.models.predictors import mean_logits
-from flowers_bench.nn import Output
-from flowers_bench_plugins.prototypical import build_prototypical, prototypical_loss, scores
+from flowers_bench.nn import Output, distance_scores
+from flowers_bench_plugins.prototypical import build_prototypical
+from flowers_bench_plugins.prototypical.loss import prototypical_loss, scores
 
 CNN = "test_resnet"
 EPISODE = {"k_shot": 1, "n_query": 1, "n_way": 4}
@@ -66,7 +66,7 @@ def test_loss_is_the_algorithm(
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 def test_training_and_prediction_measure_alike(distance: str) -> None:
     queries, prototypes = torch.randn(5, 4), torch.randn(3, 4)
-    torch.testing.assert_close(scores(queries, prototypes, distance), mean_logits(queries, prototypes, distance))
+    torch.testing.assert_close(scores(queries, prototypes, distance), distance_scores(queries, prototypes, distance))
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from flowers_bench.cli.options import Factors, RunOptions
 from flowers_bench.cli.report import report
 from flowers_bench.cli.run import run
 from flowers_bench.report.leaderboard import Leaderboard
-from flowers_bench.report.text import markdown
+from flowers_bench.report.text import FORMATS, markdown
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.identity import Label
 from flowers_bench.store.merge import merge_stores
@@ -151,6 +153,24 @@ def test_a_leaderboard_has_a_row_for_each_name_and_says_which_are_one(twins: Pat
         ("wise/good", "wise/plain"),
         ("other/twin", "wise/plain"),
     }
+
+
+@pytest.mark.parametrize("format", ["csv", "json"])
+def test_exports_say_which_rows_are_one(twins: Path, format: str) -> None:
+    text = FORMATS[format](Leaderboard.of(Store(twins).finished()))
+    records = json.loads(text) if format == "json" else list(csv.DictReader(io.StringIO(text)))
+    rows = {record["name"]: record for record in records}
+    by_id = {record["row"]: record["name"] for record in records}
+    same = {name: {by_id[id] for id in record["same_trials_as"].split()} for name, record in rows.items()}
+    assert same == {
+        "wise/good": {"other/twin", "third/one"},
+        "other/twin": {"wise/good", "third/one"},
+        "third/one": {"wise/good", "other/twin"},
+        "wise/plain": set(),
+    }
+    assert rows["wise/good"]["trials"] == rows["other/twin"]["trials"]
+    assert rows["third/one"]["trials"] == rows["wise/good"]["trials"].split()[1]
+    assert len({id for record in records for id in record["trials"].split()}) == 6
 
 
 def test_a_pair_that_is_one_trial_is_neither_tested_nor_counted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers_bench.testing import Nonconformance, checks, conformance_tests
+from flowers_bench.testing import Check, Nonconformance, checks, conformance_tests
 from flowers_bench.util.errors import UsageError
 
 torch.set_num_threads(1)
@@ -65,6 +66,32 @@ def register_techniques():
     return [Technique("bad", "for tests", (), "bad-net", "bad-loss", "bad-augmentation", Recipe(),
                       {"plain": Variant("as it is")}, "plain")]
 """
+#: The same, with a predictor of its own, by the nearest class mean.
+PREDICTING = (
+    GOOD.replace('Variant("as it is")', 'Variant("as it is", predictor="bad-predictor")')
+    + """
+def fit(context, features):
+    import torch
+    embedding, labels = features.output.embedding, features.labels
+    means = torch.stack([embedding[labels == c].mean(0) for c in range(context.num_classes)])
+    return lambda output, rows: -(output.embedding[:, None] - means).square().sum(2)
+
+@hookimpl
+def register_predictors():
+    return [Predictor("bad-predictor", "the nearest mean", fit=fit)]
+"""
+)
+SCORES = "-(output.embedding[:, None] - means).square().sum(2)"
+PREDICTOR_MISTAKES = [
+    (SCORES, SCORES + "[:, :2]", "predictor 'bad-predictor' on test images gave scores (32, 2), not (32, 4)"),
+    (SCORES, SCORES + ".double()", "gave torch.float64 scores: return float32"),
+    (SCORES, SCORES + ".log().log()", "NaN or infinite"),
+    (SCORES, f"({SCORES}).softmax(0)", "depend on the images beside it"),
+    (SCORES, "-(output.embedding.sub_(1)[:, None] - means).square().sum(2)", "writes to the output that it is asked about"),
+    ("[embedding[labels", "[embedding.mul_(2)[labels", "writes to the features that it is fitted on"),
+    (SCORES, f"torch.from_numpy(({SCORES}).numpy())", "cannot be exported"),
+    (SCORES, f"({SCORES} if rows is None else means[:, :1])", "on training images gave scores"),
+]  # fmt: skip
 FORWARD = "return Output(self.fc(embedding), embedding)"
 LOSS = "return lambda output, target: F.cross_entropy(output.logits, target)"
 MISTAKES = [
@@ -109,6 +136,32 @@ def test_a_correct_plugin_passes(tmp_path: Path) -> None:
     for check in checks(tmp_path / "good.py"):
         if check.name not in ("runs in a process of its own", "does not import torch to be listed"):
             check()
+
+
+def _predictor_check(folder: Path, text: str) -> Check:
+    (folder / "bad.py").write_text(text)
+    (check,) = [check for check in checks(folder / "bad.py") if check.name == "predictor keeps its word"]
+    return check
+
+
+@pytest.mark.parametrize("change", [("", ""), (SCORES, f"torch.from_numpy(({SCORES}).numpy())")])
+def test_a_correct_predictor_passes(tmp_path: Path, change: tuple[str, str]) -> None:
+    text = PREDICTING.replace(*change)
+    _predictor_check(tmp_path, text.replace("fit=fit", "fit=fit, exportable=False") if change[0] else text)()
+
+
+@pytest.mark.parametrize(("old", "new", "words"), PREDICTOR_MISTAKES)
+def test_a_predictors_mistake_is_found_and_its_name_said(tmp_path: Path, old: str, new: str, words: str) -> None:
+    assert old in PREDICTING
+    with pytest.raises(Nonconformance, match=re.escape(words)) as caught:
+        _predictor_check(tmp_path, PREDICTING.replace(old, new))()
+    assert "predictor 'bad-predictor'" in str(caught.value)
+
+
+def test_a_predictor_that_no_technique_uses_is_checked_on_its_own(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(PREDICTING.replace(', predictor="bad-predictor"', ""))
+    labels = {check.label for check in checks(tmp_path / "bad.py")[2:]}
+    assert labels == {"bad/plain", "predictor bad-predictor/alone"}
 
 
 def test_a_parameter_without_elements_needs_no_gradient(tmp_path: Path) -> None:
@@ -229,7 +282,7 @@ def test_in_pytest_every_check_is_a_test_and_a_failure_is_only_its_words(tmp_pat
     test = conformance_tests(tmp_path / "bad.py")
     (mark,) = test.pytestmark  # type: ignore[attr-defined]
     by_name = {str(check): check for check in mark.args[1]}
-    assert len(by_name) == 17
+    assert len(by_name) == 18
     test(by_name["bad/plain: loss is a finite scalar"])
     with pytest.raises(pytest.fail.Exception, match=r"no gradient reaches lost\.bias, lost\.weight") as caught:
         test(by_name["bad/plain: gradients reach every trainable parameter"])

@@ -95,7 +95,7 @@ def train_one(folder: TrialFolder, ranks: Ranks, stop: bool) -> None:
     trial, host = folder.trial(), discover(places.plugins)
     device = prepare_process(run.threads, ranks.count)
     dataset = load_dataset(host, trial, place)
-    parts, _ = build_parts(host, trial, places, device)
+    parts, _ = build_parts(host, trial, places, dataset.class_names, device)
     dataset, _ = start_from_prefix(trial, parts, dataset, place.cache, lambda event: None)
     seen: list[torch.Tensor] = []
     targets: list[torch.Tensor] = []

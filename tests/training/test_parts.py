@@ -14,9 +14,10 @@ from flowers_bench import Recipe, UsageError
 from flowers_bench.data.pixels import Normalizer, evaluation_transform, stored_side
 from flowers_bench.measure.quality import correct_in_top_k, mean_per_class, negative_log_likelihood, quality
 from flowers_bench.models.backbones import freeze_stages, stages
-from flowers_bench.models.predictors import class_means, knn_logits, mean_logits
-from flowers_bench.nn import Classifier, train_mode
+from flowers_bench.nn import Classifier, distance_scores, train_mode
 from flowers_bench.training.optimizer import build_optimizer, revision, schedule_factor
+from flowers_bench_plugins.knn.predictor import knn_scores
+from flowers_bench_plugins.prototypical.predictor import class_means
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"])
@@ -165,10 +166,10 @@ def test_nearest_mean_and_knn_agree_with_scikit_learn() -> None:
     queries = (rng.normal(size=(30, 6)) + rng.integers(0, 5, 30)[:, None]).astype(np.float32)
     tensors = torch.from_numpy(support), torch.from_numpy(labels), torch.from_numpy(queries), 5
     means = NearestCentroid().fit(support, labels).predict(queries)
-    found = mean_logits(tensors[2], class_means(tensors[0], tensors[1], 5), "euclidean")
+    found = distance_scores(tensors[2], class_means(tensors[0], tensors[1], 5), "euclidean")
     assert found.argmax(1).tolist() == means.tolist()
     one = KNeighborsClassifier(1, metric="cosine").fit(support, labels).predict(queries)
-    assert knn_logits(*tensors, 1).argmax(1).tolist() == one.tolist()
+    assert knn_scores(*tensors, 1).argmax(1).tolist() == one.tolist()
 
 
 def test_quality_against_a_naive_loop() -> None:
@@ -211,8 +212,8 @@ def test_neighbours_are_found_under_autocast_too() -> None:
     generator = torch.Generator().manual_seed(0)
     support, labels = torch.randn(40, 6, generator=generator), torch.arange(40) % 5
     queries = support + 0.01 * torch.randn(40, 6, generator=generator)
-    expected = knn_logits(support, labels, queries, 5, 5)
+    expected = knn_scores(support, labels, queries, 5, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        found = knn_logits(support, labels, queries, 5, 5)
+        found = knn_scores(support, labels, queries, 5, 5)
     assert found.dtype == torch.float32
     assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.9

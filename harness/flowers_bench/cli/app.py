@@ -98,6 +98,9 @@ def run(
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Another loss than the technique's")] = None,
     augmentation: Annotated[str | None, typer.Option(help="Another augmentation than the technique's")] = None,
+    predictor: Annotated[
+        str | None, typer.Option(help="Another predictor than the loss's: classifier, knn, ...")
+    ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, max=1000, help="How many seeds, from 0 [default: 3, or the suite's]")
     ] = None,
@@ -160,7 +163,7 @@ def run(
     options = RunOptions.parse(
         suite=suite,
         plugin=plugin,
-        factors=Factors(data, backbone, weights, loss, augmentation),
+        factors=Factors(data, backbone, weights, loss, augmentation, predictor),
         seeds=seeds,
         settings=set_ or [],
         sweeps=sweep or [],
@@ -183,7 +186,7 @@ def run(
 
 @app.command("list")
 def list_(plugin_file: Files = None, no_plugin: Off = None) -> None:
-    """List techniques, variants, models, losses, augmentations and datasets; what each needs and where it comes from."""
+    """List techniques, variants, models, losses, augmentations, predictors and datasets; what each needs and where it comes from."""
     from flowers_bench.cli import catalogue
 
     catalogue.print_all(plugin_file or [])

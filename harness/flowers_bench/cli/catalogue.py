@@ -31,6 +31,7 @@ def print_all(files: Sequence[Path]) -> None:
         ("models", host.models),
         ("losses", host.losses),
         ("augmentations", host.augmentations),
+        ("predictors", host.predictors),
     ):
         _parts(title, table)
     _say("\ndatasets (--data NAME)")
@@ -87,6 +88,11 @@ def describe(name: str, files: Sequence[Path]) -> None:
         part = host.find(kind, table, getattr(technique, kind)).value
         _say(f"{kind} {part.name}: {part.summary}")
         _options(part.options)
+    chosen = technique.variants[technique.default]
+    meant = chosen.predictor or host.find("loss", host.losses, chosen.loss or technique.loss).value.predictor
+    predictor = host.find("predictor", host.predictors, meant).value
+    _say(f"predictor {predictor.name}: {predictor.summary}")
+    _options(predictor.options)
     trained = technique.recipe.epochs > 0
     _say("\nrecipe (--set KEY=VALUE)" if trained else "\nnothing is trained (--set KEY=VALUE)")
     for field in fields(technique.recipe):

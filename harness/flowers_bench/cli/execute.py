@@ -18,7 +18,7 @@ from flowers_bench.cli.progress import TrialProgress, messages
 from flowers_bench.store.records import DatasetFacts
 from flowers_bench.training.events import Ended, Event
 from flowers_bench.util.errors import Unreadable, UsageError
-from flowers_bench.util.text import printable
+from flowers_bench.util.text import counted, printable
 
 if TYPE_CHECKING:
     from flowers_bench.contract.dataset import Dataset
@@ -58,8 +58,10 @@ def execute(
     todo, unfit = prepared(planned, store, stress=options.stress, track=options.trackers)
     if finished_before:
         unmeasured = len(todo) + len(unfit) - (len(planned) - finished_before)
-        rest = f"; {unmeasured} of them are still to be measured under stress" if unmeasured else ""
-        messages.print(f"{finished_before} of {len(planned)} trials are finished already{rest}")
+        rest = f"; {unmeasured} of them {_are(unmeasured)} still to be measured under stress" if unmeasured else ""
+        messages.print(
+            f"{finished_before} of {counted(len(planned), 'trial')} {_are(finished_before)} finished already{rest}"
+        )
     names = distinct_names([item.described() for item in planned])
     labels = {item.trial.id: f"{name} seed {item.trial.seed}" for name, item in zip(names, planned, strict=True)}
     with _pusher(options) as pusher, TrialProgress(labels, len(todo)) as progress:
@@ -184,8 +186,16 @@ def _print_total(folders: Sequence[TrialFolder]) -> None:
     from flowers_bench.report.formatting import duration
 
     total = total_cost(folders)
+    took = f"took {duration(total.seconds)} in all"
+    if total.trials == 1:
+        messages.print(f"this trial {'failed and ' if total.failed else ''}{took}", markup=False)
+        return
     failed = f", {total.failed} of them failed," if total.failed else ""
-    messages.print(f"these {total.trials} trials{failed} took {duration(total.seconds)} in all", markup=False)
+    messages.print(f"these {total.trials} trials{failed} {took}", markup=False)
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _print_next(options: RunOptions) -> None:
@@ -210,7 +220,7 @@ def _announce(planned: Sequence[TrialPlan], out: str) -> None:
     notes = [f"  note: {note}" for item in planned for note in item.notes]
     for line in dict.fromkeys([*map(_in_one_line, planned), *notes]):
         messages.print(printable(line), markup=False)
-    messages.print(f"{len(planned)} trials, store {out}", markup=False)
+    messages.print(f"{counted(len(planned), 'trial')}, store {out}", markup=False)
     named = sum(len(item.labels) for item in planned) - len(planned)
     if named:
         messages.print(
@@ -221,7 +231,7 @@ def _announce(planned: Sequence[TrialPlan], out: str) -> None:
 def _in_one_line(item: TrialPlan) -> str:
     trial, recipe = item.trial, item.trial.recipe
     how = (
-        f"at most {recipe.epochs} epochs, {recipe.optimizer} lr {recipe.lr:g}, batch {recipe.batch_size}"
+        f"at most {counted(recipe.epochs, 'epoch')}, {recipe.optimizer} lr {recipe.lr:g}, batch {recipe.batch_size}"
         if item.trains
         else f"nothing trained, predicts by {trial.predictor}"
     )

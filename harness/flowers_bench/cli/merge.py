@@ -14,7 +14,10 @@ def merge(sources: Sequence[Path], output: Path) -> int:
     """
     from flowers_bench.cli.damage import print_damaged
     from flowers_bench.store.merge import merge_stores
+    from flowers_bench.util.text import counted
 
     merged = merge_stores(sources, output)
-    print(f"{merged.taken} trials taken, {merged.present} were there already; {output} has {merged.total}")
+    print(
+        f"{counted(merged.taken, 'trial')} taken, {merged.present} {'was' if merged.present == 1 else 'were'} there already; {output} has {merged.total}"
+    )
     return print_damaged(merged.damaged)

@@ -21,7 +21,10 @@ EXECUTORS = ("local", "ray")
 #: Keys that have a command-line option of their own, and are therefore refused by `--set`.
 OWN_OPTIONS = {
     "technique": "--plugin",
-    **{key: f"--{key}" for key in ("data", "backbone", "weights", "loss", "augmentation", "shots", "seeds", "search")},
+    **{
+        key: f"--{key}"
+        for key in ("data", "backbone", "weights", "loss", "augmentation", "predictor", "shots", "seeds", "search")
+    },
 }
 #: The keys among them that `--sweep` refuses too.
 NOT_SWEPT = ("technique", "shots", "seeds", "search")
@@ -36,6 +39,7 @@ class Factors:
     weights: str | None = None
     loss: str | None = None
     augmentation: str | None = None
+    predictor: str | None = None
 
     def given(self) -> dict[str, str]:
         """Give the values that are not None, by name."""

@@ -17,7 +17,7 @@ from flowers_bench.cli.exit_codes import FAILED
 from flowers_bench.contract.host import discover
 from flowers_bench.util.deprecation import deprecations
 from flowers_bench.util.errors import UsageError
-from flowers_bench.util.text import printable, text_of
+from flowers_bench.util.text import counted, printable, text_of
 
 #: A package that works unchanged; only its name is replaced.
 TEMPLATE = Path(__file__).parents[1] / "template"
@@ -64,7 +64,7 @@ def _refuse_name(name: str) -> None:
             "with a letter, such as second-order."
         )
     host = discover()
-    if name in {*host.plugins, *host.techniques, *host.models, *host.losses, *host.augmentations}:
+    if name in {*host.plugins, *host.techniques, *host.models, *host.losses, *host.augmentations, *host.predictors}:
         raise UsageError(f"the name {name!r} is taken by an installed plugin; `flowers-bench list` shows all.")
     if keyword.iskeyword(name) or name == "tests" or importlib.util.find_spec(_module(name)) is not None:
         raise UsageError(
@@ -100,7 +100,8 @@ def check(plugin: str, backbone: str | None, settings: Mapping[str, str], out: P
             if text not in warned:
                 warned.append(text)
                 print(printable(f"WARNING {one}\n        {text}"), flush=True)
-    print(f"\n{passed} checks passed, {failed} failed{f', {len(warned)} warnings' if warned else ''}")
+    warnings_ = f", {counted(len(warned), 'warning')}" if warned else ""
+    print(f"\n{counted(passed, 'check')} passed, {failed} failed{warnings_}")
     return FAILED if failed else 0
 
 

@@ -19,6 +19,7 @@ def report(runs: Path, output: Path) -> int:
     from flowers_bench.report.pictures import damaged_pictures
     from flowers_bench.store.folder import Store
     from flowers_bench.util.files import write_atomically
+    from flowers_bench.util.text import counted
 
     contents, code = read_store(runs)
     searches = Store(runs).of_searches().read()
@@ -36,5 +37,7 @@ def report(runs: Path, output: Path) -> int:
         write_atomically(output, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error}.") from error
-    print(f"{output}: {len(contents.finished)} trials, {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
+    print(
+        f"{output}: {counted(len(contents.finished), 'trial')}, {len(text.encode()) / 1e6:.1f} MB; open it in a browser"
+    )
     return code

@@ -68,7 +68,9 @@ def _run_techniques(host: Host, options: RunOptions, format: str, timeout: float
     for key in options.sweeps:
         if key in options.factors.given() or key in options.settings:
             raise UsageError(f"--sweep {key}: this is given a single value too. Leave that out.")
-    techniques = [*options.techniques, *(name for file in options.plugin_files for name in _techniques_of(host, file))]
+    techniques = [*options.techniques]
+    for file in options.plugin_files:
+        techniques += _techniques_of(host, file, needed=not options.techniques)
     _refuse_divided_search(base.search, options)
     every_shots: list[int | None] = [*options.shots] or [None]
     base = replace(base, floor=not options.sweeps)
@@ -124,6 +126,7 @@ def _request(options: RunOptions) -> Request:
         weights=factors.weights,
         loss=factors.loss,
         augmentation=factors.augmentation,
+        predictor=factors.predictor,
         cache_dir=options.cache,
         seeds=options.seeds or 3,
         settings=options.settings,
@@ -135,12 +138,14 @@ def _request(options: RunOptions) -> Request:
     )
 
 
-def _techniques_of(host: Host, file: Path) -> list[str]:
+def _techniques_of(host: Host, file: Path, *, needed: bool) -> list[str]:
+    """List the techniques that a plugin file registers. Raises `UsageError` if it is broken, or registers none where one is
+    `needed`."""
     status = host.plugins[file.stem]
     if status.error:
         raise UsageError(f"plugin {file} is broken: {status.error}")
     found = [name for name, registered in host.techniques.items() if registered.plugin == file.stem]
-    if not found:
+    if needed and not found:
         raise UsageError(f"plugin {file} registers no technique. Name one to use its parts with: --plugin {file},NAME")
     return found
 

@@ -29,12 +29,14 @@ import pluggy
 
 from flowers_bench import hookspecs
 from flowers_bench.contract.dataset import DatasetSource
+from flowers_bench.contract.predictor import CLASSIFIER, Predictor
 from flowers_bench.contract.technique import Augmentation, Loss, Model, Technique
 from flowers_bench.util.deprecation import Deprecated, deprecated
 from flowers_bench.util.errors import UsageError, unknown_name
 from flowers_bench.util.text import printable, text_of
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 BUILT_IN = "flowers-bench"
 #: The environment variable that switches plugins of other packages off: names with commas, or `all`.
 NO_PLUGIN = "FLOWERS_BENCH_NO_PLUGIN"
@@ -47,10 +49,10 @@ TRACKER_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
-class Registered(Generic[T]):
+class Registered(Generic[T_co]):
     """A registered value and the plugin it came from."""
 
-    value: T
+    value: T_co
     plugin: str
 
 
@@ -101,6 +103,7 @@ class Host:
         self.models: dict[str, Registered[Model]] = {}
         self.losses: dict[str, Registered[Loss]] = {}
         self.augmentations: dict[str, Registered[Augmentation]] = {}
+        self.predictors: dict[str, Registered[Predictor]] = {CLASSIFIER.name: Registered(CLASSIFIER, BUILT_IN)}
         self.techniques: dict[str, Registered[Technique]] = {}
         self.datasets: dict[str, Registered[DatasetSource]] = {}
         self.tracking: Collection[str] = ()
@@ -148,6 +151,7 @@ class Host:
             ("register_models", self.models, Model),
             ("register_losses", self.losses, Loss),
             ("register_augmentations", self.augmentations, Augmentation),
+            ("register_predictors", self.predictors, Predictor),
             ("register_techniques", self.techniques, Technique),
             ("register_datasets", self.datasets, DatasetSource),
         ]
@@ -207,8 +211,9 @@ class Host:
                 raise UsageError(f"--track {name} needs {status.tracker}, which is not installed: pip install {extra}")
 
     def is_built_in(self, plugin: str) -> bool:
-        """Tell whether the plugin of that name came with flowers-bench."""
-        return self.plugins[plugin].origin == BUILT_IN
+        """Tell whether the plugin of that name came with flowers-bench; the host's own predictor is no plugin's."""
+        status = self.plugins.get(plugin)
+        return status is None or status.origin == BUILT_IN
 
     def broken(self) -> Iterator[PluginStatus]:
         """Give the plugins that are skipped because they do not work."""

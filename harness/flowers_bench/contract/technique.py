@@ -203,7 +203,7 @@ class AugmentationContext(ReadsOptions):
 
 @dataclass(frozen=True)
 class Part:
-    """What models, losses and augmentations have in common: a name to be found by, needs, and options.
+    """What models, losses, augmentations and predictors have in common: a name to be found by, needs, and options.
 
     Attributes:
         revision: raised when the same options would give other numbers; part of a trial's identity where it is not 1.
@@ -240,7 +240,7 @@ class Loss(Part):
     Attributes:
         build: makes the callable; a `nn.Module` may have parameters of its own, which are then trained too.
         sampler: how batches are drawn for it: `shuffled`, `pk` (P classes x K images) or `episodes`.
-        predictor: how the model that it trained predicts: `classifier`, `nearest-mean`, `knn` or `logistic`.
+        predictor: how the model that it trained predicts: `classifier`, or the name of a registered predictor.
         probabilities: whether softmax of the predictor's scores is what it trains; False where only their order is.
     """
 

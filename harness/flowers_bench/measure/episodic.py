@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from flowers_bench.measure.statistics import image_mean
-from flowers_bench.models.predictors import mean_logits
+from flowers_bench.models.distances import distance_scores
 from flowers_bench.store.records import Episodes
 from flowers_bench.util.errors import UsageError
 
@@ -57,7 +57,7 @@ def episodic_accuracy(
         chosen = rng.choice(len(members), n_way, replace=False)
         rows = np.stack([rng.choice(members[c], k_shot + n_query, replace=False) for c in chosen])
         support, query = points[rows[:, :k_shot]], points[rows[:, k_shot:]]
-        scores = mean_logits(query.flatten(0, 1), support.mean(1), distance)
+        scores = distance_scores(query.flatten(0, 1), support.mean(1), distance)
         found[episode] = (scores.argmax(1) == truth).double().mean()
     interval = image_mean(found[None], 1.0)
     return Episodes(

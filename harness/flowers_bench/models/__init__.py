@@ -1,1 +1,1 @@
-"""Backbones and their weights, layers that several techniques share, predictors."""
+"""Backbones and their weights, layers that several techniques share."""

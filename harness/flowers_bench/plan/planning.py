@@ -15,13 +15,13 @@ from torch import nn
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Progress, silent
 from flowers_bench.contract.host import Host, Registered, files_of_trial
 from flowers_bench.contract.options import Option, Options, OptionValue, parse_options
+from flowers_bench.contract.predictor import CLASSIFIER, Predictor
 from flowers_bench.contract.technique import Augmentation, Loss, Model, ModelContext, Recipe, Technique, Variant
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.data.shots import few_shot
 from flowers_bench.measure.episodic import queries_per_class
 from flowers_bench.models.backbones import Backbone, check_backbone, check_beyond, check_image_size, check_weights
-from flowers_bench.models.predictors import PREDICTORS
 from flowers_bench.models.weights import Weights
 from flowers_bench.models.weights.provenance import refuse_seen
 from flowers_bench.models.weights.source import NoNetwork, resolvable, resolve_weights
@@ -67,6 +67,7 @@ class Request:
     weights: str | None = None
     loss: str | None = None
     augmentation: str | None = None
+    predictor: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     store: Path | None = None
     shots: int | None = None
@@ -130,7 +131,7 @@ class _Parts:
     model: Registered[Model]
     loss: Registered[Loss]
     augmentation: Registered[Augmentation]
-    predictor: str
+    predictor: Registered[Predictor]
 
     @property
     def label(self) -> str:
@@ -318,7 +319,8 @@ def _parts(host: Host, request: Request, name: str) -> _Parts:
         host.augmentations,
         request.augmentation or variant.augmentation or technique.augmentation,
     )
-    predictor = (variant.predictor if not request.loss else None) or loss.value.predictor
+    meant = request.predictor or (variant.predictor if not request.loss else None) or loss.value.predictor
+    predictor = host.find("predictor", host.predictors, meant)
     parts = _Parts(technique, variant_name, variant, model, loss, augmentation, predictor)
     _refuse_misfits(parts)
     return parts
@@ -327,12 +329,16 @@ def _parts(host: Host, request: Request, name: str) -> _Parts:
 def _refuse_misfits(parts: _Parts) -> None:
     """Refuse a loss, predictor or augmentation that needs what the model and the augmentation do not provide."""
     model, loss, augmentation = parts.model.value, parts.loss.value, parts.augmentation.value
-    if parts.predictor not in PREDICTORS:
-        raise unknown_name("predictor", parts.predictor, PREDICTORS)
-    if parts.predictor == "classifier" and "logits" not in model.provides:
+    predictor = parts.predictor.value
+    if predictor.name == CLASSIFIER.name and "logits" not in model.provides:
         raise UsageError(
-            f"{parts.label}: predicts by its classifier, and model {model.name!r} has none. "
-            "Choose another --loss, such as one that predicts by neighbours or class means."
+            f"{parts.label}: predicts by its classifier, and model {model.name!r} has none. Choose another --predictor, or "
+            "another --loss, such as one that predicts by neighbours or class means."
+        )
+    for need in sorted(predictor.needs - model.provides):
+        raise UsageError(
+            f"{parts.label}: predictor {predictor.name!r} needs {need}, which model {model.name!r} does not provide (it "
+            f"provides {', '.join(sorted(model.provides))}). Choose another --predictor."
         )
     provided = model.provides | augmentation.provides
     for need in sorted(loss.needs - provided):
@@ -376,7 +382,7 @@ def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, st
 
 def _options(parts: _Parts) -> dict[str, Option]:
     # An option that a part declares replaces the predictor's option of the same name: both are one setting.
-    given = dict(PREDICTORS[parts.predictor])
+    given = dict(parts.predictor.value.options)
     for part in (parts.model.value, parts.loss.value, parts.augmentation.value):
         for name, option in part.options.items():
             given[name] = option
@@ -467,7 +473,7 @@ def _trials(
                 loss=parts.loss.value.name,
                 augmentation=parts.augmentation.value.name,
                 sampler=parts.loss.value.sampler,
-                predictor=parts.predictor,
+                predictor=parts.predictor.value.name,
                 options=options,
                 dataset=facts,
                 data_options=data_options,
@@ -493,7 +499,7 @@ def _code(host: Host, parts: _Parts, source: str, recipe: Recipe, model: nn.Modu
 
     A built-in part is identified by its revision alone, so that a new release does not train anything again.
     """
-    in_use: list[Registered[Any]] = [parts.model, parts.loss, parts.augmentation]
+    in_use: list[Registered[Any]] = [parts.model, parts.loss, parts.augmentation, parts.predictor]
     origins = {registered.plugin for registered in in_use if not host.is_built_in(registered.plugin)}
     # The fingerprint identifies the dataset of a package. A plugin file is noted too: it is needed to load the trial again.
     if host.plugins[host.datasets[source].plugin].is_file:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flowers_bench.contract.dataset import Dataset, Progress, silent
-from flowers_bench.contract.host import Host
-from flowers_bench.contract.technique import Recipe
-from flowers_bench.models.predictors import PREDICTORS
+from flowers_bench.contract.host import Host, Registered
+from flowers_bench.contract.technique import Part, Recipe
 from flowers_bench.plan.planning import Request, TrialPlan, plan
 from flowers_bench.store.identity import Label
 from flowers_bench.util.errors import UsageError, unknown_name
@@ -31,7 +30,7 @@ else:
 #: The suites that come with the package.
 BUILT_IN = Path(__file__).parent / "built_in"
 #: Keys of a table that are fields of a `Request`, not settings; each may be a list.
-FACTORS = ("technique", "data", "backbone", "weights", "loss", "augmentation", "shots")
+FACTORS = ("technique", "data", "backbone", "weights", "loss", "augmentation", "predictor", "shots")
 #: Keys of a table that are counts, one for the whole table: smallest, largest and default value.
 COUNTS = {"seeds": (1, 1000, 3), "search": (0, 10000, 0)}
 #: Keys of a table that are one text for the whole table: its label, its baseline's label, and the name of its recipe.
@@ -440,8 +439,8 @@ def with_found(tables: Sequence[PlannedTable], found: Sequence[Sequence[TrialPla
 
 
 def _known_keys(host: Host) -> set[str]:
-    parts = [entry.value for kind in (host.models, host.losses, host.augmentations) for entry in kind.values()]
-    options = {name for part in parts for name in part.options} | {name for own in PREDICTORS.values() for name in own}
+    tables: Sequence[Mapping[str, Registered[Part]]] = (host.models, host.losses, host.augmentations, host.predictors)
+    options = {name for table in tables for entry in table.values() for name in entry.value.options}
     data = {f"data.{name}" for entry in host.datasets.values() for name in entry.value.options}
     return {*FACTORS, *COUNTS, *TEXTS, "reported", *Recipe().facts(), *options, *data}
 
@@ -473,6 +472,7 @@ def of_cell(host: Host, request: Request, cell: Mapping[str, str]) -> Request:
         weights=cell.get("weights", request.weights),
         loss=cell.get("loss", request.loss),
         augmentation=cell.get("augmentation", request.augmentation),
+        predictor=cell.get("predictor", request.predictor),
         shots=int(cell["shots"]) if "shots" in cell else request.shots,
         settings={**request.settings, **settings},
     )

@@ -210,7 +210,8 @@ KINDS = (
             Measure("map_at_r", "MAP@R %", ("retrieval", "map_at_r"), percent, True),
         ),
         # The embedding of a classifier is a by-product, which is of no interest where only classifiers are compared.
-        lambda row: row.config.predictor in ("nearest-mean", "knn"),
+        # Nor is that under a regression, which is a classifier that was fitted afterwards.
+        lambda row: row.config.predictor not in ("classifier", "logistic"),
     ),
     Kind(
         "Under stress",

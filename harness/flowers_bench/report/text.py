@@ -160,6 +160,8 @@ def _records(board: Leaderboard) -> list[dict[str, object]]:
             "group": group.title,
             "row": row.id,
             "name": row.name,
+            "trials": " ".join(trial.folder.id for trial in row.trials),
+            "same_trials_as": " ".join(other.id for other in group.rows if other is not row and other.ids & row.ids),
             "backbone": row.config.backbone,
             "weights": row.config.weights.name,
             "seeds": len(row.seeds),

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from flowers_bench.contract.host import BUILT_IN, NO_PLUGIN, Host, Registered, discover, installed, outdated
+from flowers_bench.contract.predictor import CLASSIFIER, Predictor
 from flowers_bench.contract.technique import Loss, Model, Recipe, Technique, Variant
 from flowers_bench.testing.contract import CHECKS
 from flowers_bench.testing.subject import Nonconformance, Subject, require
@@ -137,18 +138,14 @@ def _labels(host: Host, plugin: str) -> list[str]:
 
 def _made_up(host: Host, plugin: str) -> list[str]:
     """Register a technique for each part that none of the plugin's own techniques uses, and give their labels."""
-    used = {
-        (kind, getattr(source, kind))
-        for found in host.techniques.values()
-        if found.plugin == plugin
-        for source in (found.value, *found.value.variants.values())
-        for kind in ("model", "loss", "augmentation")
-    }
+    techniques = [found.value for found in host.techniques.values() if found.plugin == plugin]
+    used = {pair for technique in techniques for pair in _used(host, technique)}
     labels = []
     for kind, part in _parts(host, plugin):
         if (kind, part.name) not in used:
             title = f"{kind} {part.name}"
-            alone = {ALONE: Variant("one part on its own")}
+            predictor = part.name if kind == "predictor" else None
+            alone = {ALONE: Variant("one part on its own", predictor=predictor)}
             technique = Technique(
                 title, part.summary, (), **_fitting(host, kind, part), recipe=Recipe(), variants=alone, default=ALONE
             )
@@ -157,11 +154,23 @@ def _made_up(host: Host, plugin: str) -> list[str]:
     return labels
 
 
+def _used(host: Host, technique: Technique) -> Iterator[tuple[str, str | None]]:
+    """Give kind and name of the parts of a technique and its variants, and of the predictors that their losses name."""
+    sources: tuple[Technique | Variant, ...] = (technique, *technique.variants.values())
+    for source in sources:
+        yield from (("model", source.model), ("loss", source.loss), ("augmentation", source.augmentation))
+        if isinstance(source, Variant):
+            yield "predictor", source.predictor
+        if source.loss in host.losses:
+            yield "predictor", host.losses[source.loss].value.predictor
+
+
 def _parts(host: Host, plugin: str) -> Iterator[tuple[str, Any]]:
     tables: Sequence[tuple[str, Mapping[str, Registered[Any]]]] = (
         ("model", host.models),
         ("loss", host.losses),
         ("augmentation", host.augmentations),
+        ("predictor", host.predictors),
     )
     return ((kind, r.value) for kind, table in tables for r in table.values() if r.plugin == plugin)
 
@@ -170,21 +179,23 @@ def _fitting(host: Host, kind: str, part: Any) -> dict[str, str]:
     """Name a model, a loss and an augmentation that fit each other: the part itself, and beside it the plain ones, or
     the first that fit it."""
     models, losses = [r.value for r in host.models.values()], [r.value for r in host.losses.values()]
-    chosen = {"model": "classifier", "loss": "cross-entropy", "augmentation": "standard", kind: part.name}
+    chosen = {"model": "classifier", "loss": "cross-entropy", "augmentation": "standard"}
+    if kind in chosen:
+        chosen[kind] = part.name
     if isinstance(part, Model) and "logits" not in part.provides:
-        reading = [loss.name for loss in losses if loss.predictor != "classifier" and loss.needs <= part.provides]
+        reading = [loss.name for loss in losses if loss.predictor != CLASSIFIER.name and loss.needs <= part.provides]
         if not reading:
             raise UsageError(
                 f"model {part.name!r} provides {', '.join(sorted(part.provides)) or 'nothing'}, with which no loss can do. "
                 "Register one, or provide logits."
             )
         chosen["loss"] = reading[0]
-    if isinstance(part, Loss):
+    if isinstance(part, (Loss, Predictor)):
         wanted = {need for need in part.needs if not need.endswith("_targets")}
         fitting = [model.name for model in models if wanted <= model.provides]
         if not fitting:
             raise UsageError(
-                f"loss {part.name!r} needs {', '.join(sorted(wanted))}, which no model provides. Register one."
+                f"{kind} {part.name!r} needs {', '.join(sorted(wanted))}, which no model provides. Register one."
             )
         chosen["model"] = "classifier" if "classifier" in fitting else fitting[0]
         if "soft_targets" in part.needs:

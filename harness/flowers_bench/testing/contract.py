@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowers_bench.contract.predictor import CLASSIFIER
 from flowers_bench.testing.subject import (
     CONVOLUTIONAL,
     TRANSFORMER,
@@ -185,9 +186,10 @@ def overfits_one_batch(subject: Subject) -> None:
     for lr, steps in ((3e-3, 300), (0.3, 300)):  # a linear head on features that nobody trained needs the larger rate
         parts, losses = subject.build(), []
         evaluator, truth = parts.evaluator, labels
-        if evaluator.predictor != "classifier":  # fitted on the batch: an episode lacks classes
+        if evaluator.predictor.name != CLASSIFIER.name:  # fitted on the batch: an episode lacks classes
             classes, truth = np.unique(labels, return_inverse=True)
-            evaluator = replace(evaluator, num_classes=len(classes))
+            context = replace(evaluator.context, class_names=[subject.data.class_names[c] for c in classes])
+            evaluator = replace(evaluator, context=context)
         split = Split([subject.data.train.images[int(i)] for i in rows], truth, [f"{i}" for i in rows])
         if "teacher" in subject.host.losses[subject.planned.trial.loss].value.needs:
             _teach(parts.model, labels, subject.data.num_classes)
@@ -472,6 +474,91 @@ def augmentation_keeps_its_word(subject: Subject) -> None:
         )
 
 
+def predictor_keeps_its_word(subject: Subject) -> None:
+    """Check that the predictor's scores are float32 (Q, C) and finite, the same whatever images are beside one, also for
+    training images, that it writes to nothing that it is given, and that they can be exported if it says so."""
+    import torch
+
+    parts = subject.build()
+    evaluator, predictor = parts.evaluator, parts.evaluator.predictor
+    if predictor.name == CLASSIFIER.name:
+        return
+    features = evaluator.features(parts.model, subject.data.train)
+    before, kept = features.output.each(torch.clone), features.labels.clone()
+    queries = evaluator.forward(parts.model, subject.data.test.images)
+    score = predictor.fit(evaluator.context, features)
+    rows = torch.arange(len(kept)).flip(0)
+    for given, at, kind in ((queries, None, "test"), (before.each(lambda value: value[rows]), rows, "training")):
+        asked = given.each(torch.clone)
+        _require_scores(
+            subject, score(asked, at), len(given.embedding), f"predictor {predictor.name!r} on {kind} images"
+        )
+        require(
+            torch.equal(asked.embedding, given.embedding) and torch.equal(asked.logits, given.logits),
+            f"predictor {predictor.name!r} writes to the output that it is asked about: work on a copy.",
+        )
+        _require_independence(score, given, at, f"predictor {predictor.name!r} on {kind} images")
+    require(
+        torch.equal(features.output.embedding, before.embedding) and torch.equal(features.labels, kept),
+        f"predictor {predictor.name!r} writes to the features that it is fitted on: work on a copy.",
+    )
+    if predictor.exportable:
+        _require_exportable(score, queries, predictor.name)
+
+
+def _require_scores(subject: Subject, scores: Tensor, images: int, whose: str) -> None:
+    import torch
+
+    expected = (images, subject.data.num_classes)
+    require(
+        scores.shape == expected,
+        f"{whose} gave scores {tuple(scores.shape)}, not {expected}: give one for each image and class.",
+    )
+    require(scores.dtype == torch.float32, f"{whose} gave {scores.dtype} scores: return float32.")
+    require(bool(scores.isfinite().all()), f"{whose} gave scores that are NaN or infinite: {_LOOK}")
+
+
+def _require_independence(
+    score: Callable[[Output, Tensor | None], Tensor], given: Output, rows: Tensor | None, whose: str
+) -> None:
+    import torch
+
+    together = score(given, rows)
+    for chosen in (torch.arange(len(together)).flip(0), torch.arange(1)):
+        part = score(given.each(lambda value, chosen=chosen: value[chosen]), None if rows is None else rows[chosen])  # type: ignore[misc]
+        require(
+            torch.allclose(part, together[chosen], rtol=1e-3, atol=1e-4),
+            f"{whose}: the scores of an image depend on the images beside it, or on their order. Take them row by row.",
+        )
+
+
+def _require_exportable(score: Callable[[Output, Tensor | None], Tensor], queries: Output, name: str) -> None:
+    import torch
+    from torch import nn
+
+    from flowers_bench.models.layers import Output
+
+    class Scores(nn.Module):
+        def forward(self, logits: Tensor, embedding: Tensor) -> Tensor:
+            return score(Output(logits, embedding), None)
+
+    batch = torch.export.Dim("batch")
+    few, all_ = ((value[:n].clone() for value in (queries.logits, queries.embedding)) for n in (2, None))
+    try:
+        with torch.no_grad():
+            program = torch.export.export(Scores(), tuple(few), dynamic_shapes=({0: batch}, {0: batch})).module()
+            found = program(*all_)
+    except Exception as error:
+        raise Nonconformance(
+            f"predictor {name!r} cannot be exported ({type(error).__name__}: {str(error).strip().splitlines()[0]:.200}): compute "
+            "with torch, without Python's `if` on values; or say exportable=False."
+        ) from error
+    require(
+        torch.allclose(found, score(queries, None), rtol=1e-3, atol=1e-4),
+        f"predictor {name!r} gives other scores once exported: keep what it computes in tensors.",
+    )
+
+
 def runs_in_a_process_of_its_own(subject: Subject) -> None:
     """Check a whole trial as the executor runs it, from plan to result, and that its stored weights load again."""
     import torch
@@ -503,5 +590,6 @@ CHECKS: Sequence[Callable[[Subject], None]] = (
     loss_says_what_it_needs,
     model_says_what_it_needs,
     augmentation_keeps_its_word,
+    predictor_keeps_its_word,
     runs_in_a_process_of_its_own,
 )

@@ -139,8 +139,8 @@ class Subject:
 
         from flowers_bench.training.build import Places, build_parts
 
-        places = Places.of(self.planned.run)
-        return build_parts(self.host, self.planned.trial, places, torch.device("cpu"))[0]
+        places, names = Places.of(self.planned.run), self.data.class_names
+        return build_parts(self.host, self.planned.trial, places, names, torch.device("cpu"))[0]
 
     def rows(self) -> Any:
         """Draw one batch with the loss's sampler, as row numbers of the training split (N,)."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from flowers_bench.contract.host import Host
+from flowers_bench.contract.predictor import Predictor, PredictorContext
 from flowers_bench.contract.technique import Augmentation, AugmentationContext, Loss, LossContext, Model, ModelContext
 from flowers_bench.data.pixels import Normalizer
 from flowers_bench.models.backbones import Backbone, mean_and_std
 from flowers_bench.models.layers import Output
-from flowers_bench.models.predictors import gives_probabilities
 from flowers_bench.models.weights import Weights
 from flowers_bench.models.weights.files import read_metadata
 from flowers_bench.models.weights.provenance import provenance_of
@@ -76,8 +76,13 @@ class Places:
         return cls(weights, store, list(map(Path, run.plugin_files or ())))
 
 
-def build_parts(host: Host, trial: Trial, places: Places, device: torch.device) -> tuple[Parts, Backbone]:
+def build_parts(
+    host: Host, trial: Trial, places: Places, class_names: Sequence[str], device: torch.device
+) -> tuple[Parts, Backbone]:
     """Build what is trained, initialised from the trial's seed, on `device`.
+
+    Args:
+        class_names: C names, index = label.
 
     Returns:
         the parts; and the backbone, which says how its weights met the model.
@@ -101,14 +106,16 @@ def build_parts(host: Host, trial: Trial, places: Places, device: torch.device) 
     augmentation: Augmentation = found.value
     context = AugmentationContext(size, num_classes, augmentation.option_values(trial.options))
     code = host.plugins[found.plugin].code
+    predictor: Predictor = host.find("predictor", host.predictors, trial.predictor).value
+    predicting = PredictorContext(class_names, predictor.option_values(trial.options))
     parts = Parts(
         model,
         criterion,
         batch_transform=augmentation.batch(context) if augmentation.batch else None,
         image_transform=augmentation.image(context),
         normalize=normalize,
-        evaluator=Evaluator(trial.predictor, trial.options, num_classes, size, normalize),
-        probabilities=gives_probabilities(trial.predictor, loss.probabilities),
+        evaluator=Evaluator(predictor, predicting, size, normalize),
+        probabilities=predictor.gives_probabilities(loss.probabilities),
         views=augmentation.views(context) if augmentation.views else None,
         drawing={"augmentation": trial.augmentation, "options": dict(context.options), "code": code},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from flowers_bench.contract.dataset import Images, Split
-from flowers_bench.contract.options import Options
+from flowers_bench.contract.predictor import CLASSIFIER, Features, Predictor, PredictorContext, classifier_scores
 from flowers_bench.data.pixels import Normalizer, evaluation_batches
-from flowers_bench.models.predictors import PREDICTORS, Score, classifier_scores, fit_predictor
+from flowers_bench.models.layers import Output
 from flowers_bench.training.frozen_prefix import CachedActivations
-from flowers_bench.util.errors import unknown_name
+from flowers_bench.util.errors import UsageError
 
 #: Images per evaluation batch. Fixed, so that results do not depend on the training batch size.
 EVALUATION_BATCH = 64
+#: A fitted predictor: what the model gives for Q images, and their rows in the training split (Q,) or None, to scores (Q, C).
+Score = Callable[[Output, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,22 @@ class Fitted:
     def __call__(self, images: Images, rows: np.ndarray | None = None) -> Predictions:
         """Predict a whole split's images. `rows` (N,) are their row numbers where they are training images: then an
         image is not its own neighbour, and is left out of the class mean that it is compared with."""
-        return self._predictions(*self.evaluator.forward(self.model, images), rows)
+        return self._predictions(self.evaluator.forward(self.model, images), rows)
 
     def batches(self, batches: Iterable[Tensor]) -> Predictions:
         """Predict batches (N, 3, S, S), normalised as the model takes them."""
-        return self._predictions(*forward(self.model, batches), None)
+        return self._predictions(forward(self.model, batches), None)
 
-    def _predictions(self, logits: Tensor, embeddings: Tensor, rows: np.ndarray | None) -> Predictions:
-        own = None if rows is None else torch.from_numpy(rows)
-        return Predictions(self.score(logits, embeddings, own).numpy(), embeddings.numpy())
+    def _predictions(self, output: Output, rows: np.ndarray | None) -> Predictions:
+        scores = self.score(output, None if rows is None else torch.from_numpy(rows))
+        self.evaluator.refuse_other_scores(scores, len(output.embedding))
+        return Predictions(scores.numpy(), output.embedding.numpy())
 
     def scores(self, batch: Tensor) -> Tensor:
         """Compute scores (N, C) of one batch (N, 3, S, S), as `batches` does, of a model that is in evaluation mode
         already."""
         output = self.model(batch)
-        return self.score(output.logits.float().cpu(), output.embedding.float().cpu(), None)
+        return self.score(Output(output.logits.float().cpu(), output.embedding.float().cpu()), None)
 
 
 @dataclass(frozen=True)
@@ -72,28 +75,22 @@ class Evaluator:
     """Runs a model over whole splits and predicts as the trial says.
 
     Attributes:
-        predictor: a name in `PREDICTORS`.
-        options: the trial's options, which include the predictor's.
-        num_classes: C.
+        predictor: how the model predicts.
+        context: the classes, and the predictor's options.
         image_size: pixels.
         normalize: uses the backbone's mean and standard deviation.
     """
 
-    predictor: str
-    options: Options
-    num_classes: int
+    predictor: Predictor
+    context: PredictorContext
     image_size: int
     normalize: Normalizer
-
-    def __post_init__(self) -> None:
-        if self.predictor not in PREDICTORS:
-            raise unknown_name("predictor", self.predictor, PREDICTORS)
 
     def batches(self, images: Images) -> Iterable[Tensor]:
         """Load images in order, as batches (N, 3, S, S) of evaluation crops, normalised."""
         return evaluation_batches(images, self.image_size, self.normalize, EVALUATION_BATCH)
 
-    def forward(self, model: nn.Module, images: Images) -> tuple[Tensor, Tensor]:
+    def forward(self, model: nn.Module, images: Images) -> Output:
         """Compute logits and embeddings of images, as the function `forward` does."""
         model.eval()
         if isinstance(images, CachedActivations):
@@ -103,12 +100,25 @@ class Evaluator:
     def fit(self, model: nn.Module, train: Split | None) -> Fitted:
         """Fit what the predictor needs on the training split; a classifier needs nothing, so that `train` may be
         None."""
-        if self.predictor == "classifier":
+        if self.predictor.name == CLASSIFIER.name:
             return Fitted(self, model, classifier_scores)
-        assert train is not None, f"{self.predictor} is fitted on training images"
-        _, support = self.forward(model, train.images)
-        labels = torch.from_numpy(np.asarray(train.labels))
-        return Fitted(self, model, fit_predictor(self.predictor, self.options, support, labels, self.num_classes))
+        assert train is not None, f"{self.predictor.name} is fitted on training images"
+        return Fitted(self, model, self.predictor.fit(self.context, self.features(model, train)))
+
+    def features(self, model: nn.Module, train: Split) -> Features:
+        """Compute what the predictor is fitted on."""
+        # Out of inference mode, in which they came to be: autograd refuses such tensors.
+        output = self.forward(model, train.images).each(torch.clone)
+        return Features(output, torch.from_numpy(np.array(train.labels, dtype=np.int64)))
+
+    def refuse_other_scores(self, scores: Tensor, images: int) -> None:
+        """Raise `UsageError` where a plugin's predictor gives other than float32 scores of every class."""
+        expected = (images, self.context.num_classes)
+        if self.predictor.name != CLASSIFIER.name and (scores.shape != expected or scores.dtype != torch.float32):
+            raise UsageError(
+                f"predictor {self.predictor.name!r} gave {scores.dtype} scores of shape {tuple(scores.shape)}: expected "
+                f"torch.float32 of shape {expected}, one for each image and class."
+            )
 
     def logits(self, model: nn.Module, train: Split, images: Images) -> np.ndarray:
         """Compute scores (N, C) float32 of the images. To predict several sets, call `fit` once: it passes over
@@ -116,7 +126,7 @@ class Evaluator:
         return self.fit(model, train)(images).logits
 
 
-def forward(model: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def forward(model: nn.Module, batches: Iterable[Tensor]) -> Output:
     """Compute logits (N, C) and embeddings (N, D) of batches of images (N, 3, S, S), in evaluation mode; both are
     float32 on the CPU. A model that only embeds gives logits (N, 0)."""
     model.eval()
@@ -126,4 +136,4 @@ def forward(model: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor
             output = model(batch)
             logits.append(output.logits.float().cpu())
             embeddings.append(output.embedding.float().cpu())
-    return torch.cat(logits), torch.cat(embeddings)
+    return Output(torch.cat(logits), torch.cat(embeddings))

@@ -87,6 +87,7 @@ def export_trial(folder: TrialFolder, format: str, path: Path, sources: Sources)
     dataset = dataset_of(folder, sources)
     with torch.no_grad():
         trained = Trained.load(folder, torch.device("cpu"), sources, dataset)
+        _require_exportable(trained)
         side = trained.trial.recipe.image_size
         rows = np.unique(np.linspace(0, len(dataset.test) - 1, CHECKED).astype(int))
         transform = evaluation_transform(side)
@@ -101,6 +102,14 @@ def export_trial(folder: TrialFolder, format: str, path: Path, sources: Sources)
             exported = _compared(expected, found, side, where)
             file.replace(path)
     return exported
+
+
+def _require_exportable(trained: Trained) -> None:
+    predictor = trained.fitted.evaluator.predictor
+    if not predictor.exportable:
+        raise UsageError(
+            f"predictor {predictor.name!r} says that it cannot be exported; --format weights exports the network without it."
+        )
 
 
 def _require_packages(format: str) -> None:

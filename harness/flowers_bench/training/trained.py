@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flowers_bench.contract.dataset import Dataset
 from flowers_bench.contract.host import discover_for, files_of_trial
+from flowers_bench.contract.predictor import CLASSIFIER
 from flowers_bench.data.pixels import Normalizer, evaluation_transform
 from flowers_bench.data.reopen import DataPlace, load_dataset
 from flowers_bench.measure.quality import fit_temperature
@@ -81,7 +82,7 @@ class Trained:
         """
         parts = load_trained(folder, device, sources.plugins)
         trial = folder.trial()
-        if dataset is None and trial.predictor != "classifier":
+        if dataset is None and trial.predictor != CLASSIFIER.name:
             dataset = dataset_of(folder, sources)
         fitted = parts.evaluator.fit(parts.model, dataset.train if dataset else None)
         names = folder.result().class_names
@@ -125,7 +126,7 @@ def load_parts(
     check_backbone(trial.backbone)  # timm would also take a name that makes it ask the Hugging Face Hub
     places = Places(None, store or folder.path.parent, plugins)
     with torch.random.fork_rng():
-        parts, backbone = build_parts(host, trial, places, device)
+        parts, backbone = build_parts(host, trial, places, folder.result().class_names, device)
     path = folder.weights()
     try:
         tensors = read_tensors(path)

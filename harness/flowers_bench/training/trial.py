@@ -51,7 +51,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     host = discover(places.plugins)
     host.tracking = run.track or ()
     dataset = load_dataset(host, trial, place)
-    parts, backbone = build_parts(host, trial, places, device)
+    parts, backbone = build_parts(host, trial, places, dataset.class_names, device)
     image = parts.normalize.blank(trial.recipe.image_size)
     refuse_undefined_gradients(parts.model, image, trial.recipe.precision)
     dataset, prefix = start_from_prefix(trial, parts, dataset, place.cache, emit)

@@ -21,7 +21,36 @@ predicts.
 
 from __future__ import annotations
 
-from flowers_bench import Recipe, Technique, Variant, hookimpl
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from flowers_bench import Features, Option, Predictor, PredictorContext, Recipe, Technique, Variant, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowers_bench.nn import Output
+
+
+def fit_probe(context: PredictorContext, features: Features) -> Callable[[Output, Tensor | None], Tensor]:
+    """Fit the probe (W, b) on the training split."""
+    from flowers_bench_plugins.linear_probe.predictor import fit_probe
+
+    return fit_probe(context, features)
+
+
+@hookimpl
+def register_predictors() -> list[Predictor]:
+    penalty = Option(0.01, "weight of the squared coefficients' penalty", minimum=0, maximum=1e3, search=(1e-4, 1.0))
+    return [
+        Predictor(
+            "logistic",
+            "logistic regression on the training split's embeddings",
+            options={"l2": penalty},
+            fit=fit_probe,
+            probabilities=True,
+        )
+    ]
 
 
 @hookimpl

@@ -31,7 +31,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench import Loss, LossContext, Option, Recipe, Technique, UsageError, Variant, hookimpl
+from flowers_bench import (
+    Features,
+    Loss,
+    LossContext,
+    Option,
+    Predictor,
+    PredictorContext,
+    Recipe,
+    Technique,
+    UsageError,
+    Variant,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,30 +51,10 @@ if TYPE_CHECKING:
     from flowers_bench.nn import Output
 
 
-def scores(queries: Tensor, prototypes: Tensor, distance: str) -> Tensor:
-    """Compute -d of queries (Q, D) and prototypes (n, D): (Q, n)."""
-    import torch.nn.functional as F
-
-    if distance == "cosine":
-        return F.normalize(queries, dim=1) @ F.normalize(prototypes, dim=1).T
-    return -(queries[:, None] - prototypes[None]).square().sum(-1)
-
-
-def prototypical_loss(embedding: Tensor, k_shot: int, per_class: int, distance: str, temperature: float) -> Tensor:
-    """Compute the loss of one episode: embedding (n * per_class, D), class by class, of each class first its `k_shot`
-    support images."""
-    import torch
-    import torch.nn.functional as F
-
-    points = embedding.view(-1, per_class, embedding.shape[1])
-    prototypes = points[:, :k_shot].mean(1)
-    queries = points[:, k_shot:].flatten(0, 1)
-    truth = torch.arange(len(points), device=points.device).repeat_interleave(per_class - k_shot)
-    return F.cross_entropy(scores(queries, prototypes, distance) / temperature, truth)
-
-
 def build_prototypical(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
     """Build the loss of an episode. It raises `UsageError` if a batch is not an episode."""
+    from flowers_bench_plugins.prototypical.loss import prototypical_loss
+
     options = context.options
     k_shot, distance, temperature = options.integer("k_shot"), options.text("distance"), options.number("temperature")
     per_class = k_shot + options.integer("n_query")
@@ -74,6 +66,30 @@ def build_prototypical(context: LossContext) -> Callable[[Output, Tensor], Tenso
         return prototypical_loss(output.embedding, k_shot, per_class, distance, temperature)
 
     return loss
+
+
+def fit_nearest_mean(context: PredictorContext, features: Features) -> Callable[[Output, Tensor | None], Tensor]:
+    """Fit the class means p_c of the training split."""
+    from flowers_bench_plugins.prototypical.predictor import fit_nearest_mean
+
+    return fit_nearest_mean(context, features)
+
+
+@hookimpl
+def register_predictors() -> list[Predictor]:
+    return [
+        Predictor(
+            "nearest-mean",
+            "the class whose mean embedding, over the training split, is nearest",
+            options={
+                "distance": Option(
+                    "euclidean", "between an embedding and a class mean", choices=("euclidean", "cosine")
+                ),
+                "temperature": Option(1.0, "scores are minus the distance over this", minimum=1e-3, maximum=1e3),
+            },
+            fit=fit_nearest_mean,
+        )
+    ]
 
 
 @hookimpl

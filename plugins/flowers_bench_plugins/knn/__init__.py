@@ -18,7 +18,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from flowers_bench import Loss, LossContext, Recipe, Technique, Variant, hookimpl
+from flowers_bench import (
+    Features,
+    Loss,
+    LossContext,
+    Option,
+    Predictor,
+    PredictorContext,
+    Recipe,
+    Technique,
+    Variant,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +40,26 @@ if TYPE_CHECKING:
 def build_none(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
     """Build a loss that is zero whatever the model gives."""
     return lambda output, target: output.embedding.sum() * 0
+
+
+def fit_knn(context: PredictorContext, features: Features) -> Callable[[Output, Tensor | None], Tensor]:
+    """Keep the training images, whose `k` nearest vote on an image."""
+    from flowers_bench_plugins.knn.predictor import fit_knn
+
+    return fit_knn(context, features)
+
+
+@hookimpl
+def register_predictors() -> list[Predictor]:
+    return [
+        Predictor(
+            "knn",
+            "the vote of the k most similar training images",
+            options={"k": Option(5, "how many nearest neighbours vote", minimum=1, maximum=100000, search=(1, 20))},
+            fit=fit_knn,
+            probabilities=False,
+        )
+    ]
 
 
 @hookimpl
