@@ -12,9 +12,13 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from flowers_bench.measure.statistics import (
+    Difference,
+    Pool,
+    SeedsNeeded,
     _exact_difference,
     _resampled_sums,
     accuracy_interval,
+    far_off,
     holm,
     image_mean,
     mcnemar,
@@ -276,12 +280,99 @@ def test_seeds_needed_has_the_limits_it_should() -> None:
     rng = np.random.default_rng(0)
     noisy = rng.random((3, 20000)) < 0.7 + rng.normal(0, 0.03, (3, 1))
     calm = np.tile(noisy[0], (3, 1))
-    assert seeds_needed(calm, calm) == 2
-    assert seeds_needed(noisy, calm) > 5
+    assert seeds_needed(calm, calm) == SeedsNeeded(2, 2, images_suffice=True)
+    found = seeds_needed(noisy, calm)
+    assert 5 < found.low < found.high
     few = rng.random((3, 30)) < 0.7
-    assert seeds_needed(few, np.tile(rng.random(30) < 0.7, (3, 1))) is None
+    assert seeds_needed(few, np.tile(rng.random(30) < 0.7, (3, 1))) == SeedsNeeded(None, None, images_suffice=False)
     with pytest.raises(ValueError, match="two seeds"):
         seeds_needed(noisy[:1], calm[:1])
+
+
+def unpaired(first: list[int], second: list[int], pool: Pool) -> Difference:
+    """Two techniques whose seeds have these sums on every image, so that images say nothing."""
+    return Difference.of(*(np.tile(np.array(side)[:, None], 50) for side in (first, second)), pool)
+
+
+def test_seeds_that_are_not_paired_are_welchs_test() -> None:
+    """The figures of an independent computation; and scipy's."""
+    found = unpaired([80, 81, 82], [77, 78, 79], Pool(0.0, 0))
+    assert found.p_value() == pytest.approx(0.02131, abs=5e-6)
+    first, second = [80, 81, 85], [77, 78, 78]
+    expected = stats.ttest_ind(first, second, equal_var=False)
+    assert unpaired(first, second, Pool(0.0, 0)).p_value() == pytest.approx(expected.pvalue)
+    interval, bounds = unpaired(first, second, Pool(0.0, 0)).interval(), expected.confidence_interval()
+    assert (interval.low, interval.high) == (pytest.approx(bounds.low), pytest.approx(bounds.high))
+
+
+def test_a_small_variance_gives_way_to_the_pools_and_a_large_one_does_not() -> None:
+    """By hand: variances 1 and 9 among four techniques of variance 4, S = 3, so that the pool has 8 degrees of freedom."""
+    pool = Pool(4.0, 8)
+    found = unpaired([80, 81, 82], [75, 78, 81], pool)
+    error, freedom = np.sqrt((4 + 9) / 3), (4 + 9) ** 2 / (4**2 / 8 + 9**2 / 2)
+    assert found.p_value() == pytest.approx(2 * stats.t.sf(3 / error, freedom))
+    assert found.interval().over == "seeds and test images, images paired (bootstrap)"
+
+
+def test_a_pool_takes_three_techniques_of_several_seeds() -> None:
+    sums = [np.array(side)[:, None] * np.ones((1, 4)) for side in ([1, 2, 3], [2, 2, 2], [0, 3, 6], [7])]
+    assert Pool.of(sums) == Pool((1 + 0 + 9) / 3, 6)
+    assert Pool.of(sums[:2]) == Pool.of(sums[1:4]) == Pool(0.0, 0)
+    assert Pool.of([sums[0], sums[1], np.array([[0.0], [2.0]])]) == Pool((2 * 1 + 2 * 0 + 1 * 2) / 5, 5)
+
+
+def test_quantiles_of_a_correction_for_28_pairs_are_students() -> None:
+    """What an independent table has."""
+    found = [float(stats.t.isf(0.05 / 28 / 2, freedom)) for freedom in (2, 4, 16)]
+    assert found == pytest.approx([23.6326, 7.3924, 3.7398], abs=5e-5)
+    far = unpaired([0, 10, 20], [10, 10, 10], Pool(0.0, 0))
+    assert far.spread is not None
+    assert far.spread.below(-23.6326 * far.spread.seeds) == pytest.approx(0.05 / 28 / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+@pytest.mark.parametrize("gap", [0.0, 0.02])
+def test_within_the_margin_is_claimed_exactly_where_the_interval_lies_inside(seeds: int, gap: float) -> None:
+    rng = np.random.default_rng(4)
+    difficulty = rng.random(4000)
+    first, second = (difficulty + rng.normal(0, 0.02, (seeds, 4000)) < 0.7 + shift for shift in (gap, 0.0))
+    found = Difference.of(first, second, Pool(0.0, 0))
+    interval = found.interval()
+    reach = max(-interval.low, interval.high)
+    assert found.p_within(reach + 2e-4) < 0.05 < found.p_within(reach - 2e-4)
+    assert found.p_within(abs(found.value)) == pytest.approx(1, abs=0.1)
+
+
+def test_what_lies_beyond_the_margin_is_not_within() -> None:
+    assert unpaired([80, 81, 82], [77, 78, 79], Pool(0.0, 0)).p_within(2.0) == 1
+    first, second = np.ones((1, 400), bool), np.ones((1, 400), bool)
+    second[0, :40] = False
+    assert Difference.of(first, second).p_within(0.1) == 1
+    assert Difference.of(first, first).p_within(0.5) < 1e-9
+
+
+def test_seeds_needed_of_a_pool_are_fewer_and_surer() -> None:
+    rng = np.random.default_rng(0)
+    sides = rng.random((8, 3, 20000)) < 0.7 + rng.normal(0, 0.01, (8, 3, 1))
+    alone = seeds_needed(sides[0], sides[1], pool=Pool(0.0, 0))
+    pooled = seeds_needed(sides[0], sides[1], pool=Pool.of(list(sides)))
+    assert pooled.high / pooled.low < alone.high / alone.low
+
+
+@pytest.mark.parametrize(
+    ("shares", "place"),
+    [
+        ([0.8, 0.81, 0.3], 2),
+        ([0.1, 0.8, 0.81, 0.79], 0),
+        ([0.80, 0.81, 0.84], None),  # near
+        ([0.7, 0.8, 0.9], None),  # all differ
+        ([0.8, 0.3], None),  # which of the two?
+        ([0.8], None),
+        ([0.8, 0.8, 0.8], None),
+    ],
+)
+def test_a_seed_is_far_off_where_all_others_are_together(shares: list[float], place: int | None) -> None:
+    assert far_off(shares) == place
 
 
 @pytest.mark.slow
@@ -408,7 +499,8 @@ def test_seeds_needed_gives_the_power_it_promises() -> None:
     spread, images = 0.1, 3000
     gap = 0.15
     effect = float(np.diff([d.mean() for d in differences(np.random.default_rng(1), 300, spread, gap, 4000)])[0] * -1)
-    asked = int(np.median([seeds_needed(*differences(rng, 10, spread, 0.0, images), effect=effect) for _ in range(40)]))
+    pilots = [seeds_needed(*differences(rng, 10, spread, 0.0, images), effect=effect) for _ in range(40)]
+    asked = int(np.median([np.sqrt(pilot.low * pilot.high) for pilot in pilots]))
     found = np.mean([paired_p_value(*differences(rng, asked, spread, gap, images)) < 0.05 for _ in range(300)])
     assert 3 <= asked <= 30
     assert 0.65 <= found <= 0.95

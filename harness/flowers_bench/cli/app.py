@@ -56,6 +56,14 @@ DataOfTrial = Annotated[
 Cache = Annotated[
     Path | None, typer.Option("--data-dir", help="Where downloads and caches lie [default: the user's cache]")
 ]
+Margin = Annotated[
+    float,
+    typer.Option(
+        min=0.01,
+        max=50,
+        help="Points within which techniques are the same for practical purposes; claimed where it is sure",
+    ),
+]
 Files = Annotated[list[Path] | None, typer.Option("--plugin-file", help="A .py file that is a plugin; may be repeated")]
 
 
@@ -248,11 +256,12 @@ def leaderboard(
     out: Out = "runs",
     format: Annotated[str, typer.Option(help="text, md, latex, csv or json")] = "text",
     trials: Annotated[bool, typer.Option("--trials", help="One row per trial, with its id")] = False,
+    margin: Margin = 1.0,
 ) -> None:
     """Show accuracy with intervals, cost and hardware of all finished trials, one table per comparable protocol."""
     from flowers_bench.cli import leaderboard as command
 
-    raise typer.Exit(command.print_leaderboard(_folder(out), format, trials))
+    raise typer.Exit(command.print_leaderboard(_folder(out), format, trials, margin))
 
 
 @app.command()
@@ -262,22 +271,27 @@ def compare(
     ],
     out: Out = "runs",
     format: Annotated[str, typer.Option(help="text, md, csv or json")] = "text",
+    against: Annotated[
+        str | None, typer.Option(help="Compare each name with this one only, and adjust for these pairs alone")
+    ] = None,
+    margin: Margin = 1.0,
 ) -> None:
     """Say whether a difference is real: every pair on the same test images and seeds, with intervals and exact tests."""
     from flowers_bench.cli import compare as command
 
-    raise typer.Exit(command.compare(names, _folder(out), format))
+    raise typer.Exit(command.compare(names, _folder(out), format, against, margin))
 
 
 @app.command()
 def report(
     runs: Annotated[str, typer.Argument(help="The run store: a folder or a URL")] = "runs",
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write")] = Path("report.html"),
+    margin: Margin = 1.0,
 ) -> None:
     """Write one self-contained page: leaderboard, cost, curves, comparisons, confusions, figures, every trial."""
     from flowers_bench.cli import report as command
 
-    raise typer.Exit(command.report(_folder(runs), output))
+    raise typer.Exit(command.report(_folder(runs), output, margin))
 
 
 @app.command()

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from flowers_bench.store.folder import TrialFolder
 
 
-def compare(names: Sequence[str], out: Path, format: str) -> int:
+def compare(names: Sequence[str], out: Path, format: str, against: str | None = None, margin: float = 1.0) -> int:
     """Print the comparison to stdout in this format; return the exit code.
+
+    Args:
+        against: a name that each of `names` is compared with; without it, all pairs of `names` are compared.
+        margin: in points, within which techniques are the same for practical purposes.
 
     Raises:
         UsageError: a name is unknown or ambiguous, or no pair may be compared.
@@ -29,20 +33,28 @@ def compare(names: Sequence[str], out: Path, format: str) -> int:
 
     if format != "text" and format not in FORMATS:
         raise unknown_name("format", format, ["text", *FORMATS])
-    if len(names) < 2:
-        raise UsageError("compare takes two names or more: flowers-bench compare deformable/stage3 deformable/plain")
+    if len(names) < 2 and against is None:
+        raise UsageError(
+            "compare takes two names or more: flowers-bench compare deformable/stage3 deformable/plain; or one, and "
+            "--against another"
+        )
     contents, code = read_store(out)
     try:
-        rows = rows_of(names, out, contents.finished)
+        rows = rows_of([*names, *([] if against is None else [against])], out, contents.finished)
     except UsageError as error:
         if code:  # the named trials may be among the damaged ones
             raise Unreadable(str(error)) from error
         raise
-    comparison = Comparison.all_of(rows)
+    comparison = (
+        Comparison.all_of(rows, margin / 100)
+        if against is None
+        else Comparison.against(rows[:-1], rows[-1], margin / 100)
+    )
     if not comparison.pairs:
         raise UsageError("\n".join(refusal(refused) for refused in comparison.refused))
-    pairs = itertools.combinations(rows, 2) if format != "csv" else ()  # CSV has no columns for changed images
-    stressed = [found for pair in pairs if (found := under_stress(*pair))]
+    pairs = itertools.combinations(rows, 2) if against is None else ((row, rows[-1]) for row in rows[:-1])
+    # CSV has no columns for changed images.
+    stressed = [found for pair in pairs if (found := under_stress(*pair))] if format != "csv" else []
     if format == "text":
         print_text(comparison, stressed)
     else:

@@ -7,8 +7,11 @@ from pathlib import Path
 from flowers_bench.util.errors import UsageError
 
 
-def report(runs: Path, output: Path) -> int:
+def report(runs: Path, output: Path, margin: float = 1.0) -> int:
     """Write the page, and return the exit code.
+
+    Args:
+        margin: in points, within which techniques are the same for practical purposes.
 
     Raises:
         UsageError: the store is empty, or the page cannot be written.
@@ -28,7 +31,7 @@ def report(runs: Path, output: Path) -> int:
     if not output.parent.is_dir():
         raise UsageError(f"{output} cannot be written: there is no folder {output.parent}.")
     text = render(
-        Leaderboard.of(contents.finished),
+        Leaderboard.of(contents.finished, margin=margin / 100),
         contents.unfinished,
         [*searches.finished, *searches.unfinished],
         damaged=[*contents.damaged, *searches.damaged, *pictures],

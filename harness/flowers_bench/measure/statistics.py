@@ -15,14 +15,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.optimize import brentq
-from scipy.special import betaincinv, stdtr
-from scipy.stats import binomtest, norm, t
+from scipy.special import betaincinv, stdtr, stdtrit
+from scipy.stats import binomtest, chi2, norm, t
 
 #: Half of what a 95 % interval leaves out, and the normal deviate that leaves it out.
 TAIL = 0.025
 _Z = float(norm.isf(TAIL))
 #: The most seeds that `seeds_needed` will ask for.
 MOST_SEEDS = 1000
+#: From how many techniques on their variances over seeds are pooled: of two, each has its own.
+LEAST_POOLED = 3
+#: How far, as a share, one seed must lie from all others at least to be named.
+FAR_OFF = 0.05
+#: A normal deviate beyond which no level is looked for.
+_FAR = 8.0
 
 
 @dataclass(frozen=True)
@@ -106,40 +112,135 @@ def share_interval(shares: Sequence[float], images: float) -> tuple[float, float
     )
 
 
-def paired_difference(first: np.ndarray, second: np.ndarray) -> Interval:
-    """Estimate the accuracy of `first` minus `second`, with its 95 % interval.
+@dataclass(frozen=True)
+class Pool:
+    """What several techniques that are compared at once say together about how much seeds differ.
 
-    Both are (S, N) on the same seeds and images, bool, or whole numbers where an image's outcome is a sum, or a
-    difference, of several. Raises `ValueError` otherwise.
-
-    It excludes zero exactly where `paired_p_value` is below 0.05.
+    Attributes:
+        variance: mean variance of the seeds' accuracies; 0 where fewer than `LEAST_POOLED` techniques are compared.
+        freedom: its degrees of freedom.
     """
-    values = _differences(first, second)
-    outcomes = first.dtype == second.dtype == bool
-    if outcomes and _agree(values):
-        won, lost = won_and_lost(first[0], second[0])
-        seeds, images = values.shape
-        which = "one seed" if seeds == 1 else "on which all seeds agree"
-        value = (won - lost) / images
-        return Interval(value, *_exact_difference(won, lost, images), f"test images, paired, {which} (exact)", seeds, images)  # fmt: skip
-    over = "seeds and test images" if len(values) > 1 else "test images"
-    found = _bootstrap(values, f"{over}, paired{'' if len(values) > 1 else ', one seed'} (bootstrap)")
-    most = 1.0 if outcomes else np.inf
-    return replace(found, low=max(-most, found.low), high=min(most, found.high))
+
+    variance: float
+    freedom: int
+
+    @classmethod
+    def of(cls, techniques: Sequence[np.ndarray]) -> Pool:
+        """Collect the seeds of techniques, (S, N) each; those of one seed say nothing. S may differ."""
+        several = [correct for correct in techniques if len(correct) > 1]
+        if len(several) < LEAST_POOLED:
+            return cls(0.0, 0)
+        freedom = sum(len(correct) - 1 for correct in several)
+        squares = sum(_seed_variance(correct) * (len(correct) - 1) for correct in several)
+        return cls(squares / freedom, freedom)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The accuracy of `first` minus that of `second`, and what can be tested about it.
+
+    Attributes:
+        value: the difference.
+        shape: seeds S and test images N.
+        bounded: whether outcomes are right or wrong, so that no difference is beyond 1.
+        spread: how far `value` may lie from the truth; None where all seeds agree on every image.
+        won, lost: where all seeds agree, and where there is one, the images that only one of the two has right.
+        by_seed: whether seeds are paired too.
+    """
+
+    value: float
+    shape: tuple[int, int]
+    bounded: bool
+    spread: _Spread | None
+    won: int
+    lost: int
+    by_seed: bool
+
+    @classmethod
+    def of(cls, first: np.ndarray, second: np.ndarray, pool: Pool | None = None) -> Difference:
+        """Take outcomes (S, N) on the same seeds and images: bool, or whole numbers where an image's outcome is a sum, or
+        a difference, of several.
+
+        Images are always paired. Seeds are without a `pool`, as of twins, whose equal seeds start and end alike. With one
+        they are not: as Welch (1947, Biometrika 34:28) has it, each technique with its own variance over seeds, or with
+        that of the pool where this is larger.
+
+        Raises:
+            ValueError: they are not paired, or not of whole numbers.
+        """
+        values = _differences(first, second)
+        outcomes = first.dtype == second.dtype == bool
+        value = float(values.mean())
+        if outcomes and _agree(values):
+            return cls(value, values.shape, outcomes, None, *won_and_lost(first[0], second[0]), by_seed=True)
+        by_seed = pool is None or len(values) == 1
+        spread = _Spread.of(values) if pool is None or by_seed else _Spread.unpaired(first, second, pool)
+        return cls(value, values.shape, outcomes, spread, 0, 0, by_seed)
+
+    def interval(self) -> Interval:
+        """Give its 95 % interval, which excludes zero exactly where `p_value` is below 0.05."""
+        seeds, images = self.shape
+        if self.spread is None:
+            which = "one seed" if seeds == 1 else "on which all seeds agree"
+            bounds = _exact_difference(self.won, self.lost, images)
+            return Interval(self.value, *bounds, f"test images, paired, {which} (exact)", seeds, images)
+        low = round(self.value + self.spread.quantile(TAIL), 12)
+        high = round(self.value - self.spread.mirrored().quantile(TAIL), 12)
+        most = 1.0 if self.bounded else np.inf
+        return Interval(self.value, max(-most, low), min(most, high), f"{self._over()} (bootstrap)", seeds, images)
+
+    def _over(self) -> str:
+        if self.shape[0] == 1:
+            return "test images, paired, one seed"
+        return f"seeds and test images, {'both' if self.by_seed else 'images'} paired"
+
+    def p_value(self) -> float:
+        """Compute the two-sided p-value that two techniques are equally accurate.
+
+        With several seeds it is that of the distribution behind the interval, and smooth far into the tail, as a
+        correction for many pairs needs. With one seed it is about these two trained networks only, and of bool outcomes
+        McNemar's, exact; so it is where seeds change no image.
+        """
+        if self.spread is None:
+            return float(binomtest(self.won, self.won + self.lost).pvalue) if self.won + self.lost else 1.0
+        return min(1.0, 2 * min(self.spread.below(-self.value), self.spread.mirrored().below(self.value)))
+
+    def p_within(self, margin: float) -> float:
+        """Compute the p-value that the techniques differ by `margin` or more: twice the larger one of two one-sided tests
+        (Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15:657).
+
+        Below 0.05 exactly where the 95 % interval lies inside of the margin on both sides; a test at 5 % on each side, as
+        is usual, would be met by an interval of 90 %.
+        """
+        if self.spread is None:
+            return self._exact_within(margin)
+        beyond = max(self.spread.below(-margin - self.value), self.spread.mirrored().below(self.value - margin))
+        return min(1.0, 2 * beyond)
+
+    def _exact_within(self, margin: float) -> float:
+        """Find the level at which the exact interval touches the margin."""
+
+        def room(deviate: float) -> float:
+            return margin - max(map(abs, _exact_difference(self.won, self.lost, self.shape[1], deviate)))
+
+        if room(0.0) <= 0:
+            return 1.0
+        deviate = _FAR if room(_FAR) > 0 else brentq(room, 0.0, _FAR, xtol=1e-6)
+        return float(2 * norm.sf(deviate))
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray) -> Interval:
+    """Estimate the accuracy of `first` minus `second`, with its 95 % interval; seeds and images are paired.
+
+    Arguments are those of `Difference.of`. It excludes zero exactly where `paired_p_value` is below 0.05.
+    """
+    return Difference.of(first, second).interval()
 
 
 def paired_p_value(first: np.ndarray, second: np.ndarray) -> float:
-    """Compute the two-sided p-value that two techniques are equally accurate; arguments as for `paired_difference`.
-
-    With several seeds it is that of the bootstrap behind `paired_difference`, and smooth far into the tail, as a
-    correction for many pairs needs. With one seed it is about these two trained networks only, and of bool outcomes
-    McNemar's, exact; so it is where seeds change no image.
-    """
-    values = _differences(first, second)
-    if first.dtype == second.dtype == bool and _agree(values):
-        return mcnemar(first[0], second[0])
-    spread = _Spread.of(values)
-    return min(1.0, 2 * min(spread.below(-values.mean()), spread.mirrored().below(values.mean())))
+    """Compute the two-sided p-value that two techniques are equally accurate, as `Difference.p_value`, seeds and images
+    paired."""
+    return Difference.of(first, second).p_value()
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
@@ -167,14 +268,32 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in adjusted]
 
 
+@dataclass(frozen=True)
+class SeedsNeeded:
+    """How many seeds would show a true difference, as a range, because few seeds say little about how much seeds differ.
+
+    Attributes:
+        low, high: the range that holds the number in 80 % of pilots; None: more than `MOST_SEEDS`.
+        images_suffice: whether any number would do; if not, it takes more test images.
+    """
+
+    low: int | None
+    high: int | None
+    images_suffice: bool
+
+
 def seeds_needed(
-    first: np.ndarray, second: np.ndarray, effect: float = 0.01, alpha: float = 0.05, power: float = 0.8
-) -> int | None:
+    first: np.ndarray,
+    second: np.ndarray,
+    effect: float = 0.01,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    pool: Pool | None = None,
+) -> SeedsNeeded:
     """Compute how many seeds would show a true difference of `effect` at level `alpha` with probability `power`.
 
-    The spread over seeds, over images and of their interaction is estimated from the paired differences of `first` and
-    `second`, both (S, N), by the two-way analysis of variance, and scaled to more seeds on the same number of images.
-    None: no number up to `MOST_SEEDS` is enough, because the test images alone are too few.
+    The variances over seeds and over images are those of `Difference.of` with these arguments, scaled to more seeds
+    on the same number of images. The range is that of a variance of so many degrees of freedom (chi-square bounds).
 
     Raises:
         ValueError: fewer than two seeds say nothing about the spread over seeds.
@@ -182,17 +301,51 @@ def seeds_needed(
     values = _differences(first, second)
     if len(values) < 2:
         raise ValueError("the spread over seeds needs at least two seeds")
-    of_seed, of_image, residual = _variance_components(values)
     images = values.shape[1]
+    if pool is None:
+        of_seed, of_image, residual = _variance_components(values)
+        variance, freedom = of_seed + residual / images, float(len(values) - 1)
+    else:
+        residual = sum(_variance_components(side.astype(float))[2] for side in (first, second))
+        of_image = max(0.0, float(values.mean(0).var(ddof=1)) - residual / len(values)) if images > 1 else 0.0
+        variance, freedom = _welch(first, second, pool)
+    deviates = norm.ppf(1 - alpha / 2) + norm.ppf(power)
+    if deviates * np.sqrt(of_image / images) >= effect:
+        return SeedsNeeded(None, None, images_suffice=False)
+    bounds = variance * freedom / chi2.ppf([0.9, 0.1], freedom)
+    per_seed = freedom / (len(values) - 1)
+    low, high = (_enough(float(bound), of_image / images, per_seed, effect, alpha, power) for bound in bounds)
+    return SeedsNeeded(low, high, images_suffice=True)
+
+
+def _enough(
+    of_seed: float, over_images: float, per_seed: float, effect: float, alpha: float, power: float
+) -> int | None:
+    """Find the first number of seeds of variance `of_seed` that is enough, `per_seed` degrees of freedom for each one
+    after the first; None if `MOST_SEEDS` are not."""
     seeds = np.arange(2, MOST_SEEDS + 1)
-    over_images = of_image / images
-    over_seeds = (of_seed + residual / images) / seeds
+    over_seeds = of_seed / seeds
     total = over_images + over_seeds
     freedom = np.full(len(seeds), np.inf)  # Satterthwaite's
-    np.divide(total**2 * (seeds - 1), over_seeds**2, out=freedom, where=over_seeds > 0)
-    bounds = (t.ppf(1 - alpha / 2, freedom) + norm.ppf(power)) * np.sqrt(total)
+    np.divide(total**2 * per_seed * (seeds - 1), over_seeds**2, out=freedom, where=over_seeds > 0)
+    bounds = (stdtrit(freedom, 1 - alpha / 2) + norm.ppf(power)) * np.sqrt(total)
     enough = seeds[bounds <= effect]
     return int(enough[0]) if len(enough) else None
+
+
+def far_off(shares: Sequence[float]) -> int | None:
+    """Find the place of the one seed whose accuracy lies far off from those of all others, as of a training that
+    collapsed; None if there is none, or fewer than three seeds.
+
+    Far is more than 5 points from the nearest, and more than three times as far as the others lie apart.
+    """
+    values = np.asarray(shares, float)
+    if len(values) < 3:
+        return None
+    place = int(np.abs(values - np.median(values)).argmax())
+    others = np.delete(values, place)
+    gap = float(np.abs(others - values[place]).min())
+    return place if gap > max(FAR_OFF, 3 * float(np.ptp(others))) else None
 
 
 def _variance_components(values: np.ndarray) -> tuple[float, float, float]:
@@ -203,6 +356,30 @@ def _variance_components(values: np.ndarray) -> tuple[float, float, float]:
     between_seeds = float(rows.var(ddof=1)) - residual / images
     between_images = float(columns.var(ddof=1)) - residual / seeds if images > 1 else 0.0
     return max(0.0, between_seeds), max(0.0, between_images), residual
+
+
+def _seed_variance(correct: np.ndarray) -> float:
+    """Compute the variance of the seeds' means of (S, N)."""
+    return float(correct.mean(1).var(ddof=1))
+
+
+def _welch(first: np.ndarray, second: np.ndarray, pool: Pool) -> tuple[float, float]:
+    """Compute the variance of one seed of `first` minus one of `second`, (S, N) each, and its degrees of freedom.
+
+    Each technique has its own variance, or the pool's where that is larger: a small variance of few seeds is mostly
+    chance, a large one may be the technique's. Either has the degrees of freedom of what it was estimated from. It is at
+    least that of rounding to whole images, so that seeds that happen to agree are no proof.
+    """
+    variances, shares = [], []
+    for correct in (first, second):
+        own = _seed_variance(correct)
+        variance = max(own, pool.variance)
+        variances.append(variance)
+        shares.append(variance**2 / (len(correct) - 1 if own > pool.variance or not pool.freedom else pool.freedom))
+    total = sum(variances)
+    floor = 0.0 if _agree(first) and _agree(second) else 1 / (12 * first.shape[1] ** 2)
+    freedom = total**2 / sum(shares) if sum(shares) else float(len(first) - 1)
+    return max(total, floor), freedom
 
 
 def _agree(values: np.ndarray) -> bool:
@@ -218,9 +395,9 @@ def _wilson(share: float, images: float) -> tuple[float, float]:
     return (0.0 if share == 0 else float(centre - half)), (1.0 if share == 1 else float(centre + half))
 
 
-def _exact_difference(won: int, lost: int, images: int) -> tuple[float, float]:
-    """Compute the 95 % interval of (won - lost) / images that excludes zero exactly where McNemar's exact test has p <
-    0.05.
+def _exact_difference(won: int, lost: int, images: int, deviate: float = _Z) -> tuple[float, float]:
+    """Compute the interval of (won - lost) / images, of 95 % or of another `deviate`, that excludes zero exactly where
+    McNemar's exact test has p < 0.05, or that deviate's level.
 
     The difference is a product: the share of images on which the two differ, times the surplus of those won among
     them, 2 q - 1. Each factor has its exact bounds at every level (Clopper & Pearson 1934, Biometrika 26:404), and
@@ -229,16 +406,16 @@ def _exact_difference(won: int, lost: int, images: int) -> tuple[float, float]:
     where the surplus is nothing, all is the surplus's, and that is McNemar's test.
     """
     turn = np.linspace(0, np.pi / 2, 181)
-    surpluses = _clopper_pearson(won, won + lost, np.cos(turn))
-    sizes = _clopper_pearson(won + lost, images, np.sin(turn))
+    surpluses = _clopper_pearson(won, won + lost, deviate * np.cos(turn))
+    sizes = _clopper_pearson(won + lost, images, deviate * np.sin(turn))
     found = [(2 * surplus - 1) * size for surplus in surpluses for size in sizes]
     return float(np.min(found)), float(np.max(found))
 
 
 def _clopper_pearson(hits: int, of: int, away: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the exact lower and upper bounds of a share, `away` times as far as those of 95 %, in normal deviates; 0
-    and 1 where there is nothing to go by."""
-    tails = norm.sf(_Z * away)
+    """Compute the exact lower and upper bounds of a share, `away` normal deviates off; 0 and 1 where there is nothing to
+    go by."""
+    tails = norm.sf(away)
     low = betaincinv(hits, of - hits + 1, tails) if hits else np.zeros(len(tails))
     high = betaincinv(hits + 1, of - hits, 1 - tails) if hits < of else np.ones(len(tails))
     return low, high
@@ -282,21 +459,31 @@ class _Spread:
     images: np.ndarray
     weights: np.ndarray
     seeds: float
-    freedom: int
+    freedom: float
 
     @classmethod
     def of(cls, values: np.ndarray) -> _Spread:
         """Compute it from whole numbers (S, N)."""
+        if _agree(values):
+            deviations, weights = _resampled_sums(values.sum(0))
+            return cls(deviations / values.size, weights, 0.0, 1)
+        residual = _variance_components(values)[2]
+        rounding = 1 / (12 * values.shape[1] ** 2) if residual else 0.0
+        return cls._made(values, residual, max(_seed_variance(values), rounding), len(values) - 1)
+
+    @classmethod
+    def unpaired(cls, first: np.ndarray, second: np.ndarray, pool: Pool) -> _Spread:
+        """Compute it for `first` minus `second`, (S, N) each, whose seeds have nothing to do with each other."""
+        residual = sum(_variance_components(side.astype(float))[2] for side in (first, second))
+        return cls._made(_differences(first, second), residual, *_welch(first, second, pool))
+
+    @classmethod
+    def _made(cls, values: np.ndarray, residual: float, of_seed: float, freedom: float) -> _Spread:
         seeds = len(values)
         deviations, weights = _resampled_sums(values.sum(0))
-        deviations = deviations / values.size
-        if _agree(values):
-            return cls(deviations, weights, 0.0, 1)
-        total, residual = values.mean(0).var(), _variance_components(values)[2]
+        total = values.mean(0).var()
         share = np.sqrt(max(0.0, 1 - residual / seeds / total)) if total else 0.0
-        rounding = 1 / (12 * values.shape[1] ** 2) if residual else 0.0
-        between = max(float(values.mean(1).var(ddof=1)), rounding)
-        return cls(share * deviations, weights, float(np.sqrt(between / seeds)), seeds - 1)
+        return cls(share * deviations / values.size, weights, float(np.sqrt(of_seed / seeds)), freedom)
 
     def mirrored(self) -> _Spread:
         """Give the spread of the values with the other sign."""

@@ -16,7 +16,7 @@ from flowers_bench.measure.quality import (
     f1_shares,
     squared_distances,
 )
-from flowers_bench.measure.statistics import Interval, accuracy_interval, image_mean
+from flowers_bench.measure.statistics import Interval, accuracy_interval, far_off, image_mean
 from flowers_bench.report.names import configuration_id
 from flowers_bench.store.folder import STRESS_REVISION, Scores, TrialFolder
 from flowers_bench.store.identity import Label
@@ -103,6 +103,17 @@ class Configuration:
 
 
 @dataclass(frozen=True)
+class FarSeed:
+    """One seed of a row whose accuracy lies far off from those of all its other seeds, `low` to `high`."""
+
+    row: str
+    seed: int
+    top1: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One configuration over its S seeds, with its predictions for the N test images.
 
@@ -153,6 +164,16 @@ class Row:
     def baseline(self) -> str | None:
         """The `technique/variant` that this row is compared with, or None."""
         return self.trials[0].label.baseline
+
+    @property
+    def far_seed(self) -> FarSeed | None:
+        """The seed that lies far off from all others; None if none does."""
+        shares = self.correct.mean(1)
+        place = far_off(shares)
+        if place is None:
+            return None
+        others = np.delete(shares, place)
+        return FarSeed(self.name, self.seeds[place], float(shares[place]), float(others.min()), float(others.max()))
 
     def mean(self, *path: str) -> float | None:
         """Compute the mean over seeds of a number in `result.json`; None if it was not measured."""
@@ -312,3 +333,8 @@ def obstacles(first: Finished, second: Finished) -> list[str]:
             f"other images: the names are the same, the pixels are not ({prints[0][:8]} against {prints[1][:8]})"
         )
     return found
+
+
+def start(config: Config) -> tuple[str, dict[str, object]]:
+    """Give what a row and its baseline must have in common: what the training starts from."""
+    return config.backbone, config.weights.json()

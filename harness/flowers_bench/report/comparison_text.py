@@ -6,10 +6,12 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
+from flowers_bench.measure.statistics import MOST_SEEDS
 from flowers_bench.report import formatting as numbers
 from flowers_bench.report import robustness as stress
+from flowers_bench.report.aggregate import FarSeed
 from flowers_bench.report.comparison import ALPHA, Comparison, Pair, Refusal
-from flowers_bench.report.formatting import inert, markdown_cell, p_value, points_interval
+from flowers_bench.report.formatting import inert, markdown_cell, p_value, percent, points_interval
 from flowers_bench.report.robustness import UnderStress
 from flowers_bench.report.table import Table, markdown_lines, print_table, stdout
 from flowers_bench.util.text import printable
@@ -24,47 +26,71 @@ COLUMNS = (
     "McNemar exact",
     "p",
     "p (Holm)",
+    "p of {margin} points apart (Holm)",
     "time ratio",
 )
 
 
-def sentence(pair: Pair, pairs: int = 1) -> str:
-    """Say in one sentence what may be claimed about a pair, if `pairs` pairs were compared at once."""
+def sentence(pair: Pair) -> str:
+    """Say in one sentence what may be claimed about a pair: better, the same within the margin, or neither, and then what
+    it would take."""
     n = pair.difference.n_images
     basis = f"{len(pair.seeds)} seeds x {n} images"
+    if pair.agree:
+        basis = f"{len(pair.seeds)} seeds that agree on all {n} images"
     if pair.one_seed:
         basis = f"one seed, {n} images: nothing is claimed about the techniques"
-    return f"{_claim(pair, pairs)}{_cost(pair)} ({basis})"
+    return f"{_claim(pair)}{_cost(pair)} ({basis})"
 
 
-def _claim(pair: Pair, pairs: int) -> str:
+def _claim(pair: Pair) -> str:
     value, low, high = (100 * x for x in (pair.difference.value, pair.difference.low, pair.difference.high))
+    interval = points_interval(pair.difference.low, pair.difference.high)
     if pair.one_seed and pair.p_holm < ALPHA:
         return (
             f"this training of {pair.first} was right {'more' if value > 0 else 'less'} often than this training of "
-            f"{pair.second} on these images: {value:+.1f} points "
-            f"{points_interval(pair.difference.low, pair.difference.high)}; {_what_would_help(pair)}"
+            f"{pair.second} on these images: {value:+.1f} points {interval}; {_what_would_help(pair)}"
         )
+    near = f", and within {points(pair.margin)} of it" if pair.within else ""
     if pair.claimed and value > 0:
-        return f"{pair.first} is better than {pair.second} by {value:.1f} points [{low:.1f}, {high:.1f}]"
+        return f"{pair.first} is better than {pair.second} by {value:.1f} points [{low:.1f}, {high:.1f}]{near}"
     if pair.claimed:
-        return f"{pair.first} is worse than {pair.second} by {-value:.1f} points [{-high:.1f}, {-low:.1f}]"
-    among = f" (p = {p_value(pair.p)} is not enough among {pairs} pairs)" if pair.p < ALPHA else ""
+        return f"{pair.first} is worse than {pair.second} by {-value:.1f} points [{-high:.1f}, {-low:.1f}]{near}"
+    if pair.within:
+        return f"{pair.first} is within {points(pair.margin)} of {pair.second}: {value:+.1f} points {interval}"
+    among = ""
+    if pair.p < ALPHA:
+        among = f" (p = {p_value(pair.p)} is not enough among {pair.among} pairs)"
+    elif pair.p_within < ALPHA and not pair.one_seed:
+        among = f" (p = {p_value(pair.p_within)} of being further apart is not enough among {pair.among} pairs)"
+    nor = "" if pair.one_seed else f", nor that they are within {points(pair.margin)}"
     return (
-        f"no difference can be claimed between {pair.first} and {pair.second}: {value:+.1f} points "
-        f"{points_interval(pair.difference.low, pair.difference.high)}{among}; {_what_would_help(pair)}"
+        f"no difference can be claimed between {pair.first} and {pair.second}{nor}: {value:+.1f} points "
+        f"{interval}{among}; {_what_would_help(pair)}"
     )
 
 
+def points(share: float) -> str:
+    """Write a share as points: `1.0 points`, and two decimals where one would hide some of it."""
+    number = 100 * share
+    return f"{number:.1f} points" if round(number, 1) == round(number, 6) else f"{number:.3g} points"
+
+
 def _what_would_help(pair: Pair) -> str:
-    if pair.one_seed:
+    if pair.needed is None:
         return "what another seed would change is not known, run at least 3"
-    if pair.seeds_needed is None:
-        return "to see 1 point, more seeds alone would not be enough: it takes more test images"
-    more = pair.seeds_needed - len(pair.seeds)
-    if more <= 0:
-        return "1 point would probably have been seen"
-    return f"about {more} more seed{'s' if more > 1 else ''} would be needed to see 1 point"
+    effect, low, high = points(pair.margin), pair.needed.low, pair.needed.high
+    if not pair.needed.images_suffice:
+        return f"to see {effect} it takes more test images, not more seeds"
+    if low is None:
+        return f"to see {effect} it takes more than {MOST_SEEDS} seeds, or more test images"
+    if high is not None and high <= len(pair.seeds):
+        return f"{effect} would probably have been seen"
+    if high is None:
+        seeds = f"{low} seeds or more, perhaps over {MOST_SEEDS},"
+    else:
+        seeds = f"{low} to {high} seeds" if low < high else f"{low} seeds"
+    return f"to see {effect} it takes {seeds} in all, as far as {len(pair.seeds)} seeds can tell (level {p_value(pair.level)})"
 
 
 def _cost(pair: Pair) -> str:
@@ -83,6 +109,7 @@ def cells(pair: Pair) -> tuple[str, ...]:
         _listed_p(pair.mcnemar),
         p_value(pair.p),
         p_value(pair.p_holm) + (" (one seed)" if pair.one_seed else ""),
+        p_value(pair.p_within_holm),
         "-" if pair.time_ratio is None else f"{pair.time_ratio:.2f}",
     )
 
@@ -94,13 +121,23 @@ def _listed_p(values: Sequence[float]) -> str:
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """Say one sentence for each pair, and below it what else differs between the two rows."""
+    """Say one sentence for each pair, and below it what else differs between the two rows, and which seeds lie far off."""
     lines = []
     for pair in comparison.pairs:
-        lines.append(sentence(pair, len(comparison.pairs)))
+        lines.append(sentence(pair))
         if pair.differing:
             lines.append(f"  not the technique alone: {', '.join(pair.differing)}")
+        lines += [f"  {far_off(far)}" for far in pair.far_seeds]
     return lines + [refusal(refused) for refused in comparison.refused]
+
+
+def far_off(far: FarSeed) -> str:
+    """Say of a seed that it lies far off from all others, and what follows."""
+    others = percent(far.low) if percent(far.low) == percent(far.high) else f"{percent(far.low)} to {percent(far.high)}"
+    return (
+        f"seed {far.seed} of {far.row} lies far off: {percent(far.top1)} %, the others {others} %; the interval presumes "
+        "that such seeds are not rare"
+    )
 
 
 def refusal(refused: Refusal) -> str:
@@ -112,15 +149,24 @@ def footnotes(comparison: Comparison) -> list[str]:
     """Say how the numbers in the table were computed."""
     overs = sorted({pair.difference.over for pair in comparison.pairs})
     return [
-        f"differences in points of test top-1 accuracy, first minus second; intervals: 95 %, over {'; '.join(overs)}",
-        "p: from the same distribution as the interval, McNemar's with one seed; Holm: adjusted for all pairs of this "
-        f"comparison; claimed below {ALPHA}, with two seeds or more",
+        "differences in points of test top-1 accuracy, first minus second; intervals: 95 % each, not adjusted for the number "
+        f"of pairs, over {'; '.join(overs)}",
+        f"p: from the same distribution as the interval, McNemar's with one seed; {family_words(comparison)}; claimed below "
+        f"{ALPHA}, with two seeds or more",
         "McNemar exact: one per seed, about those two trained networks alone; images won and lost: mean over seeds",
     ]
 
 
+def family_words(comparison: Comparison) -> str:
+    """Say which pairs are adjusted together."""
+    plural = "s" if comparison.tests != 1 else ""
+    return f"Holm: adjusted for {comparison.tests} pair{plural}, {comparison.family}"
+
+
 def _table(comparison: Comparison) -> Table:
-    return Table("", COLUMNS, tuple(map(cells, comparison.pairs)), 2, tuple(footnotes(comparison)))
+    margin = f"{100 * comparison.pairs[0].margin:g}"
+    head = tuple(column.format(margin=margin) for column in COLUMNS)
+    return Table("", head, tuple(map(cells, comparison.pairs)), 2, tuple(footnotes(comparison)))
 
 
 def print_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> None:
@@ -182,7 +228,7 @@ def _records(comparison: Comparison) -> list[dict[str, object]]:
     found: list[dict[str, object]] = [
         {
             **_names(pair),
-            "sentence": sentence(pair, len(comparison.pairs)),
+            "sentence": sentence(pair),
             "difference": pair.difference.value,
             "low": pair.difference.low,
             "high": pair.difference.high,
@@ -195,8 +241,19 @@ def _records(comparison: Comparison) -> list[dict[str, object]]:
             "p": pair.p,
             "p_holm": pair.p_holm,
             "claimed": pair.claimed,
+            "margin": pair.margin,
+            "p_within": pair.p_within,
+            "p_within_holm": pair.p_within_holm,
+            "within": pair.within,
+            "pairs": pair.among,
+            "family": comparison.family,
+            "seeds_paired": pair.twins,
+            "seeds_agree": pair.agree,
             "time_ratio": pair.time_ratio,
-            "seeds_needed_for_1_point": pair.seeds_needed,
+            "seeds_needed_low": pair.needed.low if pair.needed else None,
+            "seeds_needed_high": pair.needed.high if pair.needed else None,
+            "images_suffice": pair.needed.images_suffice if pair.needed else None,
+            "far_seeds": [far_off(far) for far in pair.far_seeds],
             "differing": list(pair.differing),
         }
         for pair in comparison.pairs

@@ -16,11 +16,14 @@ from flowers_bench.report.aggregate import (
     by_configuration,
     protocol,
     search_budget,
+    start,
 )
-from flowers_bench.report.comparison import Comparison, Pair
+from flowers_bench.report.comparison import MARGIN, Comparison, Pair
 from flowers_bench.report.names import disambiguate, distinct_names, factors
 from flowers_bench.store.folder import TrialFolder
-from flowers_bench.store.records import Config
+
+#: How many rows, from the best one, are compared with each other; `flowers-bench compare` takes any rows.
+COMPARED = 12
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ class Group:
         notes: what must be said wherever a number from this dataset is printed.
         hardware: the machines that the trials ran on, in words.
         rows: the rows, best first.
-        differences: each row compared with the row of its baseline, if the group has it.
+        compared: the pairs of the best `COMPARED` rows, and each row with the row of its baseline, if the group has it; one
+            family, in every table and page.
+        baselines: the ids of each row that has its baseline in the group, and of that.
         same: a sentence for rows that share trials: they are one training under several names.
     """
 
@@ -40,8 +45,15 @@ class Group:
     notes: tuple[str, ...]
     hardware: tuple[str, ...]
     rows: tuple[Row, ...]
-    differences: tuple[Pair, ...]
+    compared: Comparison
+    baselines: tuple[tuple[str, str], ...]
     same: tuple[str, ...] = ()
+
+    @property
+    def differences(self) -> tuple[Pair, ...]:
+        """Those pairs that are a row and its baseline."""
+        found = {pair.ids: pair for pair in self.compared.pairs}
+        return tuple(found[ids] for ids in self.baselines if ids in found)
 
 
 @dataclass(frozen=True)
@@ -51,13 +63,16 @@ class Leaderboard:
     groups: tuple[Group, ...]
 
     @classmethod
-    def of(cls, folders: Sequence[TrialFolder], labels: LabelsById | None = None) -> Leaderboard:
-        """Group finished trials by protocol: under every name that they have, or only under the names in `labels`."""
+    def of(
+        cls, folders: Sequence[TrialFolder], labels: LabelsById | None = None, margin: float = MARGIN
+    ) -> Leaderboard:
+        """Group finished trials by protocol: under every name that they have, or only under the names in `labels`; with
+        claims of being within `margin`, a share, of each other."""
         groups: dict[str, list[Finished]] = {}
         for trial in Finished.each(folders, labels):
             key = json.dumps(protocol(trial.config), sort_keys=True)
             groups.setdefault(key, []).append(trial)
-        found = [_group(trials) for _, trials in sorted(groups.items())]
+        found = [_group(trials, margin) for _, trials in sorted(groups.items())]
         facts = [
             [protocol(group.rows[0].config), {"group": key}] for key, group in zip(sorted(groups), found, strict=True)
         ]
@@ -65,7 +80,7 @@ class Leaderboard:
         return cls(tuple(replace(group, title=title) for group, title in zip(found, titles, strict=True)))
 
 
-def _group(trials: Sequence[Finished]) -> Group:
+def _group(trials: Sequence[Finished], margin: float) -> Group:
     configurations = by_configuration(trials)
     names = distinct_names([configuration.config for configuration in configurations])
     rows = sorted(map(build_row, names, configurations), key=lambda row: -row.top1.value)
@@ -81,8 +96,27 @@ def _group(trials: Sequence[Finished]) -> Group:
     machines = [trial.result.hardware for trial in trials]
     hardware = {f"{describe_hardware(machine)}, kernel {machine.kernel or 'not used'}" for machine in machines}
     with_baselines = [(row, other) for row in rows if (other := _baseline(row, rows)) is not None]
-    differences = Comparison.of(with_baselines).pairs
-    return Group(title, tuple(data.notes), tuple(sorted(hardware)), tuple(rows), differences, tuple(_same(rows)))
+    return Group(
+        title,
+        tuple(data.notes),
+        tuple(sorted(hardware)),
+        tuple(rows),
+        _compared(rows, with_baselines, margin),
+        tuple((row.id, other.id) for row, other in with_baselines),
+        tuple(_same(rows)),
+    )
+
+
+def _compared(rows: Sequence[Row], with_baselines: Sequence[tuple[Row, Row]], margin: float) -> Comparison:
+    """Compare the best rows with each other and each row with its baseline, each pair once."""
+    pairs = {frozenset((row.id, other.id)): (row, other) for row, other in with_baselines}
+    for row, other in itertools.combinations(rows[:COMPARED], 2):
+        pairs.setdefault(frozenset((row.id, other.id)), (row, other))
+    best = "all pairs of the rows" if len(rows) <= COMPARED else f"all pairs of the best {COMPARED} rows"
+    beside = ", and each row against its baseline" if len(rows) > COMPARED and with_baselines else ""
+    # Rows that share trials are no test; why is said in the group's `same`.
+    allowed = [(row, other) for row, other in pairs.values() if not row.ids & other.ids]
+    return Comparison.of(allowed, best + beside, margin)
 
 
 def _same(rows: Sequence[Row]) -> Iterator[str]:
@@ -107,14 +141,7 @@ def _baseline(row: Row, rows: Sequence[Row]) -> Row | None:
     found = [
         other
         for other in rows
-        if other is not row
-        and other.trials[0].label.text == row.baseline
-        and _start(other.config) == _start(row.config)
+        if other is not row and other.trials[0].label.text == row.baseline and start(other.config) == start(row.config)
     ]
     own = factors(row.config).items()
     return max(found, key=lambda other: len(own & factors(other.config).items()), default=None)
-
-
-def _start(config: Config) -> tuple[str, dict[str, object]]:
-    """Give what a row and its baseline must have in common: what the training starts from."""
-    return config.backbone, config.weights.json()

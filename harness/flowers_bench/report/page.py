@@ -20,10 +20,10 @@ from flowers_bench.measure.hardware import describe_hardware
 from flowers_bench.measure.statistics import Interval
 from flowers_bench.report.aggregate import Finished, Row
 from flowers_bench.report.comparison import Comparison, Pair
-from flowers_bench.report.comparison_text import sentence
+from flowers_bench.report.comparison_text import family_words, far_off, points, sentence
 from flowers_bench.report.explorer import MATRICES_BUDGET, Explored, Matrices, explore, hardest
 from flowers_bench.report.formatting import duration, p_value, percent, percent_interval, plain, points_interval
-from flowers_bench.report.leaderboard import Group, Leaderboard
+from flowers_bench.report.leaderboard import COMPARED, Group, Leaderboard
 from flowers_bench.report.measures import COSTS, KINDS, QUALITY, SPEEDS, Kind, Measure
 from flowers_bench.report.names import distinct_names
 from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, Picture, figures
@@ -35,8 +35,6 @@ from flowers_bench.store.folder import TrialFolder
 from flowers_bench.util.errors import Unreadable
 from flowers_bench.util.text import printable
 
-#: How many rows, from the best one, the comparison matrix has; `flowers-bench compare` takes any rows.
-COMPARED = 12
 #: How many rows the plots show before the reader chooses others.
 DRAWN = 6
 #: Nested facts as a list of names and values, both text.
@@ -97,12 +95,14 @@ class KindTable:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the comparison matrix, row minus column; `strength` of its colour in percent, 0 if nothing is claimed."""
+    """A cell of the comparison matrix, row minus column; `strength` of its colour in percent, 0 if no difference is claimed;
+    `within` says of which margin it may be claimed that the two are within it, or is empty."""
 
     value: str
     interval: str
     p: str
     claimed: bool
+    within: str
     one_seed: bool
     side: str
     strength: int
@@ -110,11 +110,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """The comparison matrix; a cell is None if the pair must not be compared."""
+    """The comparison matrix; a cell is None if the pair must not be compared; `family` is what claims are adjusted for."""
 
     names: list[str]
     body: list[list[Cell | None]]
     pairs: int
+    family: str
     one_seed: bool
 
 
@@ -304,7 +305,6 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Facts:
 
 def _group(place: int, group: Group, machines: Mapping[str, Machine], groups: int, family: Family | None) -> PageGroup:
     rows = group.rows
-    compared = Comparison.all_of(rows[:COMPARED])
     examples = Examples(rows[0].trials[0], IMAGES_BUDGET // groups)
     names = rows[0].trials[0].result.class_names
     hard, swept = hardest(rows), sweeps(rows)
@@ -328,12 +328,12 @@ def _group(place: int, group: Group, machines: Mapping[str, Machine], groups: in
         notes=group.notes,
         hardware=group.hardware,
         overs=sorted({row.top1.over for row in rows}),
-        verdicts=_verdicts(group, compared),
+        verdicts=_verdicts(group),
         rows=[_row(f"g{place}r{i}", row, machines) for i, row in enumerate(rows)],
         scale=Scale(min(row.top1.low for row in rows), max(row.top1.high for row in rows)),
         costs=[measure for measure in (*COSTS, *SPEEDS) if measure.measured(rows)],
         kinds=[found for kind in (QUALITY, *KINDS) if (found := _kind(kind, rows))],
-        matrix=_matrix(rows[:COMPARED], compared),
+        matrix=_matrix(rows[:COMPARED], group.compared),
         figures=figures(rows, FIGURES_BUDGET // groups),
         hard=[HardImage(image.key, names[image.label], image.share) for image in hard],
         missing=examples.missing,
@@ -353,27 +353,48 @@ def _stressed(group: Group) -> list[StressedPair]:
     return [StressedPair(sentences(one), table(one)) for one in found[:COMPARED]]
 
 
-def _verdicts(group: Group, compared: Comparison) -> list[str]:
+def _verdicts(group: Group) -> list[str]:
     """Say what can be claimed about the best row, and about each row compared with its baseline."""
     best = group.rows[0]
     found = [f"{best.name} has the highest test accuracy: {_accuracy(best)}."]
-    against = [pair for pair in compared.pairs if pair.ids[0] == best.id]
-    equal = [pair.second for pair in against if not (pair.claimed and pair.difference.value > 0)]
-    if against:
+    places = {row.id: place for place, row in enumerate(group.rows[:COMPARED])}
+    against = sorted(
+        (places[other], pair)
+        for pair in group.compared.pairs
+        if best.id in pair.ids and (other := _other(pair, best.id)) in places
+    )
+    found += _about_best(group, [pair for _, pair in against])
+    about = [sentence(pair) for pair in group.differences]
+    about += [far_off(far) for row in group.rows if (far := row.far_seed)]
+    found += [f"{text}." for text in group.same]
+    return found + [
+        f"{text[0].upper()}{text[1:]}." if text.startswith(("no difference", "this training", "seed ")) else f"{text}."
+        for text in about
+    ]
+
+
+def _other(pair: Pair, row: str) -> str:
+    """Give the id of the pair's row that is not this one."""
+    return pair.ids[1] if pair.ids[0] == row else pair.ids[0]
+
+
+def _about_best(group: Group, against: Sequence[Pair]) -> list[str]:
+    """Say than which of the next best rows the best one is better, from which it is the same, and of which neither is
+    known; `against` are its pairs with them."""
+    if not against:
+        return []
+    best = group.rows[0]
+    names = {row.id: row.name for row in group.rows}
+    better = [pair.claimed and (pair.difference.value > 0) == (pair.ids[0] == best.id) for pair in against]
+    if all(better):
         among = f"the {len(against)} next best" if len(group.rows) > COMPARED else "all others"
         if len(against) < len(group.rows[1:COMPARED]):
             among = f"the {len(against)} that it can be compared with"
-        found.append(
-            f"No difference can be claimed between it and {', '.join(equal)}."
-            if equal
-            else f"It is better than {among}, beyond what seeds and test images explain."
-        )
-    about = [sentence(pair, len(group.differences)) for pair in group.differences]
-    found += [f"{text}." for text in group.same]
-    return found + [
-        f"{text[0].upper()}{text[1:]}." if text.startswith(("no difference", "this training")) else f"{text}."
-        for text in about
-    ]
+        return [f"It is better than {among}, beyond what seeds and test images explain."]
+    rest = [pair for pair, clear in zip(against, better, strict=True) if not clear]
+    same, open_ = ([names[_other(pair, best.id)] for pair in rest if pair.within == within] for within in (True, False))
+    found = [f"It is within {points(rest[0].margin)} of {', '.join(same)}."] if same else []
+    return found + ([f"No difference can be claimed between it and {', '.join(open_)}."] if open_ else [])
 
 
 def _accuracy(row: Row) -> str:
@@ -459,7 +480,7 @@ def _matrix(rows: Sequence[Row], compared: Comparison) -> Matrix:
     ids = [row.id for row in rows]
     body = [[_cell(pairs.get((a, b)), pairs.get((b, a)), largest) for b in ids] for a in ids]
     one_seed = any(pair.one_seed for pair in compared.pairs)
-    return Matrix([row.name for row in rows], body, len(pairs), one_seed)
+    return Matrix([row.name for row in rows], body, len(pairs), family_words(compared), one_seed)
 
 
 def _cell(pair: Pair | None, mirrored: Pair | None, largest: float) -> Cell | None:
@@ -474,6 +495,7 @@ def _cell(pair: Pair | None, mirrored: Pair | None, largest: float) -> Cell | No
         interval=points_interval(low, high),
         p=p_value(found.p_holm),
         claimed=found.claimed,
+        within=f"within {points(found.margin)}" if found.within else "",
         one_seed=found.one_seed,
         side="won" if value > 0 else "lost",
         strength=round(8 + 42 * min(1.0, abs(value) / largest)) if found.claimed else 0,

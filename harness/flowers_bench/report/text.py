@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from flowers_bench.measure.statistics import Interval
 from flowers_bench.report import formatting as numbers
 from flowers_bench.report.aggregate import Row
-from flowers_bench.report.comparison_text import sentence
+from flowers_bench.report.comparison_text import family_words, far_off, sentence
 from flowers_bench.report.formatting import count, duration, inert, latex_cell, percent, percent_interval, size
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import EVERYTHING, KINDS, Measure
@@ -71,10 +71,14 @@ def _memory(row: Row) -> str:
 def footnotes(group: Group) -> list[str]:
     """Write what must stand below every table: differences, what intervals are over, notes, hardware."""
     overs = sorted({row.top1.over for row in group.rows})
-    lines = [sentence(pair, len(group.differences)) for pair in group.differences]
+    lines = [sentence(pair) for pair in group.differences]
+    if lines:
+        lines.append(f"claims: {family_words(group.compared)}")
     lines += group.same
+    lines += [far_off(far) for row in group.rows if (far := row.far_seed)]
     lines.append(
-        f"intervals: 95 %, over {'; '.join(overs)}; the test split was read once, by the checkpoint chosen on validation"
+        f"intervals: 95 % each, not adjusted, over {'; '.join(overs)}; the test split was read once, by the checkpoint chosen "
+        "on validation"
     )
     lines += [f"note: {note}" for note in group.notes]
     lines += [f"measured on: {hardware}" for hardware in group.hardware]
