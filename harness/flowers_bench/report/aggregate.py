@@ -22,6 +22,8 @@ from flowers_bench.store.folder import STRESS_REVISION, Scores, TrialFolder
 from flowers_bench.store.identity import Label
 from flowers_bench.store.records import Config, Result, Run
 
+#: Before the names of the weights that come with the package, as `--weights` calls them all.
+SHIPPED = "petals"
 #: The labels of trials, by the trial's id.
 LabelsById = Mapping[str, Sequence[Label]]
 
@@ -336,5 +338,10 @@ def obstacles(first: Finished, second: Finished) -> list[str]:
 
 
 def start(config: Config) -> tuple[str, dict[str, object]]:
-    """Give what a row and its baseline must have in common: what the training starts from."""
-    return config.backbone, config.weights.json()
+    """Give what a row and its baseline must have in common: what the training starts from.
+
+    The weights that come with the package are one pretraining, of each network that a technique makes of a backbone.
+    """
+    weights = config.weights
+    shared = weights.name.partition("/")[0] == SHIPPED
+    return config.backbone, {"name": SHIPPED} if shared else weights.json()
