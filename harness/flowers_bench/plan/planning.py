@@ -16,7 +16,15 @@ from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, 
 from flowers_bench.contract.host import Host, Registered, files_of_trial
 from flowers_bench.contract.options import Option, Options, OptionValue, parse_options
 from flowers_bench.contract.predictor import CLASSIFIER, Predictor
-from flowers_bench.contract.technique import Augmentation, Loss, Model, ModelContext, Recipe, Technique, Variant
+from flowers_bench.contract.technique import (
+    Augmentation,
+    Loss,
+    Model,
+    ModelContext,
+    Recipe,
+    Technique,
+    Variant,
+)
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.data.shots import few_shot
@@ -72,7 +80,7 @@ class Request:
     jobs: int = 1
     threads: int | None = None
     devices: int = 1
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
     label: Label | None = None
 
     @property
@@ -370,7 +378,7 @@ def _options(parts: _Parts) -> dict[str, Option]:
     return given
 
 
-def _recipe(source: DatasetSource, parts: _Parts, instead: Mapping[str, Any], settings: Mapping[str, str]) -> Recipe:
+def _recipe(source: DatasetSource, parts: _Parts, instead: Mapping[str, object], settings: Mapping[str, str]) -> Recipe:
     recipe = parts.technique.recipe.changed(**{**parts.variant.recipe, **instead, **source.recipe})
     if source.max_epochs is not None and recipe.epochs > source.max_epochs and "epochs" not in settings:
         recipe = recipe.changed(epochs=source.max_epochs, warmup_epochs=min(1, recipe.warmup_for(source.max_epochs)))

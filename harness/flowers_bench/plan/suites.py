@@ -99,7 +99,7 @@ class Table:
     lines: Mapping[str, int]
     name: str | None = None
     baseline: str | None = None
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
 
     def label(self, cell: Mapping[str, str]) -> Label | None:
         """Make the label of the trials of one combination; None if they are called as the technique's variant.
@@ -137,7 +137,7 @@ class Suite:
     source: str
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...] = ()
-    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recipes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def error(self, line: int, problem: object) -> UsageError:
         """Make the error for a mistake in the file: its line and what is wrong."""
@@ -190,7 +190,7 @@ def read_suite(name: str) -> Suite:
     return replace(suite, tables=tuple(found), figures=_figures(suite, content.get("figures", []), lines))
 
 
-def _recipes(suite: Suite, content: Any, lines: _Lines) -> Mapping[str, Mapping[str, Any]]:
+def _recipes(suite: Suite, content: Any, lines: _Lines) -> Mapping[str, Mapping[str, object]]:
     """Read a suite's recipes by name: tables, or the name of another suite whose recipes are used."""
     at = lines.top.get("recipes", 1)
     if isinstance(content, str):
