@@ -22,10 +22,12 @@ HERE = Path(__file__).parent
 #: Folders and files below tests/ whose tests run trials, build large networks, wait, compile, install, draw pages or drive a browser.
 NOT_FAST = (
     "cli",
+    "contract/test_predictors.py",
     "data/test_flowers102.py",
     "docs/test_site.py",
     "executors",
     "faults",
+    "measure/test_cost.py",
     "models/test_image_sizes.py",
     "models/test_shipped_weights.py",
     "models/test_weights_download.py",
