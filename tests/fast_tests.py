@@ -19,19 +19,35 @@ import pytest
 #: Seconds of the processor that all fast tests may take together: a minute on two cores, less what starting costs.
 BUDGET = 80.0
 HERE = Path(__file__).parent
-#: Folders and files below tests/ whose tests run trials, wait, compile, install or drive a browser.
+#: Folders and files below tests/ whose tests run trials, build large networks, wait, compile, install, draw pages or drive a browser.
 NOT_FAST = (
     "cli",
+    "contract/test_predictors.py",
+    "data/test_flowers102.py",
     "docs/test_site.py",
     "executors",
     "faults",
-    "ops/test_build.py",
-    "ops/test_cuda_emulated.py",
-    "report/test_page_in_browser.py",
-    "test_examples.py",
-    "plan/test_search.py",
+    "measure/test_cost.py",
+    "models/test_image_sizes.py",
     "models/test_shipped_weights.py",
     "models/test_weights_download.py",
+    "models/test_weights_fit.py",
+    "ops/test_build.py",
+    "ops/test_citizenship.py",
+    "ops/test_cuda_emulated.py",
+    "plan/test_disturbed_search.py",
+    "plan/test_nothing_trained.py",
+    "plan/test_search.py",
+    "plugins/test_fingerprints.py",
+    "plugins/test_trackers.py",
+    "report/test_comparison.py",
+    "report/test_figures.py",
+    "report/test_page.py",
+    "report/test_page_in_browser.py",
+    "report/test_rows_of_one_name.py",
+    "report/test_under_stress.py",
+    "test_examples.py",
+    "test_tutorial.py",
     "testing",
     "training",
 )
@@ -44,13 +60,23 @@ _spent: list[float] = []
 
 def is_fast(item: pytest.Item) -> bool:
     """Say whether a collected test belongs to the fast ones."""
-    place = item.path.relative_to(HERE).as_posix()
     return not (
-        any(place == name or place.startswith(f"{name}/") for name in NOT_FAST)
+        _stands_aside(item.path)
         or "flowers_bench" in getattr(item, "fixturenames", ())
         or TRAINS.search(item.name)
         or any(mark.name in MARKS for mark in item.iter_markers())
     )
+
+
+def _stands_aside(path: Path) -> bool:
+    place = path.relative_to(HERE).as_posix()
+    return any(place == name or place.startswith(f"{name}/") for name in NOT_FAST)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what is not fast before it is imported, where only the fast tests are asked for."""
+    asked = config.getoption("markexpr") == "fast" and collection_path.is_relative_to(HERE)
+    return True if asked and _stands_aside(collection_path) else None
 
 
 @pytest.hookimpl(tryfirst=True)

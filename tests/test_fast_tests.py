@@ -78,6 +78,14 @@ def test_what_is_not_marked_is_fast(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+def test_what_is_not_fast_is_not_even_imported(tmp_path: Path) -> None:
+    (tmp_path / "cli").mkdir()
+    (tmp_path / "cli" / "test_slow.py").write_text("raise AssertionError('imported')")
+    done = run(tmp_path, TESTS)
+    assert "2 passed, 2 deselected" in done.stdout
+    assert done.returncode == 0
+
+
 def test_too_much_in_all_is_said(tmp_path: Path) -> None:
     done = run(tmp_path, TESTS, budget=0.2)
     assert "2 passed" in done.stdout

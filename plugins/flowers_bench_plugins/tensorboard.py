@@ -19,13 +19,13 @@ FLOWERS_BENCH_TRACKER = "tensorboard"
 
 
 # Hooks get plain JSON values: see flowers_bench.hookspecs.
-def directory(trial: Mapping[str, Any], run: Mapping[str, Any]) -> Path:
+def directory(trial: Mapping[str, Any], run: Mapping[str, object]) -> Path:
     """Name the folder of a trial's event files: after what the trial is, for TensorBoard's list, and its id."""
     name = f"{trial['technique']}-{trial['variant']}-{trial['dataset']['name']}-seed{trial['seed']}-{trial['id']}"
-    return Path(run["store"]) / "tensorboard" / file_name(name)
+    return Path(str(run["store"])) / "tensorboard" / file_name(name)
 
 
-def _writer(trial: Mapping[str, Any], run: Mapping[str, Any]) -> SummaryWriter:
+def _writer(trial: Mapping[str, Any], run: Mapping[str, object]) -> SummaryWriter:
     # Each call has a writer and closes it: a killed trial has lost nothing, and there is no state to keep.
     from torch.utils.tensorboard import SummaryWriter
 

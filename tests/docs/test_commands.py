@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import typer
 
 from flowers_bench.cli.app import app
-from flowers_bench.contract.host import discover
+from flowers_bench.contract.host import Registered, discover
+from flowers_bench.contract.technique import Technique
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -24,6 +26,12 @@ def lines() -> Iterator[tuple[str, str]]:
             for line in block.replace("\\\n", " ").splitlines():
                 if line.startswith("flowers-bench "):
                     yield path.relative_to(ROOT).as_posix(), line
+
+
+@functools.cache
+def techniques() -> Mapping[str, Registered[Technique]]:
+    """The installed ones."""
+    return discover([]).techniques
 
 
 def test_pages_show_commands() -> None:
@@ -41,7 +49,7 @@ def test_the_command_is_understood(page: str, line: str) -> None:
             name, command, arguments = command.resolve_command(context, arguments)
             context = command.make_context(name, list(arguments), parent=context)
     if context.params.get("plugin") and name == "run":
-        known = discover([]).techniques
+        known = techniques()
         for wanted in context.params["plugin"].split(","):
             technique, _, variant = wanted.partition("/")
             if not wanted.endswith(".py") and technique != "poly":  # a plugin that the page writes

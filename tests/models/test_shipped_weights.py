@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from flowers_bench.contract.host import discover
 from flowers_bench.models.weights.shipped import FOLDER, backbones, shipped
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import Loaded, Request, plan
+from flowers_bench.training import initial_weights
 from flowers_bench.training.initial_weights import weights_of_trial, write_weights
 from flowers_bench.training.trained import Sources
 from flowers_bench.util.errors import UsageError
@@ -88,6 +89,31 @@ def test_what_only_the_trained_model_has_is_loaded(tmp_path: Path) -> None:
     report = folder.result().weights_report
     assert isinstance(report, dict)
     assert sorted(report["beyond"]) == sorted(offsets)
+
+
+def test_a_trials_weights_are_exported_once_for_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = live(tmp_path, "transfer/scratch", data="petals", **{**SMALL, "epochs": "1", "warmup_epochs": "0"})
+    calls: list[str] = []
+    for name in ("write_weights", "discover_for"):
+        original = getattr(initial_weights, name)
+        monkeypatch.setattr(
+            initial_weights, name, lambda *a, name=name, original=original: [calls.append(name), original(*a)][1]
+        )
+    names = ["transfer/k0", "transfer/k1", "transfer/k2"]
+    request = Request(
+        names,
+        "petals",
+        tmp_path / "cache",
+        1,
+        "test_resnet",
+        f"trial:{first.id}",
+        settings=SMALL,
+        store=tmp_path / "runs",
+    )
+    loaded = Loaded()
+    planned = [item for _ in range(2) for item in plan(discover(only_built_in=True), request, [], loaded=loaded)]
+    assert len({item.trial.weights["sha256"] for item in planned}) == 1
+    assert calls == ["write_weights", "discover_for"]
 
 
 def test_a_finished_trial_is_a_starting_point(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def describe(name: str, files: Sequence[Path]) -> None:
         marks = ["default"] if key == technique.default else []
         marks += [f"compared with {variant.baseline}"] if variant.baseline else []
         _say(f"  {technique.name}/{key}: {variant.summary}{' (' + ', '.join(marks) + ')' if marks else ''}")
-        trained = int(variant.recipe.get("epochs", technique.recipe.epochs)) > 0
+        trained = technique.recipe.changed(**variant.recipe).epochs > 0
         changes = {**variant.options, **in_use(variant.recipe, trained=trained), **_replaced(variant)}
         words = [f"{k}={v}" for k, v in changes.items()]
         if not trained and technique.recipe.epochs:

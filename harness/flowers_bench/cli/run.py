@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowers_bench.cli.execute import AGAIN, execute, name_again, prepared, run_all, was_interrupted
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
@@ -16,9 +16,8 @@ from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError, u
 from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
-    from flowers_bench.contract.dataset import Dataset
     from flowers_bench.executors.local import Outcome
-    from flowers_bench.plan.planning import Request, TrialPlan
+    from flowers_bench.plan.planning import Loaded, Request, TrialPlan
     from flowers_bench.store.records import SearchFacts
 
 
@@ -61,7 +60,7 @@ def run(options: RunOptions, format: str, timeout: float) -> int:
 
 
 def _run_techniques(host: Host, options: RunOptions, format: str, timeout: float) -> int:
-    from flowers_bench.plan.planning import in_order, one_by_one, plan
+    from flowers_bench.plan.planning import Loaded, in_order, one_by_one, plan
     from flowers_bench.plan.suites import swept
 
     base = _request(options)
@@ -79,19 +78,19 @@ def _run_techniques(host: Host, options: RunOptions, format: str, timeout: float
         for shots in every_shots
         for request in swept(host, replace(base, techniques=techniques, shots=shots), options.sweeps)
     ]
-    loaded: dict[Any, Dataset] = {}
+    loaded = Loaded()
     found = [plan(host, request, options.plugin_files, track, loaded) for request in requests]
     if base.search:
         single = [one for request in requests for one in one_by_one(host, request)]
         found = _searched(host, single, options, timeout, loaded)
     code = _execute_shard(
-        in_order(item for items in found for item in items), options, format, timeout, list(loaded.values())
+        in_order(item for items in found for item in items), options, format, timeout, list(loaded.datasets.values())
     )
     return code if all(found) else code or FAILED
 
 
 def _run_suite(host: Host, options: RunOptions, name: str, format: str, timeout: float) -> int:
-    from flowers_bench.plan.planning import in_order
+    from flowers_bench.plan.planning import Loaded, in_order
     from flowers_bench.plan.suites import overridden, plan_suite, read_suite, with_found
     from flowers_bench.report.published import beside_reported, print_reported
     from flowers_bench.store.folder import Store
@@ -102,7 +101,7 @@ def _run_suite(host: Host, options: RunOptions, name: str, format: str, timeout:
     suite = overridden(read_suite(name), given, options.seeds, options.shots, options.search)
     _refuse_divided_search(max(table.search for table in suite.tables), options)
     messages.print(printable(f"suite {suite.path}: {suite.summary}"), markup=False)
-    loaded: dict[Any, Dataset] = {}
+    loaded = Loaded()
     tables = plan_suite(host, suite, _request(options), options.plugin_files, track, loaded)
     requests = [request for table in tables for request in table.requests if request.search]
     found = _searched(host, requests, options, timeout, loaded) if requests else []
@@ -163,7 +162,7 @@ def _searched(
     requests: Sequence[Request],
     options: RunOptions,
     timeout: float,
-    loaded: dict[Any, Dataset],
+    loaded: Loaded,
 ) -> list[list[TrialPlan]]:
     """Search for each request, and plan the trials of its best configuration.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from flowers_bench.contract.options import Option, Options, OptionValue, ReadsOptions, parse_like, parse_options
 from flowers_bench.util.errors import UsageError, unknown_name
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from flowers_bench.models.backbones import Backbone
     from flowers_bench.models.layers import Output
 
+V = TypeVar("V")
+#: What a field of a recipe can be; `lr_scale` is the one with a factor for each pattern.
+RecipeValue = OptionValue | Mapping[str, float] | None
 #: In the facts of a recipe that averages weights.
 EMA_WARMUP = "ema_warmup"
 Need = Literal[
@@ -116,7 +119,7 @@ class Recipe:
             if not valid:
                 raise UsageError(f"recipe: {name}={getattr(self, name)} must be {allowed}.")
 
-    def changed(self, **changes: Any) -> Recipe:
+    def changed(self, **changes: object) -> Recipe:
         """Copy the recipe with some fields replaced; values may be text. Raises `UsageError` for an unknown field or an
         invalid value."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -139,7 +142,7 @@ class Recipe:
         share = max(1, round(self.warmup_epochs * epochs / self.epochs))
         return min(share, self.warmup_epochs, max(0, epochs - 1))
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, RecipeValue]:
         """Give every field as a plain JSON value.
 
         Where weights are averaged there is also `ema_warmup`: the average did not always warm up, and trials from
@@ -150,12 +153,12 @@ class Recipe:
         return {**values, "lr_scale": dict(self.lr_scale), **averaging}
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> Recipe:
+    def from_facts(cls, facts: Mapping[str, object]) -> Recipe:
         """Make the recipe that has these facts."""
         return cls().changed(**{name: value for name, value in facts.items() if name != EMA_WARMUP})
 
 
-def in_use(recipe: Mapping[str, Any], *, trained: bool) -> dict[str, Any]:
+def in_use(recipe: Mapping[str, V], *, trained: bool) -> dict[str, V]:
     """Keep the facts of a recipe that influence the outcome: where nothing is trained, the image size alone."""
     return {name: value for name, value in recipe.items() if trained or name == "image_size"}
 
@@ -178,7 +181,7 @@ class ModelContext(ReadsOptions):
     num_classes: int
     image_size: int
     options: Options
-    dataset: Mapping[str, Any] = field(default_factory=dict)
+    dataset: Mapping[str, object] = field(default_factory=dict)
     store: Path | None = None
     plugin_files: Sequence[Path] = ()
 
@@ -284,7 +287,7 @@ class Variant:
 
     summary: str
     options: Mapping[str, OptionValue] = field(default_factory=dict)
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
     model: str | None = None
     loss: str | None = None
     augmentation: str | None = None

@@ -16,7 +16,15 @@ from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, 
 from flowers_bench.contract.host import Host, Registered, files_of_trial
 from flowers_bench.contract.options import Option, Options, OptionValue, parse_options
 from flowers_bench.contract.predictor import CLASSIFIER, Predictor
-from flowers_bench.contract.technique import Augmentation, Loss, Model, ModelContext, Recipe, Technique, Variant
+from flowers_bench.contract.technique import (
+    Augmentation,
+    Loss,
+    Model,
+    ModelContext,
+    Recipe,
+    Technique,
+    Variant,
+)
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.data.shots import few_shot
@@ -75,7 +83,7 @@ class Request:
     jobs: int = 1
     threads: int | None = None
     devices: int = 1
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
     label: Label | None = None
     floor: bool = False
 
@@ -114,6 +122,19 @@ class TrialPlan:
         return under_name(config_of(self.trial), self.labels[0])
 
 
+@dataclass
+class Loaded:
+    """What was read for a plan, which several calls share.
+
+    Attributes:
+        datasets: by their source, folder, input size and options.
+        weights: of finished trials, exported, by the trial's id.
+    """
+
+    datasets: dict[tuple[object, ...], Dataset] = field(default_factory=dict)
+    weights: dict[str, list[Weights]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class _Initial:
     """Where a technique's training starts: the name of a timm model, and the weights that may be meant, of which the first is
@@ -150,12 +171,12 @@ def plan(
     request: Request,
     plugin_files: Sequence[Path],
     progress: Progress = silent,
-    loaded: dict[Any, Dataset] | None = None,
+    loaded: Loaded | None = None,
 ) -> list[TrialPlan]:
     """Plan the trials of a request, in the order in which they run: all techniques of seed 0, then of seed 1, ...
 
     Args:
-        loaded: datasets that earlier calls for the same plan have read; this call adds its own.
+        loaded: what earlier calls for the same plan have read; this call adds its own.
 
     Raises:
         UsageError: something is unknown, contradicts something else, or does not fit. Nothing has been trained then.
@@ -166,20 +187,21 @@ def plan(
     request = replace(request, settings=_renamed(chosen, request.settings))
     data_options, settings = _split_settings(source, request.settings)
     _refuse_unknown_settings(chosen, settings)
-    datasets = {} if loaded is None else loaded
+    loaded = loaded or Loaded()
     recipes = [_recipe(source, parts, request.recipe, settings) for parts in chosen]
     # Mistakes in the weights are found before the data are loaded, which may take a download or minutes of drawing.
     initial = [
-        _initial(request, plugin_files, parts, source, recipe) for parts, recipe in zip(chosen, recipes, strict=True)
+        _initial(request, plugin_files, parts, source, recipe, loaded)
+        for parts, recipe in zip(chosen, recipes, strict=True)
     ]
     planned: list[TrialPlan] = []
     for parts, recipe, start in zip(chosen, recipes, initial, strict=True):
         key = (source.name, path, recipe.image_size, tuple(sorted((k, str(v)) for k, v in data_options.items())))
-        if key not in datasets:
+        if key not in loaded.datasets:
             data = DataRequest(
                 request.cache_dir, path, stored_side(recipe.image_size), source.option_values(data_options), progress
             )
-            datasets[key] = source.load(data)
+            loaded.datasets[key] = source.load(data)
         run = Run(
             data_source=source.name,
             data_path=str(path.resolve()) if path else None,
@@ -190,7 +212,7 @@ def plan(
             devices=request.devices,
             weights_path=None,
         )
-        dataset = few_shot(datasets[key], request.shots, 0)
+        dataset = few_shot(loaded.datasets[key], request.shots, 0)
         planned += _trials(host, request, source, parts, start, recipe, dataset, data_options, run)
     return in_order(planned)
 
@@ -389,7 +411,7 @@ def _options(parts: _Parts) -> dict[str, Option]:
     return given
 
 
-def _recipe(source: DatasetSource, parts: _Parts, instead: Mapping[str, Any], settings: Mapping[str, str]) -> Recipe:
+def _recipe(source: DatasetSource, parts: _Parts, instead: Mapping[str, object], settings: Mapping[str, str]) -> Recipe:
     recipe = parts.technique.recipe.changed(**{**parts.variant.recipe, **instead, **source.recipe})
     if source.max_epochs is not None and recipe.epochs > source.max_epochs and "epochs" not in settings:
         recipe = recipe.changed(epochs=source.max_epochs, warmup_epochs=min(1, recipe.warmup_for(source.max_epochs)))
@@ -401,7 +423,12 @@ def _recipe(source: DatasetSource, parts: _Parts, instead: Mapping[str, Any], se
 
 
 def _initial(
-    request: Request, plugin_files: Sequence[Path], parts: _Parts, source: DatasetSource, recipe: Recipe
+    request: Request,
+    plugin_files: Sequence[Path],
+    parts: _Parts,
+    source: DatasetSource,
+    recipe: Recipe,
+    loaded: Loaded,
 ) -> _Initial:
     """Find the backbone and its weights, and check that they fit each other and the image size."""
     default = parts.variant.backbone or parts.technique.backbone
@@ -412,23 +439,28 @@ def _initial(
     if said == "pretrained" and not request.weights and resolvable(source.weights, name):
         said = source.weights
     try:
-        weights = _of_trial(request, said, plugin_files) if said.startswith(_TRIAL) else resolve_weights(said, name)
+        weights = (
+            _of_trial(request, said, plugin_files, loaded) if said.startswith(_TRIAL) else resolve_weights(said, name)
+        )
     except NoNetwork as error:
         raise UsageError(f"{parts.label}: {error}\n{_without_weights(parts)}") from error
     check_weights(weights[-1], name, recipe.image_size)
     return _Initial(name, tuple(weights))
 
 
-def _of_trial(request: Request, said: str, plugin_files: Sequence[Path]) -> list[Weights]:
-    """Find the weights of a finished trial of the run store. Raises `UsageError` where there is none."""
+def _of_trial(request: Request, said: str, plugin_files: Sequence[Path], loaded: Loaded) -> list[Weights]:
+    """Find the weights of a finished trial of the run store, which are exported once for a plan. Raises `UsageError`
+    where there is none."""
     from flowers_bench.training.initial_weights import weights_of_trial
     from flowers_bench.training.trained import Sources
 
     if request.store is None:
         raise UsageError(f"--weights {said}: there is no run store to find it in.")
     folder = Store(request.store).find_trained(said.removeprefix(_TRIAL))
-    plugins = files_of_trial(folder.config().code, plugin_files)
-    return [weights_of_trial(folder, Sources(plugins, request.cache_dir))]
+    if folder.id not in loaded.weights:
+        plugins = files_of_trial(folder.config().code, plugin_files)
+        loaded.weights[folder.id] = [weights_of_trial(folder, Sources(plugins, request.cache_dir))]
+    return loaded.weights[folder.id]
 
 
 def _without_weights(parts: _Parts) -> str:

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flowers_bench.contract.dataset import Dataset, silent
+from flowers_bench.contract.dataset import silent
 from flowers_bench.contract.host import Host
 from flowers_bench.contract.options import Option
 from flowers_bench.contract.technique import Recipe
 from flowers_bench.measure.cost import total_cost
-from flowers_bench.plan.planning import Request, TrialPlan, plan, searchable
+from flowers_bench.plan.planning import Loaded, Request, TrialPlan, plan, searchable
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.identity import derive_seed
 from flowers_bench.store.records import SearchFacts
@@ -40,7 +40,7 @@ Run = Callable[[int, Sequence[TrialPlan]], "Sequence[Outcome]"]
 
 
 def search(
-    host: Host, requests: Sequence[Request], files: Sequence[Path], run: Run, data: dict[Any, Dataset] | None = None
+    host: Host, requests: Sequence[Request], files: Sequence[Path], run: Run, loaded: Loaded | None = None
 ) -> list[Search]:
     """Try `request.search` configurations for each request, all requests side by side.
 
@@ -49,7 +49,7 @@ def search(
             settings are not searched.
         run: a function that gets the round's number, from 1, and its trials, runs them in `Store.of_searches`, and returns
             how they ended.
-        data: datasets that were read before.
+        loaded: what was read before.
 
     Returns:
         One search for each request; `Search.best` plans its best configuration.
@@ -57,8 +57,8 @@ def search(
     Raises:
         UsageError: Optuna is not installed, or as in `plan`.
     """
-    data = {} if data is None else data
-    searches = [Search.begin(host, request, files, data) for request in requests]
+    loaded = loaded or Loaded()
+    searches = [Search.begin(host, request, files, loaded) for request in requests]
     for number in range(1, max(request.search for request in requests) + 1):
         going = [one for one in searches if number <= one.request.search and one.disturbed is None]
         ended = run(number, [one.propose() for one in going]) if going else []
@@ -115,7 +115,7 @@ class Search:
     host: Host
     request: Request
     files: Sequence[Path]
-    data: dict[Any, Dataset]
+    loaded: Loaded
     study: Study
     space: Mapping[str, BaseDistribution]
     tried: list[tuple[dict[str, str], TrialFolder]] = field(default_factory=list)
@@ -123,7 +123,7 @@ class Search:
     disturbed: TrialDisturbed | None = None
 
     @classmethod
-    def begin(cls, host: Host, request: Request, files: Sequence[Path], data: dict[Any, Dataset]) -> Search:
+    def begin(cls, host: Host, request: Request, files: Sequence[Path], loaded: Loaded) -> Search:
         """Set up the search of the request's technique; its first proposal will be the technique's own configuration.
 
         Raises:
@@ -135,7 +135,7 @@ class Search:
             raise UsageError("--search needs Optuna: pip install 'flowers-bench[search]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         recipe, options = searchable(host, request)
-        (own_trial,) = plan(host, replace(request, seeds=1), files, silent, data)
+        (own_trial,) = plan(host, replace(request, seeds=1), files, silent, loaded)
         if not own_trial.trains:
             recipe = replace(recipe, epochs=0, warmup_epochs=0)
         space = distributions(recipe, options, request.settings)
@@ -144,7 +144,7 @@ class Search:
         own = {name: getattr(recipe, name) for name in space if name in recipe.facts()}
         own |= {name: option.default for name, option in options.items()}
         study.enqueue_trial(own)
-        return cls(host, request, files, data, study, space)
+        return cls(host, request, files, loaded, study, space)
 
     def propose(self) -> TrialPlan:
         """Propose the next configuration, as a trial that does not read the test split."""
@@ -210,7 +210,7 @@ class Search:
 
     def _plan(self, settings: Mapping[str, str], seeds: int) -> list[TrialPlan]:
         request = replace(self.request, settings={**self.request.settings, **settings}, seeds=seeds)
-        return plan(self.host, request, self.files, silent, self.data)
+        return plan(self.host, request, self.files, silent, self.loaded)
 
     @property
     def _out(self) -> Path:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from flowers_bench.contract.dataset import Dataset, Progress, silent
+from flowers_bench.contract.dataset import Progress, silent
 from flowers_bench.contract.host import Host, Registered
 from flowers_bench.contract.technique import Part, Recipe
-from flowers_bench.plan.planning import Request, TrialPlan, plan
+from flowers_bench.plan.planning import Loaded, Request, TrialPlan, plan
 from flowers_bench.store.identity import Label
 from flowers_bench.util.errors import UsageError, unknown_name
 
@@ -99,7 +99,7 @@ class Table:
     lines: Mapping[str, int]
     name: str | None = None
     baseline: str | None = None
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
 
     def label(self, cell: Mapping[str, str]) -> Label | None:
         """Make the label of the trials of one combination; None if they are called as the technique's variant.
@@ -137,7 +137,7 @@ class Suite:
     source: str
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...] = ()
-    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recipes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def error(self, line: int, problem: object) -> UsageError:
         """Make the error for a mistake in the file: its line and what is wrong."""
@@ -190,7 +190,7 @@ def read_suite(name: str) -> Suite:
     return replace(suite, tables=tuple(found), figures=_figures(suite, content.get("figures", []), lines))
 
 
-def _recipes(suite: Suite, content: Any, lines: _Lines) -> Mapping[str, Mapping[str, Any]]:
+def _recipes(suite: Suite, content: Any, lines: _Lines) -> Mapping[str, Mapping[str, object]]:
     """Read a suite's recipes by name: tables, or the name of another suite whose recipes are used."""
     at = lines.top.get("recipes", 1)
     if isinstance(content, str):
@@ -368,7 +368,7 @@ def plan_suite(
     request: Request,
     files: Sequence[Path],
     progress: Progress = silent,
-    loaded: dict[Any, Dataset] | None = None,
+    loaded: Loaded | None = None,
 ) -> list[PlannedTable]:
     """Plan the trials of every table.
 
@@ -380,7 +380,7 @@ def plan_suite(
         UsageError: a key is unknown, a technique does not have that option, or a combination does not fit; the message
             has the line.
     """
-    loaded = {} if loaded is None else loaded
+    loaded = loaded or Loaded()
     return [_planned(host, suite, table, request, files, progress, loaded) for table in suite.tables]
 
 
@@ -391,7 +391,7 @@ def _planned(
     request: Request,
     files: Sequence[Path],
     progress: Progress,
-    loaded: dict[Any, Dataset],
+    loaded: Loaded,
 ) -> PlannedTable:
     known = _known_keys(host)
     for key in table.values:

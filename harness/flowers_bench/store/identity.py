@@ -10,12 +10,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
-from flowers_bench.contract.options import Options, ReadsOptions
+from flowers_bench.contract.options import Options, OptionValue, ReadsOptions
 from flowers_bench.contract.technique import Recipe, in_use
 from flowers_bench.util.errors import UsageError
 
+# Facts are `Any` inside here: the JSON of a `config.json`, of this version or an older one. `store.records` has its types.
+V = TypeVar("V")
 #: Raised when the same configuration would give other numbers (a changed loop, sampler or preprocessing).
 HARNESS_REVISION = 1
 
@@ -36,10 +38,10 @@ class Protocol:
     search: int = 0
     shots: int | None = None
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, str | int]:
         """Give the protocol as plain JSON values. Unset fields are omitted, so that ids of trials from before they
         existed stay valid."""
-        found: dict[str, Any] = {"train": self.train, "select": self.select, "report": self.report}
+        found: dict[str, str | int] = {"train": self.train, "select": self.select, "report": self.report}
         if self.search:
             found["search"] = self.search
         return found if self.shots is None else {**found, "shots": self.shots}
@@ -95,7 +97,7 @@ class Trial(ReadsOptions):
     predictor: str
     options: Options
     dataset: Mapping[str, Any]
-    data_options: Mapping[str, Any]
+    data_options: Mapping[str, OptionValue]
     backbone: str
     weights: Mapping[str, Any]
     recipe: Recipe
@@ -145,7 +147,7 @@ def trial_from_config(config: Mapping[str, Any]) -> Trial:
         raise UsageError(f"config.json of trial {config.get('id')} is damaged: {error}. Remove its folder.") from error
 
 
-def does_not_match(config: Mapping[str, Any], id: str) -> UsageError:
+def does_not_match(config: Mapping[str, object], id: str) -> UsageError:
     """Make the error for a `config.json` whose content has another id than it states."""
     return UsageError(
         f"config.json of trial {config.get('id')} does not match its id (it hashes to {id}): it was edited, or "
@@ -188,7 +190,7 @@ def short_hash(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def _without(values: Mapping[str, V], *names: str) -> dict[str, V]:
     return {key: value for key, value in values.items() if key not in names}
 
 

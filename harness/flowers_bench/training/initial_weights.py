@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flowers_bench.contract.host import Host, discover_for
 from flowers_bench.models.network import bare_network
 from flowers_bench.models.weights import Weights
 from flowers_bench.models.weights.provenance import KEY, Provenance
@@ -39,12 +40,14 @@ def write_weights(
             could read.
     """
     trial = folder.trial()
-    tensors = _backbone_of(folder, sources)
+    host = discover_for(folder.id, trial.code, sources.plugins)
+    tensors = _backbone_of(folder, host, sources)
     if not with_classifier:
         network = bare_network(trial.backbone, trial.recipe.image_size)
         tensors = {name: tensor for name, tensor in tensors.items() if not network.is_classifier(name)}
-    options = {name: trial.options[name] for name in _options_of_model(folder, sources)}
-    source = Provenance.of(folder.id, trial.backbone, trial.model, options, dataset_of(folder, sources))
+    model = host.find("model", host.models, trial.model).value
+    options = {name: trial.options[name] for name in model.options}
+    source = Provenance.of(folder.id, trial.backbone, trial.model, options, dataset_of(folder, sources, host))
     values = {name: (t.to(dtype) if t.is_floating_point() else t).contiguous() for name, t in tensors.items()}
     # One text of metadata: of several the library would change the order, and so the file's SHA-256, from run to run.
     write_atomically(path, lambda temporary: save_file(values, temporary, {KEY: source.text()}))
@@ -62,9 +65,9 @@ def weights_of_trial(folder: TrialFolder, sources: Sources) -> Weights:
     return Weights(f"trial:{folder.id}", file_sha256(path), path, source)
 
 
-def _backbone_of(folder: TrialFolder, sources: Sources) -> dict[str, Tensor]:
+def _backbone_of(folder: TrialFolder, host: Host, sources: Sources) -> dict[str, Tensor]:
     """Read the tensors of the backbone that the trial's model was built from, trained, with what it was given in place."""
-    parts, backbone = load_parts(folder, torch.device("cpu"), sources.plugins)
+    parts, backbone = load_parts(folder, torch.device("cpu"), host, sources.plugins)
     network = bare_network(backbone.name, backbone.image_size)
     own, whole = network.model.state_dict(), parts.model.state_dict()
     for model in backbone.created:
@@ -83,11 +86,3 @@ def _backbone_of(folder: TrialFolder, sources: Sources) -> dict[str, Tensor]:
         + (f": it lacks {lacking[0]}" if lacking else f": it has {beside[0]} beside it" if beside else "")
         + ". Weights are exported of techniques that train a backbone as it is, or change its layers in place."
     )
-
-
-def _options_of_model(folder: TrialFolder, sources: Sources) -> list[str]:
-    from flowers_bench.contract.host import discover_for
-
-    trial = folder.trial()
-    host = discover_for(trial.id, trial.code, sources.plugins)
-    return list(host.find("model", host.models, trial.model).value.options)

@@ -13,7 +13,7 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from flowers_bench.contract.dataset import Dataset
-from flowers_bench.contract.host import discover_for, files_of_trial
+from flowers_bench.contract.host import Host, discover_for, files_of_trial
 from flowers_bench.contract.predictor import CLASSIFIER
 from flowers_bench.data.pixels import Normalizer, evaluation_transform
 from flowers_bench.data.reopen import DataPlace, load_dataset
@@ -80,10 +80,11 @@ class Trained:
         Raises:
             UsageError: the trial is not finished, damaged, or its images are not there or have changed.
         """
-        parts = load_trained(folder, device, sources.plugins)
         trial = folder.trial()
+        host = discover_for(folder.id, trial.code, sources.plugins)
+        parts, _ = load_parts(folder, device, host, sources.plugins)
         if dataset is None and trial.predictor != CLASSIFIER.name:
-            dataset = dataset_of(folder, sources)
+            dataset = dataset_of(folder, sources, host)
         fitted = parts.evaluator.fit(parts.model, dataset.train if dataset else None)
         names = folder.result().class_names
         return cls(trial, fitted, parts.normalize, temperature_of(folder), names)
@@ -112,17 +113,18 @@ def load_trained(
     Raises:
         UsageError: the trial is not finished, is damaged, or was run with a plugin file that was not named.
     """
-    return load_parts(folder, device, plugins, store)[0]
+    host = discover_for(folder.id, folder.trial().code, plugins)
+    return load_parts(folder, device, host, plugins, store)[0]
 
 
 def load_parts(
-    folder: TrialFolder, device: torch.device, plugins: Sequence[Path] = (), store: Path | None = None
+    folder: TrialFolder, device: torch.device, host: Host, plugins: Sequence[Path] = (), store: Path | None = None
 ) -> tuple[Parts, Backbone]:
-    """Build what `load_trained` builds; and give the backbone that the model was built from."""
+    """Build what `load_trained` builds, of the parts that `discover_for` found; and give the backbone that the model was
+    built from."""
     trial = folder.trial()
     if not folder.finished():
         raise UsageError(f"trial {folder.id} is not finished.")
-    host = discover_for(folder.id, trial.code, plugins)
     check_backbone(trial.backbone)  # timm would also take a name that makes it ask the Hugging Face Hub
     places = Places(None, store or folder.path.parent, plugins)
     with torch.random.fork_rng():
@@ -149,10 +151,11 @@ def _refuse_other_values(tensors: Mapping[str, Tensor], model: nn.Module) -> Non
             raise UsageError(f"{name} is not finite")
 
 
-def dataset_of(folder: TrialFolder, sources: Sources) -> Dataset:
-    """Load the trial's dataset. Raises `UsageError` if it is not the same, or its code was not named."""
+def dataset_of(folder: TrialFolder, sources: Sources, host: Host | None = None) -> Dataset:
+    """Load the trial's dataset, from a source of `host` where plugins were discovered before. Raises `UsageError` if it is
+    not the same, or its code was not named."""
     trial, run = folder.trial(), folder.run()
-    host = discover_for(folder.id, trial.code, sources.plugins)
+    host = host or discover_for(folder.id, trial.code, sources.plugins)
     data, source = sources.data or run.data_path, run.data_source
     if source == "folder" and data is None:
         raise UsageError(
