@@ -16,6 +16,7 @@ from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError, u
 from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
+    from flowers_bench.contract.dataset import Dataset
     from flowers_bench.executors.local import Outcome
     from flowers_bench.plan.planning import Loaded, Request, TrialPlan
     from flowers_bench.store.records import SearchFacts
