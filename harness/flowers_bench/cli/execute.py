@@ -31,13 +31,11 @@ AGAIN = "interrupted; run the same command again to continue"
 def execute(planned: Sequence[TrialPlan], options: RunOptions, timeout: float, format: str) -> int:
     """Run the trials that are not finished, with progress; then print the leaderboard of all of them; return the exit code."""
     from flowers_bench.measure.hardware import kernel_in_use
-    from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.names import distinct_names
-    from flowers_bench.report.text import markdown, print_text
-    from flowers_bench.store.folder import Store, read_each
+    from flowers_bench.store.folder import Store
 
     store = Store(options.out)
-    _announce(planned, options.store)
+    announce(planned, options.store)
     named = name_again(planned, store)
     kernel_in_use()  # compile the kernel, or say that it is missing, here and not in a trial's log
     folders = [store.folder(item.trial.id) for item in planned]
@@ -60,15 +58,7 @@ def execute(planned: Sequence[TrialPlan], options: RunOptions, timeout: float, f
                 pusher.push(folder)
 
         outcomes = run_all(todo, on_event, timeout, options)
-    contents = read_each(folder for folder in dict.fromkeys(folders) if folder.path.is_dir())
-    damaged = print_damaged(list({str(error): error for error in (*unfit, *contents.damaged)}.values()))
-    if contents.finished:
-        board = Leaderboard.of(contents.finished, {item.trial.id: item.labels for item in planned})
-        if format == "md":
-            print(markdown(board))
-        else:
-            print_text(board)
-    _print_total([*contents.finished, *contents.unfinished])
+    damaged = print_results(planned, store, format, unfit)
     if was_interrupted(todo, outcomes):
         messages.print(AGAIN)
         return INTERRUPTED
@@ -78,6 +68,26 @@ def execute(planned: Sequence[TrialPlan], options: RunOptions, timeout: float, f
             f"trial {trial_id} was not pushed, run the same command again: {error}", markup=False, style="red"
         )
     return FAILED if unpushed or any(outcome.state == "failed" for outcome in outcomes) else damaged
+
+
+def print_results(planned: Sequence[TrialPlan], store: Store, format: str, unfit: Sequence[Unreadable] = ()) -> int:
+    """Print the leaderboard of the trials that are finished, and what all took; name damaged and `unfit` ones; return the
+    exit code."""
+    from flowers_bench.report.leaderboard import Leaderboard
+    from flowers_bench.report.text import markdown, print_text
+    from flowers_bench.store.folder import read_each
+
+    folders = dict.fromkeys(store.folder(item.trial.id) for item in planned)
+    contents = read_each(folder for folder in folders if folder.path.is_dir())
+    damaged = print_damaged(list({str(error): error for error in (*unfit, *contents.damaged)}.values()))
+    if contents.finished:
+        board = Leaderboard.of(contents.finished, {item.trial.id: item.labels for item in planned})
+        if format == "md":
+            print(markdown(board))
+        else:
+            print_text(board)
+    _print_total([*contents.finished, *contents.unfinished])
+    return damaged
 
 
 def _pusher(options: RunOptions) -> contextlib.AbstractContextManager[Pusher | None]:
@@ -171,7 +181,8 @@ def _print_total(folders: Sequence[TrialFolder]) -> None:
     messages.print(f"these {total.trials} trials{failed} took {duration(total.seconds)} in all", markup=False)
 
 
-def _announce(planned: Sequence[TrialPlan], out: str) -> None:
+def announce(planned: Sequence[TrialPlan], out: str) -> None:
+    """Print what will be run: the data, a line for each technique, and how many trials."""
     datasets: dict[str, list[DatasetFacts]] = {}  # splits of one dataset may differ only in their training images
     for item in planned:
         data = DatasetFacts.read(item.trial.dataset)
