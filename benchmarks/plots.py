@@ -157,6 +157,27 @@ def training(figure: Figure, found: Sequence[Table]) -> None:
     tidy(axes)
 
 
+def statistics(figure: Figure, found: Sequence[Table]) -> None:
+    """Draw false positives, coverage and power over the number of seeds, a line for each number of test images."""
+    (table,) = found
+    panels = (
+        ("false positives %", 5.0, (0, 10)),
+        ("coverage %", 95.0, (90, 100)),
+        ("power at 2 points %", 80.0, (0, 100)),
+    )
+    for axes, (column, aim, limits) in zip(figure.subplots(1, 3), panels, strict=True):
+        for images, colour in zip(dict.fromkeys(table.column("test images")), (INK, SECOND, FIRST), strict=True):
+            rows = table.where({"test images": [images]})
+            seeds, values = (list(map(float, rows.column(name))) for name in ("seeds", column))
+            axes.plot(seeds, values, "o-", markersize=4, color=colour, label=f"{images} test images")
+        axes.axhline(aim, color=INK, linewidth=1, linestyle=":")
+        axes.set_xscale("log")
+        axes.set(xlabel="seeds", title=column, ylim=limits, xticks=seeds, xticklabels=[f"{seed:g}" for seed in seeds])
+        axes.minorticks_off()
+        tidy(axes)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+
+
 def tidy(axes: Axes) -> None:
     """Leave out the frame's upper and right side, and draw a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
@@ -185,6 +206,7 @@ PLOTS = (
     Plot("performance/cpu.svg", ("performance/kernel-avx512-means.csv", "performance/kernel-avx2-means.csv"), (6.4, 3.0), kernel),
     Plot("performance/gpu.svg", ("performance/kernel-h200.csv",), (5.8, 3.2), gpu),
     Plot("performance/memory.svg", ("performance/memory-avx512.csv",), (5.8, 3.0), memory),
+    Plot("statistics.svg", ("statistics/curves.csv",), (7.4, 3.0), statistics),
     Plot("performance/training.svg",
          ("performance/training-avx2.csv", "performance/training-avx512-bfloat16.csv"), (6.2, 3.4), training),
 )  # fmt: skip

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.special import stdtr
 from scipy.stats import norm
 
+from flowers_bench.measure.sequential import SHARE, nominal_levels, plan_looks
 from flowers_bench.measure.statistics import Difference, Pool, holm
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,6 +34,8 @@ PATTERNS: Mapping[str, Sequence[float]] = {
     "from 1/4 to 4 x": tuple(np.geomspace(0.25, 4, 8)),
     "one does not vary": (0.0, *(1.0,) * 7),
 }
+#: The looks of a run that goes on until it is decided.
+LOOKS = plan_looks(30)
 METHODS = ("paired by seed", "Welch", "larger of own and pooled")
 #: Seeds and method that are measured among eight techniques: with five seeds, what the package does alone.
 CELLS = (*((3, method) for method in METHODS), (5, METHODS[2]))
@@ -161,11 +165,94 @@ def covers(found: Difference, truth: float) -> bool:
     return min(below, above) >= 0.025
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """Differences between two techniques, seed after seed, in points, by normal theory.
+
+    Attributes:
+        truth: the true difference.
+        deviation: of one seed's difference.
+        over_images: the variance of what the test images, which all seeds share, add to all of them.
+        margin: within which the techniques are the same; None if nobody asks.
+    """
+
+    truth: float
+    deviation: float
+    over_images: float
+    margin: float | None = None
+
+    def decide(self, runs: int, levels: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Look at these levels at `LOOKS`, until something is claimed.
+
+        Returns:
+            Of each run: whether they were called different; whether within the margin; after how many seeds.
+        """
+        rng = np.random.default_rng(0)
+        drawn = self.truth + self.deviation * rng.standard_normal((runs, LOOKS[-1].seeds))
+        shared = np.sqrt(self.over_images) * rng.standard_normal(runs)
+        differ, within, seeds = np.zeros(runs, bool), np.zeros(runs, bool), np.full(runs, LOOKS[-1].seeds)
+        for look, level in zip(LOOKS, levels, strict=True):
+            taken = drawn[:, : look.seeds]
+            error = taken.std(1, ddof=1) / np.sqrt(look.seeds)
+            distance = np.abs(taken.mean(1) + shared)
+            going = ~differ & ~within
+            different = going & (self._tail(-distance, error, look.seeds - 1) < level / 2)
+            if self.margin is not None:
+                near = self._tail(distance - self.margin, error, look.seeds - 1) < level / 2
+                within |= going & ~different & near
+            differ |= different
+            seeds[going & (differ | within)] = look.seeds
+        return differ, within, seeds
+
+    def _tail(self, bound: np.ndarray, error: np.ndarray, freedom: int) -> np.ndarray:
+        """Compute the probability of a deviation below `bound`: Student's over seeds, normal over images."""
+        places, weights = np.polynomial.hermite_e.hermegauss(16 if self.over_images else 1)
+        terms = (
+            w * stdtr(freedom, (bound - np.sqrt(self.over_images) * u) / error)
+            for u, w in zip(places, weights, strict=True)
+        )
+        found: np.ndarray = sum(terms) / weights.sum()
+        return found
+
+
+def sequential(runs: int, worlds: Mapping[str, Sequences] | None = None) -> Iterator[dict[str, object]]:
+    """Measure what looking again and again claims: at 0.05 each time, by the plan, and at 30 seeds once."""
+    plan = nominal_levels(LOOKS, 0.05 * SHARE)
+    methods = {
+        "looking at 0.05": [0.05] * len(LOOKS),
+        "the plan": plan,
+        "30 seeds, one look": [*[0.0] * (len(LOOKS) - 1), 0.05],
+    }
+    for name, world in (worlds or SEQUENCES).items():
+        for method, levels in methods.items():
+            differ, within, seeds = world.decide(runs, levels)
+            yield {
+                "true difference and variance over images": name,
+                "tested": method,
+                "called different %": f"{100 * differ.mean():.1f}",
+                "called within 1 point %": "" if world.margin is None else f"{100 * within.mean():.1f}",
+                "mean seeds": f"{seeds.mean():.1f}",
+                "runs": runs,
+            }
+
+
+#: What `sequential` simulates; seeds' differences deviate by 1.7 points, or by 0.85 where both claims are tested.
+SEQUENCES: Mapping[str, Sequences] = {
+    "none, 0": Sequences(0, 1.7, 0),
+    "none, 0.25": Sequences(0, 1.7, 0.25),
+    "none, 1": Sequences(0, 1.7, 1),
+    "1 point, 0.05": Sequences(1, 1.7, 0.05),
+    "2 points, 0.25": Sequences(2, 1.7, 0.25),
+    "5 points, 0.25": Sequences(5, 1.7, 0.25),
+    "none, 0.04; sd 0.85": Sequences(0, 0.85, 0.04, margin=1),
+    "1 point, 0.04; sd 0.85": Sequences(1, 0.85, 0.04, margin=1),
+}
 #: The committed files, and what writes them.
 TABLES: Mapping[str, Callable[[], Iterator[dict[str, object]]]] = {
     "families.csv": lambda: families(200),
     "powers.csv": lambda: powers(100),
     "curves.csv": lambda: curves(150),
+    "sequential.csv": lambda: sequential(60_000),
 }
 
 

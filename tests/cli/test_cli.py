@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flowers_bench.cli.execute import _announce
+from flowers_bench.cli.execute import announce
 from flowers_bench.contract.host import discover
 from flowers_bench.plan.planning import Request, plan
 from flowers_bench.store.folder import Store
@@ -180,7 +180,7 @@ def test_a_suite_of_two_datasets_announces_both(tmp_path: Path, capsys: pytest.C
         Request(["toy/plain"], "toy", cache_dir=tmp_path, seeds=2),
         Request(["knn/k1"], "petals", cache_dir=tmp_path, seeds=1, backbone="test_resnet", weights="none"),
     ]
-    _announce([item for request in two for item in plan(host, request, [])], "runs")
+    announce([item for request in two for item in plan(host, request, [])], "runs")
     errors = " ".join(capsys.readouterr().err.split())
     assert errors.count("toy: 4 classes, 48 train / 32 val / 40 test") == 1
     assert errors.count("petals: ") == 1
@@ -220,3 +220,18 @@ def test_killed_executor_takes_its_trial_along(tmp_path: Path) -> None:
     before = len(folder.history())
     time.sleep(2)
     assert len(folder.history()) == before
+
+
+def test_seeds_are_added_until_it_is_decided(flowers_bench, tmp_path: Path) -> None:
+    """Through the real planner and executor: neighbours against a regression, on few images, which end it."""
+    sizes = [f"--set=data.{key}={value}" for key, value in (("species", 6), ("size", 32), ("train", 5), ("val", 5), ("test", 20))]  # fmt: skip
+    command = ["--plugin", "knn/k5,linear-probe/logistic", *sizes, "--set=image_size=32", "--decide=1", "--seeds-max=4"]
+    done = flowers_bench(*command)
+    assert done.returncode == 0, done.stderr
+    assert "look 1 of 2, 3 seeds: 0 of 1 pairs open" in done.stderr
+    assert "it takes more test images, not more seeds" in " ".join(done.stdout.split())
+    assert len(Store(tmp_path / "runs").finished()) == 6
+    again = flowers_bench(*command)
+    assert again.returncode == 0
+    assert "look" not in again.stderr
+    assert "sequential: look 1 of 2 up to 4 seeds" in " ".join(again.stdout.split())

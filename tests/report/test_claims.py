@@ -11,6 +11,8 @@ import pytest
 from stored import outcomes, store_trial
 
 from flowers_bench.cli.compare import compare, rows_of
+from flowers_bench.cli.leaderboard import print_leaderboard
+from flowers_bench.cli.report import report
 from flowers_bench.measure.statistics import Difference, Pool
 from flowers_bench.report.comparison import Comparison, Pair
 from flowers_bench.report.comparison_text import far_off, sentence, sentences
@@ -268,3 +270,15 @@ def test_the_report_says_the_three_answers_about_its_best_row(plant: Plant, tmp_
     assert first.startswith("a/best has the highest test accuracy")
     assert same == "It is within 1.0 points of b/same."
     assert unknown == "No difference can be claimed between it and c/open."
+
+
+def test_leaderboard_and_report_take_the_margin_too(
+    plant: Plant, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant("a/x", 0.800, 0.801, 0.802, images=2000)
+    plant("a/plain", 0.801, 0.800, 0.801, images=2000)
+    for margin, words in ((5.0, "a/x is within 5.0 points of a/plain"), (0.05, "nor that they are within 0.05 points")):
+        print_leaderboard(tmp_path, "md", trials=False, margin=margin)
+        assert words in capsys.readouterr().out
+    report(tmp_path, tmp_path / "report.html", 0.05)
+    assert words in (tmp_path / "report.html").read_text()

@@ -160,6 +160,20 @@ def run(
         bool, typer.Option("--stress", help="Also measure on changed test images; adds it to finished trials too")
     ] = False,
     track: Annotated[str, typer.Option(help="Trackers that follow the trials, with commas: tensorboard, mlflow")] = "",
+    decide: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=50,
+            help="POINTS: add seeds until each pair differs or is within so many points, tested at planned looks",
+        ),
+    ] = None,
+    seeds_max: Annotated[
+        int | None, typer.Option(min=3, max=1000, help="With --decide: the most seeds [default: 30]")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="With --decide: begin no look that would end later than this, such as 45m or 2h")
+    ] = "",
 ) -> None:
     """Train, evaluate and store trials, then print the leaderboard. Finished trials are not run again.
 
@@ -188,6 +202,9 @@ def run(
         stress=stress,
         track=track,
         devices=devices,
+        decide=decide,
+        seeds_max=seeds_max,
+        budget=budget,
     )
     raise typer.Exit(command.run(options, format, timeout))
 

@@ -39,18 +39,12 @@ def execute(
         datasets: what the trials were planned with; what is known of their test images is shown with the results.
     """
     from flowers_bench.measure.hardware import kernel_in_use
-    from flowers_bench.plan.planning import side_by_side
-    from flowers_bench.report.factors import factor_tables
-    from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.names import distinct_names
-    from flowers_bench.report.text import markdown, print_text
-    from flowers_bench.store.folder import Store, read_each
+    from flowers_bench.store.folder import Store
 
     store = Store(options.out)
-    jobs = options.jobs
-    if jobs is None and options.executor == "local" and options.devices == 1:
-        jobs, planned = side_by_side(planned)
-    _announce(planned, options.store)
+    jobs, planned = at_once(planned, options)
+    announce(planned, options.store)
     named = name_again(planned, store)
     kernel_in_use()  # compile the kernel, or say that it is missing, here and not in a trial's log
     folders = [store.folder(item.trial.id) for item in planned]
@@ -74,18 +68,9 @@ def execute(
             if pusher and isinstance(event, Ended) and event.state == "done":
                 pusher.push(folder)
 
-        outcomes = run_all(todo, on_event, timeout, options, jobs or 1)
-    contents = read_each(folder for folder in dict.fromkeys(folders) if folder.path.is_dir())
-    damaged = print_damaged(list({str(error): error for error in (*unfit, *contents.damaged)}.values()))
-    if contents.finished:
-        board = Leaderboard.of(contents.finished, {item.trial.id: item.labels for item in planned})
-        known = factor_tables(board, datasets)
-        if format == "md":
-            print(markdown(board, known))
-        else:
-            print_text(board, known)
-    _print_total([*contents.finished, *contents.unfinished])
-    if contents.finished and not contents.unfinished:
+        outcomes = run_all(todo, on_event, timeout, options, jobs)
+    damaged = print_results(planned, store, format, unfit, datasets)
+    if not damaged and all(folder.finished() for folder in folders):
         _print_next(options)
     if was_interrupted(todo, outcomes):
         messages.print(AGAIN)
@@ -96,6 +81,43 @@ def execute(
             f"trial {trial_id} was not pushed, run the same command again: {error}", markup=False, style="red"
         )
     return FAILED if unpushed or any(outcome.state == "failed" for outcome in outcomes) else damaged
+
+
+def at_once(planned: Sequence[TrialPlan], options: RunOptions) -> tuple[int, Sequence[TrialPlan]]:
+    """Give how many trials run at once on this machine, as asked or as suits them, and the plan with their threads."""
+    from flowers_bench.plan.planning import side_by_side
+
+    if options.jobs is not None or options.executor != "local" or options.devices > 1:
+        return options.jobs or 1, planned
+    return side_by_side(planned)
+
+
+def print_results(
+    planned: Sequence[TrialPlan],
+    store: Store,
+    format: str,
+    unfit: Sequence[Unreadable] = (),
+    datasets: Sequence[Dataset] = (),
+) -> int:
+    """Print the leaderboard of the trials that are finished, accuracy by what the `datasets` know of their test images, and what
+    all took; name damaged and `unfit` trials; return the exit code."""
+    from flowers_bench.report.factors import factor_tables
+    from flowers_bench.report.leaderboard import Leaderboard
+    from flowers_bench.report.text import markdown, print_text
+    from flowers_bench.store.folder import read_each
+
+    folders = dict.fromkeys(store.folder(item.trial.id) for item in planned)
+    contents = read_each(folder for folder in folders if folder.path.is_dir())
+    damaged = print_damaged(list({str(error): error for error in (*unfit, *contents.damaged)}.values()))
+    if contents.finished:
+        board = Leaderboard.of(contents.finished, {item.trial.id: item.labels for item in planned})
+        known = factor_tables(board, datasets)
+        if format == "md":
+            print(markdown(board, known))
+        else:
+            print_text(board, known)
+    _print_total([*contents.finished, *contents.unfinished])
+    return damaged
 
 
 def _pusher(options: RunOptions) -> contextlib.AbstractContextManager[Pusher | None]:
@@ -209,7 +231,8 @@ def _print_next(options: RunOptions) -> None:
     messages.print("next:", *(f"  {line}" for line in lines), sep="\n", markup=False, soft_wrap=True)
 
 
-def _announce(planned: Sequence[TrialPlan], out: str) -> None:
+def announce(planned: Sequence[TrialPlan], out: str) -> None:
+    """Print what will be run: the data, a line for each technique, and how many trials."""
     datasets: dict[str, list[DatasetFacts]] = {}  # splits of one dataset may differ only in their training images
     for item in planned:
         data = DatasetFacts.read(item.trial.dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,6 +63,37 @@ class Shard:
         return f"{self.number}/{self.count}"
 
 
+@dataclass(frozen=True)
+class Deciding:
+    """What `--decide` asks for: the margin in points, the most seeds, and seconds after which no look is begun."""
+
+    margin: float
+    seeds_max: int
+    budget: float | None
+
+    @classmethod
+    def parse(cls, margin: float | None, seeds_max: int | None, budget: str, seeds: int | None) -> Deciding | None:
+        """Parse the options; None without `--decide`.
+
+        Raises:
+            UsageError: one does not have its form, or does not go with the others.
+        """
+        if margin is None:
+            if seeds_max is not None or budget:
+                raise UsageError("--seeds-max and --budget go with --decide POINTS.")
+            return None
+        if seeds is not None:
+            raise UsageError("--decide says itself how many seeds it takes: give --seeds-max instead of --seeds.")
+        return cls(margin, seeds_max or 30, _seconds(budget) if budget else None)
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not found or not float(found[1]):
+        raise UsageError(f"--budget {text}: expected a time such as 90s, 45m or 2h.")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """The parsed command line of `run`; later code does not look at its text again.
@@ -81,6 +113,7 @@ class RunOptions:
         shots: training images of each class; empty for the whole training split, or for the suite's numbers.
         stress: whether to measure on changed test images too.
         trackers: names of trackers, each once.
+        decide: what is to be decided by adding seeds; `seeds` is then the most that there may be.
     """
 
     suite: str | None
@@ -103,6 +136,7 @@ class RunOptions:
     stress: bool
     trackers: Sequence[str]
     devices: int
+    decide: Deciding | None
 
     @classmethod
     def parse(
@@ -127,6 +161,9 @@ class RunOptions:
         stress: bool = False,
         track: str = "",
         devices: int = 1,
+        decide: float | None = None,
+        seeds_max: int | None = None,
+        budget: str = "",
     ) -> RunOptions:
         """Parse the texts of the command line.
 
@@ -137,12 +174,13 @@ class RunOptions:
             UsageError: a text does not have its form.
         """
         files, techniques = split_plugins(plugin)
+        deciding = Deciding.parse(decide, seeds_max, budget, seeds)
         return cls(
             suite=suite,
             techniques=techniques,
             plugin_files=files,
             factors=factors,
-            seeds=seeds,
+            seeds=deciding.seeds_max if deciding else seeds,
             settings=parse_settings(settings),
             sweeps=parse_sweeps(sweeps),
             data_dir=data_dir,
@@ -158,6 +196,7 @@ class RunOptions:
             stress=stress,
             trackers=list(dict.fromkeys(name.strip() for name in track.split(",") if name.strip())),
             devices=devices,
+            decide=deciding,
         )
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowers_bench.cli.decide import decide
 from flowers_bench.cli.execute import AGAIN, execute, name_again, prepared, run_all, was_interrupted
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
 from flowers_bench.cli.options import LONGEST, RunOptions, check_devices, check_executor
@@ -226,6 +227,8 @@ def _execute_shard(
 ) -> int:
     if not planned:  # no search found a configuration; messages have said so
         return FAILED
+    if options.decide:
+        return decide(planned, options, options.decide, timeout, format)
     chosen = planned[options.shard.indices]
     if not chosen:
         messages.print(f"shard {options.shard} has no trial: there are fewer trials than shards")

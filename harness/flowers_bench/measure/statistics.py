@@ -18,6 +18,8 @@ from scipy.optimize import brentq
 from scipy.special import betaincinv, stdtr, stdtrit
 from scipy.stats import binomtest, chi2, norm, t
 
+#: A difference is claimed where its p-value, adjusted for all pairs, is below this.
+ALPHA = 0.05
 #: Half of what a 95 % interval leaves out, and the normal deviate that leaves it out.
 TAIL = 0.025
 _Z = float(norm.isf(TAIL))
@@ -176,6 +178,14 @@ class Difference:
         by_seed = pool is None or len(values) == 1
         spread = _Spread.of(values) if pool is None or by_seed else _Spread.unpaired(first, second, pool)
         return cls(value, values.shape, outcomes, spread, 0, 0, by_seed)
+
+    @property
+    def over_images(self) -> float:
+        """How far the images alone let it deviate from the truth, as a standard deviation: what no seeds can mend."""
+        if self.spread is None:
+            differ = (self.won + self.lost) / self.shape[1]
+            return float(np.sqrt((differ - self.value**2) / self.shape[1]))
+        return float(np.sqrt(self.spread.weights @ self.spread.images**2))
 
     def interval(self) -> Interval:
         """Give its 95 % interval, which excludes zero exactly where `p_value` is below 0.05."""

@@ -326,10 +326,15 @@ def _pairs(values: Mapping[str, object]) -> str:
 
 def obstacles(first: Finished, second: Finished) -> list[str]:
     """List the reasons why two trials must not be compared; empty if they may be."""
-    one, other = protocol(first.config), protocol(second.config)
+    return config_obstacles(first.config, second.config)
+
+
+def config_obstacles(first: Config, second: Config) -> list[str]:
+    """List the reasons why trials of these configurations must not be compared; empty if they may be."""
+    one, other = protocol(first), protocol(second)
     found = [f"other {key}: {one[key]} against {other[key]}" for key in one if one[key] != other[key]]
-    same_size = first.config.recipe.image_size == second.config.recipe.image_size
-    prints = [trial.config.dataset.fingerprint for trial in (first, second)]
+    same_size = first.recipe.image_size == second.recipe.image_size
+    prints = [config.dataset.fingerprint for config in (first, second)]
     if not found and same_size and prints[0] != prints[1]:
         found.append(
             f"other images: the names are the same, the pixels are not ({prints[0][:8]} against {prints[1][:8]})"
@@ -345,3 +350,15 @@ def start(config: Config) -> tuple[str, dict[str, object]]:
     weights = config.weights
     shared = weights.name.partition("/")[0] == SHIPPED
     return config.backbone, {"name": SHIPPED} if shared else weights.json()
+
+
+def are_twins(first: tuple[Config, Sequence[Label]], second: tuple[Config, Sequence[Label]]) -> bool:
+    """Say whether one technique is the other's baseline, under any of the names given, on the same backbone and weights.
+
+    Only then do equal seeds mean equal chance: of a variant and its baseline same-seed accuracies were measured to vary
+    together; of other techniques a common seed is a common number and no more.
+    """
+    (one, its_labels), (other, other_labels) = first, second
+    names, other_names = ({label.text for label in labels} for labels in (its_labels, other_labels))
+    bases, other_bases = ({label.baseline for label in labels} for labels in (its_labels, other_labels))
+    return start(one) == start(other) and bool(bases & other_names or other_bases & names)

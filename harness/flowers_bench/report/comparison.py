@@ -11,6 +11,7 @@ import numpy as np
 from flowers_bench.contract.technique import in_use
 from flowers_bench.measure.hardware import describe_hardware
 from flowers_bench.measure.statistics import (
+    ALPHA,
     Difference,
     Interval,
     Pool,
@@ -20,14 +21,34 @@ from flowers_bench.measure.statistics import (
     seeds_needed,
     won_and_lost,
 )
-from flowers_bench.report.aggregate import FarSeed, Row, obstacles, protocol, start
-from flowers_bench.report.names import factors
+from flowers_bench.report.aggregate import FarSeed, Row, are_twins, obstacles, protocol
+from flowers_bench.report.names import factors, seedless_id
+from flowers_bench.store.decisions import Decision, PairRecord, read_decisions
 
-#: A difference is claimed where its p-value, adjusted for all pairs, is below this.
-ALPHA = 0.05
 #: Two techniques are the same for practical purposes where they are within this of each other: one point. It is also the
 #: difference that `Pair.needed` is about.
 MARGIN = 0.01
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """How a pair was decided while its seeds were added (`--decide`).
+
+    Attributes:
+        looks: how many looks it had, of `planned` up to `seeds_max` seeds.
+        pairs: how many pairs the plan has; p-values are adjusted for these, both claims, and all looks.
+        outcome: `differ`, `within` the margin of the plan, `images` where more seeds would decide nothing, or `open`.
+        late: how many trials of the plan's techniques were finished when it was made.
+        seconds: time of the trainings that it took, on both sides.
+    """
+
+    looks: int
+    planned: int
+    seeds_max: int
+    pairs: int
+    outcome: str
+    late: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,8 @@ class Pair:
         needed: number of seeds that would show a difference of `margin` at `level` with a probability of 80 %; None if
             there is only one seed.
         far_seeds: seeds of the two rows that lie far off from their others.
+        sequential: how it was decided while seeds were added; None where the number of seeds was fixed. If it was so,
+            `seeds` are those that it took, and margin, adjusted p-values and claims are those of its plan.
     """
 
     ids: tuple[str, str]
@@ -79,16 +102,21 @@ class Pair:
     differing: tuple[str, ...]
     needed: SeedsNeeded | None
     far_seeds: tuple[FarSeed, ...]
+    sequential: Sequential | None = None
 
     @property
     def claimed(self) -> bool:
         """Whether a difference between the techniques may be claimed. With one seed it may not: two trainings of equal
         techniques differ as well, and the more images there are, the more surely the test sees it."""
+        if self.sequential:
+            return self.sequential.outcome == "differ"
         return not self.one_seed and self.p_holm < ALPHA
 
     @property
     def within(self) -> bool:
         """Whether it may be claimed that the techniques are within the margin of each other; with one seed it may not."""
+        if self.sequential:
+            return self.sequential.outcome == "within"
         return not self.one_seed and self.p_within_holm < ALPHA
 
     @property
@@ -113,7 +141,8 @@ class Comparison:
 
     Attributes:
         family: which pairs Holm's correction is over, in words.
-        tests: how many they are; pairs of the same trials under other names count once.
+        tests: how many they are; pairs of the same trials under other names count once, and those that were decided while
+            seeds were added have a family of their own.
     """
 
     pairs: tuple[Pair, ...]
@@ -133,8 +162,10 @@ class Comparison:
                 refused.append(Refusal((first.id, second.id), first.name, second.name, tuple(reasons)))
             else:
                 compared.append((first, second))
-        pools = _pools(compared)
-        return cls(_adjusted(compared, pools, margin), tuple(refused), family, len(set(map(_tested, compared))))
+        plans = _plans(compared)
+        found = _adjusted(compared, _pools(compared), plans, margin)
+        fixed = {_tested(pair) for pair in compared if _key(pair) not in plans}
+        return cls(found, tuple(refused), family, len(fixed))
 
     @classmethod
     def all_of(cls, rows: Sequence[Row], margin: float = MARGIN) -> Comparison:
@@ -165,21 +196,48 @@ def _pools(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Pool]:
     return found
 
 
-def _adjusted(compared: Sequence[tuple[Row, Row]], pools: Mapping[str, Pool], margin: float) -> tuple[Pair, ...]:
+def _key(pair: tuple[Row, Row]) -> frozenset[str]:
+    """Give the ids by which a stored plan knows the two techniques."""
+    return frozenset(seedless_id(row.config) for row in pair)
+
+
+def _plans(pairs: Sequence[tuple[Row, Row]]) -> dict[frozenset[str], tuple[Decision, PairRecord]]:
+    """Find the pairs that were looked at while seeds were added; of several plans of a pair, that with most pairs."""
+    wanted = set(map(_key, pairs))
+    roots = {row.trials[0].folder.path.parent for pair in pairs for row in pair}
+    decisions = [decision for root in sorted(roots) for decision in read_decisions(root)]
+    return {
+        key: (decision, pair)
+        for decision in sorted(decisions, key=lambda decision: len(decision.pairs))
+        for pair in decision.pairs
+        if pair.p and (key := frozenset((pair.first, pair.second))) in wanted
+    }
+
+
+def _adjusted(
+    compared: Sequence[tuple[Row, Row]],
+    pools: Mapping[str, Pool],
+    plans: Mapping[frozenset[str], tuple[Decision, PairRecord]],
+    margin: float,
+) -> tuple[Pair, ...]:
     """Compare all pairs, and adjust them together by Holm's method: differences, and that they are within the margin."""
     tested = [_tested(pair) for pair in compared]
-    twins = _twins(compared)
-    found = [
-        _compare(*rows, None if twin else pools[rows[0].id], margin) for rows, twin in zip(compared, twins, strict=True)
-    ]
-    p_values = dict(zip(tested, found, strict=True))  # the same trials under other names have the same p-values
+    found = []
+    for rows, twin in zip(compared, _twins(compared), strict=True):
+        plan = plans.get(_key(rows))
+        pool = None if twin else pools[rows[0].id]
+        found.append(_compare(*rows, pool, margin) if plan is None else _as_planned(rows, pool, *plan))
+    # The same trials under other names have the same p-values.
+    p_values = {key: pair for key, pair in zip(tested, found, strict=True) if pair.sequential is None}
     differ = dict(zip(p_values, holm([pair.p for pair in p_values.values()]), strict=True))
     within = dict(zip(p_values, holm([pair.p_within for pair in p_values.values()]), strict=True))
     claimed = sum(p < ALPHA for p in differ.values())
     # A pair that is not claimed would have been the next one in Holm's order, had it been below this.
     next_level = ALPHA / max(1, len(differ) - claimed)
     return tuple(
-        replace(
+        pair
+        if pair.sequential
+        else replace(
             pair,
             p_holm=differ[key],
             p_within_holm=within[key],
@@ -192,17 +250,9 @@ def _adjusted(compared: Sequence[tuple[Row, Row]], pools: Mapping[str, Pool], ma
 
 
 def _twins(pairs: Sequence[tuple[Row, Row]]) -> list[bool]:
-    """Say of each pair whether one row is the other's baseline, under any of their trials' names, on the same backbone and
-    weights. Only then do equal seeds mean equal chance: of a variant and its baseline same-seed accuracies were
-    measured to vary together; of other techniques a common seed is a common number and no more."""
+    """Say of each pair whether its rows are twins, under any of their trials' names."""
     labels = {row.id: row.trials[0].folder.labels() for row in itertools.chain.from_iterable(pairs)}
-    names = {key: {label.text for label in found} for key, found in labels.items()}
-    bases = {key: {label.baseline for label in found} for key, found in labels.items()}
-    return [
-        start(one.config) == start(other.config)
-        and bool(bases[one.id] & names[other.id] or bases[other.id] & names[one.id])
-        for one, other in pairs
-    ]
+    return [are_twins((one.config, labels[one.id]), (other.config, labels[other.id])) for one, other in pairs]
 
 
 def _needed(rows: tuple[Row, Row], pair: Pair, pool: Pool | None, level: float) -> SeedsNeeded | None:
@@ -229,9 +279,33 @@ def _listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
-def _compare(first: Row, second: Row, pool: Pool | None, margin: float) -> Pair:
-    """Compare one pair, not adjusted yet; without a pool, seeds are paired."""
-    seeds = tuple(sorted(set(first.seeds) & set(second.seeds)))
+def _as_planned(rows: tuple[Row, Row], pool: Pool | None, decision: Decision, record: PairRecord) -> Pair:
+    """Compare one pair on the seeds that it took until it was decided, with what its plan, and its margin, say about it."""
+    seeds = decision.seeds_of(record)
+    found = _compare(*rows, pool, decision.margin, seeds)
+    return replace(
+        found,
+        p=record.p[-1],
+        p_within=record.p_within[-1],
+        p_holm=record.p_adjusted,
+        p_within_holm=record.p_within_adjusted,
+        among=len(decision.pairs),
+        sequential=Sequential(
+            looks=len(record.p),
+            planned=len(decision.looks),
+            seeds_max=decision.looks[-1].seeds,
+            pairs=len(decision.pairs),
+            outcome=record.outcome,
+            late=decision.finished_before,
+            seconds=sum(t.result.cost.seconds for row in rows for t in row.trials if t.config.seed < seeds),
+        ),
+    )
+
+
+def _compare(first: Row, second: Row, pool: Pool | None, margin: float, most: int | None = None) -> Pair:
+    """Compare one pair on its common seeds below `most`, not adjusted yet; without a pool, seeds are paired."""
+    common = sorted(set(first.seeds) & set(second.seeds))
+    seeds = tuple(seed for seed in common if most is None or seed < most) or tuple(common)
     one, other = _on_common_seeds(first, second, seeds)
     won, lost = won_and_lost(one, other)
     found = Difference.of(one, other, pool)

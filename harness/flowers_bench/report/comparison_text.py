@@ -6,12 +6,12 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
-from flowers_bench.measure.statistics import MOST_SEEDS
+from flowers_bench.measure.statistics import ALPHA, MOST_SEEDS
 from flowers_bench.report import formatting as numbers
 from flowers_bench.report import robustness as stress
 from flowers_bench.report.aggregate import FarSeed
-from flowers_bench.report.comparison import ALPHA, Comparison, Pair, Refusal
-from flowers_bench.report.formatting import inert, markdown_cell, p_value, percent, points_interval
+from flowers_bench.report.comparison import Comparison, Pair, Refusal, Sequential
+from flowers_bench.report.formatting import duration, inert, markdown_cell, p_equals, p_value, percent, points_interval
 from flowers_bench.report.robustness import UnderStress
 from flowers_bench.report.table import Table, markdown_lines, print_table, stdout
 from flowers_bench.util.text import printable
@@ -40,7 +40,19 @@ def sentence(pair: Pair) -> str:
         basis = f"{len(pair.seeds)} seeds that agree on all {n} images"
     if pair.one_seed:
         basis = f"one seed, {n} images: nothing is claimed about the techniques"
+    if pair.sequential:
+        basis += f"; {_sequential(pair.sequential)}"
     return f"{_claim(pair)}{_cost(pair)} ({basis})"
+
+
+def _sequential(found: Sequential) -> str:
+    """Say that seeds were added until it was decided, and what that took."""
+    late = f"; {found.late} trials were finished before the plan was made" if found.late else ""
+    return (
+        f"sequential: look {found.looks} of {found.planned} up to {found.seeds_max} seeds, {found.pairs} "
+        f"pair{'s' if found.pairs > 1 else ''}, {duration(found.seconds)} of training; the interval is that of a fixed number "
+        f"of seeds{late}"
+    )
 
 
 def _claim(pair: Pair) -> str:
@@ -59,10 +71,12 @@ def _claim(pair: Pair) -> str:
     if pair.within:
         return f"{pair.first} is within {points(pair.margin)} of {pair.second}: {value:+.1f} points {interval}"
     among = ""
-    if pair.p < ALPHA:
-        among = f" (p = {p_value(pair.p)} is not enough among {pair.among} pairs)"
+    if pair.sequential:
+        among = f" ({p_equals(min(pair.p_holm, pair.p_within_holm))} over all looks and pairs)"
+    elif pair.p < ALPHA:
+        among = f" ({p_equals(pair.p)} is not enough among {pair.among} pairs)"
     elif pair.p_within < ALPHA and not pair.one_seed:
-        among = f" (p = {p_value(pair.p_within)} of being further apart is not enough among {pair.among} pairs)"
+        among = f" ({p_equals(pair.p_within)} of being further apart is not enough among {pair.among} pairs)"
     nor = "" if pair.one_seed else f", nor that they are within {points(pair.margin)}"
     return (
         f"no difference can be claimed between {pair.first} and {pair.second}{nor}: {value:+.1f} points "
@@ -77,6 +91,12 @@ def points(share: float) -> str:
 
 
 def _what_would_help(pair: Pair) -> str:
+    if pair.sequential:
+        images = f"it takes more test images, not more seeds, to see {points(pair.margin)}"
+        if pair.sequential.outcome == "images":
+            return images
+        over = pair.sequential.looks == pair.sequential.planned
+        return "undecided at the last look" if over else "not decided yet: run the same command again"
     if pair.needed is None:
         return "what another seed would change is not known, run at least 3"
     effect, low, high = points(pair.margin), pair.needed.low, pair.needed.high
@@ -160,7 +180,10 @@ def footnotes(comparison: Comparison) -> list[str]:
 def family_words(comparison: Comparison) -> str:
     """Say which pairs are adjusted together."""
     plural = "s" if comparison.tests != 1 else ""
-    return f"Holm: adjusted for {comparison.tests} pair{plural}, {comparison.family}"
+    fixed = f"Holm: adjusted for {comparison.tests} pair{plural}, {comparison.family}" if comparison.tests else ""
+    planned = sum(pair.sequential is not None for pair in comparison.pairs)
+    sequential = f"{planned} sequential, adjusted for the looks and pairs of their plan" if planned else ""
+    return "; ".join(filter(None, (fixed, sequential)))
 
 
 def _table(comparison: Comparison) -> Table:
@@ -253,6 +276,7 @@ def _records(comparison: Comparison) -> list[dict[str, object]]:
             "seeds_needed_low": pair.needed.low if pair.needed else None,
             "seeds_needed_high": pair.needed.high if pair.needed else None,
             "images_suffice": pair.needed.images_suffice if pair.needed else None,
+            "sequential": vars(pair.sequential) if pair.sequential else None,
             "far_seeds": [far_off(far) for far in pair.far_seeds],
             "differing": list(pair.differing),
         }

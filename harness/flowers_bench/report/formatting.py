@@ -71,6 +71,11 @@ def p_value(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
+def p_equals(p: float) -> str:
+    """Write `p = 0.03`, or `p < 0.0001`."""
+    return f"p {p_value(p)}" if p < 1e-4 else f"p = {p_value(p)}"
+
+
 def markdown_cell(text: str) -> str:
     """Escape text so that Markdown shows it unchanged, in a table cell or on a line of its own.
 

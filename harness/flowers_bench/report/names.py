@@ -29,6 +29,12 @@ def configuration_id(config: Config) -> str:
     return short_hash({key: value for key, value in facts.items() if key not in _NOT_CONFIGURED})
 
 
+def seedless_id(config: Config) -> str:
+    """Compute the id of what determines a trial's outcome except the seed, 16 hexadecimal digits: equal for all seeds of a
+    configuration, whatever it is called."""
+    return short_hash({key: value for key, value in determining(config.json()).items() if key != "seed"})
+
+
 def kinds(config: Config) -> list[dict[str, str]]:
     """Give all facts that may distinguish configurations, as text, by kind, in the order in which names use them.
 

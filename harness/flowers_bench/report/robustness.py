@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from flowers_bench.measure.statistics import Interval, holm, paired_difference, paired_p_value
+from flowers_bench.measure.statistics import ALPHA, Interval, holm, paired_difference, paired_p_value
 from flowers_bench.report.aggregate import Finished, Row, obstacles
-from flowers_bench.report.comparison import ALPHA
 from flowers_bench.report.formatting import p_value, points_interval
 from flowers_bench.report.table import Table
 from flowers_bench.store.records import StressLevel

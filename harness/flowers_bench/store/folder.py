@@ -16,6 +16,7 @@ runs/<trial id>/config.json         the trial: the id is a hash of this
                 files.json          SHA-256 of each file, of a trial that was pushed to a URL
                 log.txt             what the trial's process printed
                 figures/            pictures
+runs/decisions/                     plans of `--decide`, by which seeds were added
 runs/search/                        a run store of its own: trials of `--search`, which have no test metrics
 ```
 """

@@ -2,7 +2,7 @@
 
 Everything is looked at before anything is written: each trial by the readers that every command has, and two finished
 trials of one id must have the same predictions. A trial that is damaged, or has a link or a device in its folder, is left
-out and named. Each of the others arrives whole, by a rename, but without the places in its `run.json`, which are another
+out and named; plans of looks (`decisions.py`) come along. Each of the others arrives whole, by a rename, but without the places in its `run.json`, which are another
 machine's. Names unite: a trial that is called otherwise in another store has both names.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowers_bench.store.decisions import bring_decisions, read_decisions
 from flowers_bench.store.folder import Store, TrialFolder, leave_places_behind, read_each
 from flowers_bench.store.identity import Label
 from flowers_bench.util.errors import Unreadable, UsageError
@@ -39,6 +40,8 @@ def merge_stores(sources: Sequence[Path], target: Path) -> Merged:
     Raises:
         UsageError: a source is no store, or a trial contradicts another of its id; nothing is written then.
     """
+    for root in sources:
+        read_decisions(root)  # a damaged one is found before anything is written
     searches = [search.root for root in sources if any((search := Store(root).of_searches()).trials())]
     transfers = [_Transfer.of(sources, target)]
     if searches:
@@ -49,6 +52,7 @@ def merge_stores(sources: Sequence[Path], target: Path) -> Merged:
             _bring(folder, transfer.target)
         for trial_id, labels in transfer.labels.items():
             Store(transfer.target).folder(trial_id).add_labels(labels)
+    bring_decisions(sources, target)
     return Merged(
         sum(len(transfer.new) for transfer in transfers),
         sum(transfer.present for transfer in transfers),
