@@ -129,6 +129,16 @@ def test_pairs_are_decided_and_their_techniques_stop(
     assert "Holm: adjusted" not in printed
 
 
+def test_names_of_one_label_are_told_apart_at_a_look(
+    machine: Callable[..., Machine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = machine("a/good", "c/bad")
+    bad = [item for item in found.plans if item.label == "c/bad"]
+    found.plans += [replace(item, trial=replace(item.trial, backbone="vit")) for item in bad]
+    found.decide()
+    assert "a/good and c/bad backbone=vit: they differ" in capsys.readouterr().err
+
+
 def test_a_rerun_trains_and_looks_no_more(machine: Callable[..., Machine]) -> None:
     found = machine("a/good", "c/bad")
     found.decide()

@@ -169,8 +169,10 @@ class _Loop:
     def _in_words(self) -> list[str]:
         """Say what the last look found."""
         from flowers_bench.report.formatting import p_equals
+        from flowers_bench.report.names import distinct_names
 
-        looks, names = self.decision.looks, dict(zip(self.decision.techniques, self.decision.labels, strict=True))
+        looks, labels = self.decision.looks, distinct_names([contender.config for contender in self.contenders])
+        names = {contender.id: label for contender, label in zip(self.contenders, labels, strict=True)}
         done = self.decision.done
         last = [pair for pair in self.decision.pairs if len(pair.p) == done]
         still = sum(pair.outcome == "open" for pair in self.decision.pairs)
