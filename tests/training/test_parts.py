@@ -103,6 +103,16 @@ def test_embeddings_are_a_layer_before_the_first_block_and_not_decayed() -> None
     assert found["cls_token"] == found["pos_embed"] == (0.5**7, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "classifier"), [("test_resnet", "fc"), ("test_vit", "head"), ("test_efficientnet", "classifier")]
+)
+def test_the_classifier_has_one_name_in_every_family(name: str, classifier: str) -> None:
+    model = Classifier(timm.create_model(name, num_classes=3))
+    found = _groups(Recipe(lr_scale={"classifier.*": 10.0}), model)
+    assert {n for n, (scale, _) in found.items() if scale == 10.0} == {f"{classifier}.weight", f"{classifier}.bias"}
+    assert {scale for scale, _ in found.values()} == {1.0, 10.0}
+
+
 def test_a_pattern_multiplies_the_layers_rate() -> None:
     model = Classifier(timm.create_model("test_vit", num_classes=3))
     found = _groups(Recipe(lr_scale={"*.qkv.*": 0.1}, layer_decay=0.5), model)

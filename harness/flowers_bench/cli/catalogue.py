@@ -9,7 +9,7 @@ from typing import Any
 
 from flowers_bench.contract.host import Host, Registered, discover, outdated
 from flowers_bench.contract.options import Option
-from flowers_bench.contract.technique import Technique, in_use
+from flowers_bench.contract.technique import Technique, Variant, in_use
 from flowers_bench.hookspecs import OLDEST_PLUGIN_API, PLUGIN_API
 from flowers_bench.util.text import printable
 
@@ -27,6 +27,7 @@ def print_all(files: Sequence[Path]) -> None:
         technique = registered.value
         _line(name, technique.summary, registered.plugin)
         _say(f"      variants: {', '.join(_variant_names(technique))}")
+        _say(f"      starts from: {_start(host, technique, technique.variants[technique.default])}")
     for title, table in (
         ("models", host.models),
         ("losses", host.losses),
@@ -40,6 +41,21 @@ def print_all(files: Sequence[Path]) -> None:
         if source.value.options:
             _say(f"      options: {', '.join(f'data.{k}={v}' for k, v in source.value.defaults().items())}")
     _print_broken(host)
+
+
+def _start(host: Host, technique: Technique, variant: Variant) -> str:
+    """Say which backbone and weights a variant takes unasked, and which on data that has its own."""
+    from flowers_bench.models.weights.source import resolvable
+
+    backbone, weights = variant.backbone or technique.backbone, variant.weights or technique.weights
+    words = f"{backbone}, weights {weights}"
+    for name, registered in sorted(host.datasets.items()):
+        source = registered.value
+        own = source.backbones.get(backbone, backbone)
+        meant = source.weights if weights == "pretrained" and resolvable(source.weights, own) else weights
+        if (own, meant) != (backbone, weights):
+            words += f" (on {name}: {own}, weights {meant})"
+    return words
 
 
 def _variant_names(technique: Technique) -> Iterable[str]:
@@ -78,7 +94,7 @@ def describe(name: str, files: Sequence[Path]) -> None:
     _say(f"{technique.name}: {technique.summary}  [{registered.plugin}, {host.plugins[registered.plugin].code}]")
     for paper in technique.papers:
         _say(f"  {paper}")
-    _say(f"\nbackbone {technique.backbone}, weights {technique.weights}")
+    _say(f"\nstarts from {_start(host, technique, technique.variants[technique.default])}")
     tables: tuple[tuple[str, Mapping[str, Registered[Any]]], ...] = (
         ("model", host.models),
         ("loss", host.losses),
