@@ -38,8 +38,8 @@ def test_run_lines_are_valid_usage(flowers_bench, line: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("line", [c for c in COMMANDS if re.match(r"flowers-bench (compare|report)", c)])
 def test_commands_that_read_results(flowers_bench, line: str, tmp_path: Path) -> None:
     for seed in range(2):
-        store_trial(tmp_path / "runs", "deformable/stage3", seed, outcomes(seed, 0.8))
-        store_trial(tmp_path / "runs", "deformable/plain", seed, outcomes(seed, 0.7))
+        store_trial(tmp_path / "runs", "deformable/stages2-4", seed, outcomes(seed, 0.8))
+        store_trial(tmp_path / "runs", "deformable/plain-pretrained", seed, outcomes(seed, 0.7))
     done = flowers_bench(*shlex.split(line)[1:])
     assert done.returncode == 0, done.stderr
 
@@ -62,5 +62,13 @@ def test_imports_in_the_readme_work() -> None:
 def test_the_main_job(flowers_bench) -> None:
     done = flowers_bench("--plugin", "deformable", timeout=1500)
     assert done.returncode == 0, done.stderr
-    assert "deformable/stage3" in done.stdout
-    assert "deformable/plain" in done.stdout
+    board = [line.split() for line in done.stdout.splitlines() if "petals/" in line or "knn/untrained" in line]
+    assert [row[1] for row in board] == ["deformable/stages2-4", "deformable/plain-pretrained", "knn/untrained"]
+    trained, twin, floor = (float(row[9]) for row in board)
+    assert min(trained, twin) > 60 > 20 > floor
+    assert (
+        "deformable/stages2-4 and deformable/plain-pretrained" in done.stdout
+        or "deformable/stages2-4 is" in done.stdout
+    )
+    assert "top-1 % by what is known of each test image" in done.stdout
+    assert "flowers-bench report -o report.html" in done.stderr

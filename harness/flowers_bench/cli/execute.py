@@ -89,7 +89,13 @@ def at_once(planned: Sequence[TrialPlan], options: RunOptions) -> tuple[int, Seq
 
     if options.jobs is not None or options.executor != "local" or options.devices > 1:
         return options.jobs or 1, planned
-    return side_by_side(planned)
+    jobs, planned = side_by_side(planned)
+    if jobs > 1:
+        messages.print(
+            f"small networks: {jobs} trials at once, one thread each; their times are taken side by side (--jobs 1: one by one)",
+            markup=False,
+        )
+    return jobs, planned
 
 
 def print_results(
