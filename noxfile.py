@@ -56,6 +56,13 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def pretrain(session: nox.Session) -> None:
+    """Make the weights that come with the package again, an hour or two of one core; `-- --seeds 1` for one training of each."""
+    install(session, "-e", ".")
+    session.run("python", "benchmarks/pretrain.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the site and check every link; `-- serve` shows it while you write. Needs no torch: sources are read."""
     install(session, *nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["docs"])
