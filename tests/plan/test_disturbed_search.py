@@ -60,7 +60,7 @@ class Command:
         return 0
 
     def _run_all(
-        self, folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, asked: RunOptions
+        self, folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, asked: RunOptions, jobs: int
     ) -> list[Outcome]:
         return [self._run(folder, on_event, timeout) for folder in folders]
 
@@ -146,7 +146,7 @@ def test_a_configuration_that_cannot_be_trained_is_counted_and_said(
     first: list[str] = []
 
     def one_fails(
-        folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, asked: RunOptions
+        folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, asked: RunOptions, jobs: int
     ) -> list[Outcome]:
         first.append(folders[0].id)
         if folders[0].id == first[0]:

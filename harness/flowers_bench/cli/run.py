@@ -74,7 +74,7 @@ def _run_techniques(host: Host, options: RunOptions, format: str, timeout: float
         techniques += _techniques_of(host, file, needed=not options.techniques)
     _refuse_divided_search(base.search, options)
     every_shots: list[int | None] = [*options.shots] or [None]
-    base = replace(base, floor=not options.sweeps)
+    base = replace(base, floor=not options.sweeps and not options.plugin_files)
     requests = [
         request
         for shots in every_shots
