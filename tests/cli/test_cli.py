@@ -105,7 +105,7 @@ def test_pretrained_weights_without_network_say_what_to_do(flowers_bench) -> Non
 
 
 def test_misfit_is_refused_before_training(flowers_bench) -> None:
-    done = flowers_bench("--plugin", "deformable", "--backbone", "test_vit", "--set", "data.species=3")
+    done = flowers_bench("--plugin", "deformable/stage3", "--backbone", "test_vit", "--set", "data.species=3")
     assert done.returncode == 2
     assert "no 3x3 convolution" in done.stderr
 

@@ -8,7 +8,7 @@ import pytest
 from lives import planned
 from stored import outcomes, store_trial
 
-from flowers_bench.cli.execute import _announce, _print_total
+from flowers_bench.cli.execute import _print_total, announce
 from flowers_bench.cli.report import report
 from flowers_bench.util.text import counted
 
@@ -28,7 +28,7 @@ def test_a_total_of_one_and_of_several(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_plan_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _announce([planned(tmp_path, "toy/short")], "runs")
+    announce([planned(tmp_path, "toy/short")], "runs")
     told = capsys.readouterr().err
     assert "at most 1 epoch, " in told
     assert "1 trial, store runs" in told

@@ -62,7 +62,7 @@ class Machine:
         ]
 
     def run_all(
-        self, folders: Sequence[TrialFolder], on_event: object, timeout: float, options: RunOptions
+        self, folders: Sequence[TrialFolder], on_event: object, timeout: float, options: RunOptions, jobs: int
     ) -> list[Outcome]:
         found = []
         for folder in folders:
@@ -252,7 +252,7 @@ def test_compare_does_not_pretend_to_a_fixed_plan(
 def test_trials_that_were_there_before_the_plan_are_said(machine: Callable[..., Machine]) -> None:
     found = machine("a/good", "c/bad")
     for item in found.plans[:2]:
-        found.run_all([Store(found.root).prepare(item.trial, item.run, item.labels)], None, 0, RunOptions.parse())
+        found.run_all([Store(found.root).prepare(item.trial, item.run, item.labels)], None, 0, RunOptions.parse(), 1)
     found.decide()
     (group,) = Leaderboard.of(Store(found.root).finished()).groups
     assert "2 trials were finished before the plan was made" in footnotes(group)[0]

@@ -245,7 +245,7 @@ def options(tmp_path: Path, techniques: str, **changes: Any) -> RunOptions:
 @pytest.fixture(autouse=True)
 def no_toy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is loaded for its data; its technique is not asked for."""
-    monkeypatch.setattr("flowers_bench.cli.run._techniques_of", lambda host, file: [])
+    monkeypatch.setattr("flowers_bench.cli.run._techniques_of", lambda host, file, needed: [])
 
 
 def test_a_trial_that_is_finished_under_another_name_is_not_trained_again(

@@ -147,6 +147,8 @@ def test_a_trial_from_before_the_warm_up_predicts_but_is_not_continued(tmp_path:
     config["id"] = config_id(config)
     old = TrialFolder(folder.path.rename(folder.path.with_name(config["id"])))
     (old.path / "config.json").write_text(json.dumps(config))
+    result = json.loads((old.path / "result.json").read_text())
+    (old.path / "result.json").write_text(json.dumps({**result, "id": config["id"]}))
     assert load_trained(old, torch.device("cpu"), [TOY]).model is not None
     with pytest.raises(UsageError, match="written by another version"):
         run_trial(old, lambda event: None)
