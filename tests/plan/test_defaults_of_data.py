@@ -47,6 +47,7 @@ def test_a_bare_technique_has_its_twin_and_the_floor_beside_it(host: Host, tmp_p
         ("knn/untrained", {}),
         ("transfer", {"loss": "cross-entropy"}),
         ("transfer", {"augmentation": "none"}),
+        ("transfer", {"predictor": "classifier"}),
         ("transfer", {"weights": "none"}),
         ("transfer", {"settings": {"freeze": "1"}}),
         ("transfer", {"floor": False}),

@@ -45,14 +45,14 @@ def print_all(files: Sequence[Path]) -> None:
 
 def _start(host: Host, technique: Technique, variant: Variant) -> str:
     """Say which backbone and weights a variant takes unasked, and which on data that has its own."""
-    from flowers_bench.models.weights.source import resolvable
+    from flowers_bench.models.weights.source import weights_on
 
     backbone, weights = variant.backbone or technique.backbone, variant.weights or technique.weights
     words = f"{backbone}, weights {weights}"
     for name, registered in sorted(host.datasets.items()):
         source = registered.value
         own = source.backbones.get(backbone, backbone)
-        meant = source.weights if weights == "pretrained" and resolvable(source.weights, own) else weights
+        meant = weights_on(source, weights, own)
         if (own, meant) != (backbone, weights):
             words += f" (on {name}: {own}, weights {meant})"
     return words

@@ -15,6 +15,7 @@ from flowers_bench.cli.execute import (
     name_again,
     prepared,
     print_results,
+    progress_labels,
     run_all,
     was_interrupted,
 )
@@ -125,8 +126,6 @@ class _Loop:
 
     def _train(self, wanted: Sequence[TrialPlan], seeds: int, timeout: float) -> int:
         """Run this shard's share of the trials that are not finished; return the exit code, not 0 if one is missing."""
-        from flowers_bench.report.names import distinct_names
-
         share = list(wanted)[self.options.shard.indices]
         name_again(share, self.store)
         todo, unfit = prepared(share, self.store, stress=self.options.stress, track=self.options.trackers)
@@ -134,9 +133,7 @@ class _Loop:
             return print_damaged(unfit)
         if todo:
             messages.print(f"up to {seeds} seeds: {len(todo)} trials")
-        names = distinct_names([item.described() for item in share])
-        labels = {item.trial.id: f"{name} seed {item.trial.seed}" for name, item in zip(names, share, strict=True)}
-        with TrialProgress(labels, len(todo)) as progress:
+        with TrialProgress(progress_labels(share), len(todo)) as progress:
             outcomes = run_all(todo, progress.on_event, timeout, self.options, self.jobs)
         if was_interrupted(todo, outcomes):
             messages.print(AGAIN)
@@ -160,10 +157,12 @@ class _Loop:
     def _correct(self, trial: str) -> np.ndarray:
         import numpy as np
 
+        from flowers_bench.measure.quality import correct_in_top_k
+
         if trial not in self.correct:
             scores = self.store.folder(trial).scores()
             order = np.argsort(scores.keys, kind="stable")
-            self.correct[trial] = (scores.logits.argmax(1) == scores.labels)[order]
+            self.correct[trial] = correct_in_top_k(scores.logits, scores.labels)[order]
         return self.correct[trial]
 
     def _in_words(self) -> list[str]:

@@ -39,7 +39,6 @@ def execute(
         datasets: what the trials were planned with; what is known of their test images is shown with the results.
     """
     from flowers_bench.measure.hardware import kernel_in_use
-    from flowers_bench.report.names import distinct_names
     from flowers_bench.store.folder import Store
 
     store = Store(options.out)
@@ -56,9 +55,7 @@ def execute(
         messages.print(
             f"{finished_before} of {counted(len(planned), 'trial')} {_are(finished_before)} finished already{rest}"
         )
-    names = distinct_names([item.described() for item in planned])
-    labels = {item.trial.id: f"{name} seed {item.trial.seed}" for name, item in zip(names, planned, strict=True)}
-    with _pusher(options) as pusher, TrialProgress(labels, len(todo)) as progress:
+    with _pusher(options) as pusher, TrialProgress(progress_labels(planned), len(todo)) as progress:
         if pusher:
             for folder in named:
                 pusher.push(folder)
@@ -81,6 +78,14 @@ def execute(
             f"trial {trial_id} was not pushed, run the same command again: {error}", markup=False, style="red"
         )
     return FAILED if unpushed or any(outcome.state == "failed" for outcome in outcomes) else damaged
+
+
+def progress_labels(planned: Sequence[TrialPlan]) -> dict[str, str]:
+    """Give what the progress calls each trial, by the trial's id."""
+    from flowers_bench.report.names import distinct_names
+
+    names = distinct_names([item.described() for item in planned])
+    return {item.trial.id: f"{name} seed {item.trial.seed}" for name, item in zip(names, planned, strict=True)}
 
 
 def at_once(planned: Sequence[TrialPlan], options: RunOptions) -> tuple[int, Sequence[TrialPlan]]:

@@ -32,7 +32,7 @@ from flowers_bench.measure.episodic import queries_per_class
 from flowers_bench.models.backbones import Backbone, check_backbone, check_beyond, check_image_size, check_weights
 from flowers_bench.models.weights import Weights
 from flowers_bench.models.weights.provenance import refuse_seen
-from flowers_bench.models.weights.source import NoNetwork, resolvable, resolve_weights
+from flowers_bench.models.weights.source import NoNetwork, resolve_weights, weights_on
 from flowers_bench.store.folder import Store, config_of, under_name
 from flowers_bench.store.identity import Label, Protocol, Trial
 from flowers_bench.store.records import Config, Run
@@ -322,12 +322,13 @@ def _with_baselines(host: Host, names: Sequence[str]) -> list[str]:
 def _floor(host: Host, source: DatasetSource, request: Request, names: Sequence[str]) -> list[str]:
     """Name the dataset's floor where it belongs beside a bare technique: none if it is asked for anyway, or if anything is said
     that it cannot follow, such as another loss."""
-    said = request.weights or request.loss or request.augmentation or request.search
-    options = set(request.settings) - set(Recipe().facts())
+    if not request.floor or source.floor is None or source.floor in names:
+        return []
     bare = len(request.techniques) == 1 and "/" not in request.techniques[0]
-    wanted = request.floor and bare and not said and not any(not key.startswith("data.") for key in options)
-    known = source.floor is not None and source.floor.partition("/")[0] in host.techniques
-    return [source.floor] if wanted and known and source.floor and source.floor not in names else []
+    said = request.weights or request.loss or request.augmentation or request.predictor or request.search
+    options = [key for key in request.settings if key not in Recipe().facts() and not key.startswith("data.")]
+    known = source.floor.partition("/")[0] in host.techniques
+    return [source.floor] if bare and known and not said and not options else []
 
 
 def _parts(host: Host, request: Request, name: str) -> _Parts:
@@ -435,9 +436,7 @@ def _initial(
     name = request.backbone or source.backbones.get(default, default)
     check_backbone(name)
     check_image_size(name, recipe.image_size)
-    said = request.weights or parts.variant.weights or parts.technique.weights
-    if said == "pretrained" and not request.weights and resolvable(source.weights, name):
-        said = source.weights
+    said = request.weights or weights_on(source, parts.variant.weights or parts.technique.weights, name)
     try:
         weights = (
             _of_trial(request, said, plugin_files, loaded) if said.startswith(_TRIAL) else resolve_weights(said, name)

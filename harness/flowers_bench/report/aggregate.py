@@ -17,13 +17,12 @@ from flowers_bench.measure.quality import (
     squared_distances,
 )
 from flowers_bench.measure.statistics import Interval, accuracy_interval, far_off, image_mean
+from flowers_bench.models.weights import shipped
 from flowers_bench.report.names import configuration_id
 from flowers_bench.store.folder import STRESS_REVISION, Scores, TrialFolder
 from flowers_bench.store.identity import Label
 from flowers_bench.store.records import Config, Result, Run
 
-#: Before the names of the weights that come with the package, as `--weights` calls them all.
-SHIPPED = "petals"
 #: The labels of trials, by the trial's id.
 LabelsById = Mapping[str, Sequence[Label]]
 
@@ -348,8 +347,8 @@ def start(config: Config) -> tuple[str, dict[str, object]]:
     The weights that come with the package are one pretraining, of each network that a technique makes of a backbone.
     """
     weights = config.weights
-    shared = weights.name.partition("/")[0] == SHIPPED
-    return config.backbone, {"name": SHIPPED} if shared else weights.json()
+    shared = weights.name.partition("/")[0] == shipped.NAME
+    return config.backbone, {"name": shipped.NAME} if shared else weights.json()
 
 
 def are_twins(first: tuple[Config, Sequence[Label]], second: tuple[Config, Sequence[Label]]) -> bool:

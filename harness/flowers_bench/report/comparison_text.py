@@ -14,7 +14,7 @@ from flowers_bench.report.comparison import Comparison, Pair, Refusal, Sequentia
 from flowers_bench.report.formatting import duration, inert, markdown_cell, p_equals, p_value, percent, points_interval
 from flowers_bench.report.robustness import UnderStress
 from flowers_bench.report.table import Table, markdown_lines, print_table, stdout
-from flowers_bench.util.text import printable
+from flowers_bench.util.text import counted, printable
 
 COLUMNS = (
     "first",
@@ -49,8 +49,8 @@ def _sequential(found: Sequential) -> str:
     """Say that seeds were added until it was decided, and what that took."""
     late = f"; {found.late} trials were finished before the plan was made" if found.late else ""
     return (
-        f"sequential: look {found.looks} of {found.planned} up to {found.seeds_max} seeds, {found.pairs} "
-        f"pair{'s' if found.pairs > 1 else ''}, {duration(found.seconds)} of training; the interval is that of a fixed number "
+        f"sequential: look {found.looks} of {found.planned} up to {found.seeds_max} seeds, "
+        f"{counted(found.pairs, 'pair')}, {duration(found.seconds)} of training; the interval is that of a fixed number "
         f"of seeds{late}"
     )
 
@@ -179,8 +179,8 @@ def footnotes(comparison: Comparison) -> list[str]:
 
 def family_words(comparison: Comparison) -> str:
     """Say which pairs are adjusted together."""
-    plural = "s" if comparison.tests != 1 else ""
-    fixed = f"Holm: adjusted for {comparison.tests} pair{plural}, {comparison.family}" if comparison.tests else ""
+    tests = counted(comparison.tests, "pair")
+    fixed = f"Holm: adjusted for {tests}, {comparison.family}" if comparison.tests else ""
     planned = sum(pair.sequential is not None for pair in comparison.pairs)
     sequential = f"{planned} sequential, adjusted for the looks and pairs of their plan" if planned else ""
     return "; ".join(filter(None, (fixed, sequential)))

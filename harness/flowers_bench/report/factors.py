@@ -12,6 +12,7 @@ from flowers_bench.report.aggregate import Row
 from flowers_bench.report.formatting import percent
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.table import Table
+from flowers_bench.util.text import counted
 
 #: The test images are divided by each factor into as many parts of one size.
 PARTS = ("the smallest third", "the middle third", "the largest third")
@@ -59,6 +60,6 @@ def _note(found: Sequence[Mapping[str, Sequence[Interval]]]) -> str:
     widest = max((interval.high - interval.low) / 2 for interval in every)
     seeds, images = (min(numbers) for numbers in zip(*((i.n_seeds, i.n_images) for i in every), strict=True))
     return (
-        f"each accuracy: {seeds} seed{'s' * (seeds > 1)}, at least {images} images, +-{100 * widest:.1f} points or less (95 %); "
+        f"each accuracy: {counted(seeds, 'seed')}, at least {images} images, +-{100 * widest:.1f} points or less (95 %); "
         "the other factors vary within a third as they do everywhere"
     )

@@ -55,6 +55,13 @@ class Group:
         found = {pair.ids: pair for pair in self.compared.pairs}
         return tuple(found[ids] for ids in self.baselines if ids in found)
 
+    @property
+    def told(self) -> tuple[Pair, ...]:
+        """The pairs that have a sentence: those of `differences`, and those that were decided while seeds were added."""
+        differences = self.differences
+        decided = [pair for pair in self.compared.pairs if pair.sequential and pair not in differences]
+        return (*differences, *decided)
+
 
 @dataclass(frozen=True)
 class Leaderboard:

@@ -364,8 +364,7 @@ def _verdicts(group: Group) -> list[str]:
         if best.id in pair.ids and (other := _other(pair, best.id)) in places
     )
     found += _about_best(group, [pair for _, pair in against])
-    decided = [pair for pair in group.compared.pairs if pair.sequential and pair not in group.differences]
-    about = [sentence(pair) for pair in (*group.differences, *decided)]
+    about = [sentence(pair) for pair in group.told]
     about += [far_off(far) for row in group.rows if (far := row.far_seed)]
     found += [f"{text}." for text in group.same]
     return found + [

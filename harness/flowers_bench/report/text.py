@@ -71,8 +71,7 @@ def _memory(row: Row) -> str:
 def footnotes(group: Group) -> list[str]:
     """Write what must stand below every table: differences, what intervals are over, notes, hardware."""
     overs = sorted({row.top1.over for row in group.rows})
-    decided = [pair for pair in group.compared.pairs if pair.sequential and pair not in group.differences]
-    lines = [sentence(pair) for pair in (*group.differences, *decided)]
+    lines = [sentence(pair) for pair in group.told]
     if lines:
         lines.append(f"claims: {family_words(group.compared)}")
     lines += group.same

@@ -9,6 +9,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+from flowers_bench.contract.dataset import DatasetSource
 from flowers_bench.models.weights import Weights
 from flowers_bench.models.weights.files import check_file, read_metadata
 from flowers_bench.models.weights.provenance import provenance_of
@@ -58,9 +59,11 @@ def resolve_weights(asked: str, backbone: str) -> list[Weights]:
     return [_of_tag(asked, backbone)]
 
 
-def resolvable(asked: str, backbone: str) -> bool:
-    """Tell whether a dataset's own name for pretrained weights gives any for this backbone."""
-    return asked == NAME and bool(shipped_for(backbone))
+def weights_on(source: DatasetSource, said: str, backbone: str) -> str:
+    """Give what a variant that says these weights starts from on a dataset: `pretrained` means the dataset's own, where it has
+    some for the backbone."""
+    own = source.weights == NAME and bool(shipped_for(backbone))
+    return source.weights if said == "pretrained" and own else said
 
 
 def _of_tag(tag: str, backbone: str) -> Weights:
