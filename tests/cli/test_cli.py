@@ -235,3 +235,22 @@ def test_seeds_are_added_until_it_is_decided(flowers_bench, tmp_path: Path) -> N
     assert again.returncode == 0
     assert "look" not in again.stderr
     assert "sequential: look 1 of 2 up to 4 seeds" in " ".join(again.stdout.split())
+
+
+def test_two_machines_decide_about_a_store_at_a_url(flowers_bench, tmp_path: Path) -> None:
+    """What one machine trained and looked at, another that has only the URL goes on from."""
+    sizes = [f"--set=data.{key}={value}" for key, value in (("species", 6), ("size", 32), ("train", 5), ("val", 5), ("test", 20))]  # fmt: skip
+    url = (tmp_path / "bucket").as_uri()
+    command = ["--plugin", "knn/k5,linear-probe/logistic", *sizes, "--set=image_size=32", "--decide=1", "--out", url]
+    one, other = (["--data-dir", str(tmp_path / machine)] for machine in ("one", "other"))
+    done = flowers_bench(*command, "--seeds-max=4", *one)
+    assert done.returncode == 0, done.stderr
+    assert "look 1 of 2" in done.stderr
+    assert len(list((tmp_path / "bucket").glob("*/result.json"))) == 6
+    again = flowers_bench(*command, "--seeds-max=4", *other)
+    assert again.returncode == 0, again.stderr
+    assert "look" not in again.stderr
+    assert "sequential: look 1 of 2 up to 4 seeds" in " ".join(again.stdout.split())
+    spent = flowers_bench(*command, "--seeds-max=3", *other)
+    assert spent.returncode == 2
+    assert "has looked at 3" in spent.stderr

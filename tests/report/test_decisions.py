@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from stored import cost, finish, outcomes, store_trial
 
-from flowers_bench.cli import decide as command
+from flowers_bench.cli import execute
 from flowers_bench.cli.compare import compare, rows_of
 from flowers_bench.cli.decide import decide
 from flowers_bench.cli.exit_codes import FAILED
@@ -98,7 +98,7 @@ class Machine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
     def make(*labels: str) -> Machine:
         found = Machine(tmp_path / "runs", *labels)
-        monkeypatch.setattr(command, "run_all", found.run_all)
+        monkeypatch.setattr(execute, "run_all", found.run_all)
         return found
 
     return make

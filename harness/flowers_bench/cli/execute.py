@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from flowers_bench.executors.local import OnEvent, Outcome
     from flowers_bench.plan.planning import TrialPlan
     from flowers_bench.store.folder import Store, TrialFolder
-    from flowers_bench.store.remote import Pusher
 
 AGAIN = "interrupted; run the same command again to continue"
 
@@ -55,29 +54,15 @@ def execute(
         messages.print(
             f"{finished_before} of {counted(len(planned), 'trial')} {_are(finished_before)} finished already{rest}"
         )
-    with _pusher(options) as pusher, TrialProgress(progress_labels(planned), len(todo)) as progress:
-        if pusher:
-            for folder in named:
-                pusher.push(folder)
-
-        def on_event(folder: TrialFolder, event: Event) -> None:
-            progress.on_event(folder, event)
-            if pusher and isinstance(event, Ended) and event.state == "done":
-                pusher.push(folder)
-
-        outcomes = run_all(todo, on_event, timeout, options, jobs)
+    with TrialProgress(progress_labels(planned), len(todo)) as progress:
+        outcomes, pushed = run_and_push(todo, named, progress.on_event, timeout, options, jobs)
     damaged = print_results(planned, store, format, unfit, datasets)
     if not damaged and all(folder.finished() for folder in folders):
         _print_next(options)
     if was_interrupted(todo, outcomes):
         messages.print(AGAIN)
         return INTERRUPTED
-    unpushed = pusher.failed if pusher else {}
-    for trial_id, error in unpushed.items():
-        messages.print(
-            f"trial {trial_id} was not pushed, run the same command again: {error}", markup=False, style="red"
-        )
-    return FAILED if unpushed or any(outcome.state == "failed" for outcome in outcomes) else damaged
+    return FAILED if not pushed or any(outcome.state == "failed" for outcome in outcomes) else damaged
 
 
 def progress_labels(planned: Sequence[TrialPlan]) -> dict[str, str]:
@@ -131,10 +116,38 @@ def print_results(
     return damaged
 
 
-def _pusher(options: RunOptions) -> contextlib.AbstractContextManager[Pusher | None]:
+def run_and_push(
+    todo: Sequence[TrialFolder],
+    named: Sequence[TrialFolder],
+    on_event: OnEvent,
+    timeout: float,
+    options: RunOptions,
+    jobs: int,
+) -> tuple[Sequence[Outcome], bool]:
+    """Run the trials as `run_all` does and, where the store is at a URL, push each that ends, and those in `named`.
+
+    Returns:
+        The outcome of each; and whether all that should be at the URL is there, which is said where it is not.
+    """
     from flowers_bench.store.remote import Pusher
 
-    return Pusher(options.remote) if options.remote else contextlib.nullcontext()
+    if options.remote is None:
+        return run_all(todo, on_event, timeout, options, jobs), True
+    with Pusher(options.remote) as pusher:
+        for folder in named:
+            pusher.push(folder)
+
+        def push_what_ends(folder: TrialFolder, event: Event) -> None:
+            on_event(folder, event)
+            if isinstance(event, Ended) and event.state == "done":
+                pusher.push(folder)
+
+        outcomes = run_all(todo, push_what_ends, timeout, options, jobs)
+    for trial_id, error in pusher.failed.items():
+        messages.print(
+            f"trial {trial_id} was not pushed, run the same command again: {error}", markup=False, style="red"
+        )
+    return outcomes, not pusher.failed
 
 
 def run_all(
