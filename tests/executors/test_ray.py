@@ -219,7 +219,7 @@ def test_seeds_are_added_on_a_cluster_until_it_is_decided(
     monkeypatch.chdir(tmp_path)
     command = ["--plugin", f"{TOY},toy/plain,toy/short", "--data", "toy", "--decide=1", "--seeds-max=4"]
     script = Path(sys.executable).with_name("flowers-bench")
-    cluster = ["--executor=ray", f"--address={nodes.address}", "--threads=1", "--jobs=2"]
+    cluster = ["--executor=ray", f"--address={nodes.address}", "--threads=1"]
     for where, store in ((cluster, "ray"), (["--threads=1"], "local")):
         done = subprocess.run([script, *command, *where, "--out", store], capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr
