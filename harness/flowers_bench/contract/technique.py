@@ -39,6 +39,7 @@ Need = Literal[
     "tokens",  # the backbone is a transformer of patch tokens (timm's VisionTransformer)
     "conv3x3",  # the backbone has 3x3 convolutions in the chosen stage
     "stages",  # the backbone has timm's feature stages
+    "descriptions",  # the data say in words what each class looks like
 ]
 
 
@@ -175,6 +176,7 @@ class ModelContext(ReadsOptions):
         dataset: `Dataset.facts()` of what it will be trained on, where known.
         store: the run store that the trial is kept in, where known: other finished trials are found there.
         plugin_files: plugins that the user named: what parts of those other trials may come from.
+        descriptions: C texts, index = label, for models that need `descriptions`.
     """
 
     backbone: Backbone
@@ -184,6 +186,7 @@ class ModelContext(ReadsOptions):
     dataset: Mapping[str, object] = field(default_factory=dict)
     store: Path | None = None
     plugin_files: Sequence[Path] = ()
+    descriptions: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -485,6 +485,7 @@ def _trials(
     name, given = start.backbone, {**source.settings, **parts.variant.options, **request.settings}
     options = parse_options(_options(parts), given)
     backbone = Backbone(name, Weights(), dataset.num_classes, recipe.image_size)
+    _refuse_undescribed(parts, dataset)
     model = _try_building(parts, backbone, dataset, recipe, options, request.store)
     weights = _that_fits(start.weights, backbone)
     notes = [f"weights {weights.name}: {words}" for words in check_weights(weights, name, recipe.image_size).understood]
@@ -553,6 +554,15 @@ def _that_fits(candidates: Sequence[Weights], built: Backbone) -> Weights:
     return candidates[-1]
 
 
+def _refuse_undescribed(parts: _Parts, dataset: Dataset) -> None:
+    """Refuse a model that reads descriptions of the classes where the data have none. Raises `UsageError`."""
+    if "descriptions" in parts.model.value.needs and len(dataset.descriptions) != dataset.num_classes:
+        raise UsageError(
+            f"{parts.label}: model {parts.model.value.name!r} needs descriptions of the classes, which {dataset.name} does not have. "
+            "Choose --data petals, or a plugin's dataset that gives `Dataset.descriptions`."
+        )
+
+
 def _try_building(
     parts: _Parts,
     backbone: Backbone,
@@ -580,6 +590,7 @@ def _try_building(
                     values,
                     dataset.facts(),
                     store,
+                    descriptions=dataset.descriptions,
                 )
             )
         except UsageError as error:

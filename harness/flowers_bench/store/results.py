@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flowers_bench.store.identity import Label
 
 #: Long lists in `result.json` that the table leaves out.
-_LISTS = ("class_names", "weights_report")
+_LISTS = ("class_names", "descriptions", "weights_report")
 
 
 def load_results(runs: str | Path = "runs") -> pd.DataFrame:

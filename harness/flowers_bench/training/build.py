@@ -77,12 +77,18 @@ class Places:
 
 
 def build_parts(
-    host: Host, trial: Trial, places: Places, class_names: Sequence[str], device: torch.device
+    host: Host,
+    trial: Trial,
+    places: Places,
+    class_names: Sequence[str],
+    device: torch.device,
+    descriptions: Sequence[str] = (),
 ) -> tuple[Parts, Backbone]:
     """Build what is trained, initialised from the trial's seed, on `device`.
 
     Args:
         class_names: C names, index = label.
+        descriptions: C texts, for models that need them.
 
     Returns:
         the parts; and the backbone, which says how its weights met the model.
@@ -93,7 +99,7 @@ def build_parts(
     num_classes, size = int(trial.dataset["classes"]), trial.recipe.image_size
     backbone = Backbone(trial.backbone, _weights(trial, places.weights), num_classes, size)
     torch.manual_seed(derive_seed(trial.seed, "initialisation"))
-    model = _build_model(host, trial, places, backbone)
+    model = _build_model(host, trial, places, backbone, descriptions)
     backbone.load_beyond()
     model = model.to(device).to(memory_format=torch.channels_last)
     normalize = Normalizer(*mean_and_std(model), device)
@@ -131,11 +137,22 @@ def _weights(trial: Trial, path: Path | None) -> Weights:
     return Weights(name, sha256, path, provenance_of(path, read_metadata(path)))
 
 
-def _build_model(host: Host, trial: Trial, places: Places, backbone: Backbone) -> nn.Module:
+def _build_model(
+    host: Host, trial: Trial, places: Places, backbone: Backbone, descriptions: Sequence[str]
+) -> nn.Module:
     part: Model = host.find("model", host.models, trial.model).value
     values, size = part.option_values(trial.options), trial.recipe.image_size
     return part.build(
-        ModelContext(backbone, backbone.num_classes, size, values, trial.dataset, places.store, places.plugins)
+        ModelContext(
+            backbone,
+            backbone.num_classes,
+            size,
+            values,
+            trial.dataset,
+            places.store,
+            places.plugins,
+            descriptions=descriptions,
+        )
     )
 
 

@@ -128,7 +128,8 @@ def load_parts(
     check_backbone(trial.backbone)  # timm would also take a name that makes it ask the Hugging Face Hub
     places = Places(None, store or folder.path.parent, plugins)
     with torch.random.fork_rng():
-        parts, backbone = build_parts(host, trial, places, folder.result().class_names, device)
+        result = folder.result()
+        parts, backbone = build_parts(host, trial, places, result.class_names, device, result.descriptions or ())
     path = folder.weights()
     try:
         tensors = read_tensors(path)
