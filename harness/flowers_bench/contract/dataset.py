@@ -98,6 +98,7 @@ class Dataset:
     factor_sweeps: Mapping[str, Mapping[float, Split]] = field(default_factory=dict)
     class_contents: Sequence[str] = ()
     shown_factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    unlabelled: Images = ()
 
     @property
     def num_classes(self) -> int:

@@ -131,7 +131,8 @@ class Subject:
         part, classes, size = self.host.models[trial.model].value, self.data.num_classes, trial.recipe.image_size
         values = part.option_values(self.settings if backbone else trial.options)
         source = Backbone(backbone or trial.backbone, Weights(), classes, size)
-        return part.build(ModelContext(source, classes, size, values, trial.dataset, self.store))
+        names = self.data.class_names
+        return part.build(ModelContext(source, classes, size, values, trial.dataset, self.store, class_names=names))
 
     def build(self) -> Parts:
         """Build the parts on the CPU, newly initialised from the trial's seed."""
