@@ -109,6 +109,7 @@ def run(
     predictor: Annotated[
         str | None, typer.Option(help="Another predictor than the loss's: classifier, knn, ...")
     ] = None,
+    step: Annotated[str | None, typer.Option(help="Another step than the technique's: usual, ...")] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, max=1000, help="How many seeds, from 0 [default: 3, or the suite's]")
     ] = None,
@@ -185,7 +186,7 @@ def run(
     options = RunOptions.parse(
         suite=suite,
         plugin=plugin,
-        factors=Factors(data, backbone, weights, loss, augmentation, predictor),
+        factors=Factors(data, backbone, weights, loss, augmentation, predictor, step),
         seeds=seeds,
         settings=set_ or [],
         sweeps=sweep or [],
@@ -211,7 +212,7 @@ def run(
 
 @app.command("list")
 def list_(plugin_file: Files = None, no_plugin: Off = None) -> None:
-    """List techniques, variants, models, losses, augmentations, predictors and datasets; what each needs and where it comes from."""
+    """List techniques, variants, their parts, and datasets; what each needs and where it comes from."""
     from flowers_bench.cli import catalogue
 
     catalogue.print_all(plugin_file or [])

@@ -100,6 +100,7 @@ class Dataset:
     class_contents: Sequence[str] = ()
     shown_factors: Mapping[str, np.ndarray] = field(default_factory=dict)
     descriptions: Sequence[str] = ()
+    unlabelled: Images = ()
 
     @property
     def num_classes(self) -> int:

@@ -410,6 +410,7 @@ def _row(identifier: str, row: Row, machines: Mapping[str, Machine]) -> PageRow:
         "augmentation": config.augmentation,
         "sampler": config.sampler,
         "predictor": config.predictor,
+        **({"step": config.step} if config.step else {}),
         "options": config.options,
         "recipe": in_use(config.recipe.json(), trained=row.trials[0].trained),
         "code": config.code,

@@ -53,6 +53,7 @@ class DatasetFacts(Record):
     notes: Sequence[Words]
     options: Mapping[str, Scalar] | None = None
     grey_levels: GreyLevels | None = None
+    n_unlabelled: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,7 @@ class Config(Record):
     seed: Count
     code: Mapping[str, Name]
     protocol: ProtocolFacts
+    step: Name | None = None
 
     @property
     def label(self) -> str:

@@ -131,8 +131,18 @@ class Subject:
         part, classes, size = self.host.models[trial.model].value, self.data.num_classes, trial.recipe.image_size
         values = part.option_values(self.settings if backbone else trial.options)
         source = Backbone(backbone or trial.backbone, Weights(), classes, size)
+        data = self.data
         return part.build(
-            ModelContext(source, classes, size, values, trial.dataset, self.store, descriptions=self.data.descriptions)
+            ModelContext(
+                source,
+                classes,
+                size,
+                values,
+                trial.dataset,
+                self.store,
+                class_names=data.class_names,
+                descriptions=data.descriptions,
+            )
         )
 
     def build(self) -> Parts:

@@ -57,7 +57,9 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     refuse_undefined_gradients(parts.model, image, trial.recipe.precision)
     dataset, prefix = start_from_prefix(trial, parts, dataset, place.cache, emit)
     stop = interrupt_flag()
-    training = Training(trial, parts, dataset.train, dataset.val, folder, emit, stop, ranks=ranks)
+    training = Training(
+        trial, parts, dataset.train, dataset.val, folder, emit, stop, ranks=ranks, unlabelled=dataset.unlabelled
+    )
     if not ranks.is_main:
         training.run(lambda record: None)
         ranks.all_gather(PeakMemory.so_far(device))
