@@ -123,7 +123,7 @@ def test_pairs_are_decided_and_their_techniques_stop(
     words = capsys.readouterr()
     assert "they differ" in words.err
     printed = " ".join(words.out.split())
-    assert "is within 1.0 points of" in printed
+    assert "It is within 1.0 points of" in printed
     assert "sequential: look 1 of 5 up to 8 seeds, 3 pairs, 6.0 min of training" in printed
     assert "3 sequential, adjusted for the looks and pairs of their plan" in printed
     assert "Holm: adjusted" not in printed

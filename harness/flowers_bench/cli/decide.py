@@ -53,7 +53,7 @@ def decide(planned: Sequence[TrialPlan], options: RunOptions, wanted: Deciding, 
     kernel_in_use()  # compile the kernel, or say that it is missing, here and not in a trial's log
     code = loop.go_on(timeout)
     finished = [item for item in planned if loop.store.folder(item.trial.id).finished()]
-    return max(code, print_results(finished, loop.store, format))
+    return max(code, print_results(finished, loop.store, options.store, format))
 
 
 @dataclass
@@ -218,7 +218,7 @@ def _planned(
     elif abs(found.margin - margin) > 1e-9:
         raise UsageError(
             f"--decide {wanted.margin:g}: the plan in {store.root} for these techniques is for {100 * found.margin:g} points, and "
-            "was tested already. Give that margin, or decide about it in another store with --out."
+            "was tested already. Give that margin, or decide about it in another store with --store."
         )
     else:
         decision = with_seeds_max(found, wanted.seeds_max)

@@ -6,7 +6,6 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -56,9 +55,7 @@ def execute(
         )
     with TrialProgress(progress_labels(planned), len(todo)) as progress:
         outcomes, pushed = run_and_push(todo, named, progress.on_event, timeout, options, jobs)
-    damaged = print_results(planned, store, format, unfit, datasets)
-    if not damaged and all(folder.finished() for folder in folders):
-        _print_next(options)
+    damaged = print_results(planned, store, options.store, format, unfit, datasets)
     if was_interrupted(todo, outcomes):
         messages.print(AGAIN)
         return INTERRUPTED
@@ -91,12 +88,19 @@ def at_once(planned: Sequence[TrialPlan], options: RunOptions) -> tuple[int, Seq
 def print_results(
     planned: Sequence[TrialPlan],
     store: Store,
+    place: str,
     format: str,
     unfit: Sequence[Unreadable] = (),
     datasets: Sequence[Dataset] = (),
 ) -> int:
-    """Print the leaderboard of the trials that are finished, accuracy by what the `datasets` know of their test images, and what
-    all took; name damaged and `unfit` trials; return the exit code."""
+    """Print the leaderboard of the trials that are finished, accuracy by what the `datasets` know of their test images, what
+    all took, and the answer; name damaged and `unfit` trials; return the exit code.
+
+    Args:
+        place: what the user calls the store.
+    """
+    from flowers_bench.report.answer import answers, markdown_lines
+    from flowers_bench.report.answer import print_text as print_answers
     from flowers_bench.report.factors import factor_tables
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.text import markdown, print_text
@@ -108,10 +112,14 @@ def print_results(
     if contents.finished:
         board = Leaderboard.of(contents.finished, {item.trial.id: item.labels for item in planned})
         known = factor_tables(board, datasets)
+        found = answers(board, contents.unfinished, place)
         if format == "md":
-            print(markdown(board, known))
+            print(markdown(board, known, found))
+            print("\n".join(markdown_lines(found, place)))
         else:
-            print_text(board, known)
+            print_text(board, known, found)
+            print()
+            print_answers(found, place)
     _print_total([*contents.finished, *contents.unfinished])
     return damaged
 
@@ -242,17 +250,6 @@ def _print_total(folders: Sequence[TrialFolder]) -> None:
 
 def _are(number: int) -> str:
     return "is" if number == 1 else "are"
-
-
-def _print_next(options: RunOptions) -> None:
-    """Print what people do with a finished run."""
-    store = "" if options.store == "runs" else f" {quote(options.store)}"
-    lines = [f"flowers-bench report{store} -o report.html   (one page: every pair compared, curves, cost)"]
-    if options.factors.data in (None, "petals") and options.techniques:
-        lines.append(
-            f"flowers-bench --plugin {','.join(options.techniques)} --data FOLDER   (the same on your photographs)"
-        )
-    messages.print("next:", *(f"  {line}" for line in lines), sep="\n", markup=False, soft_wrap=True)
 
 
 def announce(planned: Sequence[TrialPlan], out: str) -> None:
