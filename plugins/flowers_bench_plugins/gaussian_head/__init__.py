@@ -3,7 +3,7 @@
 Papers: Hayes & Kanan 2020, "Lifelong machine learning with deep streaming linear discriminant analysis"
 (arXiv:1909.01520), for Fisher's discriminant on a deep network's features; Ledoit & Wolf 2004, "A well-conditioned estimator
 for large-dimensional covariance matrices" (doi:10.1016/S0047-259X(03)00096-4), equation 14 and lemmas 3.2 to 3.4; Bateni et
-al. 2020, "Improved few-shot visual classification" (Simple CNAPS, arXiv:1912.03432), equations 2 and 3.
+al. 2020, "Improved few-shot visual classification" (Simple CNAPS, arXiv:1912.03432), section 4.
 
 With f the frozen features, mu_c the mean of a class's n_c training images and N of all, each class is a Gaussian around its
 mean. What differs between the variants is its covariance:

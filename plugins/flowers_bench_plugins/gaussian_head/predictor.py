@@ -75,6 +75,7 @@ def fit_mahalanobis(context: PredictorContext, features: Features) -> Callable[[
         queries = output.embedding.double() @ basis
         plain = queries.square() @ inverse.T - 2 * queries @ scaled.T + constant
         along = torch.einsum("qd,cnd->qcn", queries, directions) - offset
-        return (-(plain - along.square().sum(2)) / 2).float()
+        scores: Tensor = (-(plain - along.square().sum(2)) / 2).float()
+        return scores
 
     return score

@@ -1,8 +1,8 @@
 """Ridge regression on frozen features: least squares with a penalty, solved in closed form.
 
 Papers: Hoerl & Kennard 1970, "Ridge regression: biased estimation for nonorthogonal problems"
-(doi:10.1080/00401706.1970.10488634), equation 2.3; Bertinetto et al. 2019, "Meta-learning with differentiable closed-form
-solvers" (arXiv:1805.08136), equation 4, who classify images of few examples by it.
+(doi:10.1080/00401706.1970.10488634), equation 2.1; Bertinetto et al. 2019, "Meta-learning with differentiable closed-form
+solvers" (arXiv:1805.08136), section 3.2, who classify images of few examples by it.
 
 With f the frozen features, standardised, of N training images, and Y their labels, 1 for an image's class and -1 for the
 others, the regression minimises

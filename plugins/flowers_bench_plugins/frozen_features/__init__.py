@@ -24,7 +24,7 @@ from flowers_bench import Model, ModelContext, Option, UsageError, hookimpl
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
-    from torch import Tensor, nn
+    from torch import nn
 
 #: How many blocks' class tokens are taken, and whether the mean of the patches joins them.
 TOKENS = {"class": (1, False), "class-mean": (1, True), "last4": (4, False), "last4-mean": (4, True)}
@@ -38,6 +38,7 @@ def build_frozen_features(context: ModelContext) -> nn.Module:
 
     from flowers_bench.backbones import replace_classifier, vision_transformer
     from flowers_bench.nn import Embedder, freeze
+    from flowers_bench_plugins.frozen_features.layers import OfTokens
 
     backbone = context.backbone.create()
     chosen = context.options.text("tokens")
@@ -46,7 +47,7 @@ def build_frozen_features(context: ModelContext) -> nn.Module:
         transformer = vision_transformer(backbone)
         blocks, mean = TOKENS[chosen]
         _refuse_without_tokens(transformer, blocks, context)
-        backbone = _of_tokens(transformer, blocks, mean)
+        backbone = OfTokens(transformer, blocks, mean)
     freeze(backbone)
     return Embedder(backbone)
 
@@ -58,29 +59,6 @@ def _refuse_without_tokens(transformer: VisionTransformer, blocks: int, context:
             f"tokens={context.options.text('tokens')}: backbone {context.backbone.name} does not have {lacks}. "
             f"Say --set tokens={POOLED}."
         )
-
-
-def _of_tokens(transformer: VisionTransformer, blocks: int, mean: bool) -> nn.Module:
-    """Make the module from images (N, 3, H, W) to the features of the last `blocks` blocks (N, D)."""
-    import torch
-    from torch import nn
-
-    class OfTokens(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.transformer = transformer
-
-        def forward(self, images: Tensor) -> Tensor:
-            found = self.transformer.forward_intermediates(
-                images, indices=blocks, norm=True, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
-            )
-            taken = [prefix[:, 0] for patches, prefix in found]
-            return torch.cat([*taken, found[-1][0].mean(1)] if mean else taken, dim=1)
-
-        def get_classifier(self) -> nn.Module:
-            return nn.Identity()
-
-    return OfTokens()
 
 
 @hookimpl
