@@ -25,6 +25,7 @@ MORE = {
     "focal-margin/frozen",
     "focal-margin/hybrid",
     "focal-margin/margin",
+    "gaussian-head/mahalanobis",
     "linear-probe/logistic",
     "lora/qkvo",
     "multiscale-vgg/frozen-features",

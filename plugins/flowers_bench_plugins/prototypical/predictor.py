@@ -39,5 +39,5 @@ def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
         raise UsageError(
             f"nearest-mean prediction needs a training image of every class; class {int(counts.argmin())} has none."
         )
-    sums = torch.zeros(num_classes, embeddings.shape[1]).index_add_(0, labels, embeddings)
+    sums = embeddings.new_zeros(num_classes, embeddings.shape[1]).index_add_(0, labels, embeddings)
     return sums / counts[:, None]
