@@ -108,6 +108,43 @@ def test_the_environment_can_ask_for_plain_instructions() -> None:
     assert run("from flowers_bench.ops import kernel; print(kernel())", **env).stdout.startswith("cpu-generic")
 
 
+@pytest.mark.parametrize(
+    ("capability", "asked", "expected"),
+    [
+        ("AVX512", "", "avx512"),
+        ("AVX512", "avx2", "avx2"),
+        ("AVX2", "", "avx2"),
+        ("AVX2", "avx512", "avx2"),
+        ("AVX2", "generic", "generic"),
+        ("DEFAULT", "", "generic"),
+        ("SVE256", "avx2", "generic"),
+    ],
+)
+def test_only_this_machines_instructions_are_compiled(
+    capability: str, asked: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setenv(_build.KERNEL_VARIABLE, asked)
+    assert _build.instruction_set() == expected
+    plan = _build._ninja_plan("c++", cuda=False)
+    assert set(re.findall(r"kernel_(\w+)\.cpp", plan)) == {expected}
+    assert f"-DFB_ONLY={_build.INSTRUCTION_SETS.index(expected)} " in plan
+
+
+def test_a_wheel_has_the_kernels_of_every_instruction_set() -> None:
+    found = {path.stem for path in _build.sources(cuda=False)}
+    assert found >= {f"kernel_{name}" for name in _build.INSTRUCTION_SETS}
+
+
+def test_the_key_is_of_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = shutil.which("c++") or pytest.skip("no C++ compiler here")
+    keys = set()
+    for name in ("DEFAULT", "AVX2", "AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=name: name)
+        keys.add(_build._key(compiler, cuda=False))
+    assert len(keys) == 3
+
+
 def test_the_key_is_of_the_compiler_and_not_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = shutil.which("c++") or pytest.skip("no C++ compiler here")
     other = tmp_path / "c++"

@@ -14,6 +14,23 @@ namespace {
 // What the operator `instruction_set` returns: the names in flowers_bench.ops stand in this order.
 enum Instructions : int64_t { kGeneric, kAvx2, kAvx512 };
 
+#if defined(FB_ONLY)
+
+// Built for the one instruction set of the machine that compiles it (ops/_build.py): the others' kernels are not there.
+Instructions instructions() { return static_cast<Instructions>(FB_ONLY); }
+
+const Kernels& kernels() {
+#if FB_ONLY == 2
+  return avx512::kernels();
+#elif FB_ONLY == 1
+  return avx2::kernels();
+#else
+  return generic::kernels();
+#endif
+}
+
+#else
+
 #if defined(__x86_64__)
 
 Instructions best_instructions() {
@@ -51,9 +68,11 @@ Instructions instructions() {
   return chosen;
 }
 
-int64_t instruction_set() { return instructions(); }
-
 const Kernels& kernels() { return kernels_of(instructions()); }
+
+#endif
+
+int64_t instruction_set() { return instructions(); }
 
 const Kernel<float>& kernel_for(float) { return kernels().f32; }
 const Kernel<double>& kernel_for(double) { return kernels().f64; }

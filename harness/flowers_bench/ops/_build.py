@@ -1,8 +1,8 @@
 """Finds, compiles and loads the kernels; knows how setup.py builds them too.
 
-A library built at install time (`flowers_bench/_C*.so`) is used where there is one. Otherwise the first call
-compiles csrc/ into the user's cache, once for each source, torch and compiler. Where that is impossible, the op
-runs on its PyTorch reference and says so once. docs/kernel.md weighs the choices.
+A library built at install time (`flowers_bench/_C*.so`) is used where there is one: it has the kernels of every instruction
+set. Otherwise the first call compiles csrc/ for this machine's alone, which takes a third of the time, into the user's cache,
+once for each source, torch, compiler and instruction set. Where that is impossible, the op runs on its PyTorch reference and says so once. docs/kernel.md weighs the choices.
 
 Nothing but the standard library is imported at the top: setup.py loads this file by its path.
 """
@@ -29,7 +29,9 @@ NVCC_FLAGS = (*DEFINES, "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "--thre
 # ask a GPU that the building machine may not have.
 CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 SUFFIXES = (".h", ".inl", ".cpp", ".cu", ".cuh")  # of what is compiled or included; csrc/ holds pages and pictures too
-_SECONDS = 60  # what a compilation takes on two slow cores, for the message
+_SECONDS = 25  # what a compilation takes on two slow cores, for the message; with CUDA much longer
+#: From the plainest; the kernel's operator `instruction_set` counts them so.
+INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 
 
 def source_root() -> Path:
@@ -45,10 +47,11 @@ def dependencies(cuda: bool) -> list[Path]:
     return [path for path in found if cuda or path.parent.name != "cuda"]
 
 
-def sources(cuda: bool) -> list[Path]:
-    """List the files to compile."""
+def sources(cuda: bool, only: str | None = None) -> list[Path]:
+    """List the files to compile: those of every instruction set, or of `only` one."""
     kernel = source_root() / "deform_conv"
-    found = [kernel / "binding.cpp", *sorted((kernel / "cpu").glob("*.cpp"))]
+    others = {f"kernel_{name}" for name in INSTRUCTION_SETS if only not in (None, name)}
+    found = [kernel / "binding.cpp", *(p for p in sorted((kernel / "cpu").glob("*.cpp")) if p.stem not in others)]
     return found + (sorted((kernel / "cuda").glob("*.cu")) if cuda else [])
 
 
@@ -74,6 +77,17 @@ def wants_cuda(otherwise: bool) -> bool:
     return wanted and cuda_home() is not None and bool(list((source_root() / "deform_conv/cuda").glob("*.cu")))
 
 
+def instruction_set() -> str:
+    """Choose the instruction set to compile for: what the environment asks for where this processor has it, else its best, as
+    torch tells."""
+    import torch
+
+    best = {"AVX2": "avx2", "AVX512": "avx512"}.get(torch.backends.cpu.get_cpu_capability(), "generic")
+    asked = os.environ.get(KERNEL_VARIABLE, "")
+    has = INSTRUCTION_SETS[: INSTRUCTION_SETS.index(best) + 1]
+    return asked if asked in has else best
+
+
 def kernel() -> str:
     """Say what computes `deform_conv2d` here.
 
@@ -85,7 +99,7 @@ def kernel() -> str:
         return "reference"
     import torch
 
-    instructions = ("generic", "avx2", "avx512")[torch.ops.flowers_bench_kernel.instruction_set()]
+    instructions = INSTRUCTION_SETS[torch.ops.flowers_bench_kernel.instruction_set()]
     return f"cpu-{instructions}" + ("+cuda" if has_kernel("cuda") else "")
 
 
@@ -163,7 +177,7 @@ def _in_cache(compiler: str, cuda: bool) -> Path:
                 raise RuntimeError(
                     f"the compiler failed before, see {folder / 'build.log'}; remove {failed} to try again"
                 )
-            _say(f"compiling the deformable-convolution kernel (once, about {_SECONDS * (3 if cuda else 1)} s) ...")
+            _say(f"compiling the deformable-convolution kernel (once, about {_SECONDS * (6 if cuda else 1)} s) ...")
             try:
                 _compile(compiler, cuda, library)
             except RuntimeError:
@@ -191,7 +205,7 @@ def _key(compiler: str, cuda: bool) -> str:
     for program in [compiler, *([str(home / "bin" / "nvcc")] if home else [])]:
         digest.update(subprocess.run([program, "--version"], capture_output=True, check=True).stdout)
     nvcc = home and (NVCC_FLAGS, _architecture_flags(), home)
-    facts = (torch.__version__, sys.implementation.cache_tag, CXX_FLAGS, nvcc)
+    facts = (torch.__version__, sys.implementation.cache_tag, CXX_FLAGS, nvcc, instruction_set())
     digest.update(repr(facts).encode())
     return f"torch{torch.__version__}-{digest.hexdigest()[:16]}"
 
@@ -220,12 +234,12 @@ def _ninja() -> str:
 def _ninja_plan(compiler: str, cuda: bool) -> str:
     import torch
 
-    root = Path(torch.__file__).resolve().parent
+    root, only = Path(torch.__file__).resolve().parent, instruction_set()
     includes = f"-isystem {_escape(root / 'include')}"
     libraries = f"-L{_escape(root / 'lib')} -ltorch_cpu -ltorch -lc10"
     rules = [
         f"cxx = {_escape(compiler)}",
-        f"flags = {' '.join(CXX_FLAGS)} {includes} -std=c++20 -fPIC",
+        f"flags = {' '.join(CXX_FLAGS)} -DFB_ONLY={INSTRUCTION_SETS.index(only)} {includes} -std=c++20 -fPIC",
         "rule cxx\n  command = $cxx $flags -c $in -o $out",
     ]
     if home := cuda_home() if cuda else None:
@@ -239,7 +253,7 @@ def _ninja_plan(compiler: str, cuda: bool) -> str:
         ]
     rules.append(f"rule link\n  command = $cxx -shared -o $out $in {libraries}")
     objects = []
-    for path in sources(cuda):
+    for path in sources(cuda, only):
         objects.append(f"{path.stem}{path.suffix.replace('.', '-')}.o")
         rules.append(f"build {objects[-1]}: {'nvcc' if path.suffix == '.cu' else 'cxx'} {_escape(path)}")
     return "\n".join([*rules, f"build kernel.so: link {' '.join(objects)}", ""])
