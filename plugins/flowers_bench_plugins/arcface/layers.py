@@ -27,7 +27,8 @@ class SubCenters(nn.Module):
         """Compute scaled cosines (N, C) of embeddings (N, D)."""
         centers = F.normalize(self.weight, dim=-1).flatten(0, 1)
         cosines = F.linear(F.normalize(embedding, dim=-1), centers)
-        return self.scale * cosines.unflatten(1, self.weight.shape[:2]).amax(2)
+        nearest: Tensor = cosines.unflatten(1, self.weight.shape[:2]).amax(2)
+        return self.scale * nearest
 
     def extra_repr(self) -> str:
         """Describe shape and scale, for `print`."""
