@@ -12,8 +12,10 @@ from typing import Any
 from flowers_bench import hookspecs
 from flowers_bench.contract import technique
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Split
+from flowers_bench.contract.optimizer import Optimizer, OptimizerContext, Schedule
 from flowers_bench.contract.pictures import FigureContext
 from flowers_bench.contract.predictor import Features, Predictor, PredictorContext
+from flowers_bench.contract.step import Batch, Step, StepContext
 from flowers_bench.contract.technique import (
     Augmentation,
     AugmentationContext,
@@ -35,6 +37,8 @@ VALUES = {
         Model, Loss, Augmentation, Option, ModelContext, LossContext, AugmentationContext, Output,
     ),
     "What a predictor is": (Predictor, PredictorContext, Features),
+    "What a step is": (Step, StepContext, Batch),
+    "What an optimiser and a schedule are": (Optimizer, OptimizerContext, Schedule),
     "What a technique is": (Technique, Variant, Recipe),
     "What a dataset is": (DatasetSource, DataRequest, Dataset, Split),
     "What figures are drawn from": (FigureContext,),
@@ -85,12 +89,21 @@ def _needs() -> str:
 def _value(cls: type) -> str:
     """The docstring, its attributes as a list, and every field with its type and default."""
     summary, _, attributes = (inspect.getdoc(cls) or "").partition("\n\nAttributes:\n")
-    fields = "\n".join(_field(field) for field in dataclasses.fields(cls))
+    known = dataclasses.is_dataclass(cls)
+    fields = "\n".join(map(_field, dataclasses.fields(cls))) if known else "\n\n".join(_members(cls))
     described = re.sub(r"^    (\w[\w, ]*): ", r"- `\1`: ", attributes, flags=re.M)
     described = re.sub(r"\n {5,}", " ", described)
     return "\n\n".join(
         part for part in (f"### `{cls.__name__}`", summary, described, f"```python\n{fields}\n```") if part
     )
+
+
+def _members(cls: type) -> Iterator[str]:
+    """Give every method with its docstring, as code; the properties are among the attributes."""
+    for name, function in vars(cls).items():
+        if inspect.isfunction(function) and not name.startswith("_"):
+            words = "\n    ".join((inspect.getdoc(function) or "").splitlines())
+            yield f'def {_signature(function)}:\n    """{words}"""'
 
 
 def _field(field: dataclasses.Field[Any]) -> str:

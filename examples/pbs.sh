@@ -13,4 +13,4 @@ export OMP_NUM_THREADS="${NCPUS:-4}"
 # shellcheck disable=SC2086  # ARGUMENTS are several words
 exec flowers-bench $ARGUMENTS \
   --shard "$PBS_ARRAY_INDEX/$SHARDS" \
-  --out "${FLOWERS_RUNS:-$HOME/flowers/runs}" --data-dir "${FLOWERS_CACHE:-$HOME/flowers/cache}"
+  --store "${FLOWERS_RUNS:-$HOME/flowers/runs}" --data-dir "${FLOWERS_CACHE:-$HOME/flowers/cache}"

@@ -12,4 +12,4 @@ set -euo pipefail
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 exec srun flowers-bench "$@" \
   --shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" \
-  --out "${FLOWERS_RUNS:-$HOME/flowers/runs}" --data-dir "${FLOWERS_CACHE:-$HOME/flowers/cache}"
+  --store "${FLOWERS_RUNS:-$HOME/flowers/runs}" --data-dir "${FLOWERS_CACHE:-$HOME/flowers/cache}"

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "harness" / "flowers_bench"
 #: What functions do. A new verb is added here; a noun, "Whether" or "What" is not.
 VERBS = """
-Add Adjust Allocate Append Apply Bend Bring Broadcast Build Call Change Check Choose Collect Combine Compare Compile
+Add Adjust Allocate Append Apply Arrange Bend Bring Broadcast Build Call Change Check Choose Collect Combine Compare Compile
 Complete Compute Connect Continue Convert Convolve Copy Count Create Decode Derive Describe Differentiate Discard
 Discover Divide Double Download Draw Escape Estimate Exit Export Find Fit Flatten Freeze Gather Get Give Group Hash
 Have Hold Import Join Keep Leave Let List Listen Load Look Make Map Measure Merge Mix Move Name Normalise Note Offer

@@ -8,9 +8,11 @@ What computes stands in `flowers_bench.nn` (layers), `flowers_bench.backbones` (
 from importlib.metadata import PackageNotFoundError, version
 
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Split
+from flowers_bench.contract.optimizer import Optimizer, OptimizerContext, Schedule
 from flowers_bench.contract.options import Option, Options, OptionValue
 from flowers_bench.contract.pictures import FigureContext
 from flowers_bench.contract.predictor import Features, Predictor, PredictorContext
+from flowers_bench.contract.step import Batch, Step, StepContext
 from flowers_bench.contract.technique import (
     Augmentation,
     AugmentationContext,
@@ -42,6 +44,7 @@ __all__ = [
     "PLUGIN_API",
     "Augmentation",
     "AugmentationContext",
+    "Batch",
     "DataRequest",
     "Dataset",
     "DatasetSource",
@@ -52,13 +55,18 @@ __all__ = [
     "LossContext",
     "Model",
     "ModelContext",
+    "Optimizer",
+    "OptimizerContext",
     "Option",
     "OptionValue",
     "Options",
     "Predictor",
     "PredictorContext",
     "Recipe",
+    "Schedule",
     "Split",
+    "Step",
+    "StepContext",
     "Technique",
     "TrialFailed",
     "UsageError",

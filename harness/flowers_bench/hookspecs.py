@@ -25,8 +25,10 @@ import pluggy
 
 if TYPE_CHECKING:
     from flowers_bench.contract.dataset import DatasetSource
+    from flowers_bench.contract.optimizer import Optimizer, Schedule
     from flowers_bench.contract.pictures import FigureContext
     from flowers_bench.contract.predictor import Predictor
+    from flowers_bench.contract.step import Step
     from flowers_bench.contract.technique import Augmentation, Loss, Model, Technique
 
 PROJECT = "flowers_bench"
@@ -59,6 +61,22 @@ def register_augmentations() -> list[Augmentation]:  # type: ignore[empty-body]
 @hookspec
 def register_predictors() -> list[Predictor]:  # type: ignore[empty-body]
     """Offer predictors, as a list of `flowers_bench.Predictor` values. Losses and variants name them, as `--predictor` does."""
+
+
+@hookspec
+def register_steps() -> list[Step]:  # type: ignore[empty-body]
+    """Offer steps, as a list of `flowers_bench.Step` values. Techniques and variants name them, as `--step` does."""
+
+
+@hookspec
+def register_optimizers() -> list[Optimizer]:  # type: ignore[empty-body]
+    """Offer optimisers, as a list of `flowers_bench.Optimizer` values. Recipes name them, as `--set optimizer=NAME` does."""
+
+
+@hookspec
+def register_schedules() -> list[Schedule]:  # type: ignore[empty-body]
+    """Offer schedules of the learning rate, as a list of `flowers_bench.Schedule` values. Recipes name them, as
+    `--set schedule=NAME` does."""
 
 
 @hookspec

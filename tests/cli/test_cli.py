@@ -27,7 +27,9 @@ def test_run_then_rerun_then_read(flowers_bench, tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     assert "toy/plain" in first.stdout
     assert "toy/short" in first.stdout
-    assert "no difference can be claimed" in first.stdout or "better than" in first.stdout
+    assert "has the highest test accuracy: " in first.stdout
+    assert "o difference can be claimed" in first.stdout or "better than" in first.stdout
+    assert first.stdout.count("flowers-bench report -o report.html") == 1
     assert len(Store(tmp_path / "runs").finished()) == 4
 
     again = flowers_bench("run", "--plugin", TOY, "--data", "toy", "--seeds", "2")
@@ -42,7 +44,9 @@ def test_run_then_rerun_then_read(flowers_bench, tmp_path: Path) -> None:
     assert len(listing) == 4
     (pair,) = json.loads(flowers_bench("compare", "toy/plain", "toy/short", "--format", "json").stdout)
     assert pair["seeds"] == [0, 1]
-    assert pair["sentence"].partition(" (2 seeds")[0] in first.stdout
+    assert f"{100 * abs(pair['difference']):.1f} points [" in first.stdout.replace("+", "").replace("-", "")
+    assert json.loads(flowers_bench("answer", "--format", "json").stdout)[0]["sentences"][0] in first.stdout
+    assert flowers_bench("compare").returncode == 0
     shown = flowers_bench("show", listing[0].split()[0][:8])
     assert shown.returncode == 0
     for words in ("val_top1", "Recipe", "test top-1", "Cost", "Environment", "Files in", "Run it again", "--seeds 2"):
@@ -81,6 +85,9 @@ def test_a_failed_trial_is_stored_as_a_failure_and_the_rest_runs(flowers_bench, 
         (["--plugin", "deformable", "--track", "tensorbord"], "unknown tracker"),
         (["show", "abc", "--format", "xml"], "unknown format"),
         (["leaderboard", "--out", "empty"], "no finished trials"),
+        (["leaderboard", "--store", "empty"], "no finished trials"),
+        (["answer"], "no finished trials"),
+        (["compare"], "no finished trials"),
         (["leaderboard", "--format", "pdf"], "unknown format"),
         (["compare", "deformable", "transfer"], "no finished trials"),
         (["report"], "no finished trials"),
@@ -229,9 +236,28 @@ def test_seeds_are_added_until_it_is_decided(flowers_bench, tmp_path: Path) -> N
     done = flowers_bench(*command)
     assert done.returncode == 0, done.stderr
     assert "look 1 of 2, 3 seeds: 0 of 1 pairs open" in done.stderr
-    assert "it takes more test images, not more seeds" in " ".join(done.stdout.split())
+    assert "takes more test images, not more seeds" in " ".join(done.stdout.split())
     assert len(Store(tmp_path / "runs").finished()) == 6
     again = flowers_bench(*command)
     assert again.returncode == 0
     assert "look" not in again.stderr
     assert "sequential: look 1 of 2 up to 4 seeds" in " ".join(again.stdout.split())
+
+
+def test_two_machines_decide_about_a_store_at_a_url(flowers_bench, tmp_path: Path) -> None:
+    """What one machine trained and looked at, another that has only the URL goes on from."""
+    sizes = [f"--set=data.{key}={value}" for key, value in (("species", 6), ("size", 32), ("train", 5), ("val", 5), ("test", 20))]  # fmt: skip
+    url = (tmp_path / "bucket").as_uri()
+    command = ["--plugin", "knn/k5,linear-probe/logistic", *sizes, "--set=image_size=32", "--decide=1", "--out", url]
+    one, other = (["--data-dir", str(tmp_path / machine)] for machine in ("one", "other"))
+    done = flowers_bench(*command, "--seeds-max=4", *one)
+    assert done.returncode == 0, done.stderr
+    assert "look 1 of 2" in done.stderr
+    assert len(list((tmp_path / "bucket").glob("*/result.json"))) == 6
+    again = flowers_bench(*command, "--seeds-max=4", *other)
+    assert again.returncode == 0, again.stderr
+    assert "look" not in again.stderr
+    assert "sequential: look 1 of 2 up to 4 seeds" in " ".join(again.stdout.split())
+    spent = flowers_bench(*command, "--seeds-max=3", *other)
+    assert spent.returncode == 2
+    assert "has looked at 3" in spent.stderr

@@ -25,5 +25,5 @@ def test_a_job_of_an_array_takes_its_shard(
     environment = {**variables, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": "/home/me"}
     command = ["bash", str(EXAMPLES / script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    expected = "4 --plugin knn --shard 2/8 --out /home/me/flowers/runs --data-dir /home/me/flowers/cache\n"
+    expected = "4 --plugin knn --shard 2/8 --store /home/me/flowers/runs --data-dir /home/me/flowers/cache\n"
     assert done.stdout == expected

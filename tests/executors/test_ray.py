@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from flowers_bench.contract.host import discover
 from flowers_bench.executors import local
 from flowers_bench.executors.ray import Cluster, run_all
 from flowers_bench.plan.planning import Request, plan
+from flowers_bench.store.decisions import read_decisions
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.training.events import EpochFinished, Event, Resumed, Step, Waiting
 from flowers_bench.util.errors import UsageError
@@ -208,3 +210,20 @@ def test_trials_of_a_killed_node_end_on_another(tmp_path: Path, nodes: Any) -> N
     assert [attempt.state for attempt in folders[lost].attempts()] == ["lost", "done"]
     local.run_all(reference, lambda *_: None, 200)
     assert all(map(same, folders, reference))
+
+
+@pytest.mark.slow
+def test_seeds_are_added_on_a_cluster_until_it_is_decided(
+    tmp_path: Path, nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["--plugin", f"{TOY},toy/plain,toy/short", "--data", "toy", "--decide=1", "--seeds-max=4"]
+    script = Path(sys.executable).with_name("flowers-bench")
+    cluster = ["--executor=ray", f"--address={nodes.address}", "--threads=1"]
+    for where, store in ((cluster, "ray"), (["--threads=1"], "local")):
+        done = subprocess.run([script, *command, *where, "--out", store], capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+    (plan,) = read_decisions(tmp_path / "ray")
+    (reference,) = read_decisions(tmp_path / "local")
+    assert plan.done > 0
+    assert plan == reference

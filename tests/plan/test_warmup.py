@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from flowers_bench import Recipe, UsageError
 from flowers_bench.contract.host import Host, discover
+from flowers_bench.contract.optimizer import SCHEDULES
 from flowers_bench.plan.planning import Request, searchable
 from flowers_bench.plan.suites import of_cell, swept
 from flowers_bench.training.optimizer import schedule_factor
@@ -79,4 +80,4 @@ def test_it_ends_before_the_training_does(own: int, data: st.DataObject) -> None
     assert (warmup > 0) == (recipe.warmup_epochs > 0) or epochs == 1
     assert recipe.warmup_for(own) == recipe.warmup_epochs, "ids of trials with the default epochs stay"
     shorter = Recipe(epochs=epochs, warmup_epochs=warmup)
-    assert schedule_factor(shorter, warmup) == 1.0
+    assert schedule_factor(shorter, warmup, SCHEDULES[0]) == 1.0

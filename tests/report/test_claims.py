@@ -14,6 +14,7 @@ from flowers_bench.cli.compare import compare, rows_of
 from flowers_bench.cli.leaderboard import print_leaderboard
 from flowers_bench.cli.report import report
 from flowers_bench.measure.statistics import Difference, Pool
+from flowers_bench.report.answer import Answer
 from flowers_bench.report.comparison import Comparison, Pair
 from flowers_bench.report.comparison_text import far_off, sentence, sentences
 from flowers_bench.report.leaderboard import COMPARED, Group, Leaderboard
@@ -234,7 +235,7 @@ def test_a_seed_far_off_is_named_where_its_row_is(
     assert f"  {words}" in sentences(Comparison.all_of(rows_of(["a/good", "a/plain"], tmp_path)))
     group = group_of(tmp_path)
     assert words in footnotes(group)
-    assert f"S{words[1:]}." in _verdicts(group)
+    assert f"S{words[1:]}." in _verdicts(group, Answer.of(group))
     (row,) = [row for row in group.rows if row.name == "a/good"]
     assert far_off(row.far_seed) == words
     compare(["a/good", "a/plain"], tmp_path, "json")
@@ -266,10 +267,12 @@ def test_the_report_says_the_three_answers_about_its_best_row(plant: Plant, tmp_
     plant("b/same", 0.8018, 0.8017, 0.8016, 0.8018, salt=1, images=MANY)
     plant("c/open", 0.805, 0.789, 0.797, 0.797, salt=2, images=MANY)
     plant("d/worse", 0.600, 0.601, 0.602, 0.600, salt=3, images=MANY)
-    first, same, unknown = _verdicts(group_of(tmp_path))
+    group = group_of(tmp_path)
+    first, better, same, unknown, *_ = _verdicts(group, Answer.of(group))
     assert first.startswith("a/best has the highest test accuracy")
-    assert same == "It is within 1.0 points of b/same."
-    assert unknown == "No difference can be claimed between it and c/open."
+    assert better.startswith("It is better than d/worse (+20.1 points [")
+    assert same.startswith("It is within 1.0 points of b/same (+0.0 points [")
+    assert unknown.startswith("No difference can be claimed between it and c/open (+0.5 points [")
 
 
 def test_leaderboard_and_report_take_the_margin_too(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from stored import cost, finish, outcomes, store_trial
 
-from flowers_bench.cli import decide as command
+from flowers_bench.cli import execute
 from flowers_bench.cli.compare import compare, rows_of
 from flowers_bench.cli.decide import decide
 from flowers_bench.cli.exit_codes import FAILED
@@ -98,7 +98,7 @@ class Machine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
     def make(*labels: str) -> Machine:
         found = Machine(tmp_path / "runs", *labels)
-        monkeypatch.setattr(command, "run_all", found.run_all)
+        monkeypatch.setattr(execute, "run_all", found.run_all)
         return found
 
     return make
@@ -123,7 +123,7 @@ def test_pairs_are_decided_and_their_techniques_stop(
     words = capsys.readouterr()
     assert "they differ" in words.err
     printed = " ".join(words.out.split())
-    assert "is within 1.0 points of" in printed
+    assert "It is within 1.0 points of" in printed
     assert "sequential: look 1 of 5 up to 8 seeds, 3 pairs, 6.0 min of training" in printed
     assert "3 sequential, adjusted for the looks and pairs of their plan" in printed
     assert "Holm: adjusted" not in printed

@@ -118,7 +118,7 @@ def test_mistakes_are_explained(tmp_path: Path, runs: Path) -> None:
 
 
 def test_one_seed_colours_nothing_and_is_marked(tmp_path: Path) -> None:
-    """Nor does it end up in "What can be said" as a claim."""
+    """Nor does it end up in the answer as a claim."""
     for label, accuracy in (("wise/good", 0.95), ("wise/plain", 0.6)):
         store_trial(tmp_path, label, 0, outcomes(0, accuracy))
     report(tmp_path, tmp_path / "report.html")
@@ -127,12 +127,10 @@ def test_one_seed_colours_nothing_and_is_marked(tmp_path: Path) -> None:
     assert re.findall(r'<td class="(\w+)" style="--strength: (\d+)%">', matrix) == [("open", "0")] * 2
     assert matrix.count("<span>one seed</span>") == 2
     assert "nothing is claimed about the techniques" in text
-    verdicts = re.search(r"What can be said</h3>(.*?)</div>", text, re.S).group(1)
-    assert (
-        "This training of wise/good was right more often than this training of wise/plain on these images" in verdicts
-    )
+    verdicts = re.search(r"The answer</h3>(.*?)</div>", text, re.S).group(1)
+    assert "This training of it was right more often than this training of wise/plain (" in verdicts
+    assert "which claims nothing about the techniques" in verdicts
     assert "better" not in verdicts
-    assert "No difference can be claimed between it and wise/plain." in verdicts
 
 
 def test_several_seeds_colour_what_is_claimed(text: str) -> None:

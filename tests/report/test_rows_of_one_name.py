@@ -25,6 +25,7 @@ from flowers_bench.measure.statistics import Difference, Pool, won_and_lost
 from flowers_bench.plan.planning import Request, TrialPlan
 from flowers_bench.plan.suites import PlannedTable, read_suite
 from flowers_bench.report.aggregate import start
+from flowers_bench.report.answer import Answer
 from flowers_bench.report.comparison import Comparison
 from flowers_bench.report.formatting import points_interval
 from flowers_bench.report.leaderboard import Group, Leaderboard
@@ -135,19 +136,17 @@ def test_baselines_are_the_rows_own(group: Group) -> None:
 
 
 def test_no_verdict_has_its_row_as_opponent(group: Group) -> None:
-    first, equal, *about = _verdicts(group)
+    answer = Answer.of(group)
     best = max(ACCURACY, key=lambda number: outcomes_of(number).mean())
     name = next(row.name for row in group.rows if number_of(row.config) == best)
-    assert first.startswith(f"{name} has the highest")
-    assert name not in equal
-    others = [row.name for row in group.rows if row.name in equal]
-    expected = [
-        row.name
-        for row in group.rows
-        if any({p.first, p.second} == {name, row.name} and not p.claimed for p in group.compared.pairs)
-    ]
-    assert others == expected
-    assert len(about) == 4
+    assert answer.best.name == name
+    assert [one.other.name for one in answer.against] == [row.name for row in group.rows if row.name != name]
+    for one in answer.against:
+        (pair,) = [p for p in group.compared.pairs if {p.first, p.second} == {name, one.other.name}]
+        assert one.verdict == ("within" if pair.within else "better" if pair.claimed else "open")
+    said = set(answer.sentences())
+    about = [text for text in _verdicts(group, answer) if text not in said]
+    assert len(about) == sum(answer.best.row not in pair.ids for pair in group.differences) > 0
     for text in about:
         assert len({row.name for row in group.rows if row.name in text}) == 2
 

@@ -14,9 +14,10 @@ from filelock import FileLock
 from flowers_bench import load_results
 from flowers_bench.cli.options import Factors, RunOptions
 from flowers_bench.cli.run import run
+from flowers_bench.store.decisions import Decision, LookRecord, PairRecord, read_decisions, write_decision
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.remote import Pusher, RemoteStore, opened
-from flowers_bench.util.errors import UsageError
+from flowers_bench.util.errors import Unreadable, UsageError
 
 TOY = str(Path(__file__).parents[1] / "toy.py")
 URL = "memory://flowers/runs"
@@ -263,3 +264,37 @@ def test_a_bucket_that_is_not_there(tmp_path: Path, bucket: Any) -> None:
     remote = RemoteStore("s3://elsewhere/runs", tmp_path)
     with pytest.raises(UsageError, match="s3://elsewhere/runs cannot be used"):
         remote.push(finished(remote.mirror))
+
+
+def plan_of_looks(done: int) -> Decision:
+    techniques = ["a" * 16, "b" * 16]
+    pair = PairRecord(
+        first=techniques[0], second=techniques[1], p=[0.5] * done, p_within=[0.5] * done, p_adjusted=1.0,
+        p_within_adjusted=1.0, outcome="open",
+    )  # fmt: skip
+    looks = [LookRecord(seeds=3, spent=0.1), LookRecord(seeds=10, spent=1.0)]
+    return Decision(
+        techniques=techniques, labels=["a", "b"], margin=0.01, finished_before=0, looks=looks, done=done, pairs=[pair]
+    )
+
+
+def test_a_plan_of_looks_goes_along_and_no_look_is_forgotten(tmp_path: Path, memory: Any) -> None:
+    here, there = RemoteStore(URL, tmp_path / "a"), RemoteStore(URL, tmp_path / "b")
+    early, late = plan_of_looks(0), plan_of_looks(1)
+    write_decision(here.mirror, late)
+    here.push_decision(late.id)
+    write_decision(there.mirror, early)
+    there.pull()
+    assert read_decisions(there.mirror)[0].done == 1
+    there.push_decision(late.id)
+    write_decision(here.mirror, early)
+    here.pull()
+    assert read_decisions(here.mirror)[0].done == 1
+
+
+def test_a_damaged_plan_of_looks_at_the_url_is_refused(tmp_path: Path, memory: Any) -> None:
+    remote = RemoteStore(URL, tmp_path / "a")
+    memory.pipe(f"{ROOT}/decisions/{plan_of_looks(0).id}.json", b"{")
+    memory.pipe(f"{ROOT}/decisions/notes.json", b"not a plan")
+    with pytest.raises(Unreadable, match="decisions"):
+        remote.pull()

@@ -394,7 +394,7 @@ def one_step(images: int, device: str, path: Path, ranks: Ranks) -> None:
         net.zero_grad()
         loss.zero_grad()
         loss(output, target).backward()
-        ranks.all_reduce_gradients(images, net, loss)
+        ranks.all_reduce_gradients(images, net, list(loss.parameters()))
     found = {
         **{name: p.grad for name, p in (*net.named_parameters(), *loss.named_parameters()) if p.grad is not None},
         **dict(net.named_buffers()),

@@ -11,6 +11,7 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from flowers_bench import Recipe, UsageError
+from flowers_bench.contract.optimizer import SCHEDULES
 from flowers_bench.data.pixels import Normalizer, evaluation_transform, stored_side
 from flowers_bench.measure.quality import correct_in_top_k, mean_per_class, negative_log_likelihood, quality
 from flowers_bench.models.backbones import freeze_stages, stages
@@ -163,10 +164,11 @@ def test_no_weight_decay_on_vectors() -> None:
 
 
 def test_schedule_warms_up_and_ends_at_zero() -> None:
+    cosine, flat = SCHEDULES
     recipe = Recipe(epochs=10, warmup_epochs=2)
-    assert [schedule_factor(recipe, p) for p in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert [schedule_factor(recipe, p, cosine) for p in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
     constant = Recipe(epochs=10, warmup_epochs=0, schedule="constant")
-    assert schedule_factor(constant, 9.9) == 1
+    assert schedule_factor(constant, 9.9, flat) == 1
 
 
 def test_nearest_mean_and_knn_agree_with_scikit_learn() -> None:

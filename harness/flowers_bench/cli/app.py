@@ -23,8 +23,16 @@ Plugin = Annotated[
     typer.Option("--plugin", "-p", help="Technique NAME[/VARIANT], or several with commas; or a plugin file ./mine.py"),
 ]
 Out = Annotated[
-    str, typer.Option("--out", help="The run store: a folder with one folder per trial, or a URL: s3://bucket/runs")
+    str,
+    typer.Option(
+        "--store",
+        "--out",
+        help="The run store: a folder with one folder per trial, or a URL, s3://bucket/runs (--out: its older name)",
+    ),
 ]
+#: The store's place in commands that took it as an argument; still accepted.
+OldPlace = Annotated[str | None, typer.Argument(hidden=True)]
+Wide = Annotated[bool, typer.Option("--wide", help="All columns, however wide the terminal is")]
 
 
 def _switch_off(names: list[str] | None) -> None:
@@ -109,6 +117,7 @@ def run(
     predictor: Annotated[
         str | None, typer.Option(help="Another predictor than the loss's: classifier, knn, ...")
     ] = None,
+    step: Annotated[str | None, typer.Option(help="Another step than the technique's: usual, ...")] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, max=1000, help="How many seeds, from 0 [default: 3, or the suite's]")
     ] = None,
@@ -185,7 +194,7 @@ def run(
     options = RunOptions.parse(
         suite=suite,
         plugin=plugin,
-        factors=Factors(data, backbone, weights, loss, augmentation, predictor),
+        factors=Factors(data, backbone, weights, loss, augmentation, predictor, step),
         seeds=seeds,
         settings=set_ or [],
         sweeps=sweep or [],
@@ -211,7 +220,7 @@ def run(
 
 @app.command("list")
 def list_(plugin_file: Files = None, no_plugin: Off = None) -> None:
-    """List techniques, variants, models, losses, augmentations, predictors and datasets; what each needs and where it comes from."""
+    """List techniques, variants, their parts, and datasets; what each needs and where it comes from."""
     from flowers_bench.cli import catalogue
 
     catalogue.print_all(plugin_file or [])
@@ -259,7 +268,10 @@ def check(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE: options that it cannot run without")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run store of techniques that build on finished trials")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--store", "--out", help="The run store of techniques that build on finished trials"),
+    ] = None,
 ) -> None:
     """Run the conformance kit: shapes, gradients, seeds, saving, a whole tiny trial. Each failure says what to change."""
     from flowers_bench.cli import plugin as command
@@ -274,53 +286,72 @@ def leaderboard(
     format: Annotated[str, typer.Option(help="text, md, latex, csv or json")] = "text",
     trials: Annotated[bool, typer.Option("--trials", help="One row per trial, with its id")] = False,
     margin: Margin = 1.0,
+    wide: Wide = False,
 ) -> None:
     """Show accuracy with intervals, cost and hardware of all finished trials, one table per comparable protocol."""
     from flowers_bench.cli import leaderboard as command
 
-    raise typer.Exit(command.print_leaderboard(_folder(out), format, trials, margin))
+    raise typer.Exit(command.print_leaderboard(_folder(out), format, trials, margin, wide=wide))
+
+
+@app.command()
+def answer(
+    out: Out = "runs",
+    format: Annotated[str, typer.Option(help="text, md or json")] = "text",
+    margin: Margin = 1.0,
+) -> None:
+    """Say which technique is best, which cannot be told apart from it, the cheapest of these, what is open, what to do next."""
+    from flowers_bench.cli import answer as command
+
+    raise typer.Exit(command.answer(_folder(out), out, format, margin))
 
 
 @app.command()
 def compare(
     names: Annotated[
-        list[str], typer.Argument(help="Two or more of: NAME[/VARIANT], 'NAME/VARIANT KEY=VALUE', a trial's id")
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="Two or more of: NAME[/VARIANT], 'NAME/VARIANT KEY=VALUE', a trial's id [default: the leaderboard's]"
+        ),
+    ] = None,
     out: Out = "runs",
     format: Annotated[str, typer.Option(help="text, md, csv or json")] = "text",
     against: Annotated[
         str | None, typer.Option(help="Compare each name with this one only, and adjust for these pairs alone")
     ] = None,
     margin: Margin = 1.0,
+    wide: Wide = False,
 ) -> None:
     """Say whether a difference is real: every pair on the same test images and seeds, with intervals and exact tests."""
     from flowers_bench.cli import compare as command
 
-    raise typer.Exit(command.compare(names, _folder(out), format, against, margin))
+    raise typer.Exit(command.compare(names or [], _folder(out), format, against, margin, wide=wide))
 
 
 @app.command()
 def report(
-    runs: Annotated[str, typer.Argument(help="The run store: a folder or a URL")] = "runs",
+    runs: OldPlace = None,
+    out: Out = "runs",
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write")] = Path("report.html"),
     margin: Margin = 1.0,
 ) -> None:
     """Write one self-contained page: leaderboard, cost, curves, comparisons, confusions, figures, every trial."""
     from flowers_bench.cli import report as command
 
-    raise typer.Exit(command.report(_folder(runs), output, margin))
+    raise typer.Exit(command.report(_folder(runs or out), output, margin, runs or out))
 
 
 @app.command()
 def figures(
     suite: Annotated[str, typer.Argument(help="study, study-small or a suite of your own, ./mine.toml")],
-    runs: Annotated[str, typer.Argument(help="The run store: a folder or a URL")] = "runs",
+    runs: OldPlace = None,
+    out: Out = "runs",
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to")] = Path("figures"),
 ) -> None:
     """Draw a suite's figures from its finished trials: curves, sweeps and pictures, as SVG and PNG."""
     from flowers_bench.cli import figures as command
 
-    raise typer.Exit(command.figures(suite, _folder(runs), output))
+    raise typer.Exit(command.figures(suite, _folder(runs or out), output, runs or out))
 
 
 @app.command()

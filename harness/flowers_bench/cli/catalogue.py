@@ -33,6 +33,9 @@ def print_all(files: Sequence[Path]) -> None:
         ("losses", host.losses),
         ("augmentations", host.augmentations),
         ("predictors", host.predictors),
+        ("steps (--step NAME)", host.steps),
+        ("optimizers (--set optimizer=NAME; beside these adam, adamw, sgd, and any of timm's)", host.optimizers),
+        ("schedules (--set schedule=NAME)", host.schedules),
     ):
         _parts(title, table)
     _say("\ndatasets (--data NAME)")
@@ -71,7 +74,7 @@ def _parts(title: str, table: Mapping[str, Registered[Any]]) -> None:
     for name, registered in sorted(table.items()):
         part = registered.value
         _line(name, part.summary, registered.plugin)
-        if part.needs:
+        if getattr(part, "needs", None):
             _say(f"      needs: {', '.join(sorted(part.needs))}")
         if getattr(part, "provides", None):
             _say(f"      provides: {', '.join(sorted(part.provides))}")
@@ -99,6 +102,7 @@ def describe(name: str, files: Sequence[Path]) -> None:
         ("model", host.models),
         ("loss", host.losses),
         ("augmentation", host.augmentations),
+        ("step", host.steps),
     )
     for kind, table in tables:
         part = host.find(kind, table, getattr(technique, kind)).value
@@ -129,7 +133,7 @@ def describe(name: str, files: Sequence[Path]) -> None:
 
 
 def _replaced(variant: Any) -> dict[str, str]:
-    names = ("model", "loss", "augmentation", "predictor", "backbone", "weights")
+    names = ("model", "loss", "augmentation", "predictor", "step", "backbone", "weights")
     return {name: getattr(variant, name) for name in names if getattr(variant, name) is not None}
 
 

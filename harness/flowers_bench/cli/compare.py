@@ -16,12 +16,22 @@ if TYPE_CHECKING:
     from flowers_bench.store.folder import TrialFolder
 
 
-def compare(names: Sequence[str], out: Path, format: str, against: str | None = None, margin: float = 1.0) -> int:
+def compare(
+    names: Sequence[str],
+    out: Path,
+    format: str,
+    against: str | None = None,
+    margin: float = 1.0,
+    *,
+    wide: bool = False,
+) -> int:
     """Print the comparison to stdout in this format; return the exit code.
 
     Args:
+        names: what is compared; none for the pairs of the leaderboard, table by table.
         against: a name that each of `names` is compared with; without it, all pairs of `names` are compared.
         margin: in points, within which techniques are the same for practical purposes.
+        wide: whether the text has all columns.
 
     Raises:
         UsageError: a name is unknown or ambiguous, or no pair may be compared.
@@ -33,10 +43,12 @@ def compare(names: Sequence[str], out: Path, format: str, against: str | None = 
 
     if format != "text" and format not in FORMATS:
         raise unknown_name("format", format, ["text", *FORMATS])
+    if not names and against is None:
+        return _compare_all(out, format, margin, wide=wide)
     if len(names) < 2 and against is None:
         raise UsageError(
-            "compare takes two names or more: flowers-bench compare deformable/stage3 deformable/plain; or one, and "
-            "--against another"
+            "compare takes two names or more: flowers-bench compare deformable/stage3 deformable/plain; one, and "
+            "--against another; or none, for all pairs of the leaderboard"
         )
     contents, code = read_store(out)
     try:
@@ -56,9 +68,34 @@ def compare(names: Sequence[str], out: Path, format: str, against: str | None = 
     # CSV has no columns for changed images.
     stressed = [found for pair in pairs if (found := under_stress(*pair))] if format != "csv" else []
     if format == "text":
-        print_text(comparison, stressed)
+        print_text(comparison, stressed, wide=wide)
     else:
         print(FORMATS[format](comparison, stressed))
+    return code
+
+
+def _compare_all(out: Path, format: str, margin: float, *, wide: bool) -> int:
+    """Print the pairs of each table of the leaderboard: of its best rows, and each row with its baseline."""
+    from flowers_bench.cli.damage import read_store
+    from flowers_bench.report.comparison_text import FORMATS, print_text
+    from flowers_bench.report.formatting import markdown_cell
+    from flowers_bench.report.leaderboard import Leaderboard
+
+    contents, code = read_store(out)
+    found = [group for group in Leaderboard.of(contents.finished, margin=margin / 100).groups if group.compared.pairs]
+    if not found:
+        raise UsageError(f"{out} has no two techniques that can be compared: of one dataset, split and protocol.")
+    if format in ("csv", "json"):  # one table, whose column `family` says what each claim is adjusted for
+        first, *others = [group.compared for group in found]
+        print(FORMATS[format](first, others=others))
+        return code
+    for place, group in enumerate(found):
+        if place:
+            print()
+        if format == "text":
+            print_text(group.compared, title=group.title, wide=wide)
+        else:
+            print(f"**{markdown_cell(group.title)}**\n\n{FORMATS[format](group.compared)}")
     return code
 
 

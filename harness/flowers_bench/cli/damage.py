@@ -36,5 +36,5 @@ def read_store(root: Path) -> tuple[Contents, int]:
     if not contents.finished:
         if contents.damaged:
             raise Unreadable(f"no trial of {root} is left to show.")
-        raise UsageError(f"no finished trials in {root}. Run some: flowers-bench --plugin deformable --out {root}")
+        raise UsageError(f"no finished trials in {root}. Run some: flowers-bench --plugin deformable --store {root}")
     return contents, code

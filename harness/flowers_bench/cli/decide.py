@@ -16,7 +16,7 @@ from flowers_bench.cli.execute import (
     prepared,
     print_results,
     progress_labels,
-    run_all,
+    run_and_push,
     was_interrupted,
 )
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from flowers_bench.report.decisions import Contender
     from flowers_bench.store.decisions import Decision, PairRecord
     from flowers_bench.store.folder import Store
+    from flowers_bench.store.remote import RemoteStore
 
 
 def decide(planned: Sequence[TrialPlan], options: RunOptions, wanted: Deciding, timeout: float, format: str) -> int:
@@ -47,14 +48,12 @@ def decide(planned: Sequence[TrialPlan], options: RunOptions, wanted: Deciding, 
     from flowers_bench.measure.hardware import kernel_in_use
     from flowers_bench.store.folder import Store
 
-    if options.remote:
-        raise UsageError("--decide needs a run store that is a folder: its plan is kept there. Give --out a folder.")
     loop = _Loop.of(planned, options, wanted, Store(options.out))
     announce([item for item in planned if item.trial.seed == 0], options.store)
     kernel_in_use()  # compile the kernel, or say that it is missing, here and not in a trial's log
     code = loop.go_on(timeout)
     finished = [item for item in planned if loop.store.folder(item.trial.id).finished()]
-    return max(code, print_results(finished, loop.store, format))
+    return max(code, print_results(finished, loop.store, options.store, format))
 
 
 @dataclass
@@ -87,13 +86,12 @@ class _Loop:
             techniques.setdefault(seedless_id(item.described()), []).append(item)
         ordered = {key: sorted(items, key=lambda item: item.trial.seed) for key, items in techniques.items()}
         contenders = [Contender(items[0].described(), items[0].labels) for items in ordered.values()]
-        decision = _planned(contenders, planned, wanted, store)
+        decision = _planned(contenders, planned, wanted, store, options.remote)
         return cls(ordered, contenders, options, wanted, store, decision, {}, jobs)
 
     def go_on(self, timeout: float) -> int:
         """Run and look until nothing is open or something is spent; return the exit code."""
         from flowers_bench.report.decisions import going_on, look_again
-        from flowers_bench.store.decisions import write_decision
 
         began = time.monotonic()
         while (going := going_on(self.decision)) and self.decision.done < len(self.decision.looks):
@@ -110,7 +108,7 @@ class _Loop:
                 )
                 return 0
             self.decision = look_again(self.decision, self.contenders, self._outcomes(seeds))
-            write_decision(self.store.root, self.decision)
+            _keep(self.decision, self.store, self.options.remote)
             for line in self._in_words():
                 messages.print(printable(line), markup=False)
         return 0
@@ -127,19 +125,22 @@ class _Loop:
     def _train(self, wanted: Sequence[TrialPlan], seeds: int, timeout: float) -> int:
         """Run this shard's share of the trials that are not finished; return the exit code, not 0 if one is missing."""
         share = list(wanted)[self.options.shard.indices]
-        name_again(share, self.store)
+        named = name_again(share, self.store)
         todo, unfit = prepared(share, self.store, stress=self.options.stress, track=self.options.trackers)
         if unfit:
             return print_damaged(unfit)
         if todo:
             messages.print(f"up to {seeds} seeds: {len(todo)} trials")
         with TrialProgress(progress_labels(share), len(todo)) as progress:
-            outcomes = run_all(todo, progress.on_event, timeout, self.options, self.jobs)
+            outcomes, pushed = run_and_push(todo, named, progress.on_event, timeout, self.options, self.jobs)
         if was_interrupted(todo, outcomes):
             messages.print(AGAIN)
             return INTERRUPTED
         if any(outcome.state == "failed" for outcome in outcomes):
             messages.print(f"no look at {seeds} seeds: a trial failed, and all must be there")
+            return FAILED
+        if not pushed:
+            messages.print(f"no look at {seeds} seeds: its trials must be at {self.options.store} first")
             return FAILED
         return 0
 
@@ -198,10 +199,16 @@ _OUTCOMES = {
 }
 
 
-def _planned(contenders: Sequence[Contender], planned: Sequence[TrialPlan], wanted: Deciding, store: Store) -> Decision:
+def _planned(
+    contenders: Sequence[Contender],
+    planned: Sequence[TrialPlan],
+    wanted: Deciding,
+    store: Store,
+    remote: RemoteStore | None,
+) -> Decision:
     """Read the plan that the store has for these techniques, up to the seeds wanted; or make one, and store it."""
     from flowers_bench.report.decisions import new_decision, with_seeds_max
-    from flowers_bench.store.decisions import read_decision, write_decision
+    from flowers_bench.store.decisions import read_decision
 
     margin = wanted.margin / 100
     found = read_decision(store.root, [contender.id for contender in contenders])
@@ -211,10 +218,19 @@ def _planned(contenders: Sequence[Contender], planned: Sequence[TrialPlan], want
     elif abs(found.margin - margin) > 1e-9:
         raise UsageError(
             f"--decide {wanted.margin:g}: the plan in {store.root} for these techniques is for {100 * found.margin:g} points, and "
-            "was tested already. Give that margin, or decide about it in another store with --out."
+            "was tested already. Give that margin, or decide about it in another store with --store."
         )
     else:
         decision = with_seeds_max(found, wanted.seeds_max)
     if decision is not found:
-        write_decision(store.root, decision)
+        _keep(decision, store, remote)
     return decision
+
+
+def _keep(decision: Decision, store: Store, remote: RemoteStore | None) -> None:
+    """Write the plan into the store, and to its URL if it has one."""
+    from flowers_bench.store.decisions import write_decision
+
+    write_decision(store.root, decision)
+    if remote:
+        remote.push_decision(decision.id)

@@ -6,7 +6,6 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from flowers_bench.executors.local import OnEvent, Outcome
     from flowers_bench.plan.planning import TrialPlan
     from flowers_bench.store.folder import Store, TrialFolder
-    from flowers_bench.store.remote import Pusher
 
 AGAIN = "interrupted; run the same command again to continue"
 
@@ -55,29 +53,13 @@ def execute(
         messages.print(
             f"{finished_before} of {counted(len(planned), 'trial')} {_are(finished_before)} finished already{rest}"
         )
-    with _pusher(options) as pusher, TrialProgress(progress_labels(planned), len(todo)) as progress:
-        if pusher:
-            for folder in named:
-                pusher.push(folder)
-
-        def on_event(folder: TrialFolder, event: Event) -> None:
-            progress.on_event(folder, event)
-            if pusher and isinstance(event, Ended) and event.state == "done":
-                pusher.push(folder)
-
-        outcomes = run_all(todo, on_event, timeout, options, jobs)
-    damaged = print_results(planned, store, format, unfit, datasets)
-    if not damaged and all(folder.finished() for folder in folders):
-        _print_next(options)
+    with TrialProgress(progress_labels(planned), len(todo)) as progress:
+        outcomes, pushed = run_and_push(todo, named, progress.on_event, timeout, options, jobs)
+    damaged = print_results(planned, store, options.store, format, unfit, datasets)
     if was_interrupted(todo, outcomes):
         messages.print(AGAIN)
         return INTERRUPTED
-    unpushed = pusher.failed if pusher else {}
-    for trial_id, error in unpushed.items():
-        messages.print(
-            f"trial {trial_id} was not pushed, run the same command again: {error}", markup=False, style="red"
-        )
-    return FAILED if unpushed or any(outcome.state == "failed" for outcome in outcomes) else damaged
+    return FAILED if not pushed or any(outcome.state == "failed" for outcome in outcomes) else damaged
 
 
 def progress_labels(planned: Sequence[TrialPlan]) -> dict[str, str]:
@@ -106,12 +88,19 @@ def at_once(planned: Sequence[TrialPlan], options: RunOptions) -> tuple[int, Seq
 def print_results(
     planned: Sequence[TrialPlan],
     store: Store,
+    place: str,
     format: str,
     unfit: Sequence[Unreadable] = (),
     datasets: Sequence[Dataset] = (),
 ) -> int:
-    """Print the leaderboard of the trials that are finished, accuracy by what the `datasets` know of their test images, and what
-    all took; name damaged and `unfit` trials; return the exit code."""
+    """Print the leaderboard of the trials that are finished, accuracy by what the `datasets` know of their test images, what
+    all took, and the answer; name damaged and `unfit` trials; return the exit code.
+
+    Args:
+        place: what the user calls the store.
+    """
+    from flowers_bench.report.answer import answers, markdown_lines
+    from flowers_bench.report.answer import print_text as print_answers
     from flowers_bench.report.factors import factor_tables
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.text import markdown, print_text
@@ -123,18 +112,50 @@ def print_results(
     if contents.finished:
         board = Leaderboard.of(contents.finished, {item.trial.id: item.labels for item in planned})
         known = factor_tables(board, datasets)
+        found = answers(board, contents.unfinished, place)
         if format == "md":
-            print(markdown(board, known))
+            print(markdown(board, known, found))
+            print("\n".join(markdown_lines(found, place)))
         else:
-            print_text(board, known)
+            print_text(board, known, found)
+            print()
+            print_answers(found, place)
     _print_total([*contents.finished, *contents.unfinished])
     return damaged
 
 
-def _pusher(options: RunOptions) -> contextlib.AbstractContextManager[Pusher | None]:
+def run_and_push(
+    todo: Sequence[TrialFolder],
+    named: Sequence[TrialFolder],
+    on_event: OnEvent,
+    timeout: float,
+    options: RunOptions,
+    jobs: int,
+) -> tuple[Sequence[Outcome], bool]:
+    """Run the trials as `run_all` does and, where the store is at a URL, push each that ends, and those in `named`.
+
+    Returns:
+        The outcome of each; and whether all that should be at the URL is there, which is said where it is not.
+    """
     from flowers_bench.store.remote import Pusher
 
-    return Pusher(options.remote) if options.remote else contextlib.nullcontext()
+    if options.remote is None:
+        return run_all(todo, on_event, timeout, options, jobs), True
+    with Pusher(options.remote) as pusher:
+        for folder in named:
+            pusher.push(folder)
+
+        def push_what_ends(folder: TrialFolder, event: Event) -> None:
+            on_event(folder, event)
+            if isinstance(event, Ended) and event.state == "done":
+                pusher.push(folder)
+
+        outcomes = run_all(todo, push_what_ends, timeout, options, jobs)
+    for trial_id, error in pusher.failed.items():
+        messages.print(
+            f"trial {trial_id} was not pushed, run the same command again: {error}", markup=False, style="red"
+        )
+    return outcomes, not pusher.failed
 
 
 def run_all(
@@ -229,17 +250,6 @@ def _print_total(folders: Sequence[TrialFolder]) -> None:
 
 def _are(number: int) -> str:
     return "is" if number == 1 else "are"
-
-
-def _print_next(options: RunOptions) -> None:
-    """Print what people do with a finished run."""
-    store = "" if options.store == "runs" else f" {quote(options.store)}"
-    lines = [f"flowers-bench report{store} -o report.html   (one page: every pair compared, curves, cost)"]
-    if options.factors.data in (None, "petals") and options.techniques:
-        lines.append(
-            f"flowers-bench --plugin {','.join(options.techniques)} --data FOLDER   (the same on your photographs)"
-        )
-    messages.print("next:", *(f"  {line}" for line in lines), sep="\n", markup=False, soft_wrap=True)
 
 
 def announce(planned: Sequence[TrialPlan], out: str) -> None:

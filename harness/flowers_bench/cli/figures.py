@@ -8,7 +8,7 @@ from flowers_bench.util.errors import UsageError
 from flowers_bench.util.text import printable
 
 
-def figures(suite: str, runs: Path, output: Path) -> int:
+def figures(suite: str, runs: Path, output: Path, store: str | None = None) -> int:
     """Write the files and print their names; return the exit code.
 
     Figures that cannot be drawn are named too, with the command that runs their trials.
@@ -43,6 +43,8 @@ def figures(suite: str, runs: Path, output: Path) -> int:
         )
     if absent:
         console.print(
-            f"what is absent comes with: flowers-bench run {suite} --out {runs}", markup=False, soft_wrap=True
+            f"what is absent comes with: flowers-bench run {suite} --store {store or runs}",
+            markup=False,
+            soft_wrap=True,
         )
     return code

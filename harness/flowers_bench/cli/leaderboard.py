@@ -7,11 +7,12 @@ from pathlib import Path
 from flowers_bench.util.errors import unknown_name
 
 
-def print_leaderboard(out: Path, format: str, trials: bool, margin: float = 1.0) -> int:
+def print_leaderboard(out: Path, format: str, trials: bool, margin: float = 1.0, *, wide: bool = False) -> int:
     """Print the leaderboard, or one line for each trial, to stdout in this format; return the exit code.
 
     Args:
         margin: in points, within which techniques are the same for practical purposes.
+        wide: whether the text has all columns.
 
     Raises:
         UsageError: the store is empty, or the format is unknown.
@@ -27,7 +28,7 @@ def print_leaderboard(out: Path, format: str, trials: bool, margin: float = 1.0)
     if trials:
         print(trials_table(folders))
     elif format == "text":
-        print_text(Leaderboard.of(folders, margin=margin / 100))
+        print_text(Leaderboard.of(folders, margin=margin / 100), wide=wide)
     else:
         print(FORMATS[format](Leaderboard.of(folders, margin=margin / 100)))
     return code

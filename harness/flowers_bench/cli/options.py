@@ -24,7 +24,18 @@ OWN_OPTIONS = {
     "technique": "--plugin",
     **{
         key: f"--{key}"
-        for key in ("data", "backbone", "weights", "loss", "augmentation", "predictor", "shots", "seeds", "search")
+        for key in (
+            "data",
+            "backbone",
+            "weights",
+            "loss",
+            "augmentation",
+            "predictor",
+            "step",
+            "shots",
+            "seeds",
+            "search",
+        )
     },
 }
 #: The keys among them that `--sweep` refuses too.
@@ -41,6 +52,7 @@ class Factors:
     loss: str | None = None
     augmentation: str | None = None
     predictor: str | None = None
+    step: str | None = None
 
     def given(self) -> dict[str, str]:
         """Give the values that are not None, by name."""

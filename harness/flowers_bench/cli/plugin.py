@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import keyword
 import os
 import re
@@ -64,7 +65,8 @@ def _refuse_name(name: str) -> None:
             "with a letter, such as second-order."
         )
     host = discover()
-    if name in {*host.plugins, *host.techniques, *host.models, *host.losses, *host.augmentations, *host.predictors}:
+    parts = (host.models, host.losses, host.augmentations, host.predictors, host.steps, host.optimizers, host.schedules)
+    if name in {*host.plugins, *host.techniques, *itertools.chain(*parts)}:
         raise UsageError(f"the name {name!r} is taken by an installed plugin; `flowers-bench list` shows all.")
     if keyword.iskeyword(name) or name == "tests" or importlib.util.find_spec(_module(name)) is not None:
         raise UsageError(

@@ -7,11 +7,12 @@ from pathlib import Path
 from flowers_bench.util.errors import UsageError
 
 
-def report(runs: Path, output: Path, margin: float = 1.0) -> int:
+def report(runs: Path, output: Path, margin: float = 1.0, store: str | None = None) -> int:
     """Write the page, and return the exit code.
 
     Args:
         margin: in points, within which techniques are the same for practical purposes.
+        store: what the user calls the store; the folder's path unless given.
 
     Raises:
         UsageError: the store is empty, or the page cannot be written.
@@ -35,6 +36,7 @@ def report(runs: Path, output: Path, margin: float = 1.0) -> int:
         contents.unfinished,
         [*searches.finished, *searches.unfinished],
         damaged=[*contents.damaged, *searches.damaged, *pictures],
+        store=store or str(runs),
     )
     try:
         write_atomically(output, lambda temporary: temporary.write_text(text, encoding="utf-8"))

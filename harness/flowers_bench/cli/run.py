@@ -128,6 +128,7 @@ def _request(options: RunOptions) -> Request:
         loss=factors.loss,
         augmentation=factors.augmentation,
         predictor=factors.predictor,
+        step=factors.step,
         cache_dir=options.cache,
         seeds=options.seeds or 3,
         settings=options.settings,

@@ -93,8 +93,10 @@ def _identity(config: Config, labels: Sequence[Label]) -> list[Line]:
         "augmentation": config.augmentation,
         "sampler": config.sampler,
         "predictor": config.predictor,
+        **({"step": config.step} if config.step else {}),
     }
-    sizes = f"{data.n_train} train / {data.n_val} val / {data.n_test} test"
+    unlabelled = f" + {data.n_unlabelled} unlabelled" if data.n_unlabelled else ""
+    sizes = f"{data.n_train} train{unlabelled} / {data.n_val} val / {data.n_test} test"
     lines = [
         ("parts", ", ".join(f"{key} {name}" for key, name in parts.items())),
         ("backbone", f"{config.backbone}, weights {config.weights.name}" + _sha(config.weights.sha256)),

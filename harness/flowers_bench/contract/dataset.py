@@ -79,6 +79,7 @@ class Dataset:
             for others.
         factor_sweeps: test images made again with one nuisance factor set: by factor, then by value, weakest first;
             under the keys of the test images that they are. Empty for photographs.
+        descriptions: C texts, index = label: what each class looks like, for techniques with language. Empty: there are none.
         shown_factors: what is known of the test images and accuracy is shown by after a run: N numbers each, by a plain name such
             as "tilt". Empty for photographs.
         class_contents: C texts, equal exactly where classes of two datasets are the same one, as a drawn species is. Empty: not
@@ -98,6 +99,8 @@ class Dataset:
     factor_sweeps: Mapping[str, Mapping[float, Split]] = field(default_factory=dict)
     class_contents: Sequence[str] = ()
     shown_factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    descriptions: Sequence[str] = ()
+    unlabelled: Images = ()
 
     @property
     def num_classes(self) -> int:

@@ -29,7 +29,9 @@ import pluggy
 
 from flowers_bench import hookspecs
 from flowers_bench.contract.dataset import DatasetSource
+from flowers_bench.contract.optimizer import OWN_OPTIMIZERS, SCHEDULES, Optimizer, Schedule
 from flowers_bench.contract.predictor import CLASSIFIER, Predictor
+from flowers_bench.contract.step import USUAL, Step
 from flowers_bench.contract.technique import Augmentation, Loss, Model, Technique
 from flowers_bench.util.deprecation import Deprecated, deprecated
 from flowers_bench.util.errors import UsageError, unknown_name
@@ -104,6 +106,9 @@ class Host:
         self.losses: dict[str, Registered[Loss]] = {}
         self.augmentations: dict[str, Registered[Augmentation]] = {}
         self.predictors: dict[str, Registered[Predictor]] = {CLASSIFIER.name: Registered(CLASSIFIER, BUILT_IN)}
+        self.steps: dict[str, Registered[Step]] = {USUAL.name: Registered(USUAL, BUILT_IN)}
+        self.optimizers: dict[str, Registered[Optimizer]] = {}
+        self.schedules: dict[str, Registered[Schedule]] = {s.name: Registered(s, BUILT_IN) for s in SCHEDULES}
         self.techniques: dict[str, Registered[Technique]] = {}
         self.datasets: dict[str, Registered[DatasetSource]] = {}
         self.tracking: Collection[str] = ()
@@ -152,6 +157,9 @@ class Host:
             ("register_losses", self.losses, Loss),
             ("register_augmentations", self.augmentations, Augmentation),
             ("register_predictors", self.predictors, Predictor),
+            ("register_steps", self.steps, Step),
+            ("register_optimizers", self.optimizers, Optimizer),
+            ("register_schedules", self.schedules, Schedule),
             ("register_techniques", self.techniques, Technique),
             ("register_datasets", self.datasets, DatasetSource),
         ]
@@ -211,7 +219,7 @@ class Host:
                 raise UsageError(f"--track {name} needs {status.tracker}, which is not installed: pip install {extra}")
 
     def is_built_in(self, plugin: str) -> bool:
-        """Tell whether the plugin of that name came with flowers-bench; the host's own predictor is no plugin's."""
+        """Tell whether the plugin of that name came with flowers-bench; the host's own predictor, step and schedules are no plugin's."""
         status = self.plugins.get(plugin)
         return status is None or status.origin == BUILT_IN
 
@@ -328,6 +336,8 @@ def _refuse_collisions(table: Mapping[str, Registered[Any]], kind: type, values:
         for name in (value.name, *(value.variants if isinstance(value, Technique) else ())):
             if not isinstance(name, str) or not name or not name.isprintable():
                 raise UsageError(f"registers a {kind.__name__.lower()} of the name {name!r}: expected printable text")
+            if kind is Optimizer and name in OWN_OPTIMIZERS:
+                raise UsageError(f"optimizer {name!r} is flowers-bench's own: choose another name")
         if value.name in table:
             other = table[value.name].plugin
             raise UsageError(f"{kind.__name__.lower()} {value.name!r} is already registered by plugin {other!r}")

@@ -39,6 +39,8 @@ Need = Literal[
     "tokens",  # the backbone is a transformer of patch tokens (timm's VisionTransformer)
     "conv3x3",  # the backbone has 3x3 convolutions in the chosen stage
     "stages",  # the backbone has timm's feature stages
+    "second_view",  # the augmentation has a `second`
+    "descriptions",  # the data say in words what each class looks like
 ]
 
 
@@ -58,7 +60,8 @@ class Recipe:
     """Everything that training needs beyond model, loss and augmentation. Part of every result.
 
     Attributes:
-        optimizer: `adam`, `adamw` or `sgd` (momentum 0.9, Nesterov).
+        optimizer: `adam`, `adamw` or `sgd` (momentum 0.9, Nesterov); or one that a plugin registers; or any of timm's
+            (`timm.optim.list_optimizers()`), with the settings that timm gives it.
         lr: peak learning rate.
         lr_scale: factor on `lr` for parameters whose name matches the pattern (`fnmatch`), first match wins. The classifier of
             a backbone is `classifier.*`, whatever timm calls it.
@@ -66,7 +69,7 @@ class Recipe:
             Clark 2020).
         weight_decay: decoupled for adamw; never on biases, norms and other one-dimensional parameters, nor on what
             timm exempts (class token, position embedding).
-        schedule: `cosine` to zero, or `constant`, after the warm-up.
+        schedule: `cosine` to zero, or `constant`, after the warm-up; or one that a plugin registers.
         warmup_epochs: linear from zero. Where `--set`, a sweep or a suite gives `epochs` alone, it becomes `warmup_for` them.
         batch_size: images per step.
         epochs: at most this many.
@@ -96,8 +99,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         checks: Sequence[tuple[str, bool, str]] = (
-            ("optimizer", self.optimizer in ("adam", "adamw", "sgd"), "adam, adamw or sgd"),
-            ("schedule", self.schedule in ("cosine", "constant"), "cosine or constant"),
+            # Which names there are is known in planning, where the plugins are.
+            ("optimizer", self.optimizer.isprintable() and bool(self.optimizer), "a name, such as adamw"),
+            ("schedule", self.schedule.isprintable() and bool(self.schedule), "a name, such as cosine"),
             ("precision", self.precision in ("float32", "bfloat16"), "float32 or bfloat16"),
             ("lr", 0 < self.lr <= 100, "above 0 and at most 100"),
             ("lr_scale", all(v >= 0 for v in self.lr_scale.values()), "factors of at least 0"),
@@ -175,6 +179,8 @@ class ModelContext(ReadsOptions):
         dataset: `Dataset.facts()` of what it will be trained on, where known.
         store: the run store that the trial is kept in, where known: other finished trials are found there.
         plugin_files: plugins that the user named: what parts of those other trials may come from.
+        class_names: C names, index = label.
+        descriptions: C texts, index = label, for models that need `descriptions`.
     """
 
     backbone: Backbone
@@ -184,15 +190,19 @@ class ModelContext(ReadsOptions):
     dataset: Mapping[str, object] = field(default_factory=dict)
     store: Path | None = None
     plugin_files: Sequence[Path] = ()
+    class_names: Sequence[str] = ()
+    descriptions: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class LossContext(ReadsOptions):
-    """What a loss's `build` receives: the number of classes, the embedding's dimension and the loss's options."""
+    """What a loss's `build` receives: the number of classes, the embedding's dimension, the loss's options, and the C classes'
+    names, index = label."""
 
     num_classes: int
     embedding_dim: int
     options: Options
+    class_names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -206,7 +216,11 @@ class AugmentationContext(ReadsOptions):
 
 @dataclass(frozen=True)
 class Part:
-    """What models, losses, augmentations and predictors have in common: a name to be found by, needs, and options.
+    """What models, losses, augmentations, predictors, steps and optimisers have in common: a name, needs, and options.
+
+    A part may have a method `begin_epoch(epoch, epochs)` on what its `build` (an augmentation's `image`, `batch`, `second`) made.
+    It is called before each epoch, from 1, on resuming once more for the last one, and for the best one once it is chosen or
+    loaded. What it does must depend on its two arguments alone. A model that has it may freeze and unfreeze parameters there.
 
     Attributes:
         revision: raised when the same options would give other numbers; part of a trial's identity where it is not 1.
@@ -264,12 +278,19 @@ class Augmentation(Part):
         provides: `soft_targets` where `batch` mixes labels, else `hard_targets`.
         views: how many versions of each training image there are, drawn once and for all (the same for every seed), of
             which each epoch shows one; None: `image` draws a new one at every step.
+        second: as `image`, for a second view of each image, drawn anew at every step for the losses and steps that need
+            `second_view`; None: there is none.
     """
 
     image: Callable[[AugmentationContext], Callable[[Tensor], Tensor]] = field(kw_only=True)
     batch: Callable[[AugmentationContext], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] | None = None
     provides: frozenset[Need] = frozenset({"hard_targets"})
     views: Callable[[AugmentationContext], int] | None = None
+    second: Callable[[AugmentationContext], Callable[[Tensor], Tensor]] | None = None
+
+    def offers(self) -> frozenset[Need]:
+        """Give what losses and steps may rely on: what it provides, and `second_view` where it has one."""
+        return self.provides | ({"second_view"} if self.second else frozenset())
 
 
 @dataclass(frozen=True)
@@ -280,7 +301,7 @@ class Variant:
         summary: one line.
         options: values for options of the technique's parts.
         recipe: recipe fields that differ from the technique's.
-        model, loss, augmentation, predictor, backbone, weights: replacements, or None to keep the technique's.
+        model, loss, augmentation, predictor, step, backbone, weights: replacements, or None to keep the technique's.
         baseline: the variant it is to be compared with (its twin without the idea), or None. Where the variant is a
             technique's default one, a bare `--plugin NAME` runs both.
     """
@@ -295,6 +316,7 @@ class Variant:
     backbone: str | None = None
     weights: str | None = None
     baseline: str | None = None
+    step: str | None = None
 
 
 @dataclass(frozen=True)
@@ -311,6 +333,7 @@ class Technique:
         weights: default initial weights: `none`, or `pretrained` for timm's default tag of the backbone.
         variants: by name.
         default: the variant that a bare `--plugin NAME` means.
+        step: name of what happens with a batch.
     """
 
     name: str
@@ -324,6 +347,7 @@ class Technique:
     default: str
     backbone: str = "resnet18"
     weights: str = "none"
+    step: str = "usual"
 
     def variant(self, name: str | None) -> tuple[str, Variant]:
         """Find the variant of that name, or the default one. Raises `UsageError` with the valid names."""

@@ -30,6 +30,7 @@ from flowers_bench.contract.dataset import DataRequest, Dataset, Split, split_ch
 from flowers_bench.contract.options import OptionValue, parse_options
 from flowers_bench.data.cache import Slice, cached_images
 from flowers_bench.data.options import PETALS_OPTIONS
+from flowers_bench.data.petal_words import describe
 from flowers_bench.data.threads import in_order
 from flowers_bench.util.errors import unknown_name
 
@@ -522,6 +523,7 @@ def load(request: DataRequest) -> Dataset:
         factor_sweeps=_sweeps(splits["test"], options),
         class_contents=[_drawn_from(n, options["grammar_seed"]) for n in range(count)],
         shown_factors=_shown(splits["test"].factors),
+        descriptions=[describe(species(n, options["grammar_seed"])) for n in range(count)],
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
-from flowers_bench.contract.dataset import Dataset, Split
+from flowers_bench.contract.dataset import Dataset, Images, Split
 from flowers_bench.data.cache import Selection
 from flowers_bench.store.identity import derive_seed
 from flowers_bench.util.errors import UsageError
@@ -17,7 +19,8 @@ def few_shot(dataset: Dataset, shots: int | None, seed: int) -> Dataset:
     whole.
 
     Of one seed the subsets are nested (the images of 2 shots are among those of 5), and the same for every technique;
-    another seed draws others. Raises `UsageError` for a class that has fewer images.
+    another seed draws others. The training images that are left out become unlabelled ones. Raises `UsageError` for a class that
+    has fewer images.
     """
     if shots is None:
         return dataset
@@ -37,7 +40,26 @@ def few_shot(dataset: Dataset, shots: int | None, seed: int) -> Dataset:
         {name: values[rows] for name, values in dataset.train.factors.items()},
         [dataset.train.contents[row] for row in rows] if dataset.train.contents else (),
     )
-    return replace(dataset, train=train)
+    left_out = np.setdiff1d(np.arange(len(labels)), rows)
+    unlabelled = Joined((Selection(dataset.train.images, left_out), dataset.unlabelled))
+    return replace(dataset, train=train, unlabelled=unlabelled)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Images of several sources, one source after the other."""
+
+    sources: Sequence[Images]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
+
+    def __getitem__(self, index: int) -> Tensor:
+        for source in self.sources:
+            if index < len(source):
+                return source[index]
+            index -= len(source)
+        raise IndexError(index)
 
 
 def _chosen(labels: np.ndarray, label: int, shots: int, seed: int) -> np.ndarray:

@@ -152,7 +152,8 @@ class _Run:
         return outcomes
 
     def _submit(self, folder: TrialFolder) -> None:
-        self._tasks[self._remote.remote(folder, self._timeout, self._desk, self._settings)] = folder
+        whole = TrialFolder(folder.path.resolve())  # nodes have another working directory
+        self._tasks[self._remote.remote(whole, self._timeout, self._desk, self._settings)] = folder
 
     def _say_if_nothing_fits(self) -> None:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]

@@ -8,7 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench.models.network import bare_network, classifier_names, refusal, size_argument, usual_size
+from flowers_bench.models.network import (
+    bare_network,
+    classifier_names,
+    refusal,
+    size_argument,
+    timm_with_small_networks,
+    usual_size,
+)
 from flowers_bench.models.weights import Weights, WeightsReport
 from flowers_bench.util.errors import UsageError
 
@@ -39,8 +46,7 @@ class Backbone:
 
     def create(self) -> nn.Module:
         """Create the model with its initial weights. Raises `UsageError` if the weights do not fit the model."""
-        import timm
-
+        timm = timm_with_small_networks()
         arguments = {"num_classes": self.num_classes, **size_argument(self.name, self.image_size)}
         model: nn.Module = timm.create_model(self.name, pretrained=False, **arguments)
         if self.weights.path is not None:
@@ -166,8 +172,7 @@ def check_backbone(name: str) -> None:
     """Raise `UsageError`, with near names, unless timm knows `name`."""
     import difflib
 
-    import timm
-
+    timm = timm_with_small_networks()
     if "." in name:
         model = name.partition(".")[0]
         raise UsageError(f"--backbone {name}: say --backbone {model} --weights {name}.")

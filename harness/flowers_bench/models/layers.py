@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,20 +22,32 @@ class Output:
         embedding: (N, D), the features that the classifier sees.
         teacher: (N, C), another network's logits for the same images, from models that provide `teacher`, while they
             train.
+        more: other tensors of the images, (N, ...), by name: for losses and steps that know the model.
+        second: what the model gives for the second view of the images, for losses that need `second_view`.
     """
 
     logits: Tensor
     embedding: Tensor
     teacher: Tensor | None = None
+    more: Mapping[str, Tensor] = field(default_factory=dict)
+    second: Output | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Output:
         """Apply `change` to every tensor, and give a new `Output`."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(value) for name, value in given.items() if isinstance(value, Tensor)})
+        return replace(self, **{name: _changed(value, change) for name, value in given.items()})
 
     def widened(self) -> Output:
         """Convert reduced precision, as under autocast, to float32: what losses get."""
         return self.each(lambda value: value.to(torch.promote_types(value.dtype, torch.float32)))
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Output):
+        return value.each(change)
+    return {name: change(tensor) for name, tensor in value.items()} if isinstance(value, Mapping) else value
 
 
 class Classifier(nn.Module):

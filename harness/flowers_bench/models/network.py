@@ -46,6 +46,15 @@ class Network:
         return name.startswith(tuple(f"{module}." for module in self.classifier))
 
 
+def timm_with_small_networks() -> Any:
+    """Import timm, with the networks of `models.small` beside its own: the module, which takes seconds the first time."""
+    import timm
+
+    import flowers_bench.models.small  # noqa: F401
+
+    return timm
+
+
 @functools.lru_cache(maxsize=64)
 def bare_network(name: str, image_size: int | None = None) -> Network:
     """Build a model without values, as timm does for pretrained weights, and find timm's converter for files of its
@@ -62,9 +71,9 @@ def bare_network(name: str, image_size: int | None = None) -> Network:
 def _bare(name: str, arguments: dict[str, int]) -> Network:
     from unittest import mock
 
-    import timm
-
     from flowers_bench.models.meta import without_values
+
+    timm = timm_with_small_networks()
 
     converters: list[Converter | None] = []
 
@@ -88,9 +97,8 @@ def size_argument(name: str, image_size: int) -> dict[str, int]:
     Models that run without it are left as timm builds them. Plain vision transformers always get it: they then have a
     position embedding for each patch of the trial's images, and do not interpolate one at every step.
     """
-    import timm
-
-    if timm.models.model_entrypoint(name).__module__.endswith((".vision_transformer", ".deit")):
+    timm = timm_with_small_networks()
+    if timm.models.model_entrypoint(name).__module__.endswith((".vision_transformer", ".deit", "models.small")):
         return {"img_size": image_size}
     usual = image_size == usual_size(name)
     return {"img_size": image_size} if not usual and _takes_size(name) and refusal(name, image_size, {}) else {}
@@ -98,10 +106,9 @@ def size_argument(name: str, image_size: int) -> dict[str, int]:
 
 @functools.cache
 def _takes_size(name: str) -> bool:
-    import timm
-
     from flowers_bench.models.meta import without_values
 
+    timm = timm_with_small_networks()
     with without_values():
         try:
             timm.create_model(name, img_size=usual_size(name))
@@ -114,9 +121,7 @@ def _takes_size(name: str) -> bool:
 
 def usual_size(name: str) -> int:
     """Find the side, in pixels, of the images that the model's default weights were trained with."""
-    from timm.models import get_pretrained_cfg
-
-    config = get_pretrained_cfg(name)
+    config = timm_with_small_networks().models.get_pretrained_cfg(name)
     return int(config.input_size[-1]) if config is not None else 224
 
 

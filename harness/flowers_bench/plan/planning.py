@@ -14,8 +14,10 @@ from torch import nn
 
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Progress, silent
 from flowers_bench.contract.host import Host, Registered, files_of_trial
+from flowers_bench.contract.optimizer import Optimizer, Schedule
 from flowers_bench.contract.options import Option, Options, OptionValue, parse_options
 from flowers_bench.contract.predictor import CLASSIFIER, Predictor
+from flowers_bench.contract.step import Step
 from flowers_bench.contract.technique import (
     Augmentation,
     Loss,
@@ -37,6 +39,7 @@ from flowers_bench.store.folder import Store, config_of, under_name
 from flowers_bench.store.identity import Label, Protocol, Trial
 from flowers_bench.store.records import Config, Run
 from flowers_bench.training import optimizer
+from flowers_bench.training.epochs import has_begin_epoch
 from flowers_bench.util.errors import UsageError, unknown_name
 
 #: At most so many parameters, and images of at most so many pixels a side, make a small network: see `side_by_side`.
@@ -76,6 +79,7 @@ class Request:
     loss: str | None = None
     augmentation: str | None = None
     predictor: str | None = None
+    step: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     store: Path | None = None
     shots: int | None = None
@@ -102,7 +106,7 @@ class TrialPlan:
         run: the content of `run.json`, as far as it is known before the trial runs.
         trains: whether any optimiser step is taken. If not, only the image size of the recipe matters.
         parameters: how many the model has.
-        notes: how the weight file was understood; printed before the trial runs.
+        notes: how the weight file was understood, and which settings leave it alone; printed before the trial runs.
     """
 
     trial: Trial
@@ -153,6 +157,15 @@ class _Parts:
     loss: Registered[Loss]
     augmentation: Registered[Augmentation]
     predictor: Registered[Predictor]
+    step: Registered[Step]
+    optimizer: Registered[Optimizer] | None = None
+    schedule: Registered[Schedule] | None = None
+
+    @property
+    def in_use(self) -> list[Registered[Any]]:
+        """Everything that was registered and takes part."""
+        found = [self.model, self.loss, self.augmentation, self.predictor, self.step, self.optimizer, self.schedule]
+        return [part for part in found if part is not None]
 
     @property
     def label(self) -> str:
@@ -186,16 +199,19 @@ def plan(
     chosen = [_parts(host, request, name) for name in [*names, *_floor(host, source, request, names)]]
     request = replace(request, settings=_renamed(chosen, request.settings))
     data_options, settings = _split_settings(source, request.settings)
-    _refuse_unknown_settings(chosen, settings)
-    loaded = loaded or Loaded()
     recipes = [_recipe(source, parts, request.recipe, settings) for parts in chosen]
+    chosen = [_with_recipe(host, parts, recipe, settings) for parts, recipe in zip(chosen, recipes, strict=True)]
+    recipes = [_without_warmup(parts, recipe) for parts, recipe in zip(chosen, recipes, strict=True)]
+    _refuse_unknown_settings(chosen, settings)
+    own = _own_settings(chosen, settings)
+    loaded = loaded or Loaded()
     # Mistakes in the weights are found before the data are loaded, which may take a download or minutes of drawing.
     initial = [
         _initial(request, plugin_files, parts, source, recipe, loaded)
         for parts, recipe in zip(chosen, recipes, strict=True)
     ]
     planned: list[TrialPlan] = []
-    for parts, recipe, start in zip(chosen, recipes, initial, strict=True):
+    for parts, recipe, start, given in zip(chosen, recipes, initial, own, strict=True):
         key = (source.name, path, recipe.image_size, tuple(sorted((k, str(v)) for k, v in data_options.items())))
         if key not in loaded.datasets:
             data = DataRequest(
@@ -213,13 +229,18 @@ def plan(
             weights_path=None,
         )
         dataset = few_shot(loaded.datasets[key], request.shots, 0)
-        planned += _trials(host, request, source, parts, start, recipe, dataset, data_options, run)
+        planned += _trials(
+            host, replace(request, settings=given), source, parts, start, recipe, dataset, data_options, run
+        )
     return in_order(planned)
 
 
 def one_by_one(host: Host, request: Request) -> list[Request]:
-    """Divide the request into one request for each of its techniques, including their baselines."""
-    return [replace(request, techniques=[label]) for label in _with_baselines(host, request.techniques)]
+    """Divide the request into one request for each of its techniques, including their baselines, with the settings that each
+    takes of it."""
+    chosen = [_parts(host, request, label) for label in _with_baselines(host, request.techniques)]
+    own = _own_settings(chosen, _renamed(chosen, request.settings))
+    return [replace(request, techniques=[parts.label], settings=each) for parts, each in zip(chosen, own, strict=True)]
 
 
 def searchable(host: Host, request: Request) -> tuple[Recipe, dict[str, Option]]:
@@ -234,9 +255,11 @@ def searchable(host: Host, request: Request) -> tuple[Recipe, dict[str, Option]]
     _, settings = _split_settings(source, request.settings)
     (label,) = request.techniques
     parts = _parts(host, request, label)
+    recipe = _recipe(source, parts, request.recipe, settings)
+    parts = _with_recipe(host, parts, recipe, settings)
     fixed = {*parts.variant.options, *settings}
     options = {name: option for name, option in _options(parts).items() if option.search and name not in fixed}
-    return _recipe(source, parts, request.recipe, settings), options
+    return _without_warmup(parts, recipe), options
 
 
 def in_order(planned: Iterable[TrialPlan]) -> list[TrialPlan]:
@@ -325,7 +348,8 @@ def _floor(host: Host, source: DatasetSource, request: Request, names: Sequence[
     if not request.floor or source.floor is None or source.floor in names:
         return []
     bare = len(request.techniques) == 1 and "/" not in request.techniques[0]
-    said = request.weights or request.loss or request.augmentation or request.predictor or request.search
+    parts = request.loss or request.augmentation or request.predictor or request.step
+    said = request.weights or parts or request.search
     options = [key for key in request.settings if key not in Recipe().facts() and not key.startswith("data.")]
     known = source.floor.partition("/")[0] in host.techniques
     return [source.floor] if bare and known and not said and not options else []
@@ -344,13 +368,14 @@ def _parts(host: Host, request: Request, name: str) -> _Parts:
     )
     meant = request.predictor or (variant.predictor if not request.loss else None) or loss.value.predictor
     predictor = host.find("predictor", host.predictors, meant)
-    parts = _Parts(technique, variant_name, variant, model, loss, augmentation, predictor)
+    step = host.find("step", host.steps, request.step or variant.step or technique.step)
+    parts = _Parts(technique, variant_name, variant, model, loss, augmentation, predictor, step)
     _refuse_misfits(parts)
     return parts
 
 
 def _refuse_misfits(parts: _Parts) -> None:
-    """Refuse a loss, predictor or augmentation that needs what the model and the augmentation do not provide."""
+    """Refuse a loss, predictor, step or augmentation that needs what the model and the augmentation do not provide."""
     model, loss, augmentation = parts.model.value, parts.loss.value, parts.augmentation.value
     predictor = parts.predictor.value
     if predictor.name == CLASSIFIER.name and "logits" not in model.provides:
@@ -363,14 +388,17 @@ def _refuse_misfits(parts: _Parts) -> None:
             f"{parts.label}: predictor {predictor.name!r} needs {need}, which model {model.name!r} does not provide (it "
             f"provides {', '.join(sorted(model.provides))}). Choose another --predictor."
         )
-    provided = model.provides | augmentation.provides
-    for need in sorted(loss.needs - provided):
-        giver = augmentation if need.endswith("_targets") else model
-        raise UsageError(
-            f"{parts.label}: loss {loss.name!r} needs {need}, which "
-            f"{type(giver).__name__.lower()} {giver.name!r} does not provide (it provides {', '.join(sorted(giver.provides))}). "
-            "Choose another --loss or --augmentation; `flowers-bench list` shows what each needs."
-        )
+    provided = model.provides | augmentation.offers()
+    for part in (loss, parts.step.value):
+        for need in sorted(part.needs - provided):
+            by_images = need.endswith("_targets") or need == "second_view"
+            giver, gives = (augmentation, augmentation.offers()) if by_images else (model, model.provides)
+            kind = type(part).__name__.lower()
+            raise UsageError(
+                f"{parts.label}: {kind} {part.name!r} needs {need}, which "
+                f"{type(giver).__name__.lower()} {giver.name!r} does not provide (it provides {', '.join(sorted(gives))}). "
+                f"Choose another --{kind} or --augmentation; `flowers-bench list` shows what each needs."
+            )
     if "soft_targets" in augmentation.provides and loss.sampler != "shuffled":
         raise UsageError(
             f"loss {loss.name!r} draws {loss.sampler} batches by class, which mixing augmentation {augmentation.name!r} would blur."
@@ -406,10 +434,64 @@ def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, st
 def _options(parts: _Parts) -> dict[str, Option]:
     # An option that a part declares replaces the predictor's option of the same name: both are one setting.
     given = dict(parts.predictor.value.options)
-    for part in (parts.model.value, parts.loss.value, parts.augmentation.value):
+    optimizer = [parts.optimizer.value] if parts.optimizer else []
+    for part in (parts.model.value, parts.loss.value, parts.augmentation.value, parts.step.value, *optimizer):
         for name, option in part.options.items():
             given[name] = option
     return given
+
+
+def _with_recipe(host: Host, parts: _Parts, recipe: Recipe, settings: Mapping[str, str]) -> _Parts:
+    """Find what the recipe names, registered optimiser and schedule. Raises `UsageError` for a name that there is not."""
+    optimizer.check_optimizer(recipe, host.optimizers)
+    schedule = host.find("schedule", host.schedules, recipe.schedule)
+    if schedule.value.warms_up and "warmup_epochs" in settings and recipe.warmup_epochs:
+        raise UsageError(
+            f"{parts.label}: schedule {recipe.schedule!r} warms up by itself. Leave out --set warmup_epochs, or set it to 0."
+        )
+    return replace(parts, optimizer=host.optimizers.get(recipe.optimizer), schedule=schedule)
+
+
+def _without_warmup(parts: _Parts, recipe: Recipe) -> Recipe:
+    warms_up = parts.schedule is not None and parts.schedule.value.warms_up
+    return recipe.changed(warmup_epochs=0) if warms_up else recipe
+
+
+def _own_settings(chosen: Sequence[_Parts], settings: Mapping[str, str]) -> list[dict[str, str]]:
+    """Give each variant the settings that are for it: an option by which variants of one technique differ leaves alone the
+    baseline, and any other variant that is defined by it.
+
+    Raises:
+        UsageError: an option defines all of them, so that they would become one training.
+    """
+    own = [dict(settings) for _ in chosen]
+    for key in settings:
+        for name in dict.fromkeys(parts.technique.name for parts in chosen):
+            group = [p for p in chosen if p.technique.name == name and key in _options(p)]
+            for parts in _left_alone(key, group):
+                del own[chosen.index(parts)][key]
+    return own
+
+
+def _left_alone(key: str, group: Sequence[_Parts]) -> list[_Parts]:
+    """Choose the variants of one technique that keep their own value of an option."""
+
+    def values(of: Sequence[_Parts]) -> set[OptionValue]:
+        return {parts.variant.options.get(key, _options(parts)[key].default) for parts in of}
+
+    if len(values(group)) < 2:
+        return []
+    baselines = {parts.variant.baseline for parts in group}
+    kept = [parts for parts in group if parts.variant_name in baselines]
+    rest = [parts for parts in group if parts not in kept]
+    if len(values(rest)) > 1:
+        kept += [parts for parts in rest if key in parts.variant.options]
+        if len(kept) == len(group):
+            raise UsageError(
+                f"--set {key}: this is what {', '.join(parts.label for parts in rest)} differ by, and would make them one training. "
+                "Name one of them, or leave it out."
+            )
+    return kept
 
 
 def _recipe(source: DatasetSource, parts: _Parts, instead: Mapping[str, object], settings: Mapping[str, str]) -> Recipe:
@@ -485,18 +567,24 @@ def _trials(
     name, given = start.backbone, {**source.settings, **parts.variant.options, **request.settings}
     options = parse_options(_options(parts), given)
     backbone = Backbone(name, Weights(), dataset.num_classes, recipe.image_size)
+    _refuse_undescribed(parts, dataset)
     model = _try_building(parts, backbone, dataset, recipe, options, request.store)
+    _refuse_no_unlabelled(parts, dataset)
     weights = _that_fits(start.weights, backbone)
     notes = [f"weights {weights.name}: {words}" for words in check_weights(weights, name, recipe.image_size).understood]
     if weights.provenance is not None:
         notes = [f"weights {weights.name}: {weights.provenance.summary}", *notes]
         notes += refuse_seen(weights.name, weights.provenance, dataset)
-    trains = recipe.epochs > 0 and any(parameter.requires_grad for parameter in model.parameters())
+    notes += [] if request.label else _defined_otherwise(parts, options)
+    may_train = has_begin_epoch(model) or any(parameter.requires_grad for parameter in model.parameters())
+    trains = recipe.epochs > 0 and may_train
     _try_sampling(parts, dataset, recipe, options, request.devices)
     code = _code(host, parts, source.name, recipe, model)
     facts = dataset.facts()
     if not host.is_built_in(host.datasets[source.name].plugin):
         facts["options"] = dict(data_options)
+    if parts.step.value.unlabelled:
+        facts["n_unlabelled"] = len(dataset.unlabelled)
     return [
         TrialPlan(
             Trial(
@@ -514,6 +602,7 @@ def _trials(
                 seed=seed,
                 code=code,
                 protocol=Protocol(shots=request.shots),
+                step=parts.step.value.name,
             ),
             (request.label or parts.as_label,),
             replace(run, weights_path=str(weights.path) if weights.path else None),
@@ -525,18 +614,38 @@ def _trials(
     ]
 
 
+def _refuse_no_unlabelled(parts: _Parts, dataset: Dataset) -> None:
+    if parts.step.value.unlabelled and not len(dataset.unlabelled):
+        raise UsageError(
+            f"{parts.label}: step {parts.step.value.name!r} learns from images without labels, and {dataset.name} has none. Give "
+            "--shots K: the training images beyond K of each class are then used without their labels."
+        )
+
+
+def _defined_otherwise(parts: _Parts, options: Options) -> list[str]:
+    """Say which options that define the variant have other values."""
+    declared = _options(parts)
+    return [
+        f"{parts.label} is defined by {key}={value}; here {key}={options[key]}"
+        for key, value in parts.variant.options.items()
+        if key in declared and declared[key].parse(key, value) != options[key]
+    ]
+
+
 def _code(host: Host, parts: _Parts, source: str, recipe: Recipe, model: nn.Module) -> dict[str, str]:
     """Collect what identifies the code of a trial: third-party plugins whose parts it uses, and revisions above 1.
 
     A built-in part is identified by its revision alone, so that a new release does not train anything again.
     """
-    in_use: list[Registered[Any]] = [parts.model, parts.loss, parts.augmentation, parts.predictor]
+    in_use = parts.in_use
     origins = {registered.plugin for registered in in_use if not host.is_built_in(registered.plugin)}
     # The fingerprint identifies the dataset of a package. A plugin file is noted too: it is needed to load the trial again.
     if host.plugins[host.datasets[source].plugin].is_file:
         origins.add(host.datasets[source].plugin)
     revisions = {f"{type(r.value).__name__.lower()} {r.value.name}": r.value.revision for r in in_use}
-    revisions["optimizer"] = optimizer.revision(recipe, model)
+    revisions["optimizer"] = max(optimizer.revision(recipe, model), revisions.get("optimizer", 1))
+    if recipe.clip_norm and not host.is_built_in(parts.loss.plugin):  # its own parameters were not clipped before
+        revisions["clipping"] = 2
     return {
         **{plugin: host.plugins[plugin].code for plugin in sorted(origins)},
         **{what: f"revision {number}" for what, number in revisions.items() if number > 1},
@@ -551,6 +660,15 @@ def _that_fits(candidates: Sequence[Weights], built: Backbone) -> Weights:
             return weights
     check_beyond(candidates[-1], built)
     return candidates[-1]
+
+
+def _refuse_undescribed(parts: _Parts, dataset: Dataset) -> None:
+    """Refuse a model that reads descriptions of the classes where the data have none. Raises `UsageError`."""
+    if "descriptions" in parts.model.value.needs and len(dataset.descriptions) != dataset.num_classes:
+        raise UsageError(
+            f"{parts.label}: model {parts.model.value.name!r} needs descriptions of the classes, which {dataset.name} does not have. "
+            "Choose --data petals, or a plugin's dataset that gives `Dataset.descriptions`."
+        )
 
 
 def _try_building(
@@ -580,6 +698,8 @@ def _try_building(
                     values,
                     dataset.facts(),
                     store,
+                    descriptions=dataset.descriptions,
+                    class_names=dataset.class_names,
                 )
             )
         except UsageError as error:

@@ -30,7 +30,7 @@ else:
 #: The suites that come with the package.
 BUILT_IN = Path(__file__).parent / "built_in"
 #: Keys of a table that are fields of a `Request`, not settings; each may be a list.
-FACTORS = ("technique", "data", "backbone", "weights", "loss", "augmentation", "predictor", "shots")
+FACTORS = ("technique", "data", "backbone", "weights", "loss", "augmentation", "predictor", "step", "shots")
 #: Keys of a table that are counts, one for the whole table: smallest, largest and default value.
 COUNTS = {"seeds": (1, 1000, 3), "search": (0, 10000, 0)}
 #: Keys of a table that are one text for the whole table: its label, its baseline's label, and the name of its recipe.
@@ -439,7 +439,14 @@ def with_found(tables: Sequence[PlannedTable], found: Sequence[Sequence[TrialPla
 
 
 def _known_keys(host: Host) -> set[str]:
-    tables: Sequence[Mapping[str, Registered[Part]]] = (host.models, host.losses, host.augmentations, host.predictors)
+    tables: Sequence[Mapping[str, Registered[Part]]] = (
+        host.models,
+        host.losses,
+        host.augmentations,
+        host.predictors,
+        host.steps,
+        host.optimizers,
+    )
     options = {name for table in tables for entry in table.values() for name in entry.value.options}
     data = {f"data.{name}" for entry in host.datasets.values() for name in entry.value.options}
     return {*FACTORS, *COUNTS, *TEXTS, "reported", *Recipe().facts(), *options, *data}
@@ -473,6 +480,7 @@ def of_cell(host: Host, request: Request, cell: Mapping[str, str]) -> Request:
         loss=cell.get("loss", request.loss),
         augmentation=cell.get("augmentation", request.augmentation),
         predictor=cell.get("predictor", request.predictor),
+        step=cell.get("step", request.step),
         shots=int(cell["shots"]) if "shots" in cell else request.shots,
         settings={**request.settings, **settings},
     )

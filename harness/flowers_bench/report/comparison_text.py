@@ -13,8 +13,8 @@ from flowers_bench.report.aggregate import FarSeed
 from flowers_bench.report.comparison import Comparison, Pair, Refusal, Sequential
 from flowers_bench.report.formatting import duration, inert, markdown_cell, p_equals, p_value, percent, points_interval
 from flowers_bench.report.robustness import UnderStress
-from flowers_bench.report.table import Table, markdown_lines, print_table, stdout
-from flowers_bench.util.text import counted, printable
+from flowers_bench.report.table import Table, markdown_lines, print_lines, print_table, stdout
+from flowers_bench.util.text import counted
 
 COLUMNS = (
     "first",
@@ -41,11 +41,11 @@ def sentence(pair: Pair) -> str:
     if pair.one_seed:
         basis = f"one seed, {n} images: nothing is claimed about the techniques"
     if pair.sequential:
-        basis += f"; {_sequential(pair.sequential)}"
+        basis += f"; {sequential_words(pair.sequential)}"
     return f"{_claim(pair)}{_cost(pair)} ({basis})"
 
 
-def _sequential(found: Sequential) -> str:
+def sequential_words(found: Sequential) -> str:
     """Say that seeds were added until it was decided, and what that took."""
     late = f"; {found.late} trials were finished before the plan was made" if found.late else ""
     return (
@@ -61,7 +61,7 @@ def _claim(pair: Pair) -> str:
     if pair.one_seed and pair.p_holm < ALPHA:
         return (
             f"this training of {pair.first} was right {'more' if value > 0 else 'less'} often than this training of "
-            f"{pair.second} on these images: {value:+.1f} points {interval}; {_what_would_help(pair)}"
+            f"{pair.second} on these images: {value:+.1f} points {interval}; {what_would_help(pair)}"
         )
     near = f", and within {points(pair.margin)} of it" if pair.within else ""
     if pair.claimed and value > 0:
@@ -80,7 +80,7 @@ def _claim(pair: Pair) -> str:
     nor = "" if pair.one_seed else f", nor that they are within {points(pair.margin)}"
     return (
         f"no difference can be claimed between {pair.first} and {pair.second}{nor}: {value:+.1f} points "
-        f"{interval}{among}; {_what_would_help(pair)}"
+        f"{interval}{among}; {what_would_help(pair)}"
     )
 
 
@@ -90,7 +90,8 @@ def points(share: float) -> str:
     return f"{number:.1f} points" if round(number, 1) == round(number, 6) else f"{number:.3g} points"
 
 
-def _what_would_help(pair: Pair) -> str:
+def what_would_help(pair: Pair) -> str:
+    """Say how many seeds, or that more test images, would decide a pair that is not decided."""
     if pair.sequential:
         images = f"it takes more test images, not more seeds, to see {points(pair.margin)}"
         if pair.sequential.outcome == "images":
@@ -192,16 +193,43 @@ def _table(comparison: Comparison) -> Table:
     return Table("", head, tuple(map(cells, comparison.pairs)), 2, tuple(footnotes(comparison)))
 
 
-def print_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> None:
+def narrow(comparison: Comparison) -> Table:
+    """Make the table of what one looks at first: differences with intervals, what may be claimed, and the cost."""
+    body = tuple(
+        (
+            pair.first,
+            pair.second,
+            f"{100 * pair.difference.value:+.1f} {points_interval(pair.difference.low, pair.difference.high)}",
+            _claim_word(pair),
+            p_value(pair.p_holm),
+            "-" if pair.time_ratio is None else f"{pair.time_ratio:.2f}",
+        )
+        for pair in comparison.pairs
+    )
+    head = ("first", "second", "difference", "claimed", "p (Holm)", "time ratio")
+    notes = [note for note in footnotes(comparison) if not note.startswith("McNemar")]
+    return Table("", head, body, 2, tuple(notes), ("time ratio", "p (Holm)"))
+
+
+def _claim_word(pair: Pair) -> str:
+    if pair.claimed:
+        return "better" if pair.difference.value > 0 else "worse"
+    return "within" if pair.within else "one seed" if pair.one_seed else "-"
+
+
+def print_text(
+    comparison: Comparison, stressed: Sequence[UnderStress] = (), *, title: str = "", wide: bool = False
+) -> None:
     """Print the sentences, then the table; then both for changed images, for the pairs that were measured on them."""
     console = stdout()
-    for line in sentences(comparison):
-        console.print(printable(line), markup=False, soft_wrap=True)
-    print_table(_table(comparison), console)
+    if title:
+        print_lines([title, ""], console)
+    print_lines(sentences(comparison), console)
+    console.print()
+    print_table(_table(comparison) if wide else narrow(comparison), console)
     for found in stressed:
         console.print()
-        for line in stress.sentences(found):
-            console.print(printable(line), markup=False, soft_wrap=True)
+        print_lines(stress.sentences(found), console)
         print_table(stress.table(found), console)
 
 
@@ -217,13 +245,13 @@ def markdown(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> st
     return "\n".join(lines)
 
 
-def csv_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> str:
+def csv_text(comparison: Comparison, stressed: Sequence[UnderStress] = (), others: Sequence[Comparison] = ()) -> str:
     """Write one CSV line for each pair, in full precision; refused pairs have ids, names and reasons only.
 
-    Results on changed images are not included.
+    Results on changed images are not included. The pairs of `others` follow.
     """
     stream = io.StringIO()
-    records = _records(comparison)
+    records = [record for one in (comparison, *others) for record in _records(one)]
     writer = csv.DictWriter(
         stream, fieldnames=list(dict.fromkeys(key for r in records for key in r)), lineterminator="\n"
     )
@@ -234,17 +262,17 @@ def csv_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> st
     return stream.getvalue().rstrip("\n")
 
 
-def json_text(comparison: Comparison, stressed: Sequence[UnderStress] = ()) -> str:
+def json_text(comparison: Comparison, stressed: Sequence[UnderStress] = (), others: Sequence[Comparison] = ()) -> str:
     """Write a JSON list of pairs, in full precision; refused pairs have ids, names and reasons only.
 
-    Pairs that were measured on changed images have a field `stress`.
+    Pairs that were measured on changed images have a field `stress`. The pairs of `others` follow.
     """
     under = {found.ids: stress.records(found) for found in stressed}
     records = _records(comparison)
     for pair, record in zip(comparison.pairs, records, strict=False):  # the records of refused pairs come after these
         if pair.ids in under:
             record["stress"] = under[pair.ids]
-    return numbers.json_text(records)
+    return numbers.json_text([*records, *(record for one in others for record in _records(one))])
 
 
 def _records(comparison: Comparison) -> list[dict[str, object]]:

@@ -51,6 +51,13 @@ def size(number: float | None) -> str:
     return "-" if number is None else f"{number / 2**20:,.0f} MiB"
 
 
+def memory(number: float | None) -> str:
+    """Write a size, given in bytes, as MiB, or as GiB from a thousand of them on."""
+    if number is None or number < 1000 * 2**20:
+        return size(number)
+    return f"{number / 2**30:.1f} GiB"
+
+
 def milliseconds(number: float | None) -> str:
     """Write a time, given in milliseconds, with three significant digits."""
     return "-" if number is None else f"{number:.3g} ms"

@@ -87,6 +87,17 @@ class Leaderboard:
         return cls(tuple(replace(group, title=title) for group, title in zip(found, titles, strict=True)))
 
 
+def _unlabelled(rows: Sequence[Row]) -> tuple[str, list[str]]:
+    """Name images without labels, for a title, and say in a sentence which rows learned from them."""
+    used = {row.name: row.config.dataset.n_unlabelled for row in rows if row.config.dataset.n_unlabelled}
+    if not used:
+        return "", []
+    count = max(used.values())
+    return f" + {count} unlabelled", [
+        f"{', '.join(used)} learned from {count} images without labels too; the others did not."
+    ]
+
+
 def _group(trials: Sequence[Finished], margin: float) -> Group:
     configurations = by_configuration(trials)
     names = distinct_names([configuration.config for configuration in configurations])
@@ -94,6 +105,8 @@ def _group(trials: Sequence[Finished], margin: float) -> Group:
     data = trials[0].config.dataset
     shots = trials[0].config.protocol.shots
     train = f"{data.n_train} train ({shots} of each class)" if shots else f"{data.n_train} train"
+    unlabelled, notes = _unlabelled(rows)
+    train += unlabelled
     title = (
         f"{data.name}: {data.classes} classes, {train} / {data.n_val} val / {data.n_test} test, "
         f"{data.resolution}, split {data.split_checksum[:8]}"
@@ -105,7 +118,7 @@ def _group(trials: Sequence[Finished], margin: float) -> Group:
     with_baselines = [(row, other) for row in rows if (other := _baseline(row, rows)) is not None]
     return Group(
         title,
-        tuple(data.notes),
+        (*data.notes, *notes),
         tuple(sorted(hardware)),
         tuple(rows),
         _compared(rows, with_baselines, margin),

@@ -19,6 +19,7 @@ from flowers_bench.contract.technique import in_use
 from flowers_bench.measure.hardware import describe_hardware
 from flowers_bench.measure.statistics import Interval
 from flowers_bench.report.aggregate import Finished, Row
+from flowers_bench.report.answer import DEFAULT_STORE, Answer, Step, answers
 from flowers_bench.report.comparison import Comparison, Pair
 from flowers_bench.report.comparison_text import family_words, far_off, points, sentence
 from flowers_bench.report.explorer import MATRICES_BUDGET, Explored, Matrices, explore, hardest
@@ -175,6 +176,7 @@ class PageGroup:
     hardware: tuple[str, ...]
     overs: list[str]
     verdicts: list[str]
+    steps: tuple[Step, ...]
     rows: list[PageRow]
     scale: Scale
     costs: list[Measure]
@@ -213,6 +215,7 @@ def render(
     searched: Sequence[TrialFolder] = (),
     made: datetime | None = None,
     damaged: Sequence[Unreadable] = (),
+    store: str = DEFAULT_STORE,
 ) -> str:
     """Render the whole page as HTML text.
 
@@ -221,6 +224,7 @@ def render(
         searched: trials of searches; their time counts in the total.
         made: the time that the page says it was made at; now, if None.
         damaged: why trials or pictures could not be read; the page lists it.
+        store: what the user calls the store, for the commands.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
@@ -237,7 +241,11 @@ def render(
     machines = _machines(board)
     share = max(1, len(board.groups))
     curves = families(board)
-    groups = [_group(place, group, machines, share, curves.get(place)) for place, group in enumerate(board.groups)]
+    found = answers(board, unfinished, store)
+    groups = [
+        _group(place, group, answer, machines, share, curves.get(place))
+        for place, (group, answer) in enumerate(zip(board.groups, found, strict=True))
+    ]
     return environment.get_template("page.html").render(
         version=__version__,
         made=(made or datetime.now(timezone.utc)).strftime("%d %B %Y, %H:%M UTC"),
@@ -303,7 +311,9 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Facts:
     return found
 
 
-def _group(place: int, group: Group, machines: Mapping[str, Machine], groups: int, family: Family | None) -> PageGroup:
+def _group(
+    place: int, group: Group, answer: Answer, machines: Mapping[str, Machine], groups: int, family: Family | None
+) -> PageGroup:
     rows = group.rows
     examples = Examples(rows[0].trials[0], IMAGES_BUDGET // groups)
     names = rows[0].trials[0].result.class_names
@@ -328,7 +338,8 @@ def _group(place: int, group: Group, machines: Mapping[str, Machine], groups: in
         notes=group.notes,
         hardware=group.hardware,
         overs=sorted({row.top1.over for row in rows}),
-        verdicts=_verdicts(group),
+        verdicts=_verdicts(group, answer),
+        steps=answer.steps,
         rows=[_row(f"g{place}r{i}", row, machines) for i, row in enumerate(rows)],
         scale=Scale(min(row.top1.low for row in rows), max(row.top1.high for row in rows)),
         costs=[measure for measure in (*COSTS, *SPEEDS) if measure.measured(rows)],
@@ -353,48 +364,19 @@ def _stressed(group: Group) -> list[StressedPair]:
     return [StressedPair(sentences(one), table(one)) for one in found[:COMPARED]]
 
 
-def _verdicts(group: Group) -> list[str]:
-    """Say what can be claimed about the best row, and about each row compared with its baseline."""
-    best = group.rows[0]
-    found = [f"{best.name} has the highest test accuracy: {_accuracy(best)}."]
-    places = {row.id: place for place, row in enumerate(group.rows[:COMPARED])}
-    against = sorted(
-        (places[other], pair)
-        for pair in group.compared.pairs
-        if best.id in pair.ids and (other := _other(pair, best.id)) in places
-    )
-    found += _about_best(group, [pair for _, pair in against])
-    about = [sentence(pair) for pair in group.told]
-    about += [far_off(far) for row in group.rows if (far := row.far_seed)]
-    found += [f"{text}." for text in group.same]
-    return found + [
-        f"{text[0].upper()}{text[1:]}." if text.startswith(("no difference", "this training", "seed ")) else f"{text}."
-        for text in about
+def _verdicts(group: Group, answer: Answer) -> list[str]:
+    """Give the sentences of the answer, and those about rows and their baselines that it does not speak of."""
+    about = [sentence(pair) for pair in group.told if pair.ids not in answer.told]
+    about += [text for row in group.rows if (far := row.far_seed) and (text := far_off(far)) not in answer.far]
+    return [
+        *answer.sentences(),
+        *(
+            f"{text[0].upper()}{text[1:]}."
+            if text.startswith(("no difference", "this training", "seed "))
+            else f"{text}."
+            for text in about
+        ),
     ]
-
-
-def _other(pair: Pair, row: str) -> str:
-    """Give the id of the pair's row that is not this one."""
-    return pair.ids[1] if pair.ids[0] == row else pair.ids[0]
-
-
-def _about_best(group: Group, against: Sequence[Pair]) -> list[str]:
-    """Say than which of the next best rows the best one is better, from which it is the same, and of which neither is
-    known; `against` are its pairs with them."""
-    if not against:
-        return []
-    best = group.rows[0]
-    names = {row.id: row.name for row in group.rows}
-    better = [pair.claimed and (pair.difference.value > 0) == (pair.ids[0] == best.id) for pair in against]
-    if all(better):
-        among = f"the {len(against)} next best" if len(group.rows) > COMPARED else "all others"
-        if len(against) < len(group.rows[1:COMPARED]):
-            among = f"the {len(against)} that it can be compared with"
-        return [f"It is better than {among}, beyond what seeds and test images explain."]
-    rest = [pair for pair, clear in zip(against, better, strict=True) if not clear]
-    same, open_ = ([names[_other(pair, best.id)] for pair in rest if pair.within == within] for within in (True, False))
-    found = [f"It is within {points(rest[0].margin)} of {', '.join(same)}."] if same else []
-    return found + ([f"No difference can be claimed between it and {', '.join(open_)}."] if open_ else [])
 
 
 def _accuracy(row: Row) -> str:
@@ -410,6 +392,7 @@ def _row(identifier: str, row: Row, machines: Mapping[str, Machine]) -> PageRow:
         "augmentation": config.augmentation,
         "sampler": config.sampler,
         "predictor": config.predictor,
+        **({"step": config.step} if config.step else {}),
         "options": config.options,
         "recipe": in_use(config.recipe.json(), trained=row.trials[0].trained),
         "code": config.code,

@@ -25,6 +25,9 @@ COLUMNS = (
     "reported %",
 )
 
+#: What a narrow terminal leaves out.
+SPARE = ("n", "seeds", "weights", "backbone", "data")
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -91,7 +94,7 @@ def notes(lines: Sequence[Beside], source: str) -> list[str]:
 def print_reported(lines: Sequence[Beside], source: str, format: str) -> None:
     """Print the table to stdout; `format` is `text` or `md`."""
     title = "Measured here, beside what was reported"
-    table = Table(title, COLUMNS, tuple(map(cells, lines)), 5, tuple(notes(lines, source)))
+    table = Table(title, COLUMNS, tuple(map(cells, lines)), 5, tuple(notes(lines, source)), SPARE)
     if format == "md":
         print("\n".join(markdown_lines(table)))
     else:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from flowers_bench.measure.statistics import Interval
 from flowers_bench.report import formatting as numbers
 from flowers_bench.report.aggregate import Row
+from flowers_bench.report.answer import Answer
 from flowers_bench.report.comparison_text import family_words, far_off, sentence
-from flowers_bench.report.formatting import count, duration, inert, latex_cell, percent, percent_interval, size
+from flowers_bench.report.formatting import (
+    count,
+    duration,
+    inert,
+    latex_cell,
+    percent,
+    percent_interval,
+    points_interval,
+    size,
+)
 from flowers_bench.report.leaderboard import Group, Leaderboard
 from flowers_bench.report.measures import EVERYTHING, KINDS, Measure
 from flowers_bench.report.shots import families
 from flowers_bench.report.table import Table, markdown_lines, print_table, stdout
 from flowers_bench.store.folder import TrialFolder
-from flowers_bench.util.text import printable
+from flowers_bench.util.text import counted, printable
 
 COLUMNS = (
     "technique/variant",
@@ -68,14 +79,19 @@ def _memory(row: Row) -> str:
     return size(row.mean("cost", "peak_rss_bytes")) + (f" + {size(device)} GPU" if device else "")
 
 
-def footnotes(group: Group) -> list[str]:
-    """Write what must stand below every table: differences, what intervals are over, notes, hardware."""
+def footnotes(group: Group, answer: Answer | None = None) -> list[str]:
+    """Write what must stand below every table: differences, what intervals are over, notes, hardware.
+
+    Args:
+        answer: what stands beside the table already says what it says.
+    """
     overs = sorted({row.top1.over for row in group.rows})
-    lines = [sentence(pair) for pair in group.told]
-    if lines:
+    said = answer.told if answer else frozenset()
+    lines = [sentence(pair) for pair in group.told if pair.ids not in said]
+    if lines and not said:
         lines.append(f"claims: {family_words(group.compared)}")
-    lines += group.same
-    lines += [far_off(far) for row in group.rows if (far := row.far_seed)]
+    far = [far_off(found) for row in group.rows if (found := row.far_seed)]
+    lines += [text for text in (*group.same, *far) if answer is None or text not in (*answer.same, *answer.far)]
     lines.append(
         f"intervals: 95 % each, not adjusted, over {'; '.join(overs)}; the test split was read once, by the checkpoint chosen "
         "on validation"
@@ -85,36 +101,89 @@ def footnotes(group: Group) -> list[str]:
     return lines
 
 
-def tables(board: Leaderboard) -> Iterator[Table]:
-    """Make all tables, in order; no table has two kinds of accuracy."""
-    for group in board.groups:
-        body = tuple(map(cells, group.rows))
-        yield Table(group.title, COLUMNS, body, 3, tuple(footnotes(group)))
+def tables(board: Leaderboard, found: Sequence[Answer] = (), *, wide: bool = True) -> Iterator[Table]:
+    """Make all tables, in order; no table has two kinds of accuracy.
+
+    Args:
+        found: the answer of each group, which is shown beside the tables and not repeated in them; or none.
+        wide: whether the table of accuracies has all columns, or those that one chooses by.
+    """
+    for group, answer in itertools.zip_longest(board.groups, found):
+        notes = tuple(footnotes(group, answer))
+        if wide:
+            yield Table(group.title, COLUMNS, tuple(map(cells, group.rows)), 3, notes)
+        else:
+            yield narrow(group, notes)
         for kind in KINDS:
             rows = kind.rows(group.rows)
             if rows:
                 measures = kind.shown(rows)
                 head = ("technique/variant", "backbone", "seeds", *(measure.title for measure in measures))
                 body = tuple(_kind_cells(row, measures) for row in rows)
-                yield Table(f"{group.title}: {kind.title.lower()}", head, body, 2, (kind.note,))
+                title = f"{group.title}: {kind.title.lower()}"
+                yield Table(title, head, body, 2, (kind.note,), ("seeds", "backbone"))
     for family in dict.fromkeys(families(board).values()):
         yield family.table()
+
+
+def narrow(group: Group, notes: tuple[str, ...]) -> Table:
+    """Make the table that one chooses by: accuracy, distance to the best row, time and memory; what is the same in all rows
+    stands in the title."""
+    rows = group.rows
+    facts = {
+        "backbone": [row.config.backbone for row in rows],
+        "weights": [row.config.weights.name for row in rows],
+        "seeds": [str(len(row.seeds)) for row in rows],
+    }
+    varying = [key for key, values in facts.items() if len(set(values)) > 1]
+    same = {key: values[0] for key, values in facts.items() if key not in varying}
+    constant = [counted(int(text), "seed") if key == "seeds" else f"{key} {text}" for key, text in same.items()]
+    body = tuple(
+        (
+            row.name,
+            *(facts[key][place] for key in varying),
+            _interval(row.top1),
+            _to_best(group, row),
+            _time(row),
+            numbers.memory(row.mean("cost", "peak_rss_bytes"))
+            + (f" + {numbers.memory(gpu)} GPU" if (gpu := row.mean("cost", "peak_cuda_bytes")) else ""),
+        )
+        for place, row in enumerate(rows)
+    )
+    head = ("technique/variant", *varying, "test top-1 %", "to the best", "time", "memory")
+    left = 1 + sum(key != "seeds" for key in varying)
+    return Table(", ".join([group.title, *constant]), head, body, left, notes, ("seeds", "weights", "backbone"))
+
+
+def _to_best(group: Group, row: Row) -> str:
+    """Write the row's accuracy minus that of the best row, in points, with its interval, where they were compared."""
+    best = group.rows[0]
+    pair = next((pair for pair in group.compared.pairs if {best.id, row.id} == set(pair.ids)), None)
+    if row is best or pair is None:
+        return "best" if row is best else "-"
+    found, sign = pair.difference, 1 if pair.ids[0] == row.id else -1
+    low, high = sorted((sign * found.low, sign * found.high))
+    return f"{100 * sign * found.value:+.1f} {points_interval(low, high)}"
 
 
 def _kind_cells(row: Row, measures: Sequence[Measure]) -> tuple[str, ...]:
     return (row.name, row.config.backbone, str(len(row.seeds)), *(measure.text(row) for measure in measures))
 
 
-def print_text(board: Leaderboard, more: Sequence[Table] = ()) -> None:
-    """Print the tables, and then `more` tables, to stdout."""
+def print_text(
+    board: Leaderboard, more: Sequence[Table] = (), found: Sequence[Answer] = (), *, wide: bool = False
+) -> None:
+    """Print the tables, and then `more` tables, to stdout; `found` are the answers that follow them."""
     console = stdout()
-    for table in (*tables(board), *more):
+    for place, table in enumerate((*tables(board, found, wide=wide), *more)):
+        if place:
+            console.print()
         print_table(table, console)
 
 
-def markdown(board: Leaderboard, more: Sequence[Table] = ()) -> str:
-    """Write GitHub tables, and then `more` tables."""
-    return "\n".join(line for table in (*tables(board), *more) for line in (*markdown_lines(table), ""))
+def markdown(board: Leaderboard, more: Sequence[Table] = (), found: Sequence[Answer] = ()) -> str:
+    """Write GitHub tables, and then `more` tables; `found` are the answers that follow them."""
+    return "\n".join(line for table in (*tables(board, found), *more) for line in (*markdown_lines(table), ""))
 
 
 def latex(board: Leaderboard) -> str:

@@ -234,6 +234,8 @@ class TrialFolder:
                 raise damaged(path, f"is damaged: {name} is {found!r:.40}, and {expected!r:.40} in config.json")
         if isinstance(result, Result) and len(result.class_names) != data.classes:
             raise damaged(path, f"is damaged: it names {len(result.class_names)} classes of {data.classes}")
+        if isinstance(result, Result) and len(result.descriptions or result.class_names) != data.classes:
+            raise damaged(path, f"is damaged: it describes {len(result.descriptions or ())} classes of {data.classes}")
         return result
 
     def environment(self) -> Environment:

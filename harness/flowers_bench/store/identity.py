@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from flowers_bench.contract.options import Options, OptionValue, ReadsOptions
+from flowers_bench.contract.step import USUAL
 from flowers_bench.contract.technique import Recipe, in_use
 from flowers_bench.util.errors import UsageError
 
@@ -78,7 +79,7 @@ class Trial(ReadsOptions):
     """One training with everything that determines its outcome, every name resolved. What people call it is a `Label`.
 
     Attributes:
-        model, loss, augmentation, sampler, predictor: names of the parts in use.
+        model, loss, augmentation, sampler, predictor, step: names of the parts in use.
         options: every option of the parts, with its value.
         dataset: `Dataset.facts()`; of a dataset that is not built in also its `options`, which its fingerprint may not cover.
         data_options: the dataset's options.
@@ -104,6 +105,7 @@ class Trial(ReadsOptions):
     seed: int
     code: Mapping[str, str]
     protocol: Protocol = field(default_factory=Protocol)
+    step: str = USUAL.name
 
     @property
     def id(self) -> str:
@@ -111,7 +113,8 @@ class Trial(ReadsOptions):
         return config_id(self.facts())
 
     def facts(self) -> dict[str, Any]:
-        """Give the trial as plain JSON values: what `config.json` holds."""
+        """Give the trial as plain JSON values: what `config.json` holds. The usual step is not named, so that ids of trials from
+        before there were others stay valid."""
         return {
             "harness_revision": HARNESS_REVISION,
             "model": self.model,
@@ -128,6 +131,7 @@ class Trial(ReadsOptions):
             "seed": self.seed,
             "code": dict(self.code),
             "protocol": self.protocol.facts(),
+            **({} if self.step == USUAL.name else {"step": self.step}),
         }
 
 
@@ -158,7 +162,7 @@ def does_not_match(config: Mapping[str, object], id: str) -> UsageError:
 #: Fields of a `config.json` that do not determine the outcome: names, and what the dataset's hashes cover already.
 _LEFT_OUT = ("schema_version", "id", "technique", "variant", "data_options")
 #: Fields of a dataset that determine the outcome: its content, which name, notes and resolution only describe.
-_CONTENT = ("classes", "n_train", "n_val", "n_test", "fingerprint", "split_checksum", "options")
+_CONTENT = ("classes", "n_train", "n_val", "n_test", "fingerprint", "split_checksum", "options", "n_unlabelled")
 
 
 def determining(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class DatasetFacts(Record):
     notes: Sequence[Words]
     options: Mapping[str, Scalar] | None = None
     grey_levels: GreyLevels | None = None
+    n_unlabelled: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,7 @@ class Config(Record):
     seed: Count
     code: Mapping[str, Name]
     protocol: ProtocolFacts
+    step: Name | None = None
 
     @property
     def label(self) -> str:
@@ -432,6 +434,7 @@ class Result(Record):
         retrieval, episodic, mixed: metrics of other questions than the accuracy over all classes, where they apply.
         temperature: fitted on validation; None where there is none, and in trials of versions that fitted none.
         weights_report: how the initial weights met the network.
+        descriptions: of the classes, of models that read them.
         stress_revision: which revision of the changes `stress` was measured with.
         stress: by kind of change, its levels, the weakest first.
         robustness: mean accuracy by kind of change.
@@ -452,6 +455,7 @@ class Result(Record):
     cost: Cost
     weights_report: Annotated[object, Anything()] | None
     class_names: Sequence[Words]
+    descriptions: Sequence[Words] | None = None
     hardware: Environment
     stress_revision: Count | None = None
     stress: Mapping[str, Annotated[Sequence[StressLevel], AtLeast(1)]] | None = None

@@ -23,6 +23,8 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
+from flowers_bench.store.decisions import FOLDER as DECISIONS
+from flowers_bench.store.decisions import bring_decisions
 from flowers_bench.store.folder import Store, TrialFolder, leave_places_behind, read_label
 from flowers_bench.store.mirror import WEIGHTS, FilesAt, is_url, make_mirror
 from flowers_bench.store.records import Manifest
@@ -64,8 +66,8 @@ class RemoteStore:
         return self.files.url
 
     def pull(self) -> None:
-        """Download finished trials that the mirror lacks, without weights; remove those that were removed at the
-        URL."""
+        """Download finished trials that the mirror lacks, without weights, and the plans of looks; remove trials that were
+        removed at the URL. Raises `Unreadable` for a damaged plan: without it, looks that were taken would be forgotten."""
         with self.files.errors_said():
             # Listed before the URL is: a trial that another process pushes in between must not look removed.
             pushed = [folder for folder in Store(self.mirror).finished() if (folder.path / _PUSHED).exists()]
@@ -77,6 +79,7 @@ class RemoteStore:
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 list(pool.map(self._pull_trial, [folder for folder in folders if not folder.finished()]))
             self._pull_labels()
+            self._pull_decisions()
 
     def unpushed(self) -> list[TrialFolder]:
         """List the finished trials of the mirror that were never at the URL."""
@@ -99,12 +102,20 @@ class RemoteStore:
                 self._put(folder, [*labels, *others, _MANIFEST, _RESULT])
         (folder.path / _PUSHED).touch()
 
+    def push_decision(self, decision_id: str) -> None:
+        """Send a plan of looks to the URL, in place of what is there."""
+        with self.files.errors_said():
+            self._put_file(self.mirror / DECISIONS / f"{decision_id}.json", DECISIONS, f"{decision_id}.json")
+
     def _put(self, folder: TrialFolder, names: Sequence[str]) -> None:
         for name in names:
-            place = self.files.place(folder.id, name)
-            if self.files.has_folders:
-                self.files.system.makedirs(place.rpartition("/")[0], exist_ok=True)
-            self.files.system.put_file(str(folder.path / name), place)
+            self._put_file(folder.path / name, folder.id, name)
+
+    def _put_file(self, path: Path, *names: str) -> None:
+        place = self.files.place(*names)
+        if self.files.has_folders:
+            self.files.system.makedirs(place.rpartition("/")[0], exist_ok=True)
+        self.files.system.put_file(str(path), place)
 
     def _pull_labels(self) -> None:
         """Download the names that trials of the mirror have only at the URL."""
@@ -124,6 +135,17 @@ class RemoteStore:
                     sys.stderr.write(
                         printable(f"warning: {self.url}/{trial_id}/labels/{name} is left out: {error}") + "\n"
                     )
+
+    def _pull_decisions(self) -> None:
+        """Download the plans of looks; of one that the mirror has too, that with more looks stays."""
+        with tempfile.TemporaryDirectory(dir=self.mirror, prefix=".pull-") as temporary:
+            arrived = Path(temporary) / DECISIONS
+            arrived.mkdir()
+            for path in self.files.system.glob(self.files.place(DECISIONS, "*.json")):
+                name = path.rpartition("/")[2]
+                if re.fullmatch(r"[0-9a-f]{16}\.json", name):
+                    self.files.system.get_file(path, str(arrived / name))
+            bring_decisions([arrived.parent], self.mirror)
 
     def _listed(self) -> set[str]:
         try:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flowers_bench.store.identity import Label
 
 #: Long lists in `result.json` that the table leaves out.
-_LISTS = ("class_names", "weights_report")
+_LISTS = ("class_names", "descriptions", "weights_report")
 
 
 def load_results(runs: str | Path = "runs") -> pd.DataFrame:
@@ -46,7 +46,7 @@ def load_results(runs: str | Path = "runs") -> pd.DataFrame:
 
     root = opened(str(runs))
     if not root.is_dir():
-        raise UsageError(f"{root} is not a folder: name a run store, such as the --out of flowers-bench run.")
+        raise UsageError(f"{root} is not a folder: name a run store, such as the --store of flowers-bench run.")
     contents = Store(root).read()
     for error in contents.damaged:
         warnings.warn(f"left out: {printable(str(error))}", stacklevel=2)

@@ -131,7 +131,19 @@ class Subject:
         part, classes, size = self.host.models[trial.model].value, self.data.num_classes, trial.recipe.image_size
         values = part.option_values(self.settings if backbone else trial.options)
         source = Backbone(backbone or trial.backbone, Weights(), classes, size)
-        return part.build(ModelContext(source, classes, size, values, trial.dataset, self.store))
+        data = self.data
+        return part.build(
+            ModelContext(
+                source,
+                classes,
+                size,
+                values,
+                trial.dataset,
+                self.store,
+                class_names=data.class_names,
+                descriptions=data.descriptions,
+            )
+        )
 
     def build(self) -> Parts:
         """Build the parts on the CPU, newly initialised from the trial's seed."""
@@ -140,7 +152,8 @@ class Subject:
         from flowers_bench.training.build import Places, build_parts
 
         places, names = Places.of(self.planned.run), self.data.class_names
-        return build_parts(self.host, self.planned.trial, places, names, torch.device("cpu"))[0]
+        cpu, described = torch.device("cpu"), self.data.descriptions
+        return build_parts(self.host, self.planned.trial, places, names, cpu, described)[0]
 
     def rows(self) -> Any:
         """Draw one batch with the loss's sampler, as row numbers of the training split (N,)."""

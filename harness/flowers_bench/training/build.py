@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from flowers_bench.contract.host import Host
+from flowers_bench.contract.optimizer import SCHEDULES, OptimizerContext, Schedule
 from flowers_bench.contract.predictor import Predictor, PredictorContext
+from flowers_bench.contract.step import Batch, Step, StepContext, take_usual_step
 from flowers_bench.contract.technique import Augmentation, AugmentationContext, Loss, LossContext, Model, ModelContext
 from flowers_bench.data.pixels import Normalizer
 from flowers_bench.models.backbones import Backbone, mean_and_std
@@ -22,6 +25,7 @@ from flowers_bench.store.identity import Trial, derive_seed
 from flowers_bench.store.records import Run
 from flowers_bench.training.evaluation import Evaluator
 from flowers_bench.training.frozen_prefix import CachedActivations
+from flowers_bench.training.optimizer import Make
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.files import file_sha256
 
@@ -41,6 +45,12 @@ class Parts:
         normalize: uint8 batch to what the model takes.
         evaluator: predicts whole splits.
         probabilities: whether softmax of what it predicts is meant as such.
+        step: what happens with a batch; `unlabelled` images it gets for each labelled one.
+        draws_images: whether step or loss read images, so that training cannot start behind frozen layers.
+        second_transform: as `image_transform`, for a second view, where step or loss need one.
+        loss_sees_second: whether the loss is given the model's output for it.
+        make_optimizer: of a registered optimiser; None: the recipe names torch's or timm's.
+        schedule: how the learning rate goes.
     """
 
     model: nn.Module
@@ -53,6 +63,18 @@ class Parts:
     views: int | None = None
     drawing: Mapping[str, object] = field(default_factory=dict)
     stored: CachedActivations | None = None
+    step: Callable[[Batch], Tensor] = take_usual_step
+    unlabelled: int = 0
+    draws_images: bool = False
+    second_transform: Callable[[Tensor], Tensor] | None = None
+    loss_sees_second: bool = False
+    make_optimizer: Make | None = None
+    schedule: Schedule = SCHEDULES[0]
+
+    def changing(self) -> tuple[object, ...]:
+        """Give every part that may have `begin_epoch`."""
+        transforms = (self.image_transform, self.second_transform, self.batch_transform)
+        return (self.model, self.criterion, self.step, *transforms)
 
 
 @dataclass(frozen=True)
@@ -77,12 +99,18 @@ class Places:
 
 
 def build_parts(
-    host: Host, trial: Trial, places: Places, class_names: Sequence[str], device: torch.device
+    host: Host,
+    trial: Trial,
+    places: Places,
+    class_names: Sequence[str],
+    device: torch.device,
+    descriptions: Sequence[str] = (),
 ) -> tuple[Parts, Backbone]:
     """Build what is trained, initialised from the trial's seed, on `device`.
 
     Args:
         class_names: C names, index = label.
+        descriptions: C texts, for models that need them.
 
     Returns:
         the parts; and the backbone, which says how its weights met the model.
@@ -93,21 +121,27 @@ def build_parts(
     num_classes, size = int(trial.dataset["classes"]), trial.recipe.image_size
     backbone = Backbone(trial.backbone, _weights(trial, places.weights), num_classes, size)
     torch.manual_seed(derive_seed(trial.seed, "initialisation"))
-    model = _build_model(host, trial, places, backbone)
+    model = _build_model(host, trial, places, backbone, class_names, descriptions)
     backbone.load_beyond()
     model = model.to(device).to(memory_format=torch.channels_last)
     normalize = Normalizer(*mean_and_std(model), device)
     loss: Loss = host.find("loss", host.losses, trial.loss).value
     dim = _embedding_dim(model, normalize.blank(size))
-    criterion = loss.build(LossContext(num_classes, dim, loss.option_values(trial.options)))
+    criterion = loss.build(LossContext(num_classes, dim, loss.option_values(trial.options), class_names))
     if isinstance(criterion, nn.Module):
         criterion = criterion.to(device)
+    step: Step = host.find("step", host.steps, trial.step).value
+    stepping = step.build(StepContext(class_names, dim, size, step.option_values(trial.options), model))
+    if isinstance(stepping, nn.Module):
+        stepping = stepping.to(device)
     found = host.find("augmentation", host.augmentations, trial.augmentation)
     augmentation: Augmentation = found.value
     context = AugmentationContext(size, num_classes, augmentation.option_values(trial.options))
     code = host.plugins[found.plugin].code
     predictor: Predictor = host.find("predictor", host.predictors, trial.predictor).value
     predicting = PredictorContext(class_names, predictor.option_values(trial.options))
+    sees_second = "second_view" in loss.needs
+    wants_second = sees_second or "second_view" in step.needs
     parts = Parts(
         model,
         criterion,
@@ -118,8 +152,22 @@ def build_parts(
         probabilities=predictor.gives_probabilities(loss.probabilities),
         views=augmentation.views(context) if augmentation.views else None,
         drawing={"augmentation": trial.augmentation, "options": dict(context.options), "code": code},
+        step=stepping,
+        unlabelled=step.unlabelled,
+        draws_images=step.draws_images or sees_second,
+        second_transform=augmentation.second(context) if augmentation.second and wants_second else None,
+        loss_sees_second=sees_second,
+        make_optimizer=_make_optimizer(host, trial),
+        schedule=host.find("schedule", host.schedules, trial.recipe.schedule).value,
     )
     return parts, backbone
+
+
+def _make_optimizer(host: Host, trial: Trial) -> Make | None:
+    if trial.recipe.optimizer not in host.optimizers:
+        return None
+    optimizer = host.optimizers[trial.recipe.optimizer].value
+    return partial(optimizer.build, OptimizerContext(trial.recipe, optimizer.option_values(trial.options)))
 
 
 def _weights(trial: Trial, path: Path | None) -> Weights:
@@ -131,11 +179,28 @@ def _weights(trial: Trial, path: Path | None) -> Weights:
     return Weights(name, sha256, path, provenance_of(path, read_metadata(path)))
 
 
-def _build_model(host: Host, trial: Trial, places: Places, backbone: Backbone) -> nn.Module:
+def _build_model(
+    host: Host,
+    trial: Trial,
+    places: Places,
+    backbone: Backbone,
+    class_names: Sequence[str],
+    descriptions: Sequence[str],
+) -> nn.Module:
     part: Model = host.find("model", host.models, trial.model).value
     values, size = part.option_values(trial.options), trial.recipe.image_size
     return part.build(
-        ModelContext(backbone, backbone.num_classes, size, values, trial.dataset, places.store, places.plugins)
+        ModelContext(
+            backbone,
+            backbone.num_classes,
+            size,
+            values,
+            trial.dataset,
+            places.store,
+            places.plugins,
+            class_names,
+            descriptions,
+        )
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -56,11 +56,12 @@ class Ranks:
     def share(self, images: int) -> slice:
         """Give this rank's slice of a batch of `images`. Shares differ by one image at most. A batch with fewer images
         than ranks is computed whole by each of them."""
-        if not self._divides(images):
+        if not self.divides(images):
             return slice(0, images)
         return slice(images * self.rank // self.count, images * (self.rank + 1) // self.count)
 
-    def _divides(self, images: int) -> bool:
+    def divides(self, images: int) -> bool:
+        """Tell whether a batch of so many images is divided among the ranks."""
         return 1 < self.count <= images
 
     def forward(self, model: Callable[[Tensor], Output], inputs: Tensor, images: int, seed: int) -> Output:
@@ -74,7 +75,7 @@ class Ranks:
         Raises:
             PeerLost: another rank is gone.
         """
-        if not self._divides(images):
+        if not self.divides(images):
             return model(inputs)
         devices = [inputs.get_device()] if inputs.is_cuda else []
         with torch.random.fork_rng(devices), _BatchNormOverRanks(self):
@@ -93,13 +94,12 @@ class Ranks:
         whole = self.all_reduce(whole).to(own.dtype)
         return torch.cat([whole[: mine.start], own, whole[mine.stop :]])
 
-    def all_reduce_gradients(self, images: int, model: nn.Module, criterion: object) -> None:
-        """Complete the gradients of a batch, in place. The model's are summed over the ranks. Each rank has the loss's
-        own gradients whole already: they are averaged, so that no replica can drift. Raises `PeerLost`."""
-        if not self._divides(images):
+    def all_reduce_gradients(self, images: int, model: nn.Module, own: Sequence[nn.Parameter]) -> None:
+        """Complete the gradients of a batch, in place. The model's are summed over the ranks. Each rank has those of the loss's and
+        the step's `own` parameters whole already: they are averaged, so that no replica can drift. Raises `PeerLost`."""
+        if not self.divides(images):
             return
-        losses = criterion.parameters() if isinstance(criterion, nn.Module) else ()
-        whole = [p.grad.div_(self.count) for p in losses if p.grad is not None]
+        whole = [p.grad.div_(self.count) for p in own if p.grad is not None]
         gradients = [p.grad for p in model.parameters() if p.grad is not None] + whole
         flat = self.all_reduce(torch.cat([gradient.reshape(-1) for gradient in gradients]))
         for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):

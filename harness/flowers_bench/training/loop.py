@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from flowers_bench.contract.dataset import Images, Split
+from flowers_bench.contract.dataset import Images as Decoded
+from flowers_bench.contract.dataset import Split
 from flowers_bench.data.cache import Selection
 from flowers_bench.data.pixels import Augmented
 from flowers_bench.data.samplers import SAMPLERS
@@ -29,11 +30,13 @@ from flowers_bench.store.records import Epoch
 from flowers_bench.training.average import Average
 from flowers_bench.training.build import Parts
 from flowers_bench.training.distributed import ALONE, Ranks
+from flowers_bench.training.epochs import begin_epoch, has_begin_epoch
 from flowers_bench.training.events import Emit, Resumed, Step
 from flowers_bench.training.frozen_prefix import CachedActivations
 from flowers_bench.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
 from flowers_bench.training.process import Interrupted
-from flowers_bench.util.errors import TrialDisturbed, TrialFailed
+from flowers_bench.training.steps import Images, Trained, TrainingBatch
+from flowers_bench.util.errors import TrialDisturbed
 from flowers_bench.util.files import write_atomically
 
 #: Clean training accuracy is measured each epoch on a fixed sample of at most this many training images, and of no more
@@ -48,25 +51,25 @@ class Drawn:
     Attributes:
         images: augmented, uint8 (N, 3, S, S).
         random_state: torch's on the CPU, as drawing left it; what else the step draws goes on from there.
+        second: their second view, uint8 (N, 3, S, S), where there is one.
+        unlabelled, unlabelled_second: both views of the images without labels, uint8 (U, 3, S, S), where there are some.
     """
 
     images: Tensor
     random_state: Tensor
+    second: Tensor | None = None
+    unlabelled: Tensor | None = None
+    unlabelled_second: Tensor | None = None
 
-
-@dataclass(frozen=True)
-class Batch:
-    """What one step trains on.
-
-    Attributes:
-        inputs: this rank's share of what the model, or what follows its stored activations, takes.
-        targets: those of the whole batch.
-        size: how many images the whole batch has.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    size: int
+    def shared(self, ranks: Ranks, by: int) -> Drawn:
+        """Broadcast what rank `by` drew: all ranks get that."""
+        return Drawn(
+            **{
+                field.name: ranks.broadcast_tensor(getattr(self, field.name), by)
+                for field in fields(self)
+                if ranks.broadcast(getattr(self, field.name) is not None, by)
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Training:
 
     Attributes:
         ranks: this process among those that train together. Only the main rank evaluates, emits and writes.
+        unlabelled: images for steps that learn from them.
         history: every finished epoch.
         best_epoch: the epoch chosen on validation, from 1; 0 before any.
     """
@@ -96,30 +100,50 @@ class Training:
     emit: Emit = lambda event: None
     stop_requested: Callable[[], bool] = lambda: False
     ranks: Ranks = ALONE
+    unlabelled: Decoded = ()
     history: list[Epoch] = field(default_factory=list)
     best_epoch: int = 0
 
     def __post_init__(self) -> None:
-        recipe = self.trial.recipe
-        self._model = self.parts.model
-        self._optimizer = build_optimizer(recipe, self._model, self.parts.criterion) if self._trainable() else None
+        recipe, parts = self.trial.recipe, self.parts
+        self._model = parts.model
+        self._optimizer = (
+            build_optimizer(recipe, self._model, parts.criterion, parts.step, parts.make_optimizer)
+            if self._trainable()
+            else None
+        )
         averaged = recipe.ema_decay and self.ranks.is_main
         self._average = Average(self._model, recipe.ema_decay) if averaged else None
         self._best = (-1.0, -math.inf)
         self._source = Augmented(self.train.images, self.parts.image_transform, self.parts.views)
+        self._second = Augmented(self.train.images, parts.second_transform) if parts.second_transform else None
         stored = self.parts.stored
         self._forward = self._model if stored is None else stored.prefix.tail(self._model)
+        if self._optimizer is not None:
+            self._trained = Trained(
+                model=self._model,
+                criterion=parts.criterion,
+                step=parts.step,
+                forward=self._forward,
+                second_view=parts.loss_sees_second,
+                recipe=recipe,
+                optimizer=self._optimizer,
+                average=self._average,
+                ranks=self.ranks,
+                autocast=self._autocast,
+                seed=self.trial.seed,
+            )
         self._waited = 0.0
         self._energy = Meter(self.parts.normalize.device)
         sample = np.random.default_rng(derive_seed(self.trial.seed, "train sample"))
         chosen = self._rows = np.sort(sample.permutation(len(self.train))[: min(TRAIN_SAMPLE, len(self.val))])
-        images: Images = Selection(self.train.images, chosen)
+        images: Decoded = Selection(self.train.images, chosen)
         if isinstance(self.train.images, CachedActivations):
             images = self.train.images.sample(images, chosen)
         self._sample = Split(images, self.train.labels[chosen], chosen.tolist())
 
     def _trainable(self) -> bool:
-        return any(p.requires_grad for p in self._model.parameters())
+        return has_begin_epoch(self._model) or any(p.requires_grad for p in self._model.parameters())
 
     @property
     def _evaluated(self) -> nn.Module:
@@ -139,6 +163,7 @@ class Training:
             self._save_weights()
             return self._model
         self._resume()
+        self._begin_epoch(len(self.history))
         self._open_stored()
         while len(self.history) < recipe.epochs and not self._out_of_patience():
             epoch = len(self.history) + 1
@@ -153,7 +178,14 @@ class Training:
             self._save_weights()
         if self.ranks.is_main:
             self._load_best(self.folder.best_path)
+        self._begin_epoch(self.best_epoch)
         return self._model
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Tell every part that changes with the epoch; none has begun before the first."""
+        if epoch:
+            average = self._average.model if self._average else None
+            begin_epoch((*self.parts.changing(), average), epoch, self.trial.recipe.epochs, self.trial.seed)
 
     def _open_stored(self) -> None:
         """Let the main rank compute the stored activations, and report it, before any rank reads them."""
@@ -169,6 +201,7 @@ class Training:
     def _epoch(self, epoch: int) -> Epoch:
         started = time.perf_counter()
         self._energy.lap()
+        self._begin_epoch(epoch)
         train_mode(self._model)
         train_mode(self._forward)
         self._waited = 0.0
@@ -178,9 +211,9 @@ class Training:
         for step, indices in enumerate(batches):
             waiting = time.perf_counter()
             drawn = None if self.parts.stored is not None else next(drawing)
-            batch = self._batch(epoch, step, indices, drawn)
+            batch = self._batch((epoch, step, len(batches)), indices, drawn)
             self._waited += time.perf_counter() - waiting
-            total += self._step(epoch, step, len(batches), batch) * batch.size
+            total += self._step(batch) * batch.size
             images += batch.size
             rate = images / (time.perf_counter() - started)
             self.emit(Step(epoch, step + 1, len(batches), rate))
@@ -225,21 +258,42 @@ class Training:
     def _draw_all(self, epoch: int, batches: Sequence[np.ndarray]) -> Iterator[Drawn]:
         """Draw each step's images. Of several ranks, each draws the images of one step in turn and broadcasts them:
         drawing is divided by steps, because the draws within one step depend on each other."""
-        ranks = self.ranks
+        ranks, without = self.ranks, self._unlabelled_rows(epoch, [len(indices) for indices in batches])
         for first in range(0, len(batches), ranks.count):
-            turn = batches[first : first + ranks.count]
-            own = self._draw(epoch, first + ranks.rank, turn[ranks.rank]) if ranks.rank < len(turn) else None
+            turn = range(first, min(first + ranks.count, len(batches)))
+            mine = first + ranks.rank
+            own = self._draw(epoch, mine, batches[mine], without[mine]) if mine in turn else None
             for owner in range(len(turn)):
-                images = ranks.broadcast_tensor(None if own is None else own.images, owner)
-                state = ranks.broadcast_tensor(None if own is None else own.random_state, owner)
-                yield Drawn(images, state)
+                yield (own or _NOTHING).shared(ranks, owner)
 
-    def _draw(self, epoch: int, step: int, indices: np.ndarray) -> Drawn:
+    def _unlabelled_rows(self, epoch: int, sizes: Sequence[int]) -> list[np.ndarray]:
+        """Draw which images without labels each step gets: in a new order whenever all had their turn."""
+        counts = [self.parts.unlabelled * size for size in sizes]
+        rng = np.random.default_rng(derive_seed(self.trial.seed, "unlabelled order", epoch))
+        rounds = math.ceil(sum(counts) / max(1, len(self.unlabelled)))
+        order = np.concatenate([[], *(rng.permutation(len(self.unlabelled)) for _ in range(rounds))]).astype(np.int64)
+        return np.split(order[: sum(counts)], np.cumsum(counts)[:-1])
+
+    def _draw(self, epoch: int, step: int, indices: np.ndarray, without: np.ndarray) -> Drawn:
         """Draw one step's images. Torch's random state on the CPU, where they are drawn, is left as it was."""
         with torch.random.fork_rng(devices=()):
             self._seed(epoch, step)
-            images = torch.stack([self._source[int(row)] for row in self._rows_of(epoch, indices)])
-            return Drawn(images, torch.get_rng_state())
+            images = _stacked(self._source, self._rows_of(epoch, indices))
+            state = torch.get_rng_state()
+            # Further images have seeds of their own: a technique without them sees the same ones of the first kind.
+            seeds = (
+                derive_seed(self.trial.seed, "augment", epoch, step, what) for what in ("second", "unlabelled", "both")
+            )
+            second = _drawn(self._second, indices, next(seeds))
+            if not len(without):
+                return Drawn(images, state, second)
+            first, other = (
+                Augmented(self.unlabelled, transform) if transform else None
+                for transform in (self.parts.image_transform, self.parts.second_transform)
+            )
+            return Drawn(
+                images, state, second, _drawn(first, without, next(seeds)), _drawn(other, without, next(seeds))
+            )
 
     def _seed(self, epoch: int, step: int) -> None:
         torch.manual_seed(derive_seed(self.trial.seed, "augment", epoch, step))
@@ -247,47 +301,35 @@ class Training:
     def _rows_of(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         return self._source.rows(indices, derive_seed(self.trial.seed, "views", epoch))
 
-    def _step(self, epoch: int, step: int, steps: int, batch: Batch) -> float:
+    def _step(self, batch: TrainingBatch) -> float:
         recipe = self.trial.recipe
         assert self._optimizer is not None
-        set_learning_rate(self._optimizer, recipe.lr * schedule_factor(recipe, epoch - 1 + (step + 1) / steps))
-        seed = derive_seed(self.trial.seed, "rank", self.ranks.rank, epoch, step)
-        with self._autocast():
-            output = self.ranks.forward(self._forward, batch.inputs, batch.size, seed)
-        # The loss is computed in float32 and outside of autocast, which on a processor computes a softmax in bfloat16.
-        loss = self.parts.criterion(output.widened(), batch.targets)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrialFailed(
-                f"the loss is {value} at epoch {epoch}, step {step + 1} of {steps}. The last good checkpoint is kept; "
-                "a lower learning rate usually helps:  --set lr=..."
-            )
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.ranks.all_reduce_gradients(batch.size, self._model, self.parts.criterion)
-        if recipe.clip_norm:
-            nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_norm)
-        self._optimizer.step()
-        if self._average is not None:
-            self._average.update()
-        return value
+        progress = batch.epoch - 1 + (batch.step + 1) / batch.steps
+        set_learning_rate(self._optimizer, recipe.lr * schedule_factor(recipe, progress, self.parts.schedule))
+        return batch.value_of(self.parts.step(batch))
 
-    def _batch(self, epoch: int, step: int, indices: np.ndarray, drawn: Drawn | None) -> Batch:
+    def _batch(self, at: tuple[int, int, int], indices: np.ndarray, drawn: Drawn | None) -> TrainingBatch:
         """Make a step's batch of drawn images or, without any, of stored activations. Torch's random generator is left
         where the rest of the step goes on from."""
-        size = len(indices)
+        size, normalize, (epoch, step, _) = len(indices), self.parts.normalize, at
         mine = self.ranks.share(size)
-        targets = torch.from_numpy(np.asarray(self.train.labels)[indices]).to(self.parts.normalize.device)
+        targets = torch.from_numpy(np.asarray(self.train.labels)[indices]).to(normalize.device)
         self._seed(epoch, step)
         if drawn is None:
             assert self.parts.stored is not None
             with self._autocast():
-                return Batch(self.parts.stored.batch(self._rows_of(epoch, indices)[mine]), targets, size)
+                inputs = self.parts.stored.batch(self._rows_of(epoch, indices)[mine])
+            return TrainingBatch(self._trained, inputs, targets, size, Images(), at)
         torch.set_rng_state(drawn.random_state)
-        if self.parts.batch_transform is None:
-            return Batch(self.parts.normalize(drawn.images[mine]), targets, size)
-        images, targets = self.parts.batch_transform(self.parts.normalize(drawn.images), targets)
-        return Batch(images[mine], targets, size)
+        if self.parts.batch_transform is None and not self.parts.draws_images:
+            return TrainingBatch(self._trained, normalize(drawn.images[mine]), targets, size, Images(), at)
+        images = normalize(drawn.images)
+        if self.parts.batch_transform is not None:
+            images, targets = self.parts.batch_transform(images, targets)
+        others = (drawn.second, drawn.unlabelled, drawn.unlabelled_second)
+        more = (None if other is None else normalize(other) for other in others)
+        read = Images(images, *more) if self.parts.draws_images else Images()
+        return TrainingBatch(self._trained, images[mine], targets, size, read, at)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.trial.recipe.precision == "bfloat16":
@@ -311,11 +353,12 @@ class Training:
         assert self._optimizer is not None
         if not self.ranks.is_main:
             return
-        criterion = self.parts.criterion
+        criterion, step = self.parts.criterion, self.parts.step
         state = {
             "trial": self.trial.id,
             "model": self._model.state_dict(),
             "criterion": criterion.state_dict() if isinstance(criterion, nn.Module) else {},
+            "step": step.state_dict() if isinstance(step, nn.Module) else {},
             "average": self._average.state_dict() if self._average else None,
             "optimizer": self._optimizer.state_dict(),
             "history": [record.json() for record in self.history],
@@ -349,12 +392,28 @@ class Training:
         self._model.load_state_dict(state["model"])
         if isinstance(self.parts.criterion, nn.Module):
             self.parts.criterion.load_state_dict(state["criterion"])
+        if isinstance(self.parts.step, nn.Module):
+            self.parts.step.load_state_dict(state["step"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.history = [Epoch.read(record) for record in state["history"]]
         self._best = tuple(state["best"])
         self.best_epoch = int(state["best_epoch"])
+
+
+#: What a rank passes that drew nothing: others' images take its place.
+_NOTHING = Drawn(torch.empty(0), torch.empty(0))
+
+
+def _stacked(source: Augmented, rows: np.ndarray) -> Tensor:
+    return torch.stack([source[int(row)] for row in rows])
+
+
+def _drawn(source: Augmented | None, rows: np.ndarray, seed: int) -> Tensor | None:
+    """Draw images with a seed of their own; None where there is nothing to draw from."""
+    torch.default_generator.manual_seed(seed)
+    return None if source is None else _stacked(source, rows)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -11,8 +11,12 @@ from flowers_bench.contract.dataset import Dataset, Split
 from flowers_bench.data.pixels import Augmented, evaluation_transform
 from flowers_bench.store.identity import Trial
 from flowers_bench.training.build import Parts
+from flowers_bench.training.epochs import has_begin_epoch
 from flowers_bench.training.events import Emit, Storing
 from flowers_bench.training.frozen_prefix import CachedActivations, Prefix, PrefixUse, find_cut
+
+#: Why nothing is stored of a model that has `begin_epoch`.
+CHANGES = "what is frozen may change with the epoch"
 
 
 def start_from_prefix(
@@ -25,7 +29,7 @@ def start_from_prefix(
         result, which is completed while the trial runs.
     """
     size = trial.recipe.image_size
-    cut = find_cut(parts.model, parts.normalize.blank(size))
+    cut = CHANGES if has_begin_epoch(parts.model) else find_cut(parts.model, parts.normalize.blank(size))
     if isinstance(cut, str):
         return dataset, PrefixUse(None, cut)
     prefix = Prefix.of(
@@ -51,7 +55,8 @@ def start_from_prefix(
     given = dataset.train.images
     train, val, test = (stored(name, getattr(dataset, name)) for name in ("train", "val", "test"))
     dataset = replace(dataset, train=train, val=val, test=test)
-    prefix.use.training = parts.views is not None and parts.batch_transform is None
+    fixed = parts.views is not None and not has_begin_epoch(parts.image_transform)
+    prefix.use.training = fixed and parts.batch_transform is None and not parts.draws_images
     if prefix.use.training:
         exact = trial.recipe.precision == "float32"
         if parts.views == 1 and parts.image_transform == evaluated and exact:

@@ -24,6 +24,7 @@ from flowers_bench.store.folder import TrialFolder
 from flowers_bench.store.identity import Trial
 from flowers_bench.store.reading import damaged
 from flowers_bench.training.build import Parts, Places, build_parts
+from flowers_bench.training.epochs import begin_epoch
 from flowers_bench.training.evaluation import Fitted
 from flowers_bench.util.errors import UsageError
 
@@ -128,7 +129,8 @@ def load_parts(
     check_backbone(trial.backbone)  # timm would also take a name that makes it ask the Hugging Face Hub
     places = Places(None, store or folder.path.parent, plugins)
     with torch.random.fork_rng():
-        parts, backbone = build_parts(host, trial, places, folder.result().class_names, device)
+        result = folder.result()
+        parts, backbone = build_parts(host, trial, places, result.class_names, device, result.descriptions or ())
     path = folder.weights()
     try:
         tensors = read_tensors(path)
@@ -136,6 +138,8 @@ def load_parts(
         parts.model.load_state_dict(tensors)
     except (RuntimeError, UsageError) as error:
         raise damaged(path, f"does not fit its trial: {str(error)[:200]}") from error
+    if folder.result().best_epoch:
+        begin_epoch([parts.model], folder.result().best_epoch, trial.recipe.epochs, trial.seed)
     parts.model.eval().requires_grad_(False)
     return parts, backbone
 

@@ -51,12 +51,15 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     host = discover(places.plugins)
     host.tracking = run.track or ()
     dataset = load_dataset(host, trial, place)
-    parts, backbone = build_parts(host, trial, places, dataset.class_names, device)
+    described = dataset.descriptions if "descriptions" in host.models[trial.model].value.needs else ()
+    parts, backbone = build_parts(host, trial, places, dataset.class_names, device, described)
     image = parts.normalize.blank(trial.recipe.image_size)
     refuse_undefined_gradients(parts.model, image, trial.recipe.precision)
     dataset, prefix = start_from_prefix(trial, parts, dataset, place.cache, emit)
     stop = interrupt_flag()
-    training = Training(trial, parts, dataset.train, dataset.val, folder, emit, stop, ranks=ranks)
+    training = Training(
+        trial, parts, dataset.train, dataset.val, folder, emit, stop, ranks=ranks, unlabelled=dataset.unlabelled
+    )
     if not ranks.is_main:
         training.run(lambda record: None)
         ranks.all_gather(PeakMemory.so_far(device))
@@ -126,6 +129,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
         ),
         weights_report=backbone.report.facts(),
         class_names=list(dataset.class_names),
+        descriptions=list(described) or None,
         hardware=environment(device, ranks.count),
     )
     observers.draw(model, parts.normalize, dataset, folder.figures_path)
