@@ -126,13 +126,16 @@ class Subject:
         from flowers_bench.contract.technique import ModelContext
         from flowers_bench.models.backbones import Backbone
         from flowers_bench.models.weights import Weights
+        from flowers_bench.training.finished import TrialFinder
 
         trial = self.planned.trial
         part, classes, size = self.host.models[trial.model].value, self.data.num_classes, trial.recipe.image_size
         values = part.option_values(self.settings if backbone else trial.options)
         source = Backbone(backbone or trial.backbone, Weights(), classes, size)
-        names = self.data.class_names
-        return part.build(ModelContext(source, classes, size, values, trial.dataset, self.store, class_names=names))
+        names, finder = self.data.class_names, TrialFinder(self.store, trial.dataset, self.files)
+        return part.build(
+            ModelContext(source, classes, size, values, trial.dataset, self.store, class_names=names, finder=finder)
+        )
 
     def build(self) -> Parts:
         """Build the parts on the CPU, newly initialised from the trial's seed."""
