@@ -42,6 +42,7 @@ from flowers_bench.contract.host import Host, discover
 from flowers_bench.contract.predictor import CLASSIFIER
 from flowers_bench.contract.technique import Part
 from flowers_bench.nn import Output, train_mode
+from flowers_bench.training.finished import TrialFinder
 
 FILE = Path(__file__).with_name("fingerprints.json")
 COMMAND = "python tests/plugins/fingerprints.py"
@@ -125,7 +126,8 @@ def _of_model(part: Model, name: str, options: Options) -> tuple[list[float], li
     with mock.patch.object(FinishedTrial, "find", return_value=_Teacher(Path(), {}, "classifier", 16)):
         if "teacher" in options:
             options = Options({**options, "teacher": "0" * 16})
-        model = part.build(ModelContext(backbone, CLASSES, SIDE, options, {}, Path()))
+        finder = TrialFinder(Path(), {})
+        model = part.build(ModelContext(backbone, CLASSES, SIDE, options, {}, Path(), finder=finder))
         sizes = _initial_sizes(model, plain)
         _fill(model)
         images, found = drawn("images", 2 * CLASSES, 3, SIDE, SIDE), []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,19 @@ from built import CLASSES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowers_bench import FinishedTrial, LossContext, UsageError
+from flowers_bench import FinishedTrial, LossContext, ModelContext, UsageError
 from flowers_bench.contract.host import discover
+from flowers_bench.models.backbones import Backbone
+from flowers_bench.models.weights import Weights
 from flowers_bench.nn import Classifier, Output, train_mode
 from flowers_bench.plan.planning import Request, TrialPlan, plan
 from flowers_bench.store.folder import Store
+from flowers_bench.training.finished import TrialFinder
 from flowers_bench.training.trained import load_trained
 from flowers_bench.training.trial import run_trial
 from flowers_bench_plugins.distillation import build_distillation
 from flowers_bench_plugins.distillation.layers import Distilled
-from flowers_bench_plugins.distillation.teacher import find_teacher, load_teacher
+from flowers_bench_plugins.distillation.teacher import find_teacher as teacher_of
 
 TOY = Path(__file__).parents[1] / "toy.py"
 
@@ -64,6 +68,11 @@ def _request(tmp_path: Path, name: str, **options: str) -> list[TrialPlan]:
     return plan(host, request, [TOY])
 
 
+def find_teacher(name: str, store: Path | None, facts: Mapping[str, object]) -> FinishedTrial:
+    finder = TrialFinder(store, facts)
+    return teacher_of(ModelContext(Backbone("test_resnet", Weights(), 4, 32), 4, 32, {"teacher": name}, finder=finder))
+
+
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A store with a finished teacher: its folder and the teacher's id."""
@@ -84,6 +93,8 @@ def test_a_student_runs_from_plan_to_result(taught: tuple[Path, str]) -> None:
     # Counted without its teacher, which is as large.
     cost, alone = folder.result().cost, store.folder(teacher).result().cost
     assert cost.parameters == alone.parameters
+    assert cost.inherited == {teacher: pytest.approx(alone.seconds)}
+    assert alone.inherited is None
     assert load_trained(folder, torch.device("cpu")).model.backbone is not None
 
 
@@ -100,7 +111,7 @@ def test_the_teacher_is_beside_the_student_and_only_while_it_trains(taught: tupl
     images = torch.randn(4, 3, 32, 32)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.1)
     trial = FinishedTrial.find(tmp_path / "runs", teacher)
-    student = Distilled(backbone, lambda device: load_teacher(trial, mean, std, device))
+    student = Distilled(backbone, lambda device: trial.logits(device, mean, std))
     plain = Classifier(backbone)
     assert list(student.state_dict()) == list(plain.state_dict())
     backbone.requires_grad_(True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from flowers_bench.models.backbones import Backbone
     from flowers_bench.models.layers import Output
+    from flowers_bench.training.finished import FinishedTrial
 
 V = TypeVar("V")
 #: What a field of a recipe can be; `lr_scale` is the one with a factor for each pattern.
@@ -181,6 +182,7 @@ class ModelContext(ReadsOptions):
         plugin_files: plugins that the user named: what parts of those other trials may come from.
         class_names: C names, index = label.
         descriptions: C texts, index = label, for models that need `descriptions`.
+        finder: what `trial` asks; the host's.
     """
 
     backbone: Backbone
@@ -191,7 +193,18 @@ class ModelContext(ReadsOptions):
     store: Path | None = None
     plugin_files: Sequence[Path] = ()
     class_names: Sequence[str] = ()
+    finder: Callable[[str], FinishedTrial] | None = field(default=None, repr=False, compare=False)
     descriptions: Sequence[str] = ()
+
+    def trial(self, id: str) -> FinishedTrial:
+        """Find a finished trial of the run store by its whole id. What it took is counted in this trial's cost, as inherited.
+
+        Raises:
+            UsageError: there is no such trial, it is not finished, or was trained on other images or another split.
+        """
+        if self.finder is None:
+            raise UsageError(f"there is no run store to find trial {id} in.")
+        return self.finder(id)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from flowers_bench.store.identity import Label, Protocol, Trial
 from flowers_bench.store.records import Config, Run
 from flowers_bench.training import optimizer
 from flowers_bench.training.epochs import has_begin_epoch
+from flowers_bench.training.finished import TrialFinder
 from flowers_bench.util.errors import UsageError, unknown_name
 
 #: At most so many parameters, and images of at most so many pixels a side, make a small network: see `side_by_side`.
@@ -700,6 +701,7 @@ def _try_building(
                     store,
                     descriptions=dataset.descriptions,
                     class_names=dataset.class_names,
+                    finder=TrialFinder(store, dataset.facts()),
                 )
             )
         except UsageError as error:

@@ -259,7 +259,11 @@ class Inference(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Record):
-    """What a trial took, in bytes, seconds and joules; `measure/cost.py` says how each metric is measured."""
+    """What a trial took, in bytes, seconds and joules; `measure/cost.py` says how each metric is measured.
+
+    Attributes:
+        inherited: of finished trials that it builds on, and those that these did: seconds by id, beside its own.
+    """
 
     parameters: Count | None = None
     trainable_parameters: Count | None = None
@@ -282,6 +286,7 @@ class Cost(Record):
     flops_uncounted: Sequence[Name] | None = None
     inference: Inference | None = None
     prefix_cache: Annotated[object, Anything()] | None = None
+    inherited: Mapping[str, Amount] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,12 +126,13 @@ class Subject:
         from flowers_bench.contract.technique import ModelContext
         from flowers_bench.models.backbones import Backbone
         from flowers_bench.models.weights import Weights
+        from flowers_bench.training.finished import TrialFinder
 
         trial = self.planned.trial
         part, classes, size = self.host.models[trial.model].value, self.data.num_classes, trial.recipe.image_size
         values = part.option_values(self.settings if backbone else trial.options)
         source = Backbone(backbone or trial.backbone, Weights(), classes, size)
-        data = self.data
+        names, finder = self.data.class_names, TrialFinder(self.store, trial.dataset, self.files)
         return part.build(
             ModelContext(
                 source,
@@ -140,8 +141,9 @@ class Subject:
                 values,
                 trial.dataset,
                 self.store,
-                class_names=data.class_names,
-                descriptions=data.descriptions,
+                class_names=names,
+                finder=finder,
+                descriptions=self.data.descriptions,
             )
         )
 

@@ -24,6 +24,7 @@ from flowers_bench.models.weights.provenance import provenance_of
 from flowers_bench.store.identity import Trial, derive_seed
 from flowers_bench.store.records import Run
 from flowers_bench.training.evaluation import Evaluator
+from flowers_bench.training.finished import TrialFinder
 from flowers_bench.training.frozen_prefix import CachedActivations
 from flowers_bench.training.optimizer import Make
 from flowers_bench.util.errors import UsageError
@@ -51,6 +52,7 @@ class Parts:
         loss_sees_second: whether the loss is given the model's output for it.
         make_optimizer: of a registered optimiser; None: the recipe names torch's or timm's.
         schedule: how the learning rate goes.
+        inherited: finds, and knows, the finished trials that it builds on.
     """
 
     model: nn.Module
@@ -70,6 +72,7 @@ class Parts:
     loss_sees_second: bool = False
     make_optimizer: Make | None = None
     schedule: Schedule = SCHEDULES[0]
+    inherited: TrialFinder | None = None
 
     def changing(self) -> tuple[object, ...]:
         """Give every part that may have `begin_epoch`."""
@@ -121,7 +124,8 @@ def build_parts(
     num_classes, size = int(trial.dataset["classes"]), trial.recipe.image_size
     backbone = Backbone(trial.backbone, _weights(trial, places.weights), num_classes, size)
     torch.manual_seed(derive_seed(trial.seed, "initialisation"))
-    model = _build_model(host, trial, places, backbone, class_names, descriptions)
+    finder = TrialFinder(places.store, trial.dataset, places.plugins)
+    model = _build_model(host, trial, backbone, class_names, descriptions, finder)
     backbone.load_beyond()
     model = model.to(device).to(memory_format=torch.channels_last)
     normalize = Normalizer(*mean_and_std(model), device)
@@ -159,6 +163,7 @@ def build_parts(
         loss_sees_second=sees_second,
         make_optimizer=_make_optimizer(host, trial),
         schedule=host.find("schedule", host.schedules, trial.recipe.schedule).value,
+        inherited=finder,
     )
     return parts, backbone
 
@@ -182,10 +187,10 @@ def _weights(trial: Trial, path: Path | None) -> Weights:
 def _build_model(
     host: Host,
     trial: Trial,
-    places: Places,
     backbone: Backbone,
     class_names: Sequence[str],
     descriptions: Sequence[str],
+    finder: TrialFinder,
 ) -> nn.Module:
     part: Model = host.find("model", host.models, trial.model).value
     values, size = part.option_values(trial.options), trial.recipe.image_size
@@ -196,9 +201,10 @@ def _build_model(
             size,
             values,
             trial.dataset,
-            places.store,
-            places.plugins,
+            finder.store,
+            finder.plugin_files,
             class_names,
+            finder,
             descriptions,
         )
     )

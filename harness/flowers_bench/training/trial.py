@@ -88,6 +88,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
         training_cost(model, training.history, training.best_epoch, test_started - fit_started),
         peak_rss_bytes=peak.rss,
         peak_cuda_bytes=peak.cuda,
+        inherited=(parts.inherited.inherited() if parts.inherited else None) or None,
     )
     if trial.protocol.report == "none":  # it is a trial of a search
         folder.finish(

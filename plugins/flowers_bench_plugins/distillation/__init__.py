@@ -53,14 +53,14 @@ def build_distilled(context: ModelContext) -> nn.Module:
     from flowers_bench.backbones import mean_and_std
     from flowers_bench.nn import Classifier
     from flowers_bench_plugins.distillation.layers import Distilled
-    from flowers_bench_plugins.distillation.teacher import find_teacher, load_teacher
+    from flowers_bench_plugins.distillation.teacher import find_teacher
 
-    teacher = find_teacher(context.options.text("teacher"), context.store, context.dataset)
+    teacher = find_teacher(context)
     backbone = context.backbone.create()
     if context.options.number("distill_weight") == 0:
         return Classifier(backbone)
     mean, std = mean_and_std(backbone)
-    return Distilled(backbone, partial(load_teacher, teacher, mean, std, plugins=context.plugin_files))
+    return Distilled(backbone, partial(teacher.logits, mean=mean, std=std))
 
 
 def build_distillation(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
