@@ -96,6 +96,7 @@ def test_the_environment_can_ask_for_the_reference() -> None:
 
 
 @compiled
+@pytest.mark.timeout(900)  # it compiles them first
 def test_the_environment_can_ask_for_plain_instructions() -> None:
     """The kernel for any processor passes the tests that the best one here passes."""
     env = {**os.environ, "FLOWERS_BENCH_KERNEL": "generic"}
