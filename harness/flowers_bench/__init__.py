@@ -7,7 +7,7 @@ What computes stands in `flowers_bench.nn` (layers), `flowers_bench.backbones` (
 
 from importlib.metadata import PackageNotFoundError, version
 
-from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Split
+from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Split, split_checksum
 from flowers_bench.contract.optimizer import Optimizer, OptimizerContext, Schedule
 from flowers_bench.contract.options import Option, Options, OptionValue
 from flowers_bench.contract.pictures import FigureContext
@@ -80,4 +80,5 @@ __all__ = [
     "load_petals",
     "load_results",
     "metrics_of",
+    "split_checksum",
 ]

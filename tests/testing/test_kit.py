@@ -117,6 +117,9 @@ MISTAKES = [
     ("evaluation does not depend on the batch", FORWARD, "return Output(self.fc(embedding - embedding.mean(0)), embedding)", "beside it"),
     ("state dict goes round", FORWARD, "self.scale += 0.5 * self.training\n            return Output(self.fc(embedding) * self.scale, embedding)", "register_buffer"),
     ("can be copied", "self.scale = 1.0", "self.scale = 1.0\n            self.stream = (i for i in ())", "copy.deepcopy"),
+    ("resumes to the same bits", FORWARD, "self.scale += 0.5 * self.training\n            return Output(self.fc(embedding) * self.scale, embedding)", "model.scale changed while it trained"),
+    ("resumes to the same bits", LOSS, "seen = []\n    return lambda output, target: seen.append(1) or F.cross_entropy(output.logits, target) / len(seen)", "loss.seen changed while it trained"),
+    ("begin epoch depends on its arguments alone", "def forward(self", "def begin_epoch(self, epoch, epochs):\n            self.scale += 1\n        def forward(self", "model.scale"),
     ("loss says what it needs", LOSS, "return lambda output, target: F.cross_entropy(output.logits, target) + output.embedding.sum() * 1e-3", "needs"),
     ("loss says what it needs", LOSS, "return lambda output, target: F.nll_loss(F.log_softmax(output.logits, 1), target)", "hard_targets"),
     ("loss says what it needs", LOSS, "return lambda output, target: F.cross_entropy(output.logits, target) * (1 + target.ndim)", "they mean the same"),
@@ -282,7 +285,7 @@ def test_in_pytest_every_check_is_a_test_and_a_failure_is_only_its_words(tmp_pat
     test = conformance_tests(tmp_path / "bad.py")
     (mark,) = test.pytestmark  # type: ignore[attr-defined]
     by_name = {str(check): check for check in mark.args[1]}
-    assert len(by_name) == 18
+    assert len(by_name) == 21
     test(by_name["bad/plain: loss is a finite scalar"])
     with pytest.raises(pytest.fail.Exception, match=r"no gradient reaches lost\.bias, lost\.weight") as caught:
         test(by_name["bad/plain: gradients reach every trainable parameter"])

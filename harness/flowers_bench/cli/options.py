@@ -112,7 +112,7 @@ class RunOptions:
 
     Attributes:
         suite: name or file of a suite; None if `techniques` or `plugin_files` say what to run.
-        techniques: `NAME` or `NAME/VARIANT`.
+        techniques: `NAME`, `NAME/VARIANT`, or `FILE.py/VARIANT` of a file that is among `plugin_files` too.
         settings: text of each setting by its key; it gets a type when the option of that name is known.
         sweeps: texts of the values of each swept key.
         search: how many configurations to try for each technique; 0 runs the recipes as they are; None is for the suite's
@@ -304,10 +304,16 @@ def parse_shots(text: str) -> list[int]:
 
 
 def split_plugins(text: str) -> tuple[list[Path], list[str]]:
-    """Split `a,b/c,./mine.py` into plugin files and technique names."""
+    """Split `a,b/c,./mine.py,./other.py/d` into plugin files, each once, and names: of techniques, and of a file's variants as
+    they are written."""
     items = [item.strip() for item in text.split(",") if item.strip()]
-    files = [Path(item) for item in items if item.endswith(".py")]
-    return files, [item for item in items if not item.endswith(".py")]
+    files = [Path(f"{item.partition('.py/')[0]}.py" if ".py/" in item else item) for item in items if is_of_file(item)]
+    return list(dict.fromkeys(files)), [item for item in items if not item.endswith(".py")]
+
+
+def is_of_file(item: str) -> bool:
+    """Tell whether an item of `--plugin` names a plugin file, or a variant in one."""
+    return item.endswith(".py") or ".py/" in item
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowers_bench.cli.decide import decide
 from flowers_bench.cli.execute import AGAIN, execute, name_again, prepared, run_all, was_interrupted
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
 from flowers_bench.cli.options import LONGEST, RunOptions, check_devices, check_executor
 from flowers_bench.cli.progress import TrialProgress, messages, track
-from flowers_bench.contract.host import Host, discover
+from flowers_bench.contract.host import Host, Registered, discover
 from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError, unknown_name
 from flowers_bench.util.text import printable
 
@@ -69,9 +69,10 @@ def _run_techniques(host: Host, options: RunOptions, format: str, timeout: float
     for key in options.sweeps:
         if key in options.factors.given() or key in options.settings:
             raise UsageError(f"--sweep {key}: this is given a single value too. Leave that out.")
-    techniques = [*options.techniques]
+    techniques = [name for item in options.techniques for name in _named(host, item)]
     for file in options.plugin_files:
-        techniques += _techniques_of(host, file, needed=not options.techniques)
+        if not any(Path(f"{item.partition('.py/')[0]}.py") == file for item in options.techniques):
+            techniques += _techniques_of(host, file, needed=not options.techniques)
     _refuse_divided_search(base.search, options)
     every_shots: list[int | None] = [*options.shots] or [None]
     base = replace(base, floor=not options.sweeps and not options.plugin_files)
@@ -148,8 +149,49 @@ def _techniques_of(host: Host, file: Path, *, needed: bool) -> list[str]:
         raise UsageError(f"plugin {file} is broken: {status.error}")
     found = [name for name, registered in host.techniques.items() if registered.plugin == file.stem]
     if needed and not found:
-        raise UsageError(f"plugin {file} registers no technique. Name one to use its parts with: --plugin {file},NAME")
+        raise UsageError(
+            f"plugin {file} registers no technique. Name one to use its parts with, such as  --plugin {file},transfer/scratch"
+            f"{_parts_of(host, file)}"
+        )
     return found
+
+
+def _parts_of(host: Host, file: Path) -> str:
+    """Write the options that take what a file registers, the first of each kind."""
+    tables: Mapping[str, Mapping[str, Registered[Any]]] = {
+        "data": host.datasets,
+        "loss": host.losses,
+        "augmentation": host.augmentations,
+        "predictor": host.predictors,
+        "step": host.steps,
+        "set optimizer": host.optimizers,
+        "set schedule": host.schedules,
+    }
+    found = {
+        option: name
+        for option, table in tables.items()
+        for name in [name for name, registered in table.items() if registered.plugin == file.stem][:1]
+    }
+    return "".join(f" --{o}={n}" if o.startswith("set ") else f" --{o} {n}" for o, n in found.items())
+
+
+def _named(host: Host, item: str) -> list[str]:
+    """Name the technique that an item of `--plugin` means: of `./mine.py/wide`, the file's technique of that name, or the variant of
+    that name of the only technique that has it."""
+    if ".py/" not in item:
+        return [item]
+    stem, _, name = item.partition(".py/")
+    file = Path(f"{stem}.py")
+    techniques = _techniques_of(host, file, needed=True)
+    if name.partition("/")[0] in techniques:
+        return [name]
+    found = [f"{one}/{name}" for one in techniques if name in host.techniques[one].value.variants]
+    if len(found) == 1:
+        return found
+    known = [f"{one}/{variant}" for one in techniques for variant in host.techniques[one].value.variants]
+    if found:
+        raise UsageError(f"--plugin {item}: {' and '.join(found)} have that name. Say --plugin {file}/{found[0]}")
+    raise unknown_name(f"variant of {file}", name, known)
 
 
 def _refuse_divided_search(configurations: int, options: RunOptions) -> None:

@@ -7,6 +7,7 @@ is reported by name and skipped by everything that does not need it.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import ctypes
 import difflib
@@ -451,7 +452,7 @@ def _distribution(point: importlib.metadata.EntryPoint) -> str:
 
 def _add_file(host: Host, path: Path) -> None:
     source = _source(path)
-    status = PluginStatus(path.stem, str(path), _digest(source))
+    status = PluginStatus(path.stem, str(path), _identity(path))
     host.add(status, lambda: _load_file(path, source))
 
 
@@ -462,7 +463,26 @@ def _source(path: Path) -> bytes:
 
 
 def _identity(path: Path) -> str:
-    return _digest(_source(path))
+    """Hash a file, with the files beside it that it imports, and those that they import."""
+    source, beside = _source(path), _neighbours(path)
+    return _digest(source + b"".join(f"\0{other.name}\0".encode() + other.read_bytes() for other in beside))
+
+
+def _neighbours(path: Path) -> list[Path]:
+    """List the files in a plugin file's folder that it imports, in functions too, directly or through each other, by name."""
+    found, todo = {path.resolve()}, [path.resolve()]
+    while todo:
+        try:
+            nodes = list(ast.walk(ast.parse(todo.pop().read_bytes())))
+        except (SyntaxError, ValueError):  # importing it will say so
+            continue
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+        beside = {path.resolve().parent / f"{name.partition('.')[0]}.py" for name in names}
+        new = {other for other in beside - found if other.is_file()}
+        found |= new
+        todo += new
+    return sorted(found - {path.resolve()})
 
 
 def _digest(source: bytes) -> str:
@@ -478,5 +498,16 @@ def _load_file(path: Path, source: bytes) -> ModuleType:
         raise UsageError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look modules up there
+    beside = str(path.resolve().parent)
+    if (
+        beside not in sys.path
+    ):  # last, so that it hides nothing; for good, because functions import when they are called
+        sys.path.append(beside)
+    for other in _neighbours(path):
+        spec = importlib.util.find_spec(other.stem)
+        if spec is None or spec.origin is None or Path(spec.origin).resolve() != other:
+            raise UsageError(
+                f"imports {other}, whose name another module has ({spec and spec.origin}): rename that file"
+            )
     exec(compile(source, str(path), "exec"), module.__dict__)
     return module

@@ -237,6 +237,7 @@ class Part:
 
     Attributes:
         revision: raised when the same options would give other numbers; part of a trial's identity where it is not 1.
+        excused: checks of the conformance kit that do not apply to it, by name, each with the reason.
     """
 
     name: str
@@ -244,6 +245,7 @@ class Part:
     needs: frozenset[Need] = frozenset()
     options: Mapping[str, Option] = field(default_factory=dict)
     revision: int = field(default=1, kw_only=True)
+    excused: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
     def option_values(self, given: Mapping[str, object]) -> Options:
         """Give every option of this part its value: the given one, parsed, or the default."""

@@ -79,6 +79,8 @@ class Pair:
         far_seeds: seeds of the two rows that lie far off from their others.
         sequential: how it was decided while seeds were added; None where the number of seeds was fixed. If it was so,
             `seeds` are those that it took, and margin, adjusted p-values and claims are those of its plan.
+        at_chance: whether the interval of either row's accuracy reaches down to that of guessing: neither has shown that it
+            learned anything, and of how they differ once they did, nothing is known.
     """
 
     ids: tuple[str, str]
@@ -103,6 +105,7 @@ class Pair:
     needed: SeedsNeeded | None
     far_seeds: tuple[FarSeed, ...]
     sequential: Sequential | None = None
+    at_chance: bool = False
 
     @property
     def claimed(self) -> bool:
@@ -332,6 +335,9 @@ def _compare(first: Row, second: Row, pool: Pool | None, margin: float, most: in
         differing=_differing(first, second),
         needed=None,
         far_seeds=tuple(far for row in (first, second) if (far := row.far_seed)),
+        at_chance=all(
+            row.top1.low is not None and row.top1.low <= 1 / row.config.dataset.classes for row in (first, second)
+        ),
     )
 
 

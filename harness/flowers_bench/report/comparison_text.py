@@ -98,6 +98,8 @@ def what_would_help(pair: Pair) -> str:
             return images
         over = pair.sequential.looks == pair.sequential.planned
         return "undecided at the last look" if over else "not decided yet: run the same command again"
+    if pair.at_chance:
+        return "neither is shown to be better than guessing: train longer, or on more images"
     if pair.needed is None:
         return "what another seed would change is not known, run at least 3"
     effect, low, high = points(pair.margin), pair.needed.low, pair.needed.high

@@ -15,8 +15,10 @@ from typing import Any
 
 from flowers_bench.contract.host import BUILT_IN, NO_PLUGIN, Host, Registered, discover, installed, outdated
 from flowers_bench.contract.predictor import CLASSIFIER, Predictor
+from flowers_bench.contract.step import Step
 from flowers_bench.contract.technique import Loss, Model, Recipe, Technique, Variant
 from flowers_bench.testing.contract import CHECKS
+from flowers_bench.testing.datasets import loads_what_a_dataset_is
 from flowers_bench.testing.subject import Nonconformance, Subject, require
 from flowers_bench.util.errors import UsageError, unknown_name
 
@@ -26,11 +28,12 @@ ALONE = "alone"
 
 @dataclass(frozen=True)
 class Check:
-    """One check of one variant, or of the plugin itself, to be called."""
+    """One check of one variant, or of the plugin itself, to be called; with the reason if a part is excused from it."""
 
     label: str
     name: str
     function: Callable[[], None]
+    excuse: str = ""
 
     def __call__(self) -> None:
         """Run the check. Raises `Nonconformance`, or whatever the plugin raises."""
@@ -74,14 +77,31 @@ def checks(
         Check(name, "loads", partial(_loads, host, name)),
         Check(name, "does not import torch to be listed", partial(_imports_no_torch, name, files)),
     ]
+    for registered in host.datasets.values():
+        if registered.plugin == name:
+            check = partial(loads_what_a_dataset_is, registered.value)
+            found.append(Check(f"dataset {registered.value.name}", "loads what a dataset is", check))
     for label in [*_labels(host, name), *_made_up(host, name)]:
         found += checks_of(Subject(host, label, files, backbone, settings, store))
     return found
 
 
 def checks_of(subject: Subject) -> list[Check]:
-    """List all checks of one variant. They share what they plan and load."""
-    return [Check(subject.label, f.__name__.replace("_", " "), partial(f, subject)) for f in CHECKS]
+    """List all checks of one variant. They share what they plan and load.
+
+    Raises:
+        UsageError: a part is excused from a check that there is not, or without a reason.
+    """
+    excuses = {name: f"{part.name}: {why}" for part in subject.parts() for name, why in part.excused.items()}
+    known = [f.__name__.replace("_", " ") for f in CHECKS]
+    for name, why in excuses.items():
+        if name not in known:
+            raise unknown_name("check to be excused from", name, known)
+        if not why.partition(": ")[2].strip():
+            raise UsageError(f"{subject.label} is excused from {name!r} without a reason: write one.")
+    return [
+        Check(subject.label, n, partial(f, subject), excuses.get(n, "")) for n, f in zip(known, CHECKS, strict=True)
+    ]
 
 
 def conformance_tests(plugin: str | Path, **how: Any) -> Callable[..., None]:
@@ -101,6 +121,8 @@ def conformance_tests(plugin: str | Path, **how: Any) -> Callable[..., None]:
 
     @pytest.mark.parametrize("check", found, ids=str)
     def test_conformance(check: Check) -> None:
+        if check.excuse:
+            pytest.skip(check.excuse)
         try:
             check()
         except (Nonconformance, UsageError) as error:
@@ -144,8 +166,8 @@ def _made_up(host: Host, plugin: str) -> list[str]:
     for kind, part in _parts(host, plugin):
         if (kind, part.name) not in used:
             title = f"{kind} {part.name}"
-            predictor = part.name if kind == "predictor" else None
-            alone = {ALONE: Variant("one part on its own", predictor=predictor)}
+            own = {kind: part.name} if kind in ("predictor", "step") else {}
+            alone = {ALONE: Variant("one part on its own", **own)}
             technique = Technique(
                 title, part.summary, (), **_fitting(host, kind, part), recipe=Recipe(), variants=alone, default=ALONE
             )
@@ -161,6 +183,7 @@ def _used(host: Host, technique: Technique) -> Iterator[tuple[str, str | None]]:
         yield from (("model", source.model), ("loss", source.loss), ("augmentation", source.augmentation))
         if isinstance(source, Variant):
             yield "predictor", source.predictor
+        yield "step", source.step
         if source.loss in host.losses:
             yield "predictor", host.losses[source.loss].value.predictor
 
@@ -171,6 +194,7 @@ def _parts(host: Host, plugin: str) -> Iterator[tuple[str, Any]]:
         ("loss", host.losses),
         ("augmentation", host.augmentations),
         ("predictor", host.predictors),
+        ("step", host.steps),
     )
     return ((kind, r.value) for kind, table in tables for r in table.values() if r.plugin == plugin)
 
@@ -190,8 +214,8 @@ def _fitting(host: Host, kind: str, part: Any) -> dict[str, str]:
                 "Register one, or provide logits."
             )
         chosen["loss"] = reading[0]
-    if isinstance(part, (Loss, Predictor)):
-        wanted = {need for need in part.needs if not need.endswith("_targets")}
+    if isinstance(part, (Loss, Predictor, Step)):
+        wanted = {need for need in part.needs if not need.endswith("_targets") and need != "second_view"}
         fitting = [model.name for model in models if wanted <= model.provides]
         if not fitting:
             raise UsageError(
@@ -201,4 +225,9 @@ def _fitting(host: Host, kind: str, part: Any) -> dict[str, str]:
         if "soft_targets" in part.needs:
             mixing = (r.value for r in host.augmentations.values() if "soft_targets" in r.value.provides)
             chosen["augmentation"] = next(augmentation.name for augmentation in mixing)
+        if "second_view" in part.needs:
+            twofold = [r.value.name for r in host.augmentations.values() if r.value.second is not None]
+            if not twofold:
+                raise UsageError(f"{kind} {part.name!r} needs second_view, which no augmentation has. Register one.")
+            chosen["augmentation"] = twofold[0]
     return chosen

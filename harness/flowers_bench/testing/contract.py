@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowers_bench.contract.predictor import CLASSIFIER
+from flowers_bench.contract.step import USUAL
 from flowers_bench.testing.subject import (
     CONVOLUTIONAL,
     TRANSFORMER,
@@ -25,8 +27,11 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+    from flowers_bench.contract.step import Batch
     from flowers_bench.contract.technique import Need
     from flowers_bench.models.layers import Output
+    from flowers_bench.training.build import Parts
+    from flowers_bench.training.loop import Training
 
 _LOOK = "look for a division by zero, a root, norm or logarithm of zero, or weights that nobody initialised."
 _FLOAT = "the model should calculate in float32 what needs it (x.float())."
@@ -111,7 +116,7 @@ def loss_is_a_finite_scalar(subject: Subject) -> None:
     parts = subject.build()
     images, targets = subject.augmented(parts, 0)
     train_mode(parts.model)
-    loss = parts.criterion(parts.model(images), targets)
+    loss = parts.criterion(subject.output(parts, images), targets)
     require(loss.ndim == 0, f"the loss has shape {tuple(loss.shape)}: average it to a scalar.")
     require(bool(loss.isfinite()), f"the loss is {loss.item()} at the initial weights: {_LOOK}")
     if any(p.requires_grad for p in parts.model.parameters()):
@@ -122,13 +127,18 @@ def gradients_reach_every_trainable_parameter(subject: Subject) -> None:
     """Check that four steps give every trainable parameter a gradient: what starts at zero may hold back the others for
     one step."""
     parts = subject.build()
-    named = _trainable(parts.model, parts.criterion)
+    named = _trainable(parts.model, parts.criterion) | _trainable_of_step(parts)
     reached: set[str] = set()
-    for _ in subject.steps(parts, itertools.repeat(subject.batch(parts), 4), 3e-3):
-        for name, parameter in named.items():
-            if parameter.grad is not None and bool(parameter.grad.count_nonzero()):
-                require(bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite: {_LOOK}")
-                reached.add(name)
+
+    def look(name: str, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        if bool(parameter.grad.count_nonzero()):
+            require(bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite: {_LOOK}")
+            reached.add(name)
+
+    for name, parameter in named.items():  # a step may compute several gradients, of which the last alone would be left
+        parameter.register_post_accumulate_grad_hook(partial(look, name))
+    subject.train(parts, [subject.batch(parts)] * 4)
     missing = sorted(set(named) - reached)
     require(
         not missing,
@@ -144,6 +154,16 @@ def _trainable(model: nn.Module, criterion: object) -> dict[str, nn.Parameter]:
     if isinstance(criterion, nn.Module):
         named |= {f"loss.{name}": parameter for name, parameter in criterion.named_parameters()}
     return {name: parameter for name, parameter in named.items() if parameter.requires_grad and parameter.numel()}
+
+
+def _trainable_of_step(parts: Parts) -> dict[str, nn.Parameter]:
+    from torch import nn
+
+    if not isinstance(parts.step, nn.Module):
+        return {}
+    models = {id(parameter) for parameter in parts.model.parameters()}  # a step may hold the model
+    own = parts.step.named_parameters()
+    return {f"step.{name}": p for name, p in own if p.requires_grad and p.numel() and id(p) not in models}
 
 
 def _some(names: Sequence[str]) -> str:
@@ -329,7 +349,7 @@ def runs_under_autocast(subject: Subject) -> None:
     images, targets = subject.augmented(parts, 0)
     train_mode(parts.model)
     with torch.autocast("cpu", torch.bfloat16):
-        output = parts.model(images)
+        output = subject.output(parts, images)
     loss = parts.criterion(output.widened(), targets)
     require(bool(loss.isfinite()), f"the loss of outputs under bfloat16 autocast is {loss.item()}: {_FLOAT}")
     if not loss.requires_grad:
@@ -358,12 +378,14 @@ def loss_says_what_it_needs(subject: Subject) -> None:
     images, targets = subject.batch(parts)
     train_mode(parts.model)
     with torch.no_grad():
-        full = parts.model(images)
+        full = subject.output(parts, images)
     # What it does not say that it reads is NaN, or missing.
     readable = Output(
         full.logits if loss.needs & {"logits", "cosines"} else full.logits * torch.nan,
         full.embedding if loss.needs & {"embedding", "class_embedding"} else full.embedding * torch.nan,
         full.teacher if "teacher" in loss.needs else None,
+        full.more,
+        full.second,
     )
     _require_finite(parts.criterion, readable, targets, loss.name, "it reads something that its `needs` do not name")
     if not loss.needs & {"hard_targets", "soft_targets"}:
@@ -559,6 +581,150 @@ def _require_exportable(score: Callable[[Output, Tensor | None], Tensor], querie
     )
 
 
+def step_keeps_its_word(subject: Subject) -> None:
+    """Check that the step gives a scalar, updates the weights, and reads the images that it asks for."""
+    import torch
+
+    parts = subject.build()
+    name, step, seen = subject.planned.trial.step, parts.step, _Seen()
+    if name == USUAL.name or not any(p.requires_grad for p in parts.model.parameters()):
+        return
+
+    def watched(batch: Batch) -> Tensor:
+        loss = step(seen.watching(batch))
+        require(
+            isinstance(loss, torch.Tensor) and loss.ndim == 0,
+            f"step {name!r} returned {type(loss).__name__}: return the loss, a scalar tensor.",
+        )
+        return loss
+
+    before = [parameter.detach().clone() for parameter in parts.model.parameters()]
+    parts.step = watched
+    subject.train(parts, [subject.batch(parts)])
+    require(
+        "update" in seen.read and "backward" in seen.read,
+        f"step {name!r} does not call batch.backward(loss) and batch.update(): nothing is trained.",
+    )
+    after = list(parts.model.parameters())
+    moved = any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    require(moved, f"step {name!r} leaves every weight as it was: put back what it moves before batch.update().")
+    require(
+        not parts.unlabelled or "unlabelled" in seen.read,
+        f"step {name!r} asks for images without labels and does not read batch.unlabelled: leave `unlabelled` out.",
+    )
+
+
+class _Seen:
+    """Notes what a step reads of its batch."""
+
+    def __init__(self) -> None:
+        self.read: set[str] = set()
+
+    def watching(self, batch: Batch) -> Batch:
+        read = self.read
+
+        class Watched:
+            def __getattr__(self, name: str) -> object:
+                read.add(name)
+                return getattr(batch, name)
+
+        return Watched()  # type: ignore[return-value]
+
+
+def begin_epoch_depends_on_its_arguments_alone(subject: Subject) -> None:
+    """Check that a part which is told of epoch 3 is the same whether it was told of those before or not."""
+    import torch
+
+    from flowers_bench.training.epochs import begin_epoch, has_begin_epoch
+
+    every, last = subject.build(), subject.build()
+    if not any(map(has_begin_epoch, every.changing())):
+        return
+    for epoch in (1, 2, 3):
+        begin_epoch(every.changing(), epoch, 4, 0)
+    begin_epoch(last.changing(), 3, 4, 0)
+    differing = sorted(
+        name for name, value in plain_attributes(every).items() if plain_attributes(last).get(name) != value
+    )
+    frozen = [[p.requires_grad for p in parts.model.parameters()] for parts in (every, last)]
+    states = [list(parts.model.state_dict().values()) for parts in (every, last)]
+    require(
+        not differing
+        and frozen[0] == frozen[1]
+        and all(map(torch.equal, *states))
+        and _same_outputs(subject, every.model, last.model),
+        f"after begin_epoch(3, 4) it is another if begin_epoch(1, 4) and (2, 4) came before ({_some(differing) or 'weights or what is frozen'}): "
+        "a trial that was killed continues with the epoch that it was in. Set everything from the two arguments.",
+    )
+
+
+def resumes_to_the_same_bits(subject: Subject) -> None:
+    """Check that a training that was stopped after its first epoch, and continued by newly built parts, ends as one that was
+    not."""
+    import torch
+    from torch import nn
+
+    from flowers_bench.training.process import Interrupted
+
+    def state(training: Training) -> dict[str, Tensor]:
+        named = {"model": training.parts.model, "loss": training.parts.criterion, "step": training.parts.step}
+        modules = {name: part for name, part in named.items() if isinstance(part, nn.Module)}
+        return {f"{name}.{key}": value for name, part in modules.items() for key, value in part.state_dict().items()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        whole = subject.training(Path(folder) / "whole")
+        before = plain_attributes(whole.parts)
+        whole.run(lambda record: None)
+        after = plain_attributes(whole.parts)
+        first = subject.training(Path(folder) / "halves", stop=True)
+        with contextlib.suppress(Interrupted):
+            first.run(lambda record: None)
+        second = subject.training(Path(folder) / "halves")
+        second.run(lambda record: None)
+    expected, found = state(whole), state(second)
+    different = sorted(name for name, value in expected.items() if not torch.equal(value, found[name]))
+    losses = [[record.train_loss for record in training.history] for training in (whole, second)]
+    counters = sorted(name for name, value in after.items() if before.get(name) != value)
+    cause = (
+        f"{_some(counters)} changed while it trained, and {'are' if len(counters) > 1 else 'is'} no part of a checkpoint: make it a "
+        "buffer (register_buffer), or set it in begin_epoch(epoch, epochs)."
+        if counters
+        else "keep what it learns in parameters and buffers of what `build` returns, and draw from torch's global generator only."
+    )
+    require(
+        not different and losses[0] == losses[1],
+        f"stopped after an epoch and continued, it ends with other numbers ({_some(different) or 'its losses'}): {cause}",
+    )
+
+
+def plain_attributes(parts: Parts) -> dict[str, str]:
+    """Write what built parts keep in Python: attributes of modules and objects, and what functions enclose, by name."""
+    from torch import nn
+
+    internal = set(vars(nn.Module()))
+    found: dict[str, str] = {}
+    named = {"model": parts.model, "loss": parts.criterion, "step": parts.step, "image": parts.image_transform}
+    named |= {"batch": parts.batch_transform, "second": parts.second_transform}
+    for name, part in named.items():
+        modules = part.named_modules() if isinstance(part, nn.Module) else [("", part)]
+        for path, owner in modules:
+            values = dict(getattr(owner, "__dict__", {}))
+            code, cells = getattr(owner, "__code__", None), getattr(owner, "__closure__", None) or ()
+            values |= {n: c.cell_contents for n, c in zip(code.co_freevars, cells, strict=True)} if code else {}
+            for key, value in values.items():
+                if _is_plain(value) and key not in internal:
+                    found[".".join(filter(None, (name, path, key)))] = repr(value)
+    return found
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple, set)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return isinstance(value, (bool, int, float, str))
+
+
 def runs_in_a_process_of_its_own(subject: Subject) -> None:
     """Check a whole trial as the executor runs it, from plan to result, and that its stored weights load again."""
     import torch
@@ -591,5 +757,8 @@ CHECKS: Sequence[Callable[[Subject], None]] = (
     model_says_what_it_needs,
     augmentation_keeps_its_word,
     predictor_keeps_its_word,
+    step_keeps_its_word,
+    begin_epoch_depends_on_its_arguments_alone,
+    resumes_to_the_same_bits,
     runs_in_a_process_of_its_own,
 )

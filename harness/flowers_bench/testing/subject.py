@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any
 from platformdirs import user_cache_path
 
 from flowers_bench.contract.host import Host, Registered
+from flowers_bench.contract.step import Step
 from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flowers_bench.contract.dataset import Dataset
+    from flowers_bench.contract.technique import Part
+    from flowers_bench.models.layers import Output
     from flowers_bench.plan.planning import TrialPlan
     from flowers_bench.training.build import Parts
+    from flowers_bench.training.loop import Training
 
 #: Small networks to check with: the first one that fits is taken, transformers first where the default one is one.
 CONVOLUTIONAL, TRANSFORMER = "test_resnet", "test_vit"
@@ -98,20 +102,33 @@ class Subject:
             weights="none",
             settings={key: str(value) for key, value in settings.items()},
             store=self.store,
+            shots=self._shots(),
         )
         (planned,) = plan(self.host, request, self.files)
         return planned
 
-    def _options(self) -> set[str]:
+    def parts(self) -> list[Part]:
+        """List the parts that it names, of those that are registered."""
         name, _, variant_name = self.label.partition("/")
         technique = self.host.techniques[name].value
         variant = technique.variants[variant_name]
-        tables: Sequence[tuple[Mapping[str, Registered[Any]], str]] = (
+        loss = self.host.losses.get(variant.loss or technique.loss)
+        tables: Sequence[tuple[Mapping[str, Registered[Any]], str | None]] = (
             (self.host.models, variant.model or technique.model),
             (self.host.losses, variant.loss or technique.loss),
             (self.host.augmentations, variant.augmentation or technique.augmentation),
+            (self.host.predictors, variant.predictor or (loss.value.predictor if loss else None)),
+            (self.host.steps, variant.step or technique.step),
         )
-        return {option for table, part in tables if part in table for option in table[part].value.options}
+        return [table[part].value for table, part in tables if part in table]
+
+    def _options(self) -> set[str]:
+        return {option for part in self.parts() for option in part.options}
+
+    def _shots(self) -> int | None:
+        """Leave images without labels to a step that needs some: half of them."""
+        needed = any(isinstance(part, Step) and part.unlabelled for part in self.parts())
+        return TINY["data.train"] // 2 if needed else None
 
     @functools.cached_property
     def data(self) -> Dataset:
@@ -201,20 +218,63 @@ class Subject:
 
     def steps(self, parts: Parts, batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> Iterator[float]:
         """Take one training step on each batch, and give the loss after each: a generator."""
+        import contextlib
+
         from flowers_bench.contract.technique import Recipe
         from flowers_bench.models.layers import train_mode
+        from flowers_bench.training.distributed import ALONE
         from flowers_bench.training.optimizer import build_optimizer
+        from flowers_bench.training.steps import Images, Trained, TrainingBatch
 
         if not any(p.requires_grad for p in parts.model.parameters()):
             return
-        optimizer = build_optimizer(Recipe(lr=lr, weight_decay=0.0), parts.model, parts.criterion)
+        recipe = Recipe(lr=lr, weight_decay=0.0)
+        optimizer = build_optimizer(recipe, parts.model, parts.criterion, parts.step)
+        trained = Trained(
+            model=parts.model,
+            criterion=parts.criterion,
+            step=parts.step,
+            forward=parts.model,
+            second_view=parts.loss_sees_second,
+            recipe=recipe,
+            optimizer=optimizer,
+            average=None,
+            ranks=ALONE,
+            autocast=contextlib.nullcontext,
+            seed=0,
+        )
         for images, targets in batches:
             train_mode(parts.model)
-            loss = parts.criterion(parts.model(images), targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            yield float(loss.detach())
+            mirrored, more = images.flip(-1), parts.unlabelled
+            repeated = [view.repeat(more, 1, 1, 1) for view in (images, mirrored)] if more else [None, None]
+            read = Images(images, mirrored, *repeated) if parts.draws_images else Images()
+            batch = TrainingBatch(trained, images, targets, len(images), read, (1, 0, 1))
+            yield batch.value_of(parts.step(batch))
+
+    def output(self, parts: Parts, images: Tensor) -> Output:
+        """Compute what the loss is given for images (N, 3, S, S): with their mirror images as second view, where it needs one."""
+        output: Output = parts.model(images)
+        if parts.loss_sees_second:
+            output.second = parts.model(images.flip(-1))
+        return output
+
+    def training(self, folder: Path, stop: bool = False) -> Training:
+        """Set up the whole training of the trial, kept in a new folder, on newly built parts; `stop` interrupts it after an
+        epoch."""
+        from flowers_bench.store.folder import Store
+        from flowers_bench.training.loop import Training
+
+        kept = Store(folder).prepare(self.planned.trial, self.planned.run)
+        data = self.data
+        return Training(
+            self.planned.trial,
+            self.build(),
+            data.train,
+            data.val,
+            kept,
+            stop_requested=lambda: stop,
+            unlabelled=data.unlabelled,
+        )
 
 
 @contextlib.contextmanager
