@@ -35,6 +35,13 @@ def test_run_lines_are_valid_usage(flowers_bench, line: str, tmp_path: Path) -> 
     assert re.search("could not be downloaded|no such folder|no such file", done.stderr), done.stderr
 
 
+@pytest.mark.parametrize("line", [c for c in COMMANDS if c.startswith("flowers-bench start")])
+def test_start_asks_for_the_folder(flowers_bench, line: str) -> None:
+    done = flowers_bench(*shlex.split(line)[1:])
+    assert done.returncode == 2
+    assert "no such folder" in done.stderr
+
+
 @pytest.mark.parametrize("line", [c for c in COMMANDS if re.match(r"flowers-bench (compare|report)", c)])
 def test_commands_that_read_results(flowers_bench, line: str, tmp_path: Path) -> None:
     for seed in range(2):

@@ -42,7 +42,7 @@ def _run(arguments: list[str]) -> None:
     from flowers_bench.util.text import printable
 
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("--help", "-h", "--version"):
-        arguments = ["run", *arguments]
+        arguments = _as_start(arguments) or ["run", *arguments]
     try:
         from flowers_bench.cli.app import app
 
@@ -59,6 +59,19 @@ def _run(arguments: list[str]) -> None:
     except UsageError as error:
         _say(f"error: {printable(str(error))}")
         sys.exit(FAILED if isinstance(error, Unreadable) else USAGE)
+
+
+def _as_start(arguments: list[str]) -> list[str] | None:
+    """Turn `--data FOLDER ...` without a technique into `start FOLDER ...`; None where a technique is named, or no data."""
+    words = [word.partition("=")[0] for word in arguments]
+    if "--data" not in words or any(word in ("--plugin", "--help", "-h") or word.startswith("-p") for word in words):
+        return None
+    place = words.index("--data")
+    if "=" in arguments[place]:
+        folder, rest = arguments[place].partition("=")[2], arguments[place + 1 :]
+    else:
+        folder, rest = next(iter(arguments[place + 1 :]), ""), arguments[place + 2 :]
+    return ["start", *arguments[:place], *rest, "--", folder] if folder else None
 
 
 def _say(text: str) -> None:

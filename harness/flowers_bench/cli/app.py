@@ -218,6 +218,33 @@ def run(
     raise typer.Exit(command.run(options, format, timeout))
 
 
+@app.command()
+def start(
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of photographs: class folders, or train/ val/ test/ of these")
+    ],
+    out: Out = "runs",
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What the network starts from: a .safetensors/.pth file, petals, or with --backbone a timm tag; repeated, for several "
+            "networks [default: what is on this machine or can be fetched]"
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Any timm model [default: told by the file's name, else chosen]")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many seeds, from 0")] = 3,
+    data_dir: Cache = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing")] = False,
+) -> None:
+    """Find out which technique to take for a folder of photographs: look at it, choose what suits, estimate, run, answer."""
+    from flowers_bench.cli import start as command
+
+    options = command.StartOptions(folder, out, weights or [], backbone, seeds, data_dir, yes)
+    raise typer.Exit(command.start(options))
+
+
 @app.command("list")
 def list_(plugin_file: Files = None, no_plugin: Off = None) -> None:
     """List techniques, variants, their parts, and datasets; what each needs and where it comes from."""

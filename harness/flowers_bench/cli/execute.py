@@ -210,9 +210,17 @@ def name_again(planned: Sequence[TrialPlan], store: Store) -> list[TrialFolder]:
 
 
 def prepared(
-    planned: Sequence[TrialPlan], store: Store, *, stress: bool = False, track: Sequence[str] = ()
+    planned: Sequence[TrialPlan],
+    store: Store,
+    *,
+    stress: bool = False,
+    track: Sequence[str] = (),
+    command: Sequence[str] | None = None,
 ) -> tuple[list[TrialFolder], list[Unreadable]]:
     """Prepare the folders of trials that are not complete, each once.
+
+    Args:
+        command: what is stored as the command that runs the trial; what the user typed, if None.
 
     Returns:
         These folders; and errors for trials that cannot run, because their files are damaged or are links to elsewhere.
@@ -228,7 +236,7 @@ def prepared(
                 folder.discard_leftovers()
         try:
             if not folder.complete(stress=stress):
-                run = replace(item.run, command=sys.argv[1:], stress=stress, track=list(track))
+                run = replace(item.run, command=list(command or sys.argv[1:]), stress=stress, track=list(track))
                 todo.append(store.prepare(item.trial, run, item.labels))
         except Unreadable as error:
             unfit.append(error)

@@ -8,7 +8,16 @@ from flowers_bench.util.errors import UsageError
 
 
 def report(runs: Path, output: Path, margin: float = 1.0, store: str | None = None) -> int:
-    """Write the page, and return the exit code.
+    """Write the page, say so, and return the exit code; as `write_report`."""
+    from flowers_bench.util.text import counted
+
+    code, trials, size = write_report(runs, output, margin, store)
+    print(f"{output}: {counted(trials, 'trial')}, {size / 1e6:.1f} MB; open it in a browser")
+    return code
+
+
+def write_report(runs: Path, output: Path, margin: float = 1.0, store: str | None = None) -> tuple[int, int, int]:
+    """Write the page, and give the exit code, how many trials it shows, and its size in bytes.
 
     Args:
         margin: in points, within which techniques are the same for practical purposes.
@@ -23,7 +32,6 @@ def report(runs: Path, output: Path, margin: float = 1.0, store: str | None = No
     from flowers_bench.report.pictures import damaged_pictures
     from flowers_bench.store.folder import Store
     from flowers_bench.util.files import write_atomically
-    from flowers_bench.util.text import counted
 
     contents, code = read_store(runs)
     searches = Store(runs).of_searches().read()
@@ -42,7 +50,4 @@ def report(runs: Path, output: Path, margin: float = 1.0, store: str | None = No
         write_atomically(output, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error}.") from error
-    print(
-        f"{output}: {counted(len(contents.finished), 'trial')}, {len(text.encode()) / 1e6:.1f} MB; open it in a browser"
-    )
-    return code
+    return code, len(contents.finished), len(text.encode())

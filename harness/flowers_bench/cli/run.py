@@ -45,7 +45,8 @@ def run(options: RunOptions, format: str, timeout: float) -> int:
         raise UsageError("a suite names its techniques itself; beside it, --plugin takes plugin files only: ./mine.py")
     if options.suite is None and not options.plugin_files and not options.techniques:
         raise UsageError(
-            "--plugin is empty or missing: name a technique (`flowers-bench list` shows them), or a suite: run study-small"
+            "--plugin is empty or missing: name a technique (`flowers-bench list` shows them), or a suite: run study-small; or let "
+            "flowers-bench start FOLDER choose for your photographs"
         )
     host = discover(options.plugin_files)
     host.refuse_unfit_trackers(options.trackers)

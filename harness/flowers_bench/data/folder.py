@@ -47,8 +47,8 @@ def load(request: DataRequest) -> Dataset:
     else:
         splits = split_by_rule(listings[""].classes, hashes, val, test, seed)
         notes.append(f"split by rule: val {val}, test {test}, split_seed {seed}")
-    _check_classes(root, splits)
-    notes += copies_note({s: {hashes[p] for p in _listed(splits[s])} for s in splits}) + _uneven(splits)
+    check_classes(root, splits)
+    notes += copies_note({s: {hashes[p] for p in _listed(splits[s])} for s in splits}) + uneven_notes(splits)
     return _dataset(request, root, splits, contents, notes)
 
 
@@ -195,7 +195,8 @@ def _listed(classes: Classes) -> Iterable[str]:
     return (path for paths in classes.values() for path in paths)
 
 
-def _check_classes(root: Path, splits: Mapping[str, Classes]) -> None:
+def check_classes(root: Path, splits: Mapping[str, Classes]) -> None:
+    """Raise `UsageError` where the splits leave nothing to learn or to measure."""
     train = set(splits["train"])
     if len(train) < 2:
         raise UsageError(
@@ -213,7 +214,7 @@ def _check_classes(root: Path, splits: Mapping[str, Classes]) -> None:
             )
 
 
-def _uneven(splits: Mapping[str, Classes]) -> list[str]:
+def uneven_notes(splits: Mapping[str, Classes]) -> list[str]:
     """Note how many classes are trained on and not measured."""
     absent = {split: len(splits["train"]) - len(splits[split]) for split in ("val", "test")}
     return [f"{count} classes have no {split} images" for split, count in absent.items() if count]

@@ -101,7 +101,7 @@ class Against:
         found = pair.difference
         if pair.ids[0] == best.row:
             return cls(other, pair, found.value, found.low, found.high)
-        return cls(other, pair, -found.value, -found.high, -found.low)
+        return cls(other, pair, 0.0 - found.value, 0.0 - found.high, 0.0 - found.low)
 
     @property
     def verdict(self) -> str:
@@ -479,7 +479,7 @@ def _seeds_tell(pair: Pair) -> bool:
     """Say whether more seeds could decide this pair."""
     if pair.sequential:
         return pair.sequential.outcome == "open"
-    return pair.needed is None or pair.needed.images_suffice
+    return pair.needed is None or (pair.needed.images_suffice and not pair.agree)
 
 
 def _more_seeds(row: Row, undecided: Sequence[Against], several: bool, store: str) -> str | None:

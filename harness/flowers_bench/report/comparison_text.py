@@ -103,7 +103,7 @@ def what_would_help(pair: Pair) -> str:
     if pair.needed is None:
         return "what another seed would change is not known, run at least 3"
     effect, low, high = points(pair.margin), pair.needed.low, pair.needed.high
-    if not pair.needed.images_suffice:
+    if not pair.needed.images_suffice or pair.agree:
         return f"to see {effect} it takes more test images, not more seeds"
     if low is None:
         return f"to see {effect} it takes more than {MOST_SEEDS} seeds, or more test images"

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from flowers_bench.measure.statistics import Interval
 from flowers_bench.report import formatting as numbers
@@ -121,9 +122,22 @@ def tables(board: Leaderboard, found: Sequence[Answer] = (), *, wide: bool = Tru
                 head = ("technique/variant", "backbone", "seeds", *(measure.title for measure in measures))
                 body = tuple(_kind_cells(row, measures) for row in rows)
                 title = f"{group.title}: {kind.title.lower()}"
-                yield Table(title, head, body, 2, (kind.note,), ("seeds", "backbone"))
+                found_table = Table(title, head, body, 2, (kind.note,), ("seeds", "backbone"))
+                yield found_table if wide else _without_constants(found_table)
     for family in dict.fromkeys(families(board).values()):
         yield family.table()
+
+
+def _without_constants(table: Table) -> Table:
+    """Leave out backbone and seeds where all rows have the same; the table above says which."""
+    keep = [
+        place
+        for place, name in enumerate(table.head)
+        if name not in ("backbone", "seeds") or len({line[place] for line in table.body}) > 1
+    ]
+    body = tuple(tuple(line[place] for place in keep) for line in table.body)
+    left = sum(place < table.left for place in keep)
+    return replace(table, head=tuple(table.head[place] for place in keep), body=body, left=left)
 
 
 def narrow(group: Group, notes: tuple[str, ...]) -> Table:
@@ -162,8 +176,8 @@ def _to_best(group: Group, row: Row) -> str:
     if row is best or pair is None:
         return "best" if row is best else "-"
     found, sign = pair.difference, 1 if pair.ids[0] == row.id else -1
-    low, high = sorted((sign * found.low, sign * found.high))
-    return f"{100 * sign * found.value:+.1f} {points_interval(low, high)}"
+    low, high = sorted((0.0 + sign * found.low, 0.0 + sign * found.high))
+    return f"{0.0 + 100 * sign * found.value:+.1f} {points_interval(low, high)}"
 
 
 def _kind_cells(row: Row, measures: Sequence[Measure]) -> tuple[str, ...]:

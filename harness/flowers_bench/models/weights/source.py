@@ -66,6 +66,23 @@ def weights_on(source: DatasetSource, said: str, backbone: str) -> str:
     return source.weights if said == "pretrained" and own else said
 
 
+def cached_weights(backbone: str) -> Path | None:
+    """Find timm's default weights of a network in the hub's cache on this machine; None if they are not there."""
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(backbone)
+    return _cached(config.hf_hub_id) if config is not None and config.has_weights and config.hf_hub_id else None
+
+
+def hub_answers() -> bool:
+    """Say whether the hub, from which weights are fetched, accepts a connection within seconds."""
+    try:
+        _refuse_unreachable()
+    except OSError:
+        return False
+    return True
+
+
 def _of_tag(tag: str, backbone: str) -> Weights:
     import timm
     from timm.models import get_pretrained_cfg
