@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flowers_bench import Model, ModelContext, Option, Recipe, Technique, UsageError, Variant, hookimpl
-from flowers_bench_plugins.partial import baselines
+from flowers_bench_plugins.common import baselines
 
 if TYPE_CHECKING:
     from torch import nn

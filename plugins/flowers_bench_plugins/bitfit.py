@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flowers_bench import Model, ModelContext, Recipe, Technique, Variant, hookimpl
-from flowers_bench_plugins.partial import baselines, train_classifier_and
+from flowers_bench_plugins.common import baselines, train_classifier_and
 
 if TYPE_CHECKING:
     from torch import nn

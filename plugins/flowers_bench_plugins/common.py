@@ -1,8 +1,9 @@
-"""Parts that many techniques share: a plain classifier, cross-entropy, and the usual augmentation."""
+"""Parts that many techniques share: a plain classifier, cross-entropy, and the usual augmentation; and the baselines of those
+that train few parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from flowers_bench import (
@@ -13,6 +14,8 @@ from flowers_bench import (
     Model,
     ModelContext,
     Option,
+    UsageError,
+    Variant,
     hookimpl,
 )
 
@@ -100,6 +103,46 @@ def jitter_colours(image: Tensor, strength: float) -> Tensor:
     offset = (1 - contrast) * brightness * float(grey.mean())
     pixels.mul_(saturation).add_(grey, alpha=1 - saturation).mul_(brightness * contrast).add_(offset)
     return pixels.clamp_(0, 255).to(torch.uint8)
+
+
+#: Full fine-tuning's recipe: that of `lora`, `prompt-tuning` and `focal-margin`.
+FULL = {
+    "optimizer": "adamw",
+    "lr": 2e-4,
+    "layer_decay": 0.75,
+    "weight_decay": 0.05,
+    "warmup_epochs": 3,
+    "epochs": 30,
+    "batch_size": 32,
+    "clip_norm": 1.0,
+}
+
+
+def baselines() -> dict[str, Variant]:
+    """Make the variants that train least and most: the classifier alone, by the technique's recipe, and everything."""
+    return {
+        "frozen": Variant("linear probe: only the classifier is trained", model="classifier", options={"freeze": -1}),
+        "full": Variant("full fine-tuning", model="classifier", options={"freeze": 0}, recipe=FULL),
+    }
+
+
+def train_classifier_and(backbone: nn.Module, chosen: Iterable[nn.Parameter], what: str) -> None:
+    """Freeze the backbone but for its classifier and the chosen parameters.
+
+    Raises:
+        UsageError: none is chosen; `what` says what they would have been.
+    """
+    from flowers_bench.backbones import train_only_classifier
+
+    found = list(chosen)
+    train_only_classifier(backbone)
+    before = sum(parameter.requires_grad for parameter in backbone.parameters())
+    for parameter in found:
+        parameter.requires_grad_(True)
+    if sum(parameter.requires_grad for parameter in backbone.parameters()) == before:
+        raise UsageError(
+            f"{type(backbone).__name__} has no {what} outside of its classifier. Choose another --backbone."
+        )
 
 
 @hookimpl

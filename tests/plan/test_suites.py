@@ -278,6 +278,30 @@ def test_study_small_trains_what_is_distinct(host: Host, tmp_path: Path) -> None
     assert (len(items), len(in_order(items))) == (98, 87)
 
 
+@pytest.mark.parametrize(
+    ("name", "backbone", "data", "trials", "distinct"),
+    [
+        ("peft-small", "test_vit", TINY, 30, 30),
+        ("peft", "test_vit", {"data": ["toy"], "image_size": ["32"]}, 30, 30),
+        ("few-shot-small", "test_resnet", {**TINY, "shots": ["1", "2"]}, 66, 60),
+        ("few-shot", "test_resnet", {"data": ["toy"], "image_size": ["16"]}, 99, 90),
+    ],
+)
+def test_suites_of_techniques_run_on_any_data(
+    host: Host, tmp_path: Path, name: str, backbone: str, data: dict[str, list[str]], trials: int, distinct: int
+) -> None:
+    suite = overridden(read_suite(name), {**data, "weights": ["none"], "backbone": [backbone]})
+    tables = plan_suite(host, suite, Request([], "petals", tmp_path, 1), [TOY])
+    items = [item for table in tables for item in table.planned]
+    assert (len(items), len(in_order(items))) == (trials, distinct)
+    labels = {label.text for item in items for label in item.labels}
+    for item in items:  # nothing that predicts without training is trained, whatever the suite's epochs
+        assert (item.trial.recipe.epochs == 0) == (item.trial.predictor != "classifier"), item.label
+    if name.startswith("peft"):
+        assert {label.baseline for item in items for label in item.labels} == {"peft/frozen", None}
+        assert labels >= {name for figure in suite.figures for name in figure.technique}
+
+
 def test_no_variant_of_a_technique_is_the_studys(host: Host) -> None:
     names = [f"{name}/{variant}" for name, found in host.techniques.items() for variant in found.value.variants]
     assert not [name for name in names if "study" in name]

@@ -8,7 +8,7 @@ from few_parameters import TRANSFORMERS, first_step_is_plain, moved
 from torch import nn
 
 from flowers_bench import UsageError
-from flowers_bench_plugins.partial import train_classifier_and
+from flowers_bench_plugins.common import train_classifier_and
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", *TRANSFORMERS])

@@ -17,19 +17,19 @@ STEPS, UNDER_ROOT = 5, 1e-5
 
 
 def average(features: Tensor) -> Tensor:
-    """Pool (N, D, H, W) to the mean over the image, (N, D)."""
+    """Compute the mean over the image: (N, D, H, W) to (N, D)."""
     return features.mean((2, 3))
 
 
 def bilinear(features: Tensor) -> Tensor:
-    """Pool (N, D, H, W) to the mean outer product, its signed root, scaled to length 1: (N, D * D) (Lin et al. 2015)."""
+    """Compute the mean outer product, its signed root, scaled to length 1: (N, D, H, W) to (N, D * D) (Lin et al. 2015)."""
     x = features.flatten(2)
     products = (x @ x.mT / x.shape[2]).flatten(1)
     return F.normalize(products.sign() * (products.abs() + UNDER_ROOT).sqrt(), dim=1)
 
 
 def isqrt(features: Tensor) -> Tensor:
-    """Pool (N, D, H, W) to the upper triangle of the root of the covariance: (N, D (D + 1) / 2) (Li et al. 2018)."""
+    """Compute the upper triangle of the covariance's root: (N, D, H, W) to (N, D (D + 1) / 2) (Li et al. 2018)."""
     x = features.flatten(2)
     x = x - x.mean(2, keepdim=True)
     root = square_root(x @ x.mT / x.shape[2], STEPS)
@@ -38,7 +38,7 @@ def isqrt(features: Tensor) -> Tensor:
 
 
 def square_root(matrix: Tensor, steps: int) -> Tensor:
-    """Approximate the square root of positive semidefinite matrices (N, D, D) by coupled Newton-Schulz steps."""
+    """Compute about the square root of positive semidefinite matrices (N, D, D) by coupled Newton-Schulz steps."""
     # A feature map without any spread has a trace of zero, and a root of zero.
     trace = matrix.diagonal(dim1=1, dim2=2).sum(1).clamp_min(torch.finfo(matrix.dtype).tiny)[:, None, None]
     identity = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
@@ -74,7 +74,7 @@ def _stride(module: nn.Module) -> int:
 
 
 def _up_to_number(name: str) -> str:
-    """Cut a module's name behind its first part with a number, which names the stage: `layer4`, `blocks.5`, `features.30`."""
+    """Give a module's name up to its first part with a number, which names the stage: `layer4`, `blocks.5`, `features.30`."""
     parts = name.split(".")
     ends = [index for index, part in enumerate(parts) if any(character.isdigit() for character in part)]
     return ".".join(parts[: ends[0] + 1]) if ends else name
