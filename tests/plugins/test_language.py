@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,12 @@ from flowers_bench_plugins.language.words import LONGEST, WORDS, tokens_of
 TEXTS = [describe(species(number)) for number in range(5)]
 
 
-def built(model: str, backbone: str = "test_resnet", **options: Any) -> Any:
+def built(model: str, backbone: str = "test_resnet", finder: Callable[[str], Any] | None = None, **options: Any) -> Any:
     """A model of five described species with random weights, in float64."""
     torch.manual_seed(0)
     part = host().models[model].value
     source = Backbone(backbone, Weights(), len(TEXTS), 32)
-    context = ModelContext(source, len(TEXTS), 32, part.option_values(options), descriptions=TEXTS)
+    context = ModelContext(source, len(TEXTS), 32, part.option_values(options), descriptions=TEXTS, finder=finder)
     return part.build(context).double().eval()
 
 
@@ -141,6 +142,36 @@ def test_context_stands_before_every_description(images: Tensor) -> None:
     )
     expected = model.language.scale * cosines(model.language.project(features(model, images)), texts)
     torch.testing.assert_close(model(images).logits, expected)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished trial, as far as `wise-ft` asks."""
+
+    model: nn.Module
+
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.model.state_dict())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_wise_ft_lies_between_its_start_and_what_was_fine_tuned(alpha: float) -> None:
+    tuned = built("text-probe", freeze_tower=False)
+    start = {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter += torch.randn_like(parameter)
+    found = built("wise-ft", finder=lambda id: Finished(tuned.float()), fine_tuned="an id", alpha=alpha)
+    for name, value in found.state_dict().items():
+        if value.is_floating_point():
+            expected = (1 - alpha) * start[name] + alpha * tuned.state_dict()[name].double()
+            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in found.parameters())
+
+
+def test_wise_ft_takes_text_probes_alone() -> None:
+    with pytest.raises(UsageError, match="no trial of text-probe/full"):
+        built("wise-ft", finder=lambda id: Finished(built("pair")), fine_tuned="an id")
 
 
 @pytest.mark.parametrize(

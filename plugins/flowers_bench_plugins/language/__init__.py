@@ -17,6 +17,8 @@ Papers, each a technique here:
 
 - `clip-adapter`: Gao et al. 2021 (arXiv:2110.04544), equations 4 and 6: x becomes r relu(W2 relu(W1 x)) + (1 - r) x.
 - `coop`: Zhou et al. 2022 (arXiv:2109.01134), section 3.2: vectors v_1 .. v_M before the words of every class are learned.
+- `wise-ft`: Wortsman et al. 2022 (arXiv:2109.01903), equation 1: with theta_0 the text-probe's start and theta_1 what fine-tuning made
+  of it, (1 - alpha) theta_0 + alpha theta_1, for any alpha from one training.
 - `flyp`: Goyal et al. 2023 (arXiv:2212.00638), section 4: both towers are fine-tuned by the loss that they were trained by.
 
 The towers come with the package (`--weights petals`): they were trained on drawn flowers and know 77 words, so that all of this
@@ -98,6 +100,31 @@ def build_text_probe(context: ModelContext) -> nn.Module:
     return TextProbe(backbone, context.descriptions, context.options.flag("from_text"))
 
 
+def build_wise_ft(context: ModelContext) -> nn.Module:
+    """Build the text-probe between its start and what a finished trial of `text-probe/full` made of it, frozen. Raises `UsageError`
+    where the trial is no such one."""
+    import torch
+
+    from flowers_bench.nn import freeze
+    from flowers_bench_plugins.language.layers import TextProbe
+
+    tuned = context.trial(context.options.text("fine_tuned")).weights()
+    model = TextProbe(towers(context), context.descriptions, from_text=True)
+    start, alpha = model.state_dict(), context.options.number("alpha")
+    if {name: t.shape for name, t in tuned.items()} != {name: t.shape for name, t in start.items()}:
+        raise UsageError(
+            f"fine_tuned={context.options.text('fine_tuned')}: this is no trial of text-probe/full on {context.backbone.name}."
+        )
+    if not next(model.parameters()).is_meta:  # in planning, there are no values yet
+        mixed = {
+            name: torch.lerp(value, tuned[name], alpha) if value.is_floating_point() else tuned[name]
+            for name, value in start.items()
+        }
+        model.load_state_dict(mixed)
+    freeze(model)
+    return model
+
+
 def build_clip_adapter(context: ModelContext) -> nn.Module:
     """Build the bottleneck on the frozen image tower."""
     from flowers_bench_plugins.language.layers import ClipAdapter
@@ -139,6 +166,16 @@ def register_models() -> list[Model]:
                 "freeze_tower": Option(True, "train the classifier alone"),
             },
             build=build_text_probe,
+        ),
+        Model(
+            "wise-ft",
+            "a text-probe between its start and what fine-tuning made of it",
+            needs=frozenset({"descriptions"}),
+            options={
+                "fine_tuned": Option("", "id of a finished trial of text-probe/full of the same run store"),
+                "alpha": Option(0.5, "share of the fine-tuned weights", minimum=0, maximum=1, search=(0.0, 1.0)),
+            },
+            build=build_wise_ft,
         ),
         Model(
             "clip-adapter",
@@ -268,6 +305,22 @@ def register_techniques() -> list[Technique]:
             light,
             {"coop": Variant("four vectors", baseline="zero-shot"), "zero-shot": ZERO_SHOT},
             "standard",
+        ),
+        _technique(
+            "wise-ft",
+            "between zero-shot and fine-tuned weights, nothing trained",
+            "Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv:2109.01903",
+            "wise-ft",
+            UNTRAINED,
+            {
+                "half": Variant("half of each", options={"alpha": 0.5}, baseline="zero-shot"),
+                **{
+                    f"a{alpha:g}": Variant(f"alpha {alpha:g}", options={"alpha": alpha})
+                    for alpha in (0.2, 0.4, 0.6, 0.8)
+                },
+                "zero-shot": ZERO_SHOT,
+            },
+            "none",
         ),
         _technique(
             "flyp",
