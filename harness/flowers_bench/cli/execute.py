@@ -38,6 +38,7 @@ def execute(
         datasets: what the trials were planned with; what is known of their test images is shown with the results.
     """
     from flowers_bench.measure.hardware import kernel_in_use
+    from flowers_bench.report.remaining import Pace
     from flowers_bench.store.folder import Store
 
     store = Store(options.out)
@@ -54,7 +55,7 @@ def execute(
         messages.print(
             f"{finished_before} of {counted(len(planned), 'trial')} {_are(finished_before)} finished already{rest}"
         )
-    with _pusher(options) as pusher, TrialProgress(progress_labels(planned), len(todo)) as progress:
+    with _pusher(options) as pusher, TrialProgress(progress_labels(planned), len(todo), Pace(todo, jobs)) as progress:
         if pusher:
             for folder in named:
                 pusher.push(folder)
