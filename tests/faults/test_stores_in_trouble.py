@@ -73,7 +73,7 @@ def test_a_full_disk_is_named_costs_nothing_finished_and_is_got_over(tmp_path: P
 
 def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(UsageError, match=r"the run store .*small/runs cannot be written: .*Read-only.* --out"):
+    with pytest.raises(UsageError, match=r"the run store .*small/runs cannot be written: .*Read-only.* --store"):
         prepared(tmp_path, small_disk / "runs", "toy/short")
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be written"):

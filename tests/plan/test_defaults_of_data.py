@@ -87,3 +87,8 @@ def test_a_large_network_runs_alone(host: Host, tmp_path: Path) -> None:
     jobs, same = side_by_side(found)
     assert jobs == 1
     assert {item.run.threads for item in same} == {found[0].run.threads}
+
+
+def test_bare_techniques_in_a_list_bring_their_twins_too(host: Host, tmp_path: Path) -> None:
+    labels = [item.label for item in plan(host, Request(["transfer", "knn/k1"], "petals", tmp_path, 1), [])]
+    assert labels == ["transfer/k3", "transfer/k0", "knn/k1"]

@@ -99,7 +99,7 @@ def test_what_is_absent_is_named_with_the_command(
     figures(str(suite), runs, tmp_path / "again")
     printed = capsys.readouterr().out
     assert "absent: none (What was not run): no finished trial of meadow/c" in printed
-    assert f"flowers-bench run {suite} --out {runs}" in printed
+    assert f"flowers-bench run {suite} --store {runs}" in printed
     for path in output.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 

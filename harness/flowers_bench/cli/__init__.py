@@ -41,7 +41,7 @@ def _run(arguments: list[str]) -> None:
     from flowers_bench.util.errors import Unreadable, UsageError
     from flowers_bench.util.text import printable
 
-    if arguments and arguments[0].startswith("-") and arguments[0] not in ("--help", "-h", "--version"):
+    if arguments and arguments[0].startswith("-") and arguments[0] not in _OF_THE_GROUP:
         arguments = _as_start(arguments) or ["run", *arguments]
     try:
         from flowers_bench.cli.app import app
@@ -59,6 +59,10 @@ def _run(arguments: list[str]) -> None:
     except UsageError as error:
         _say(f"error: {printable(str(error))}")
         sys.exit(FAILED if isinstance(error, Unreadable) else USAGE)
+
+
+#: Options that stand before any command.
+_OF_THE_GROUP = ("--help", "-h", "--version", "--install-completion", "--show-completion")
 
 
 def _as_start(arguments: list[str]) -> list[str] | None:

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from flowers_bench import __version__
 
+
+class _WholeHelp(TyperGroup):
+    """A group whose list of commands has whole sentences, however narrow the terminal is."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands with the first sentence of their help, wrapped and not cut."""
+        found = [(name, command) for name in self.list_commands(ctx) if (command := self.get_command(ctx, name))]
+        rows = [(name, command.get_short_help_str(limit=1000)) for name, command in found if not command.hidden]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+
 app = typer.Typer(
+    cls=_WholeHelp,
     help="Which fine-grained few-example image technique should I use, what does it cost, and is the difference real?",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # help texts contain brackets, NAME[/VARIANT], which are not markup
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -94,6 +108,33 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+@app.command()
+def start(
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of photographs: class folders, or train/ val/ test/ of these")
+    ],
+    out: Out = "runs",
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What the network starts from: a .safetensors/.pth file, petals, or with --backbone a timm tag; repeated, for several "
+            "networks [default: what is on this machine or can be fetched]"
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Any timm model [default: told by the file's name, else chosen]")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many seeds, from 0")] = 3,
+    data_dir: Cache = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing")] = False,
+) -> None:
+    """Find out which technique to take for a folder of photographs: look at it, choose what suits, estimate, run, answer."""
+    from flowers_bench.cli import start as command
+
+    options = command.StartOptions(folder, out, weights or [], backbone, seeds, data_dir, yes)
+    raise typer.Exit(command.start(options))
 
 
 @app.command()
@@ -218,33 +259,6 @@ def run(
     raise typer.Exit(command.run(options, format, timeout))
 
 
-@app.command()
-def start(
-    folder: Annotated[
-        Path, typer.Argument(help="A folder of photographs: class folders, or train/ val/ test/ of these")
-    ],
-    out: Out = "runs",
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What the network starts from: a .safetensors/.pth file, petals, or with --backbone a timm tag; repeated, for several "
-            "networks [default: what is on this machine or can be fetched]"
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Any timm model [default: told by the file's name, else chosen]")
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many seeds, from 0")] = 3,
-    data_dir: Cache = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing")] = False,
-) -> None:
-    """Find out which technique to take for a folder of photographs: look at it, choose what suits, estimate, run, answer."""
-    from flowers_bench.cli import start as command
-
-    options = command.StartOptions(folder, out, weights or [], backbone, seeds, data_dir, yes)
-    raise typer.Exit(command.start(options))
-
-
 @app.command("list")
 def list_(plugin_file: Files = None, no_plugin: Off = None) -> None:
     """List techniques, variants, their parts, and datasets; what each needs and where it comes from."""
@@ -271,7 +285,9 @@ def plugins(plugin_file: Files = None, no_plugin: Off = None) -> None:
     catalogue.print_plugins(plugin_file or [])
 
 
-plugin_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write a plugin of your own, and check it.")
+plugin_app = typer.Typer(
+    cls=_WholeHelp, no_args_is_help=True, rich_markup_mode=None, help="Write a plugin of your own, and check it."
+)
 app.add_typer(plugin_app, name="plugin")
 
 
@@ -361,21 +377,29 @@ def report(
     out: Out = "runs",
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write")] = Path("report.html"),
     margin: Margin = 1.0,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="While a run goes on: write the page anew after each epoch, until all is finished"),
+    ] = False,
 ) -> None:
     """Write one self-contained page: leaderboard, cost, curves, comparisons, confusions, figures, every trial."""
     from flowers_bench.cli import report as command
 
-    raise typer.Exit(command.report(_folder(runs or out), output, margin, runs or out))
+    write = command.follow if live else command.report
+    raise typer.Exit(write(_folder(runs or out), output, margin, runs or out))
 
 
 @app.command()
 def figures(
-    suite: Annotated[str, typer.Argument(help="study, study-small or a suite of your own, ./mine.toml")],
+    suite: Annotated[
+        str | None,
+        typer.Argument(help="study, study-small or a suite of your own, ./mine.toml [default: figures of any store]"),
+    ] = None,
     runs: OldPlace = None,
     out: Out = "runs",
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to")] = Path("figures"),
 ) -> None:
-    """Draw a suite's figures from its finished trials: curves, sweeps and pictures, as SVG and PNG."""
+    """Draw accuracy against cost, curves and all comparisons of a store, as SVG and PDF; or a suite's own figures."""
     from flowers_bench.cli import figures as command
 
     raise typer.Exit(command.figures(suite, _folder(runs or out), output, runs or out))

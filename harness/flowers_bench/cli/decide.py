@@ -124,6 +124,8 @@ class _Loop:
 
     def _train(self, wanted: Sequence[TrialPlan], seeds: int, timeout: float) -> int:
         """Run this shard's share of the trials that are not finished; return the exit code, not 0 if one is missing."""
+        from flowers_bench.report.remaining import Pace
+
         share = list(wanted)[self.options.shard.indices]
         named = name_again(share, self.store)
         todo, unfit = prepared(share, self.store, stress=self.options.stress, track=self.options.trackers)
@@ -131,7 +133,7 @@ class _Loop:
             return print_damaged(unfit)
         if todo:
             messages.print(f"up to {seeds} seeds: {len(todo)} trials")
-        with TrialProgress(progress_labels(share), len(todo)) as progress:
+        with TrialProgress(progress_labels(share), len(todo), Pace(todo, self.jobs)) as progress:
             outcomes, pushed = run_and_push(todo, named, progress.on_event, timeout, self.options, self.jobs)
         if was_interrupted(todo, outcomes):
             messages.print(AGAIN)

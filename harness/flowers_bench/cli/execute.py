@@ -37,6 +37,7 @@ def execute(
         datasets: what the trials were planned with; what is known of their test images is shown with the results.
     """
     from flowers_bench.measure.hardware import kernel_in_use
+    from flowers_bench.report.remaining import Pace
     from flowers_bench.store.folder import Store
 
     store = Store(options.out)
@@ -53,7 +54,7 @@ def execute(
         messages.print(
             f"{finished_before} of {counted(len(planned), 'trial')} {_are(finished_before)} finished already{rest}"
         )
-    with TrialProgress(progress_labels(planned), len(todo)) as progress:
+    with TrialProgress(progress_labels(planned), len(todo), Pace(todo, jobs)) as progress:
         outcomes, pushed = run_and_push(todo, named, progress.on_event, timeout, options, jobs)
     damaged = print_results(planned, store, options.store, format, unfit, datasets)
     if was_interrupted(todo, outcomes):

@@ -1,4 +1,4 @@
-"""`flowers-bench figures`: draw a suite's figures from the run store."""
+"""`flowers-bench figures`: draw a suite's figures, or those of any run store."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from flowers_bench.util.errors import UsageError
 from flowers_bench.util.text import printable
 
 
-def figures(suite: str, runs: Path, output: Path, store: str | None = None) -> int:
+def figures(suite: str | None, runs: Path, output: Path, store: str | None = None) -> int:
     """Write the files and print their names; return the exit code.
 
-    Figures that cannot be drawn are named too, with the command that runs their trials.
+    Without a suite, they are accuracy against cost, curves and the matrix of each table of the store. Figures that cannot be drawn are named too, with the command that runs their trials.
 
     Raises:
         UsageError: the store is empty, the suite has no figures, or the folder cannot be written.
@@ -22,6 +22,8 @@ def figures(suite: str, runs: Path, output: Path, store: str | None = None) -> i
     from flowers_bench.report.pictures import damaged_pictures
     from flowers_bench.report.table import stdout
 
+    if suite is None:
+        return _of_store(runs, output)
     wanted = read_suite(suite)
     if not wanted.figures:
         raise UsageError(f"suite {wanted.path} has no [[figures]]; docs/study.md tells how to write some.")
@@ -47,4 +49,24 @@ def figures(suite: str, runs: Path, output: Path, store: str | None = None) -> i
             markup=False,
             soft_wrap=True,
         )
+    return code
+
+
+def _of_store(runs: Path, output: Path) -> int:
+    from flowers_bench.cli.damage import read_store
+    from flowers_bench.report.leaderboard import Leaderboard
+    from flowers_bench.report.store_figures import draw_store
+    from flowers_bench.report.table import stdout
+
+    contents, code = read_store(runs)
+    board = Leaderboard.of(contents.finished)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        drawn = draw_store(board, output)
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error}.") from error
+    console = stdout()
+    for item in drawn:
+        text = f"{', '.join(map(str, item.files))}: {item.title}" if item.files else f"absent: {item.title}: {item.why}"
+        console.print(printable(text), markup=False, soft_wrap=True)
     return code

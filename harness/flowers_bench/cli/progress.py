@@ -33,6 +33,7 @@ from flowers_bench.training.events import (
 from flowers_bench.util.text import printable
 
 if TYPE_CHECKING:
+    from flowers_bench.report.remaining import Pace
     from flowers_bench.store.folder import TrialFolder
 
 T = TypeVar("T")
@@ -45,10 +46,19 @@ def track(items: Iterable[T], description: str, total: int) -> Iterable[T]:
 
 
 class TrialProgress:
-    """Bars on stderr: one for all trials, and one for the steps of each running trial, with images/s and time left."""
+    """Bars on stderr: one for all trials, and one for the steps of each running trial, with images/s and time left.
 
-    def __init__(self, labels: dict[str, str], total: int) -> None:
+    A line for each epoch stays, in logs too, with the time left for all trials.
+
+    Args:
+        labels: what each trial is called, by its id.
+        total: how many trials run.
+        pace: what tells how long they still take.
+    """
+
+    def __init__(self, labels: dict[str, str], total: int, pace: Pace | None = None) -> None:
         self._labels = labels
+        self._pace = pace
         self._total = total
         self._running: dict[str, TaskID] = {}
         self._progress = Progress(
@@ -81,7 +91,7 @@ class TrialProgress:
             case EpochFinished(record):
                 messages.print(
                     f"{label} epoch {record.epoch}: loss {record.train_loss:.3f}, val top-1 {100 * (record.val_top1 or 0):.1f} %, "
-                    f"{record.seconds:.1f} s",
+                    f"{record.seconds:.1f} s{self._left()}",
                     markup=False,
                 )
             case Starting():
@@ -100,6 +110,17 @@ class TrialProgress:
                 messages.print(f"{label}: continues after epoch {epoch}", markup=False)
             case Ended():
                 self._end(folder, label, event)
+
+    def _left(self) -> str:
+        """Say how long all trials still take, at most; nothing where it is not known."""
+        from flowers_bench.report.formatting import duration
+        from flowers_bench.util.errors import UsageError
+
+        try:
+            left = self._pace.seconds_left() if self._pace else None
+        except (OSError, UsageError):  # a file of another trial is damaged, which is said where it matters
+            return ""
+        return "" if left is None else f"; at most {duration(left)} left in all"
 
     def _end(self, folder: TrialFolder, label: str, event: Ended) -> None:
         if event.state == "failed":

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowers_bench.util.errors import UsageError
+
+if TYPE_CHECKING:
+    from flowers_bench.store.folder import TrialFolder
 
 
 def report(runs: Path, output: Path, margin: float = 1.0, store: str | None = None) -> int:
@@ -16,12 +23,76 @@ def report(runs: Path, output: Path, margin: float = 1.0, store: str | None = No
     return code
 
 
-def write_report(runs: Path, output: Path, margin: float = 1.0, store: str | None = None) -> tuple[int, int, int]:
+def follow(runs: Path, output: Path, margin: float = 1.0, store: str | None = None, every: float = 2.0) -> int:
+    """Write the page anew after each epoch, until all trials of the store are finished or the user stops it; return the
+    exit code.
+
+    Args:
+        every: seconds between two looks at the store.
+
+    Raises:
+        UsageError: there is no store, or the page cannot be written.
+    """
+    from flowers_bench.store.folder import Store
+
+    if not runs.is_dir():
+        raise UsageError(f"there is no run store {runs} yet: start the run first, then follow it.")
+    before: frozenset[tuple[str, float]] = frozenset()
+    code = 0
+    try:
+        while True:
+            folders = [folder for folder in Store(runs).trials() if folder.prepared()]
+            now = _state(folders)
+            open_ = sum(not folder.finished() and not (folder.path / "failure.json").exists() for folder in folders)
+            if now != before and folders:
+                words = _progress_words(folders, open_) if open_ else None
+                code, _, _ = write_report(runs, output, margin, store, live=words)
+                print(f"{output}: {words or f'all {len(folders)} trials are finished'}", flush=True)
+                before = now
+            if not open_ and folders:
+                return code
+            time.sleep(every)
+    except KeyboardInterrupt:
+        with contextlib.suppress(UsageError):  # nothing is finished yet
+            write_report(runs, output, margin, store)
+        return code
+
+
+def _state(folders: Sequence[TrialFolder]) -> frozenset[tuple[str, float]]:
+    """Give what changes with each epoch, result and failure."""
+    files = (
+        folder.path / name
+        for folder in folders
+        for name in ("config.json", "history.jsonl", "result.json", "failure.json")
+    )
+    found = set()
+    for file in files:
+        with contextlib.suppress(OSError):
+            found.add((str(file), file.stat().st_mtime))
+    return frozenset(found)
+
+
+def _progress_words(folders: Sequence[TrialFolder], unfinished: int) -> str:
+    """Say how many trials are finished, and how long the others take, at most."""
+    from flowers_bench.report.formatting import duration
+    from flowers_bench.report.remaining import Pace
+
+    left = None
+    with contextlib.suppress(OSError, UsageError):  # a damaged trial is named on the page
+        left = Pace(folders).seconds_left()
+    beside = "" if left is None else f"; at most {duration(left)} left in all, one trial at a time"
+    return f"{len(folders) - unfinished} of {len(folders)} trials are finished{beside}"
+
+
+def write_report(
+    runs: Path, output: Path, margin: float = 1.0, store: str | None = None, live: str | None = None
+) -> tuple[int, int, int]:
     """Write the page, and give the exit code, how many trials it shows, and its size in bytes.
 
     Args:
         margin: in points, within which techniques are the same for practical purposes.
         store: what the user calls the store; the folder's path unless given.
+        live: of a run that goes on, what is left of it in words: no trial need be finished then.
 
     Raises:
         UsageError: the store is empty, or the page cannot be written.
@@ -33,7 +104,7 @@ def write_report(runs: Path, output: Path, margin: float = 1.0, store: str | Non
     from flowers_bench.store.folder import Store
     from flowers_bench.util.files import write_atomically
 
-    contents, code = read_store(runs)
+    contents, code = (Store(runs).read(), 0) if live else read_store(runs)
     searches = Store(runs).of_searches().read()
     pictures = damaged_pictures(contents.finished)
     code = print_damaged([*searches.damaged, *pictures]) or code
@@ -45,6 +116,7 @@ def write_report(runs: Path, output: Path, margin: float = 1.0, store: str | Non
         [*searches.finished, *searches.unfinished],
         damaged=[*contents.damaged, *searches.damaged, *pictures],
         store=store or str(runs),
+        live=live,
     )
     try:
         write_atomically(output, lambda temporary: temporary.write_text(text, encoding="utf-8"))

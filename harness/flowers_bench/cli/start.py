@@ -232,6 +232,7 @@ def _train(
 ) -> bool:
     """Run the trials that are not finished; say whether one failed. Raises `KeyboardInterrupt` if they were interrupted."""
     from flowers_bench.report.formatting import duration
+    from flowers_bench.report.remaining import Pace
 
     jobs, planned = at_once(planned, options.run_options)
     name_again(planned, store)
@@ -242,7 +243,7 @@ def _train(
         _say(
             f"{starter.label} on {starter.network.backbone}: {counted(len(todo), 'training')}; at most {duration(left)} left in all"
         )
-    with TrialProgress(progress_labels(planned), len(todo)) as progress:
+    with TrialProgress(progress_labels(planned), len(todo), Pace(todo, jobs)) as progress:
         outcomes = run_all(todo, progress.on_event, timeout, options.run_options, jobs)
     if was_interrupted(todo, outcomes):
         raise KeyboardInterrupt

@@ -54,7 +54,7 @@ class Request:
     """What the user asks for; None means the technique's or dataset's default.
 
     Attributes:
-        techniques: `NAME` or `NAME/VARIANT`; a bare name brings the technique's baseline along.
+        techniques: `NAME` or `NAME/VARIANT`; a bare name brings the technique's baseline along, in a list too.
         data: dataset name or path.
         seeds: how many seeds; they count from 0.
         settings: the values of `--set`: recipe fields, options of parts, and `data.KEY` for the dataset.
@@ -338,7 +338,7 @@ def _with_baselines(host: Host, names: Sequence[str]) -> list[str]:
         technique = host.find("technique", host.techniques, base).value
         chosen, value = technique.variant(variant or None)
         found.append(f"{base}/{chosen}")
-        if not variant and value.baseline and len(names) == 1:
+        if not variant and value.baseline:
             found.append(f"{base}/{value.baseline}")
     return list(dict.fromkeys(found))
 

@@ -77,7 +77,8 @@ class Drawing:
         ):  # names from outside are shown as they are: no formulas, no control characters
             text.set_parse_math(False)
             text.set_text(printable(text.get_text()))
-        metadata = {"Date": None} if self.suffix == ".svg" else {"Software": None}
+        undated: dict[str, dict[str, None]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+        metadata = undated.get(self.suffix, {"Software": None})
         with matplotlib.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}):
             write_atomically(
                 path,

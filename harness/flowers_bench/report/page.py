@@ -216,6 +216,7 @@ def render(
     made: datetime | None = None,
     damaged: Sequence[Unreadable] = (),
     store: str = DEFAULT_STORE,
+    live: str | None = None,
 ) -> str:
     """Render the whole page as HTML text.
 
@@ -225,6 +226,7 @@ def render(
         made: the time that the page says it was made at; now, if None.
         damaged: why trials or pictures could not be read; the page lists it.
         store: what the user calls the store, for the commands.
+        live: of a run that goes on, what is left of it in words; the page then loads itself again.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
@@ -257,6 +259,7 @@ def render(
         total=_total(board, [*unfinished, *searched]),
         trials=len(_folders(board)),
         rows=sum(len(group.rows) for group in board.groups),
+        live=live,
         css=_asset("page.css"),
         js=_asset("page.js"),
         plotly=get_plotlyjs().replace("</script", "<\\/script"),
@@ -488,6 +491,17 @@ def _cell(pair: Pair | None, mirrored: Pair | None, largest: float) -> Cell | No
 def _unfinished(folders: Sequence[TrialFolder]) -> list[Unfinished]:
     configs = [folder.described() for folder in folders]
     return [
-        Unfinished(folder.id, name, config.seed, failure.error if (failure := folder.failure()) else "not finished yet")
+        Unfinished(folder.id, name, config.seed, _how_far(folder, config.recipe.epochs))
         for folder, config, name in zip(folders, configs, distinct_names(configs), strict=True)
     ]
+
+
+def _how_far(folder: TrialFolder, epochs: int) -> str:
+    """Say why a trial has no result: it failed, or how far it is."""
+    failure = folder.failure()
+    if failure:
+        return failure.error
+    history = folder.history()
+    if not history:
+        return "not finished yet"
+    return f"not finished yet: epoch {len(history)} of at most {epochs}, validation {percent(history[-1].val_top1)} %"

@@ -135,4 +135,4 @@ def write_decision(root: Path, decision: Decision) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, decision.json())
     except OSError as error:
-        raise UsageError(f"the run store {root} cannot be written: {error}. Choose another with --out.") from error
+        raise UsageError(f"the run store {root} cannot be written: {error}. Choose another with --store.") from error

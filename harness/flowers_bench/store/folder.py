@@ -556,7 +556,7 @@ class Store:
             write_json(folder.run_path, run.json())
         except OSError as error:
             raise UsageError(
-                f"the run store {self.root} cannot be written: {error}. Choose another with --out."
+                f"the run store {self.root} cannot be written: {error}. Choose another with --store."
             ) from error
         return folder
 

@@ -52,7 +52,7 @@ class FinishedTrial:
         folder = Store(store).folder(id)
         if not folder.finished():
             what = "is not finished" if folder.path.is_dir() else "does not exist"
-            raise UsageError(f"trial {id} {what} in run store {store}. Run it first, or choose its store with --out.")
+            raise UsageError(f"trial {id} {what} in run store {store}. Run it first, or choose its store with --store.")
         config = folder.config()
         return cls(folder.path, config.dataset.json(), config.predictor, config.recipe.image_size, config.json())
 

@@ -1,0 +1,85 @@
+"""The page of a run that goes on, and how long that still takes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from stored import cost, finish, outcomes, store_trial, train
+
+from flowers_bench.cli.progress import TrialProgress
+from flowers_bench.cli.report import follow
+from flowers_bench.report.remaining import Pace
+from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.training.events import EpochFinished
+from flowers_bench.util.errors import UsageError
+
+
+def begun(root: Path, label: str, epochs: int, planned: int = 10) -> TrialFolder:
+    """Store a trial that has so many epochs behind it, of 20 seconds each."""
+    folder = store_trial(root, label, 0, outcomes(0, 0.8), recipe={"epochs": planned, "warmup_epochs": 0})
+    (folder.path / "result.json").unlink()
+    train(folder, epochs)
+    return folder
+
+
+def test_time_left_is_epochs_left_at_the_pace_so_far(tmp_path: Path) -> None:
+    first, second = begun(tmp_path, "a/x", 4), begun(tmp_path, "b/x", 0)
+    assert Pace([first, second]).seconds_left() == pytest.approx(20 * (6 + 10))
+    assert Pace([first, second], jobs=2).seconds_left() == pytest.approx(20 * (6 + 10) / 2)
+    assert Pace([second]).seconds_left() is None, "nothing is known yet"
+
+
+def test_what_finished_trials_took_beside_epochs_counts(tmp_path: Path) -> None:
+    done = store_trial(tmp_path, "a/x", 0, outcomes(0, 0.8), result={"cost": cost(60.0 + 7)})
+    waiting = begun(tmp_path, "b/x", 9)
+    beside = 60.0 + 7 + 1 + 1 - 3 * 20  # with setup and test, without three epochs
+    assert Pace([done, waiting]).seconds_left() == pytest.approx(20 + beside)
+    assert Pace([done]).seconds_left() == 0
+
+
+def test_the_line_of_an_epoch_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = begun(tmp_path, "a/x", 4)
+    with TrialProgress({folder.id: "a/x seed 0"}, 1, Pace([folder])) as progress:
+        progress.on_event(folder, EpochFinished(folder.history()[-1]))
+    assert "a/x seed 0 epoch 4: loss" in capsys.readouterr().err
+    (folder.path / "history.jsonl").write_text("damaged")
+    with TrialProgress({folder.id: "a/x seed 0"}, 1, Pace([folder])) as progress:
+        progress._left()
+
+
+def test_the_page_follows_the_run_until_it_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, page = begun(tmp_path / "runs", "a/x", 1), tmp_path / "report.html"
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(follow(tmp_path / "runs", page, every=0.05)))
+    thread.start()
+
+    def shows(text: str) -> bool:
+        return page.exists() and text in page.read_text()
+
+    def wait_for(text: str) -> None:
+        deadline = time.monotonic() + 120
+        while not shows(text):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+
+    wait_for("epoch 1 of at most 10")
+    assert shows('http-equiv="refresh"')
+    assert shows("0 of 1 trials are finished; at most 180.0 s left in all")
+    time.sleep(0.02)
+    train(folder, 2)
+    wait_for("epoch 2 of at most 10")
+    finish(folder, outcomes(0, 0.8), cost=cost(60.0), class_names=list("wxyz"))
+    thread.join(timeout=120)
+    assert codes == [0]
+    assert shows("a/x has the highest test accuracy")
+    assert not shows('http-equiv="refresh"')
+    assert "all 1 trials are finished" in capsys.readouterr().out
+    assert len(Store(tmp_path / "runs").finished()) == 1
+
+
+def test_a_store_that_is_not_there_cannot_be_followed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no run store"):
+        follow(tmp_path / "absent", tmp_path / "report.html")
