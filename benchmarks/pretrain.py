@@ -53,6 +53,12 @@ class Network:
 NETWORKS: Mapping[str, Network] = {
     "test_resnet": Network("transfer/scratch", "test_resnet", {"lr": "4e-3"}),
     "test_resnet.deformable": Network("deformable/stage3", "test_resnet", {"lr": "4e-3", "stages": "2,3,4"}),
+    "petals_vit": Network(
+        "transfer/scratch",
+        "petals_vit",
+        {"lr": "2e-3", "data.train": "50", "epochs": "12", "warmup_epochs": "2", "precision": "float32"},
+    ),
+    "test_resnet.language": Network("flyp/scratch", "test_resnet", {"lr": "4e-3", "precision": "float32"}),
 }
 
 
