@@ -93,7 +93,7 @@ def _place(options: Options, revision: str) -> str:
 
 @functools.cache
 def _newest(name: str) -> str:
-    """Ask the hub for the newest revision, once in a process."""
+    """Find the newest revision by asking the hub, once in a process."""
     _package()
     from huggingface_hub import dataset_info
 
