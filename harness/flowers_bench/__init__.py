@@ -7,7 +7,7 @@ What computes stands in `flowers_bench.nn` (layers), `flowers_bench.backbones` (
 
 from importlib.metadata import PackageNotFoundError, version
 
-from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Split, split_checksum
+from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, NameLevel, Split, split_checksum
 from flowers_bench.contract.optimizer import Optimizer, OptimizerContext, Schedule
 from flowers_bench.contract.options import Option, Options, OptionValue
 from flowers_bench.contract.pictures import FigureContext
@@ -24,8 +24,17 @@ from flowers_bench.contract.technique import (
     Technique,
     Variant,
 )
-from flowers_bench.data.options import FOLDER_OPTIONS, PETALS_OPTIONS
-from flowers_bench.data.sources import load_flowers102, load_folder, load_petals
+from flowers_bench.data.official import OFFICIAL_SETS
+from flowers_bench.data.options import FOLDER_OPTIONS, HUB_OPTIONS, PETALS_OPTIONS
+from flowers_bench.data.sources import (
+    hub_options,
+    load_flowers102,
+    load_folder,
+    load_hub,
+    load_manifest,
+    load_official,
+    load_petals,
+)
 from flowers_bench.hookspecs import OLDEST_PLUGIN_API, PLUGIN_API, hookimpl
 from flowers_bench.store.results import flatten, load_results, metrics_of
 from flowers_bench.training.finished import FinishedTrial
@@ -39,6 +48,8 @@ except PackageNotFoundError:  # a source tree on sys.path, not installed
 
 __all__ = [
     "FOLDER_OPTIONS",
+    "HUB_OPTIONS",
+    "OFFICIAL_SETS",
     "OLDEST_PLUGIN_API",
     "PETALS_OPTIONS",
     "PLUGIN_API",
@@ -55,6 +66,7 @@ __all__ = [
     "LossContext",
     "Model",
     "ModelContext",
+    "NameLevel",
     "Optimizer",
     "OptimizerContext",
     "Option",
@@ -75,8 +87,12 @@ __all__ = [
     "file_name",
     "flatten",
     "hookimpl",
+    "hub_options",
     "load_flowers102",
     "load_folder",
+    "load_hub",
+    "load_manifest",
+    "load_official",
     "load_petals",
     "load_results",
     "metrics_of",

@@ -1,16 +1,23 @@
-"""The built-in datasets: drawn flowers, Oxford Flowers102, and any folder of images."""
+"""The built-in datasets: drawn flowers, published sets with their official splits, and any folder or table of images."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from flowers_bench import (
     FOLDER_OPTIONS,
+    HUB_OPTIONS,
+    OFFICIAL_SETS,
     PETALS_OPTIONS,
     DatasetSource,
     hookimpl,
+    hub_options,
     load_flowers102,
     load_folder,
+    load_hub,
+    load_manifest,
+    load_official,
     load_petals,
 )
 
@@ -43,11 +50,29 @@ def register_datasets() -> list[DatasetSource]:
             load=load_flowers102,
             recognises=is_flowers102,
         ),
+        *(
+            DatasetSource(one.name, one.summary, load=partial(load_official, one), recognises=one.recognises)
+            for one in OFFICIAL_SETS.values()
+        ),
         DatasetSource(
             name="folder",
             summary="your own images: train/ val/ test/ with class folders, or class folders alone (--data PATH)",
             load=load_folder,
             options=FOLDER_OPTIONS,
             recognises=Path.is_dir,
+        ),
+        DatasetSource(
+            name="hf",
+            summary="a dataset of the Hugging Face hub, at a revision (--data hf:NAME@REVISION; needs flowers-bench[hf])",
+            load=load_hub,
+            options=HUB_OPTIONS,
+            named=hub_options,
+        ),
+        DatasetSource(
+            name="manifest",
+            summary="your own table of images: path, label and, if there are splits, split (--data FILE.csv, .tsv or .parquet)",
+            load=load_manifest,
+            options=FOLDER_OPTIONS,
+            files=(".csv", ".tsv", ".parquet"),
         ),
     ]

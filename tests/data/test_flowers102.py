@@ -115,7 +115,8 @@ def test_the_advice_works(offered: Any, tmp_path: Path) -> None:
     (tmp_path / FOLDER).mkdir()
     for name, content in offered.files.items():
         (tmp_path / FOLDER / name).write_bytes(content)
-    flowers102.install(tmp_path, {name: ("http://127.0.0.1:9/", md5) for name, (_, md5) in offered.listing.items()})
+    nowhere = {name: (f"http://127.0.0.1:9/{name}", md5) for name, (_, md5) in offered.listing.items()}
+    flowers102.install(tmp_path, nowhere)
     assert len(names(tmp_path / FOLDER / "jpg")) == 3
     assert (tmp_path / FOLDER / "102flowers.tgz").exists()  # not ours to remove
 

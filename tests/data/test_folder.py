@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowers_bench.contract.dataset import DataRequest, Dataset, split_checksum
-from flowers_bench.data import cache, files, folder, listing
+from flowers_bench.data import cache, files, folder, labelled, listing, splitting
 from flowers_bench.data.files import files_below
-from flowers_bench.data.folder import split_by_rule
+from flowers_bench.data.splitting import split_by_rule
 from flowers_bench.util.errors import UsageError
 
 DEFAULTS = {"val": 0.2, "test": 0.2, "split_seed": 0}
@@ -97,7 +97,7 @@ def test_only_the_first_start_reads_and_decodes(
 ) -> None:
     monkeypatch.setattr("flowers_bench.data.hashes.SETTLED", 0)
     first = load(three)
-    monkeypatch.setattr(folder, "decode_images", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(labelled, "decode_images", lambda *_: pytest.fail("decoded again"))
     monkeypatch.setattr("flowers_bench.data.hashes._row", lambda *_: pytest.fail("read again"))
     assert load(three).fingerprint == first.fingerprint
 
@@ -106,7 +106,7 @@ def test_another_split_reads_the_same_cache(
     one: Path, load: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load(one)
-    monkeypatch.setattr(folder, "decode_images", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(labelled, "decode_images", lambda *_: pytest.fail("decoded again"))
     second = load(one, split_seed=1)
     assert second.split_checksum != first.split_checksum
     assert second.fingerprint != first.fingerprint
@@ -522,7 +522,7 @@ def test_rule_copies_in_several_classes_stay_together() -> None:
 
 @given(st.lists(st.integers(0, 10**9), min_size=3, max_size=60, unique=True), st.integers(10**9 + 1, 10**10))
 def test_rule_an_added_image_moves_no_other_where_no_part_was_empty(values: list[int], new: int) -> None:
-    place = [folder._place(f"a{value:064x}", 0) for value in values]
+    place = [splitting._place(f"a{value:064x}", 0) for value in values]
     cut = [p < 0.2 for p in place], [0.2 <= p < 0.4 for p in place], [p >= 0.4 for p in place]
     assume(all(any(part) for part in cut))
     before, after = where(ruled({"a": values})), where(ruled({"a": [*values, new]}))

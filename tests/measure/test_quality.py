@@ -16,6 +16,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import accuracy_score, classification_report, f1_score, log_loss, top_k_accuracy_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
+from flowers_bench.contract.dataset import NameLevel
 from flowers_bench.measure.quality import (
     BINS,
     PerClass,
@@ -24,6 +25,7 @@ from flowers_bench.measure.quality import (
     calibration_shares,
     chance_right,
     confusion_matrix,
+    correct_at_level,
     f1_shares,
     fit_temperature,
     most_confused,
@@ -57,6 +59,25 @@ def test_accuracy_f1_and_likelihood_agree_with_scikit_learn(seed: int, n: int, c
     assert found.macro_f1 == pytest.approx(f1_score(labels, chosen, average="macro", zero_division=0))
     probabilities = softmax(logits.astype(np.float64), axis=1)
     assert found.nll == pytest.approx(log_loss(labels, probabilities, labels=range(classes)))
+
+
+@CASES
+def test_accuracy_at_coarser_names_agrees_with_scikit_learn(seed: int, n: int, classes: int) -> None:
+    logits, labels = predictions(seed, n, classes)
+    families, kingdoms = ([f"{number // size}" for number in range(classes)] for size in (2, 4))
+    levels = [NameLevel.of("family", families), NameLevel.of("kingdom", kingdoms)]
+    found = quality_by_class(logits, labels, name_levels=levels).name_levels
+    assert found is not None
+    for name, coarse in (("family", np.array(families)), ("kingdom", np.array(kingdoms))):
+        assert found[name].top1 == pytest.approx(accuracy_score(coarse[labels], coarse[logits.argmax(1)]))
+        assert found[name].names == len(set(coarse))
+    assert found["kingdom"].top1 >= found["family"].top1 >= quality(logits, labels).top1
+    assert quality_by_class(logits, labels).name_levels is None
+
+
+def test_a_tie_within_a_coarser_name_does_not_count_against_it() -> None:
+    logits, of_class = np.array([[3, 3, 1], [3, 1, 3]], np.float32), np.array([0, 0, 1])
+    assert correct_at_level(logits, np.array([0, 0]), of_class).tolist() == [True, False]
 
 
 @CASES

@@ -101,6 +101,33 @@ def test_a_calibration_error_is_printed_beside_that_of_a_calibrated_model(board:
     assert re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\] \([\d.]+ if calibrated\)", ece.text(row))
 
 
+def test_accuracy_at_coarser_names_has_a_table_of_its_own_and_columns(tmp_path: Path) -> None:
+    coarse = np.array([0, 0, 1, 1])
+    for label, seeds in (("a/plain", 2), ("b/old", 1)):
+        for seed in range(seeds):
+            folder = store_trial(tmp_path, label, seed, outcomes(seed, 0.7))
+            scores = folder.scores()
+            right = coarse[scores.logits.argmax(1)] == coarse[scores.labels]
+            place = folder.path / "result.json"
+            result = json.loads(place.read_text())
+            if label == "a/plain":
+                level = {"top1": float(right.mean()), "names": 2, "of_class": coarse.tolist()}
+                result["test"]["name_levels"] = {"family": level}
+            place.write_text(json.dumps(result))
+    board = Leaderboard.of(Store(tmp_path).finished())
+    (table,) = [table for table in tables(board) if table.title.endswith("at coarser names")]
+    assert table.head[3:] == ("family %",)
+    assert [line[0] for line in table.body] == ["a/plain"]
+    assert not [table for table in tables(board, wide=False) if table.title.endswith("at coarser names")]
+    records = {record["name"]: record for record in json.loads(FORMATS["json"](board))}
+    found, (row,) = records["a/plain"], [row for group in board.groups for row in group.rows if row.name == "a/plain"]
+    assert found["top1_family"] == pytest.approx(row.metrics["top1_family"].value)
+    assert found["top1_family_low"] < found["top1_family"] < found["top1_family_high"]
+    assert found["top1_family"] > found["test_top1"]
+    assert records["b/old"]["top1_family"] is None
+    assert [line["top1_family"] for line in csv.DictReader(FORMATS["csv"](board).splitlines())].count("") == 1
+
+
 def test_retrieval_has_an_interval_where_its_images_are_stored(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(400) % 4

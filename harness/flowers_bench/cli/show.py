@@ -118,13 +118,13 @@ def _sha(digest: str | None) -> str:
 def _quality(folder: TrialFolder, result: Result) -> list[Line]:
     from flowers_bench.report.aggregate import Configuration, Finished, build_row
     from flowers_bench.report.formatting import percent, percent_interval
-    from flowers_bench.report.measures import KINDS, QUALITY
+    from flowers_bench.report.measures import KINDS, QUALITY, coarser
 
     row = build_row(folder.id, Configuration.alone(Finished.load(folder)))
     shares = {"test top-1 %": row.top1, "mean per class %": row.metrics["mean_per_class"]}
     lines = [(name, f"{percent(v.value)} {percent_interval(v.low, v.high)}") for name, v in shares.items()]
     retrieval = [measure for kind in KINDS for measure in kind.measures if measure.path[0] == "retrieval"]
-    measures = (*QUALITY.measures, *retrieval)
+    measures = (*coarser([row]), *QUALITY.measures, *retrieval)
     lines += [(measure.title, measure.text(row)) for measure in measures if measure.measured([row])]
     lines.append(("val top-1 %", percent(result.val.top1)))
     for kind, metrics in (("episodic", result.episodic), ("mixed", result.mixed)):

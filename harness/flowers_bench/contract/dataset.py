@@ -63,6 +63,28 @@ class Split:
 
 
 @dataclass(frozen=True)
+class NameLevel:
+    """Coarser names of a dataset's classes, such as the families of its species.
+
+    Attributes:
+        name: what they are: "family".
+        names: G names, each of at least one class.
+        of_class: C places in `names`, index = label.
+    """
+
+    name: str
+    names: Sequence[str]
+    of_class: Sequence[int]
+
+    @classmethod
+    def of(cls, name: str, names: Sequence[str]) -> NameLevel:
+        """Make it from each class's coarser name: C names, index = label. They are in the order in which they first appear."""
+        distinct = list(dict.fromkeys(names))
+        place = {one: number for number, one in enumerate(distinct)}
+        return cls(name, distinct, [place[one] for one in names])
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Train, validation and test split with the facts that identify them.
 
@@ -82,6 +104,7 @@ class Dataset:
         descriptions: C texts, index = label: what each class looks like, for techniques with language. Empty: there are none.
         shown_factors: what is known of the test images and accuracy is shown by after a run: N numbers each, by a plain name such
             as "tilt". Empty for photographs.
+        name_levels: coarser names of the classes, finest first; accuracy is measured at each. Empty: there are none.
         class_contents: C texts, equal exactly where classes of two datasets are the same one, as a drawn species is. Empty: not
             known.
     """
@@ -100,6 +123,7 @@ class Dataset:
     class_contents: Sequence[str] = ()
     shown_factors: Mapping[str, np.ndarray] = field(default_factory=dict)
     descriptions: Sequence[str] = ()
+    name_levels: Sequence[NameLevel] = ()
     unlabelled: Images = ()
 
     @property
@@ -130,7 +154,7 @@ class DataRequest(ReadsOptions):
 
     Attributes:
         cache_dir: where downloads and decoded-image caches may be written (`--data-dir`).
-        path: the folder given as `--data PATH`, or None. Never written to.
+        path: the folder, or of sources with `files` the file, given as `--data PATH`, or None. Never written to.
         stored_side: decoded images are stored with their shortest side at most this many pixels.
         options: every option of the source, with the default or what `--set data.KEY=VALUE` gave: of the option's type where
             the source declares an `Option`, else text.
@@ -157,6 +181,9 @@ class DatasetSource:
         options: what `--set data.KEY=` takes: an `Option` each, or only its default.
         recognises: whether a folder given as `--data PATH` is in this source's layout. The sources are asked in
             order of name, except that `folder`, which takes any, is asked last.
+        files: extensions of files that `--data PATH` may name for this source, such as ".csv"; `path` is then the file.
+        named: reads the text behind `--data NAME:` as options of this source, whose values are fixed by it: text that names data
+            elsewhere. Raises `UsageError` for what it cannot read. None: the source takes no such text.
         backbones: small stand-ins for the techniques' default backbones, by name, where the user names none.
         recipe: recipe fields that suit this data, such as its image size; `--set` overrides them.
         settings: values of parts' options that suit this data, such as how an augmentation crops, for the parts that have
@@ -179,6 +206,8 @@ class DatasetSource:
     weights: str = "pretrained"
     settings: Mapping[str, OptionValue] = field(default_factory=dict)
     floor: str | None = None
+    files: Sequence[str] = ()
+    named: Callable[[str], Mapping[str, str]] | None = None
 
     def defaults(self) -> Options:
         """Give every option its default."""

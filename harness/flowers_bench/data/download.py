@@ -19,13 +19,15 @@ from flowers_bench.data.files import open_named
 from flowers_bench.util.errors import UsageError
 
 _BLOCK = 1 << 20
+_MD5_DIGITS = 32
+_NO_CHECKSUM = "0" * _MD5_DIGITS
 
 
 class _WrongChecksum(Exception):
     """The file that arrived is not the file that was asked for."""
 
 
-def fetch(url: str, target: Path, md5: str, progress: Progress = silent, timeout: float = 30.0) -> None:
+def fetch(url: str, target: Path, checksum: str, progress: Progress = silent, timeout: float = 30.0) -> None:
     """Download `url` to `target`, unless it is there already.
 
     What has arrived lies in `<target>.part` until it is complete and has the right checksum; the next call continues
@@ -34,7 +36,7 @@ def fetch(url: str, target: Path, md5: str, progress: Progress = silent, timeout
     Args:
         url: http or https; proxies are taken from the environment.
         target: its folder must exist.
-        md5: hexadecimal.
+        checksum: hexadecimal: MD5 (32 digits) or SHA-256 (64).
         progress: shown while loading, in MiB.
         timeout: seconds without a single byte after which the server counts as lost.
 
@@ -42,16 +44,18 @@ def fetch(url: str, target: Path, md5: str, progress: Progress = silent, timeout
         UsageError: no connection, a stalling server, an HTTP error, a wrong checksum, or a full disk; names the URL.
     """
     part = target.with_name(target.name + ".part")
-    if has_md5(target, md5):
+    if has_checksum(target, checksum):
         return
     try:
         resumed = part.exists()
         try:
-            _complete(url, part, md5, progress, timeout)
+            _complete(url, part, checksum, progress, timeout)
         except _WrongChecksum:
             if not resumed:
                 raise
-            _complete(url, part, md5, progress, timeout)  # the old beginning was at fault: once more from the start
+            _complete(
+                url, part, checksum, progress, timeout
+            )  # the old beginning was at fault: once more from the start
         part.replace(target)
     except _WrongChecksum as error:
         raise UsageError(f"{url} has a wrong checksum: {error}. Nothing was kept.") from None
@@ -60,17 +64,17 @@ def fetch(url: str, target: Path, md5: str, progress: Progress = silent, timeout
 
 
 def unpack(
-    archive: Path, folder: Path, member: str, count: int, progress: Progress = silent, md5: str | None = None
+    archive: Path, folder: Path, member: str, count: int, progress: Progress = silent, checksum: str | None = None
 ) -> None:
     """Unpack a tar file and put its top folder `member` to `folder`, which appears only when it is whole.
 
     Args:
         archive: a tar file, compressed or not.
         folder: must not exist; its parent must.
-        member: the folder inside the archive.
+        member: the folder inside the archive; empty for everything that it holds.
         count: how many files are expected, for progress.
         progress: shown while unpacking.
-        md5: hexadecimal, of the archive: of the bytes that are unpacked, however the file was before.
+        checksum: as for `fetch`, of the archive: of the bytes that are unpacked, however the file was before.
 
     Raises:
         UsageError: the archive is damaged, has another checksum, lacks `member`, holds a path that climbs out of it, or the disk is full.
@@ -81,12 +85,12 @@ def unpack(
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     try:
         with open_named(archive, "archive") as stream:
-            hashed = _Hashed(stream)
+            hashed = _Hashed(stream, checksum or _NO_CHECKSUM)
             with tarfile.open(fileobj=hashed, mode="r|*") as tar:
                 for entry in progress(tar, f"unpacking {archive.name}", count):
                     tar.extract(entry, temporary, filter="data")
-            if md5 is not None and (found := hashed.md5()) != md5:
-                raise UsageError(f"{archive} has a wrong checksum (MD5 {found}, {md5} expected).")
+            if checksum is not None and (found := hashed.checksum()) != checksum:
+                raise UsageError(f"{archive} has a wrong checksum ({kind_of(checksum)} {found}, {checksum} expected).")
         (temporary / member).rename(folder)
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{archive} cannot be unpacked ({_reason(error)}).") from error
@@ -97,9 +101,9 @@ def unpack(
 class _Hashed(io.RawIOBase):
     """A stream that hashes what is read from it."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, like: str) -> None:
         self._stream = stream
-        self._digest = hashlib.md5(usedforsecurity=False)
+        self._digest = _digest(like)
 
     def readable(self) -> bool:
         return True
@@ -109,32 +113,42 @@ class _Hashed(io.RawIOBase):
         self._digest.update(block)
         return block
 
-    def md5(self) -> str:
-        """Compute the MD5 of the whole stream, hexadecimal: reads what is left of it."""
+    def checksum(self) -> str:
+        """Compute the checksum of the whole stream, hexadecimal: reads what is left of it."""
         while self.read(_BLOCK):
             pass
         return self._digest.hexdigest()
 
 
-def has_md5(path: Path, md5: str) -> bool:
-    """Say whether the file is there and has this checksum (hexadecimal)."""
+def kind_of(checksum: str) -> str:
+    """Name a checksum's kind, which its length tells: "MD5" or "SHA-256"."""
+    return "MD5" if len(checksum) == _MD5_DIGITS else "SHA-256"
+
+
+def has_checksum(path: Path, checksum: str) -> bool:
+    """Say whether the file is there and has this checksum, as for `fetch`."""
     try:
-        return _md5(path) == md5
+        return _checksum(path, checksum) == checksum
     except (OSError, UsageError):
         return False
 
 
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
+def _digest(like: str) -> hashlib._Hash:
+    return hashlib.md5(usedforsecurity=False) if len(like) == _MD5_DIGITS else hashlib.sha256()
+
+
+def _checksum(path: Path, like: str) -> str:
+    """Compute a file's checksum of the kind that `like` is, hexadecimal."""
+    digest = _digest(like)
     with open_named(path, "file") as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _complete(url: str, part: Path, md5: str, progress: Progress, timeout: float) -> None:
+def _complete(url: str, part: Path, checksum: str, progress: Progress, timeout: float) -> None:
     """Bring `part` to its full length and check it; a wrong one is removed."""
-    while not has_md5(part, md5):
+    while not has_checksum(part, checksum):
         before = _size(part)
         try:
             _transfer(url, part, progress, timeout)
@@ -147,9 +161,9 @@ def _complete(url: str, part: Path, md5: str, progress: Progress, timeout: float
             if _size(part) <= before:
                 raise
             continue
-        if (found := _md5(part)) != md5:
+        if (found := _checksum(part, checksum)) != checksum:
             part.unlink()
-            raise _WrongChecksum(f"MD5 {found}, expected {md5}")
+            raise _WrongChecksum(f"{kind_of(checksum)} {found}, expected {checksum}")
 
 
 def _transfer(url: str, part: Path, progress: Progress, timeout: float) -> None:

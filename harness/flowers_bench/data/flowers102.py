@@ -9,19 +9,18 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from flowers_bench.contract.dataset import DataRequest, Dataset, Progress, Split, silent, split_checksum
+from flowers_bench.data import installing
 from flowers_bench.data.cache import CachedImages, Slice, cached_images
 from flowers_bench.data.decode import DECODER, decode_images, image_size
-from flowers_bench.data.download import fetch, has_md5, unpack
 from flowers_bench.data.files import open_named
 from flowers_bench.data.hashes import content_hashes, copies_note
+from flowers_bench.data.remote_file import RemoteFile
 from flowers_bench.util.errors import UsageError
 
 COUNTS = {"train": 1020, "val": 1020, "test": 6149}
@@ -142,10 +141,6 @@ _ARCHIVE = "102flowers.tgz"
 _LIST_BYTES = 1 << 20
 #: The splits' names in `setid.mat`.
 _SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
-#: Seconds without a single byte after which a download is given up.
-STALL_SECONDS = 60.0
-#: Bytes. What is left of a failed download waits for the next attempt, unless it is hardly anything.
-_WORTH_KEEPING = 1 << 20
 
 
 def recognises(path: Path) -> bool:
@@ -184,57 +179,20 @@ def load(request: DataRequest) -> Dataset:
 def install(
     root: Path, files: Mapping[str, tuple[str, str]], progress: Progress = silent, stall_seconds: float | None = None
 ) -> None:
-    """Make `root` whole: fetch what is missing, unpack the images. Nothing is done where all is there.
-
-    Everything arrives in a hidden folder first, and the images are moved last and at once: an interrupted
-    installation is never taken for a finished one, and the next call continues it. Files that somebody put in place
-    by hand are used if their checksums are right.
+    """Make `root` whole, as `installing.install` does: fetch the archive and both lists, unless they are there.
 
     Args:
-        root: created if need be; gets a folder `flowers-102` in torchvision's layout.
         files: address and MD5 by file name, for the archive and both lists.
-        progress: shown while loading and unpacking.
-        stall_seconds: silence after which a server counts as lost; None: `STALL_SECONDS`.
 
     Raises:
         UsageError: what went wrong, the addresses, the checksums, and where to put the files by hand.
     """
-    base, staging = root / _FOLDER, root / f".{_FOLDER}.partial"
-    if _present(base):
-        return
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".flowers102.lock"):
-            if not _present(base):
-                _install(base, staging, files, progress, stall_seconds or STALL_SECONDS)
-    except UsageError as error:
-        raise UsageError(f"Flowers102 could not be installed: {error}\n{_by_hand(root, files)}") from error
-    except OSError as error:
-        raise UsageError(f"cannot write to {root}: {error}. Choose another place with --data-dir.") from error
+    installing.install("Flowers102", root, _FOLDER, _remotes(files), progress, stall_seconds)
 
 
-def _install(
-    base: Path, staging: Path, files: Mapping[str, tuple[str, str]], progress: Progress, stall_seconds: float
-) -> None:
-    """See `install`; the lock is held."""
-    needs_images = not (base / "jpg").exists()
-    staging.mkdir(exist_ok=True)
-    try:
-        place = {}
-        for name in (*_LISTS, _ARCHIVE) if needs_images else _LISTS:
-            url, md5 = files[name]
-            place[name] = base / name if has_md5(base / name, md5) else staging / name
-            fetch(url, place[name], md5, progress, stall_seconds)
-        if needs_images:
-            unpack(place[_ARCHIVE], staging / "jpg", "jpg", sum(COUNTS.values()), progress, files[_ARCHIVE][1])
-        base.mkdir(exist_ok=True)
-        for name in (*_LISTS, "jpg"):
-            if (staging / name).exists():
-                (staging / name).replace(base / name)
-        shutil.rmtree(staging)
-    finally:
-        if staging.exists() and all(path.stat().st_size < _WORTH_KEEPING for path in staging.iterdir()):
-            shutil.rmtree(staging)
+def _remotes(files: Mapping[str, tuple[str, str]]) -> list[RemoteFile]:
+    lists = [RemoteFile(*files[name], members=(name,)) for name in _LISTS]
+    return [*lists, RemoteFile(*files[_ARCHIVE], members=("jpg",), unpacked=True, count=sum(COUNTS.values()))]
 
 
 def _root(path: Path) -> Path:
@@ -247,16 +205,8 @@ def _urls() -> dict[str, tuple[str, str]]:
     return {file: (Flowers102._download_url_prefix + file, md5) for file, md5 in Flowers102._file_dict.values()}
 
 
-def _present(base: Path) -> bool:
-    return all((base / name).exists() for name in (*_LISTS, "jpg"))
-
-
 def _by_hand(root: Path, files: Mapping[str, tuple[str, str]]) -> str:
-    listing = "\n".join(f"  curl -LO {url}  # MD5 {md5}" for url, md5 in files.values())
-    return (
-        f"On a machine with internet run\n{listing}\nput the three files into {root / _FOLDER}/, and run the same "
-        f"command again; or name a folder that holds {_FOLDER}/ with --data FOLDER."
-    )
+    return installing.by_hand(root, _FOLDER, _remotes(files))
 
 
 def _read_lists(root: Path) -> dict[str, bytes]:

@@ -52,7 +52,7 @@ def content_hashes(
 
     Args:
         root: the folder that `paths` are relative to.
-        paths: with `/` as separator.
+        paths: with `/` as separator; absolute ones stand for themselves.
         cache_dir: where hashes are remembered; created.
         progress: shown while files are read.
         name: what the files are, for people.
@@ -126,7 +126,7 @@ def _remembered(
     if read_only and unknown:
         raise UsageError(f"{len(unknown)} {name} in {root}, such as {unknown[0]}, are new or changed.")
     if unknown:
-        fresh = in_order(lambda path: read(f"{base}/{path}"), unknown)
+        fresh = in_order(lambda path: read(os.path.join(base, path)), unknown)
         for path, value in zip(unknown, progress(fresh, f"reading {name}", len(unknown)), strict=True):
             known[path] = (stamps[path], value)
     lasting = {path: entry for path, entry in known.items() if entry[0][2] < settled}
@@ -158,7 +158,7 @@ def _remember(memory: Path, known: Mapping[str, tuple[Stamp, Any]]) -> None:
 
 
 def _stamp(root: str, path: str) -> Stamp:
-    file = f"{root}/{path}"  # plain text: there may be hundreds of thousands
+    file = os.path.join(root, path)  # plain text: there may be hundreds of thousands
     try:
         status = os.stat(file)
     except OSError as error:

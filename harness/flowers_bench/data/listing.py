@@ -14,6 +14,8 @@ from flowers_bench.data.files import FORMATS, files_below, has_image_name, is_im
 from flowers_bench.util.errors import UsageError
 
 _ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+#: The splits by what they are called, in lower case.
+SPLIT_NAMES = {name: split for split, names in _ALIASES.items() for name in names}
 _READ = FORMATS.replace(", PPM", " or PPM")
 #: So many kinds of files, or pairs of names, are listed in one note.
 _LISTED = 5
@@ -71,7 +73,7 @@ def find_splits(root: Path) -> Layout:
         UsageError: some splits are there and others are not, or one is there twice.
     """
     present = [entry for entry in visible(root) if entry.is_dir()]
-    named = {entry.name: split for entry in present for split, names in _ALIASES.items() if entry.name.lower() in names}
+    named = {entry.name: SPLIT_NAMES[entry.name.lower()] for entry in present if entry.name.lower() in SPLIT_NAMES}
     if named and len(named) < len(present) and all(_holds_images_alone(root / name) for name in named):
         return Layout({}, named_like_splits=tuple(named))
     found = {}
@@ -113,7 +115,7 @@ def list_classes(folder: Path, root: Path) -> Listing:
             listing.others[_extension(entry.name)] += 1
     if not listing.classes:
         raise UsageError(f"{folder} has no class folders with images. Expected {folder}/CLASS/IMAGE.jpg.")
-    listing.alike = _alike(folder, listing.classes)
+    listing.alike = names_alike(folder, listing.classes)
     return listing
 
 
@@ -130,6 +132,24 @@ def check_entry(entry: os.DirEntry[str], root: Path) -> None:
 def look(name: str) -> str:
     """Reduce a name to what a reader sees of it: without the accents' encoding, case, width and runs of spaces."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def names_alike(where: Path, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Find pairs of class names that look alike. Raises `UsageError` for two that are one name, in two encodings; `where` is
+    the folder or file that has them."""
+    seen: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        other = seen.setdefault(look(name), name)
+        if other == name:
+            continue
+        if unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", name):
+            raise UsageError(
+                f"{where} has the class {name!r} twice, in two encodings that look the same: {other!a} and "
+                f"{name!a}. Make one class of them."
+            )
+        pairs.append((other, name))
+    return pairs
 
 
 def notes_on_files(layout: Layout, listings: Iterable[Listing]) -> list[str]:
@@ -181,23 +201,6 @@ def _list_class(folder: os.DirEntry[str], root: Path, listing: Listing) -> list[
     if not found:
         raise UsageError(f"class folder {folder.path} has no images ({FORMATS}). Fill it or remove it.")
     return sorted(found)
-
-
-def _alike(folder: Path, names: Iterable[str]) -> list[tuple[str, str]]:
-    """Find pairs of names that look alike. Raises `UsageError` for two that are one name, in two encodings."""
-    seen: dict[str, str] = {}
-    pairs = []
-    for name in names:
-        other = seen.setdefault(look(name), name)
-        if other == name:
-            continue
-        if unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", name):
-            raise UsageError(
-                f"{folder} has the class {name!r} twice, in two encodings that look the same: {other!a} and "
-                f"{name!a}. Move the images of both into one folder."
-            )
-        pairs.append((other, name))
-    return pairs
 
 
 def _extension(name: str) -> str:

@@ -21,3 +21,12 @@ FOLDER_OPTIONS: Mapping[str, Option] = {
     "test": Option(0.2, "share of the images for the test, above 0 and below 1", minimum=0, maximum=1),
     "split_seed": Option(0, "another number gives another split"),
 }
+#: What `load_hub` takes. `--data hf:NAME@REVISION` sets the first two.
+HUB_OPTIONS: Mapping[str, Option] = {
+    "name": Option("", "the dataset's name on the hub, or the folder that holds it"),
+    "revision": Option("", "the commit of the hub's repository; without it, the newest"),
+    "config": Option("", "which of the dataset's configurations, where it has several"),
+    "image": Option("", "the column of images, where its type does not tell"),
+    "label": Option("", "the column of labels, where its type does not tell"),
+    **FOLDER_OPTIONS,
+}

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowers_bench.contract.dataset import DataRequest, Dataset, Split, split_checksum
+from flowers_bench.contract.dataset import DataRequest, Dataset, NameLevel, Split, split_checksum
 from flowers_bench.contract.options import OptionValue, parse_options
 from flowers_bench.data.cache import Slice, cached_images
 from flowers_bench.data.options import PETALS_OPTIONS
@@ -524,7 +524,14 @@ def load(request: DataRequest) -> Dataset:
         class_contents=[_drawn_from(n, options["grammar_seed"]) for n in range(count)],
         shown_factors=_shown(splits["test"].factors),
         descriptions=[describe(species(n, options["grammar_seed"])) for n in range(count)],
+        name_levels=_families(count),
     )
+
+
+def _families(count: int) -> list[NameLevel]:
+    """Name the families of that many species; one alone says nothing."""
+    families = [f"family {n // FAMILY + 1}" for n in range(count)]
+    return [NameLevel.of("family", families)] if len(set(families)) > 1 else []
 
 
 def _shown(factors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

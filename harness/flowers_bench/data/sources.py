@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flowers_bench.contract.dataset import DataRequest, Dataset
+from flowers_bench.data.official import OfficialSet
 
 
 def load_petals(request: DataRequest) -> Dataset:
@@ -27,3 +28,35 @@ def load_folder(request: DataRequest) -> Dataset:
     from flowers_bench.data import folder
 
     return folder.load(request)
+
+
+def load_manifest(request: DataRequest) -> Dataset:
+    """Read the table `request.path` (CSV, TSV or Parquet; columns path, label and, if there are splits, split) and the images
+    that it names. Raises `UsageError` for what is missing, twice or unreadable, by line."""
+    from flowers_bench.data import manifest
+
+    return manifest.load(request)
+
+
+def load_official(official: OfficialSet, request: DataRequest) -> Dataset:
+    """Read a published dataset, one of `OFFICIAL_SETS` or a plugin's, from `request.path`, or download it into
+    `request.cache_dir`. Raises `UsageError` for what is missing or not as its authors made it, and for a failed download."""
+    from flowers_bench.data import official_loading
+
+    return official_loading.load(official, request)
+
+
+def load_hub(request: DataRequest) -> Dataset:
+    """Read a dataset of the Hugging Face hub, which `request.options` name, from its export in `request.cache_dir`, or download it.
+    Raises `UsageError` where the package `datasets` or the network is missing, and for columns or splits that do not tell."""
+    from flowers_bench.data import hub
+
+    return hub.load(request)
+
+
+def hub_options(text: str) -> dict[str, str]:
+    """Read what stands behind `hf:` as options: NAME or NAME@REVISION. Without a revision the hub is asked for the newest.
+    Raises `UsageError` where it cannot be."""
+    from flowers_bench.data import hub
+
+    return hub.named(text)

@@ -17,10 +17,11 @@ import numpy as np
 from flowers_bench.contract.dataset import Progress, silent
 from flowers_bench.data.decode import decode_image, image_size
 from flowers_bench.data.files import is_image, visible
-from flowers_bench.data.folder import check_classes, split_by_rule, uneven_notes
 from flowers_bench.data.hashes import copies_note
+from flowers_bench.data.labelled import check_classes, uneven_note
 from flowers_bench.data.listing import Classes, find_splits, list_classes, notes_on_files
 from flowers_bench.data.options import FOLDER_OPTIONS
+from flowers_bench.data.splitting import split_by_rule
 from flowers_bench.data.threads import in_order
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.text import counted
@@ -153,7 +154,7 @@ def survey(root: Path, stored_side: int, progress: Progress = silent) -> Survey:
         val, test = (float(FOLDER_OPTIONS[name].default) for name in ("val", "test"))
         splits = split_by_rule(listings[""].classes, digests, val, test, 0)
     check_classes(root, splits)
-    notes = [*notes_on_files(layout, listings.values()), *_across(splits, digests), *uneven_notes(splits)]
+    notes = [*notes_on_files(layout, listings.values()), *_across(splits, digests), *uneven_note(splits)]
     sizes = _class_sizes(splits)
     return Survey(
         root=root,

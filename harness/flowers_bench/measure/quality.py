@@ -6,7 +6,7 @@ seconds, and its accuracy resolves ties in favour of the class that comes first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,16 @@ from scipy.sparse import csr_array
 from scipy.special import log_softmax, softmax
 from scipy.stats import rankdata
 
-from flowers_bench.store.records import Confused, Mixed, PerClassMetrics, Probabilities, Quality, QualityByClass
+from flowers_bench.contract.dataset import NameLevel
+from flowers_bench.store.records import (
+    AtLevel,
+    Confused,
+    Mixed,
+    PerClassMetrics,
+    Probabilities,
+    Quality,
+    QualityByClass,
+)
 
 #: Less than this share of a mixed image cannot be expected to be recognised.
 VISIBLE = 0.1
@@ -45,6 +54,16 @@ def correct_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int | np.ndarray
     better = (logits > own).sum(1)
     tied = (logits == own).sum(1) - 1
     return np.asarray(better + tied < k)
+
+
+def correct_at_level(logits: np.ndarray, labels: np.ndarray, of_class: np.ndarray) -> np.ndarray:
+    """Say of each image, as bool (N,), whether the highest score is that of a class with its own coarser name.
+
+    Ties with a class of another name count against it. logits (N, C), labels (N,); of_class int (C,): the coarser name's
+    number, from 0, each of at least one class.
+    """
+    best = np.stack([logits[:, of_class == name].max(1) for name in range(of_class.max() + 1)], axis=1)
+    return correct_in_top_k(best, of_class[labels])
 
 
 def mean_per_class(correct: np.ndarray, labels: np.ndarray) -> float:
@@ -277,15 +296,29 @@ def quality(logits: np.ndarray, labels: np.ndarray, *, probabilities: bool = Tru
 
 
 def quality_by_class(
-    logits: np.ndarray, labels: np.ndarray, temperature: float | None = None, *, probabilities: bool = True
+    logits: np.ndarray,
+    labels: np.ndarray,
+    temperature: float | None = None,
+    *,
+    probabilities: bool = True,
+    name_levels: Sequence[NameLevel] = (),
 ) -> QualityByClass:
-    """Compute `quality`, and beside it metrics by class index, the most confused pairs, and with a temperature the metrics that
-    judge calibrated probabilities. Arguments as for `quality`."""
+    """Compute `quality`, and beside it metrics by class index, the most confused pairs, accuracy at each level of coarser names,
+    and with a temperature the metrics that judge calibrated probabilities. Arguments as for `quality`."""
     matrix = confusion_matrix(logits, labels)
     pairs = [Confused(label=a, prediction=b, images=n) for a, b, n in most_confused(matrix)]
+    levels = {
+        level.name: AtLevel(
+            top1=float(correct_at_level(logits, labels, np.asarray(level.of_class)).mean()),
+            names=len(level.names),
+            of_class=list(level.of_class),
+        )
+        for level in name_levels
+    }
     return QualityByClass(
         **vars(quality(logits, labels, probabilities=probabilities)),
         per_class=PerClass.of(matrix).metrics(),
         confused=pairs,
         calibrated=None if temperature is None else probability_quality(logits, labels, temperature),
+        name_levels=levels or None,
     )

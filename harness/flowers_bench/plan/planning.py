@@ -195,6 +195,7 @@ def plan(
     Raises:
         UsageError: something is unknown, contradicts something else, or does not fit. Nothing has been trained then.
     """
+    request = _with_named_data(host, request)
     source, path = find_source(host, request.data)
     names = _with_baselines(host, request.techniques)
     chosen = [_parts(host, request, name) for name in [*names, *_floor(host, source, request, names)]]
@@ -252,6 +253,7 @@ def searchable(host: Host, request: Request) -> tuple[Recipe, dict[str, Option]]
     Raises:
         UsageError: as in `plan`.
     """
+    request = _with_named_data(host, request)
     source, _ = find_source(host, request.data)
     _, settings = _split_settings(source, request.settings)
     (label,) = request.techniques
@@ -299,18 +301,24 @@ def side_by_side(planned: Sequence[TrialPlan]) -> tuple[int, list[TrialPlan]]:
 
 
 def find_source(host: Host, data: str) -> tuple[DatasetSource, Path | None]:
-    """Find the dataset source for `--data`: by its name, or by the layout of a folder; and the folder, or None.
+    """Find the dataset source for `--data`: by its name, the layout of a folder or the extension of a file; and the folder or
+    file, or None.
 
     Raises:
-        UsageError: there is no such dataset or folder, or no dataset plugin recognises the folder.
+        UsageError: there is no such dataset, folder or file, or no dataset plugin recognises it.
     """
     if data in host.datasets:
         return host.datasets[data].value, None
     path = Path(data).expanduser()
+    read = {suffix: entry.value for _, entry in sorted(host.datasets.items()) for suffix in entry.value.files}
+    if path.is_file() and path.suffix.lower() in read:
+        return read[path.suffix.lower()], path
     if not path.is_dir():
-        if "/" in data or path.exists():
-            raise UsageError(f"--data {data}: {'not a folder' if path.exists() else 'no such folder'}.")
-        raise host.unknown("dataset", data, [*host.datasets, "a folder's path"])
+        if path.exists():
+            raise UsageError(f"--data {data}: not a folder, and no file of {' or '.join(sorted(read))}.")
+        if "/" in data or path.suffix.lower() in read:
+            raise UsageError(f"--data {data}: no such folder or file.")
+        raise host.unknown("dataset", data, [*host.datasets, "a folder's path", "a table's path"])
     for name in sorted(host.datasets, key=lambda name: (name == "folder", name)):
         source = host.datasets[name].value
         if source.recognises is not None and source.recognises(path):
@@ -318,6 +326,16 @@ def find_source(host: Host, data: str) -> tuple[DatasetSource, Path | None]:
     raise UsageError(
         f"--data {data}: no dataset plugin recognises this folder. Expected train/ val/ test/ class folders."
     )
+
+
+def _with_named_data(host: Host, request: Request) -> Request:
+    """Turn `--data NAME:TEXT` into the source's name and the options that the text means."""
+    name, colon, text = request.data.partition(":")
+    source = host.datasets[name].value if colon and name in host.datasets else None
+    if source is None or source.named is None:
+        return request
+    given = {f"data.{key}": value for key, value in source.named(text).items()}
+    return replace(request, data=name, settings={**given, **request.settings})
 
 
 def _split_settings(

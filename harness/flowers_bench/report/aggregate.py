@@ -12,6 +12,7 @@ from flowers_bench.measure.quality import (
     calibration_error_if_calibrated,
     calibration_shares,
     chance_right,
+    correct_at_level,
     correct_in_top_k,
     f1_shares,
     squared_distances,
@@ -21,7 +22,7 @@ from flowers_bench.models.weights import shipped
 from flowers_bench.report.names import configuration_id
 from flowers_bench.store.folder import STRESS_REVISION, Scores, TrialFolder
 from flowers_bench.store.identity import Label
-from flowers_bench.store.records import Config, Result, Run
+from flowers_bench.store.records import AtLevel, Config, Result, Run
 
 #: The labels of trials, by the trial's id.
 LabelsById = Mapping[str, Sequence[Label]]
@@ -214,6 +215,10 @@ def build_row(name: str, configuration: Configuration) -> Row:
         "top5": accuracy_interval(np.stack([correct_in_top_k(s.logits, s.labels, 5) for s in scores])),
         "macro_f1": image_mean(f1, 1.0),
     }
+    for level, one in name_levels(trials).items():
+        of_class = np.asarray(one.of_class)
+        right = [correct_at_level(s.logits, s.labels, of_class) for s in scores]
+        metrics[level_key(level)] = accuracy_interval(np.stack(right))
     if_calibrated: dict[str, float] = {}
     if all(trial.result.test.nll is not None for trial in trials):  # without an NLL, the scores are not probabilities
         metrics |= raw.metrics("")
@@ -238,6 +243,17 @@ def build_row(name: str, configuration: Configuration) -> Row:
         metrics=metrics,
         if_calibrated=if_calibrated,
     )
+
+
+def name_levels(trials: Sequence[Finished]) -> dict[str, AtLevel]:
+    """Give the levels of coarser names at which all trials have an accuracy, with the first one's, by the level's name."""
+    found = [trial.result.test.name_levels or {} for trial in trials]
+    return {name: level for name, level in found[0].items() if all(name in other for other in found)}
+
+
+def level_key(level: str) -> str:
+    """Give the key, in `Row.metrics` and exports, of the accuracy at a level of coarser names."""
+    return f"top1_{level}"
 
 
 @dataclass(frozen=True)

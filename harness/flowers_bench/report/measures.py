@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from flowers_bench.measure.statistics import share_interval
-from flowers_bench.report.aggregate import Row, at
+from flowers_bench.report.aggregate import Row, at, level_key, name_levels
 from flowers_bench.report.formatting import count, duration, energy, milliseconds, percent, plain, rate, size
 
 Format = Callable[[float | None], str]
@@ -235,3 +235,19 @@ KINDS = (
     ),
 )
 EVERYTHING = (*COSTS, *SPEEDS, *QUALITY.measures, *(measure for kind in KINDS for measure in kind.measures))
+
+
+def coarser(rows: Iterable[Row]) -> tuple[Measure, ...]:
+    """List the accuracies at levels of coarser names, such as families, that any of these rows has."""
+    levels = dict.fromkeys(level for row in rows for level in name_levels(row.trials))
+    return tuple(
+        Measure(level_key(level), f"{level} %", ("test", "name_levels", level, "top1"), percent, True)
+        for level in levels
+    )
+
+
+def kinds(rows: tuple[Row, ...]) -> tuple[Kind, ...]:
+    """List the kinds of measures that these rows may have a table of, beside accuracy and quality."""
+    note = "test top-1 % where the coarser name of the class with the highest score is enough"
+    levels = coarser(rows)
+    return (Kind("At coarser names", note, levels), *KINDS) if levels else KINDS

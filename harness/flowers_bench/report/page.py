@@ -25,7 +25,7 @@ from flowers_bench.report.comparison_text import family_words, far_off, points, 
 from flowers_bench.report.explorer import MATRICES_BUDGET, Explored, Matrices, explore, hardest
 from flowers_bench.report.formatting import duration, p_value, percent, percent_interval, plain, points_interval
 from flowers_bench.report.leaderboard import COMPARED, Group, Leaderboard
-from flowers_bench.report.measures import COSTS, KINDS, QUALITY, SPEEDS, Kind, Measure
+from flowers_bench.report.measures import COSTS, QUALITY, SPEEDS, Kind, Measure, kinds
 from flowers_bench.report.names import distinct_names
 from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, Picture, figures
 from flowers_bench.report.plots import CURVES, Series, ShotsCurve, Sweep, series, shots_series, sweeps
@@ -346,7 +346,7 @@ def _group(
         rows=[_row(f"g{place}r{i}", row, machines) for i, row in enumerate(rows)],
         scale=Scale(min(row.top1.low for row in rows), max(row.top1.high for row in rows)),
         costs=[measure for measure in (*COSTS, *SPEEDS) if measure.measured(rows)],
-        kinds=[found for kind in (QUALITY, *KINDS) if (found := _kind(kind, rows))],
+        kinds=[found for kind in (QUALITY, *kinds(tuple(rows))) if (found := _kind(kind, rows))],
         matrix=_matrix(rows[:COMPARED], group.compared),
         figures=figures(rows, FIGURES_BUDGET // groups),
         hard=[HardImage(image.key, names[image.label], image.share) for image in hard],

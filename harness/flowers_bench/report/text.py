@@ -24,7 +24,7 @@ from flowers_bench.report.formatting import (
     size,
 )
 from flowers_bench.report.leaderboard import Group, Leaderboard
-from flowers_bench.report.measures import EVERYTHING, KINDS, Measure
+from flowers_bench.report.measures import EVERYTHING, KINDS, Measure, coarser, kinds
 from flowers_bench.report.shots import families
 from flowers_bench.report.table import Table, markdown_lines, print_table, stdout
 from flowers_bench.store.folder import TrialFolder
@@ -107,7 +107,7 @@ def tables(board: Leaderboard, found: Sequence[Answer] = (), *, wide: bool = Tru
 
     Args:
         found: the answer of each group, which is shown beside the tables and not repeated in them; or none.
-        wide: whether the table of accuracies has all columns, or those that one chooses by.
+        wide: whether the table of accuracies has all columns, or those that one chooses by, and accuracy at coarser names is shown.
     """
     for group, answer in itertools.zip_longest(board.groups, found):
         notes = tuple(footnotes(group, answer))
@@ -115,7 +115,7 @@ def tables(board: Leaderboard, found: Sequence[Answer] = (), *, wide: bool = Tru
             yield Table(group.title, COLUMNS, tuple(map(cells, group.rows)), 3, notes)
         else:
             yield narrow(group, notes)
-        for kind in KINDS:
+        for kind in kinds(group.rows) if wide else KINDS:
             rows = kind.rows(group.rows)
             if rows:
                 measures = kind.shown(rows)
@@ -242,6 +242,7 @@ def json_text(board: Leaderboard) -> str:
 
 
 def _records(board: Leaderboard) -> list[dict[str, object]]:
+    measures = (*EVERYTHING, *coarser(row for group in board.groups for row in group.rows))
     return [
         {
             "group": group.title,
@@ -262,7 +263,7 @@ def _records(board: Leaderboard) -> list[dict[str, object]]:
             "mean_per_class_low": row.metrics["mean_per_class"].low,
             "mean_per_class_high": row.metrics["mean_per_class"].high,
             "val_top1": row.mean("val", "top1"),
-            **{key: value for measure in EVERYTHING for key, value in _numbers(measure, row)},
+            **{key: value for measure in measures for key, value in _numbers(measure, row)},
             "hardware": "; ".join(group.hardware),
         }
         for group in board.groups

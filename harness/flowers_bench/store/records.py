@@ -337,12 +337,27 @@ class Confused(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AtLevel(Record):
+    """Accuracy where a coarser name of the class is enough, such as its family.
+
+    Attributes:
+        names: how many there are.
+        of_class: the coarser name's number, from 0, by class index.
+    """
+
+    top1: Share
+    names: Positive
+    of_class: Sequence[Count]
+
+
+@dataclass(frozen=True, kw_only=True)
 class QualityByClass(Quality):
-    """Metrics of the test split, also by class and after temperature scaling."""
+    """Metrics of the test split, also by class, at each level of coarser names, and after temperature scaling."""
 
     per_class: PerClassMetrics | None = None
     confused: Sequence[Confused] | None = None
     calibrated: Probabilities | None = None
+    name_levels: Mapping[str, AtLevel] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,13 @@ def measure_splits(trial: Trial, parts: Parts, predict: Fitted, dataset: Dataset
     return Measured(
         predictions=pd.concat(tables, ignore_index=True),
         val=quality(val.logits, val.labels, probabilities=parts.probabilities),
-        test=quality_by_class(test.logits, test.labels, temperature, probabilities=parts.probabilities),
+        test=quality_by_class(
+            test.logits,
+            test.labels,
+            temperature,
+            probabilities=parts.probabilities,
+            name_levels=dataset.name_levels,
+        ),
         retrieval=retrieved.metrics() if retrieved else None,
         temperature=temperature,
         episodic=_episodic(trial, test.embeddings, dataset) if trial.sampler == "episodes" else None,

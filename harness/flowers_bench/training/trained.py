@@ -161,9 +161,9 @@ def dataset_of(folder: TrialFolder, sources: Sources, host: Host | None = None) 
     trial, run = folder.trial(), folder.run()
     host = host or discover_for(folder.id, trial.code, sources.plugins)
     data, source = sources.data or run.data_path, run.data_source
-    if source == "folder" and data is None:
+    if source in ("folder", "manifest") and data is None:
         raise UsageError(
-            f"where the images of trial {folder.id} lie is not known here: name their folder with --data PATH."
+            f"where the images of trial {folder.id} lie is not known here: name their folder or table with --data PATH."
         )
     if source is None:
         raise UsageError(f"{folder.run_path} does not say which dataset trial {folder.id} was run on.")
