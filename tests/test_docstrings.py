@@ -17,7 +17,7 @@ Discover Divide Double Download Draw Escape Estimate Exit Export Find Fit Flatte
 Have Hold Import Join Keep Leave Let List Listen Load Look Make Map Measure Merge Mix Move Name Normalise Note Offer
 Open Paint Pair Parse Pick Place Plan Predict Prepare Print Propose Put Raise Read Rearrange Record Reduce Refuse
 Register Remove Render Replace Report Round Run Sample Say Scale Search See Seed Select Send Set Show Sort Split Stack
-Start Subtract Sum Switch Take Teach Tell Train Try Turn Unpack Wait Wrap Write
+Start Subtract Sum Switch Take Teach Tell Train Try Turn Unpack Update Wait Wrap Write
 """
 FOLDERS = (HOUSE, ROOT / "plugins" / "flowers_bench_plugins", ROOT / "benchmarks")
 SOURCES = sorted(path for folder in FOLDERS for path in folder.rglob("*.py") if "template" not in path.parts)

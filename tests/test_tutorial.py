@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from environments import own_environment
+from lives import live
+from safetensors.torch import load_file
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from flowers_bench import Features, PredictorContext
@@ -59,6 +61,33 @@ def test_its_predictor_conforms_and_is_the_discriminant(tmp_path: Path) -> None:
     output = Output(torch.empty(60, 0), torch.from_numpy(points))
     found = predictor.fit(context, Features(output, torch.from_numpy(labels)))(output, None)
     assert found.softmax(1).numpy() == pytest.approx(peer.predict_proba(points), abs=1e-3)
+
+
+def written(folder: Path, name: str) -> Path:
+    """The block that is called so."""
+    content = next(text for kind, text in blocks() if text.startswith(f"# {name}\n"))
+    (folder / name).write_text(content)
+    return folder / name
+
+
+def test_its_step_and_its_dataset_conform(tmp_path: Path) -> None:
+    wanted = {"sharpness.py": "step keeps its word", "stripes.py": "loads what a dataset is"}
+    for file, name in wanted.items():
+        (check,) = [check for check in checks(written(tmp_path, file)) if check.name == name]
+        check()
+
+
+def test_its_soup_is_the_mean_of_two_trials(tmp_path: Path) -> None:
+    soup, asked = written(tmp_path, "soup.py"), {"epochs": "1", "warmup_epochs": "0"}
+    one, other = (live(tmp_path, "transfer/scratch", **asked, lr=lr) for lr in ("0.01", "0.001"))
+    mixed = live(tmp_path, "soup/two", files=[soup], one=one.id, other=other.id)
+    weights = [load_file(folder.weights()) for folder in (one, other, mixed)]
+    for name, value in weights[2].items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (weights[0][name] + weights[1][name]) / 2)
+    assert mixed.result().cost.inherited == {f.id: pytest.approx(f.result().cost.seconds) for f in (one, other)}
+    with pytest.raises(UsageError, match="with n_train"):
+        live(tmp_path, "soup/two", files=[soup], one=one.id, other=other.id, shots=3)
 
 
 def test_the_failure_that_it_shows_is_what_the_kit_says(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ class Step(Part):
 
 
 def take_usual_step(batch: Batch) -> Tensor:
-    """Pass over the batch once, forward and backward, and update once."""
+    """Run over the batch once, forward and backward, and update once."""
     loss = batch.loss()
     batch.backward(loss)
     batch.update()

@@ -120,7 +120,7 @@ class Subject:
             (self.host.predictors, variant.predictor or (loss.value.predictor if loss else None)),
             (self.host.steps, variant.step or technique.step),
         )
-        return [table[part].value for table, part in tables if part in table]
+        return [table[part].value for table, part in tables if part is not None and part in table]
 
     def _options(self) -> set[str]:
         return {option for part in self.parts() for option in part.options}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -105,9 +106,11 @@ class FinishedTrial:
             UsageError: it is damaged, or was run with a plugin file that was not named.
         """
         from flowers_bench.store.folder import TrialFolder
-        from flowers_bench.training.trained import load_trained
 
-        return load_trained(TrialFolder(self.folder), device, plugins or self.plugin_files).model
+        # Loading builds the model, which may build on finished trials in turn: the two modules need each other here.
+        trained = importlib.import_module("flowers_bench.training.trained")
+        model: nn.Module = trained.load_trained(TrialFolder(self.folder), device, plugins or self.plugin_files).model
+        return model
 
     def cost(self) -> Cost:
         """Read what it took (`docs/results-format.md`)."""
