@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -235,3 +236,33 @@ def test_five_hundred_trials_open_in_two_seconds(browser: Any, tmp_path: Path) -
     assert timing < 2000
     watched.draw_all()
     assert watched.trouble == []
+
+
+def test_points_and_intervals_are_drawn_where_the_numbers_are(watched: Watched) -> None:
+    """The drawing is read back: equal distances on the axis are equal numbers, and each point lies within its interval."""
+    watched.page.locator(".groups a", has_text="meadow").click()
+    watched.draw_all()
+    found = watched.page.evaluate(
+        """() => {
+          const plot = document.querySelector(".group:not([hidden]) [data-plot=cost]");
+          const ticks = [...plot.querySelectorAll("text[text-anchor=end]")].filter((t) => /^[\\d.]+$/.test(t.textContent))
+            .map((t) => [Number(t.textContent), Number(t.getAttribute("y")) - 4]);
+          const points = [...plot.querySelectorAll("circle.point")].map((c) => [Number(c.getAttribute("cy")), c.textContent]);
+          const bars = [...plot.querySelectorAll("path.interval")].map((p) => p.getAttribute("d").match(/,(-?[\\d.]+)V(-?[\\d.]+)$/).slice(1).map(Number));
+          return { ticks, points, bars };
+        }"""
+    )
+    (first, top), (second, bottom) = found["ticks"][0], found["ticks"][-1]
+    number = lambda place: first + (place - top) * (second - first) / (bottom - top)  # noqa: E731
+    assert len(found["points"]) == len(found["bars"]) == 3
+    for (place, words), bar in zip(found["points"], found["bars"], strict=True):
+        said = float(re.search(r"(\d+\.\d) %", words)[1])
+        assert number(place) == pytest.approx(said, abs=0.06)
+        assert min(bar) <= place <= max(bar)
+
+
+def test_all_plots_are_on_paper(watched: Watched) -> None:
+    plots = watched.page.locator(".group:not([hidden]) .plot")
+    assert plots.locator("svg.main-svg").count() < plots.count()
+    watched.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert plots.locator("svg.main-svg").count() == plots.count()

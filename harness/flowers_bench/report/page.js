@@ -10,8 +10,6 @@
     return node;
   };
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  // plotly interprets some HTML in its texts, and %{...} in hover texts; names must not be interpreted.
-  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/%/g, "&#37;");
   /* Names for legends are cut, unless two of them would then look the same. */
   const short = (names, length = 34) => {
     const cut = names.map((name) => (name.length > length ? `${name.slice(0, length - 1)}…` : name)), seen = new Map();
@@ -19,32 +17,11 @@
     return names.map((name, i) => (seen.get(cut[i]) > 1 ? name : cut[i]));
   };
 
-  /* plotly starts when the first plot comes into view, so that the page opens at once. */
-  let plotly = null;
-  const loadPlotly = () => {
-    if (plotly) return plotly;
-    document.head.append(make("script", {}, document.getElementById("plotly").textContent));
-    plotly = window.Plotly;
-    return plotly;
-  };
-
   const faint = (colour) => {
     const [r, g, b] = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
     return `rgba(${r},${g},${b},0.15)`;
   };
-  const draw = (element, traces, x, y, extra = {}) => {
-    const ink = css("--ink"), line = css("--line"), narrow = element.clientWidth < 480;
-    const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, tickfont: { color: css("--muted") } };
-    const layout = {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 12 : 13, color: ink },
-      margin: { l: 52, r: 12, t: extra.title ? 34 : 10, b: 44 }, hovermode: "closest",
-      hoverlabel: { bgcolor: css("--card"), bordercolor: line, font: { color: ink } },
-      legend: { orientation: "h", y: narrow ? -0.34 : -0.22, yanchor: "top", x: 0 }, showlegend: true,
-      ...extra, xaxis: { ...axis, ...x }, yaxis: { ...axis, ...y },
-    };
-    return loadPlotly().react(element, traces, layout, { displayModeBar: false, responsive: true });
-  };
+  const draw = (element, traces, x, y, extra = {}) => drawPlot(element, traces, x, y, extra, { ink: css("--ink"), muted: css("--muted"), grid: css("--line") });
   const band = (x, curve, colour) => ({
     x: [...x, ...[...x].reverse()], y: [...curve.high, ...[...curve.low].reverse()], fill: "toself", mode: "lines",
     line: { width: 0 }, fillcolor: faint(colour), hoverinfo: "skip", showlegend: false, type: "scatter",
@@ -171,7 +148,7 @@
     find(query) { return this.section.querySelector(query); }
     colour(row) { return css(`--c${row % COLOURS}`); }
     dash(row) { return ["solid", "dash", "dot", "dashdot"][Math.floor(row / COLOURS) % 4]; }
-    label(row) { return plain(this.names[row]); }
+    label(row) { return this.names[row]; }
     picked() { return [...this.chosen].sort((a, b) => a - b); }
 
     watch() {
@@ -186,6 +163,14 @@
         this.plot(entry.target);
       }), { rootMargin: "300px" });
       all(this.section, ".plot").forEach((element) => seen.observe(element));
+    }
+
+    drawAll() {
+      if (this.section.hidden) return;
+      all(this.section, ".plot").forEach((element) => this.drawn.add(element));
+      all(this.section, ".verdicts details").forEach((more) => { more.open = true; });
+      this.heat.seen = true;
+      this.redraw();
     }
 
     redraw() { this.drawn.forEach((element) => this.plot(element)); this.heat.paint(); }
@@ -222,7 +207,7 @@
       const trace = (name, chosen, colours, opacity) => ({
         type: "scatter", mode: "markers+text", name, x: chosen.map(x), y: chosen.map(y), opacity,
         text: chosen.map((i) => (written.includes(i) ? this.label(i) : "")), textposition: chosen.map(side), textfont: { size: 11, color: css("--muted") }, cliponaxis: false,
-        customdata: chosen.map((i) => `${plain(this.rows[i].name)}<br>${plain(this.rows[i].backbone)}`),
+        customdata: chosen.map((i) => [this.rows[i].name, this.rows[i].backbone]),
         hovertemplate: "%{customdata}<br>%{y:.1f} %<br>%{x:.4g} " + words + "<extra></extra>",
         error_y: { type: "data", symmetric: false, array: chosen.map((i) => 100 * this.rows[i].top1[2] - y(i)), arrayminus: chosen.map((i) => y(i) - 100 * this.rows[i].top1[0]), thickness: 1.2, width: 3, color: css("--muted") },
         marker: { size: 11, color: colours, line: { color: css("--card"), width: 1.5 } },
@@ -270,8 +255,8 @@
       draw(element, [{
         type: "scatter", mode: "lines+markers", x: found.x, y, line: { color: colour, width: 2 }, marker: { size: 8 },
         error_y: { type: "data", symmetric: false, array: found.top1.map((v, i) => 100 * v[2] - y[i]), arrayminus: found.top1.map((v, i) => y[i] - 100 * v[0]), thickness: 1.2, width: 3, color: css("--muted") },
-        customdata: found.names.map(plain), hovertemplate: "%{customdata}<br>%{x}: %{y:.1f} %<extra></extra>",
-      }], { title: { text: plain(found.key) }, type: wide ? "log" : "linear" }, { title: { text: "top-1 %" } }, { title: { text: plain(found.factor), font: { size: 14 } }, showlegend: false });
+        customdata: found.names, hovertemplate: "%{customdata}<br>%{x}: %{y:.1f} %<extra></extra>",
+      }], { title: { text: found.key }, type: wide ? "log" : "linear" }, { title: { text: "top-1 %" } }, { title: { text: found.factor, font: { size: 14 } }, showlegend: false });
     }
 
     stress(element) {
@@ -280,17 +265,17 @@
         const found = this.rows[i].stress[kind], curve = { low: percent(found.low), high: percent(found.high) };
         return [band(found.levels, curve, this.colour(i)), {
           type: "scatter", mode: "lines+markers", name: this.label(i), x: found.levels, y: percent(found.mean), line: { color: this.colour(i), width: 2, dash: this.dash(i) },
-          customdata: found.labels.map(plain), hovertemplate: `%{customdata}: %{y:.1f} %<extra>${this.label(i)}</extra>`,
+          customdata: found.labels, hovertemplate: `%{customdata}: %{y:.1f} %<extra>${this.label(i)}</extra>`,
         }];
       });
       const first = this.rows.map((row) => row.stress[kind]).find(Boolean);
-      draw(element, traces, { tickvals: first.levels, ticktext: first.labels.map(plain) }, { title: { text: "top-1 %" } }, { title: { text: plain(kind), font: { size: 14 } }, showlegend: false });
+      draw(element, traces, { tickvals: first.levels, ticktext: first.labels }, { title: { text: "top-1 %" } }, { title: { text: kind, font: { size: 14 } }, showlegend: false });
     }
 
     shots(element) {
       const curves = this.data.shots.curves.slice(0, COLOURS), names = short(curves.map((found) => found.name));
       const traces = curves.flatMap((found, i) => {
-        const [low, mean, high] = [0, 1, 2].map((k) => found.top1.map((v) => 100 * v[k])), colour = css(`--c${i}`), name = plain(names[i]);
+        const [low, mean, high] = [0, 1, 2].map((k) => found.top1.map((v) => 100 * v[k])), colour = css(`--c${i}`), name = names[i];
         return [band(found.x, { low, high }, colour), {
           type: "scatter", mode: "lines+markers", name, x: found.x, y: mean, line: { color: colour, width: 2 }, marker: { size: 7 },
           hovertemplate: `%{x} a class: %{y:.1f} %<extra>${name}</extra>`,
@@ -401,6 +386,10 @@
   const THEMES = ["automatic", "light", "dark"], button = document.getElementById("theme");
   let theme = 0;
   const repaint = () => groups.forEach((group) => group.redraw());
+  let width = window.innerWidth;
+  window.addEventListener("resize", () => { if (width !== window.innerWidth) { width = window.innerWidth; requestAnimationFrame(repaint); } });
+  /* On paper there is no scrolling and no opening: everything that is shown is drawn before. */
+  window.addEventListener("beforeprint", () => groups.forEach((group) => group.drawAll()));
   button.addEventListener("click", () => {
     theme = (theme + 1) % THEMES.length;
     button.textContent = `Theme: ${THEMES[theme]}`;

@@ -1,7 +1,7 @@
 """Render the HTML report: one page that contains everything and loads nothing from elsewhere.
 
-This module and those beside it compute the content; `page.html` is the layout, and `page.js` draws the plots with plotly,
-which is inside the page.
+This module and those beside it compute the content; `page.html` is the layout, `page.js` makes the page answer, and
+`plot.js` draws its plots.
 """
 
 from __future__ import annotations
@@ -229,7 +229,6 @@ def render(
         live: of a run that goes on, what is left of it in words; the page then loads itself again.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from plotly.offline import get_plotlyjs
 
     # Names from plugins, datasets and trials are always escaped: by autoescape in the text, and by `tojson` in the data.
     environment = Environment(
@@ -262,7 +261,7 @@ def render(
         live=live,
         css=_asset("page.css"),
         js=_asset("page.js"),
-        plotly=get_plotlyjs().replace("</script", "<\\/script"),
+        plot=_asset("plot.js"),
     )
 
 
