@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flowers_bench import Features, PredictorContext
 from flowers_bench.nn import Output
+from flowers_bench_plugins.gaussian_head import predictor
 from flowers_bench_plugins.gaussian_head.predictor import ledoit_wolf, shrunk
 
 CLASSES = 5
@@ -32,9 +33,9 @@ def drawn(
     return means[labels] + rng.normal(size=(len(labels), dim)) @ shape, labels, 2 * rng.normal(size=(11, dim)) @ shape
 
 
-def fitted(predictor: str, x: np.ndarray, labels: np.ndarray, **options: float) -> Callable[[np.ndarray], np.ndarray]:
+def fitted(name: str, x: np.ndarray, labels: np.ndarray, **options: float) -> Callable[[np.ndarray], np.ndarray]:
     """The built-in predictor, from features (Q, D) to scores (Q, C)."""
-    part = host().predictors[predictor].value
+    part = host().predictors[name].value
     context = PredictorContext([str(c) for c in range(CLASSES)], part.option_values(options))
     score = part.fit(context, Features(_output(x), torch.from_numpy(labels)))
     return lambda queries: score(_output(queries), None).double().numpy()
@@ -88,6 +89,14 @@ def test_mahalanobis_is_the_papers_equation(dim: int, ridge: float) -> None:
         apart = queries.astype(np.float32) - own.mean(0)
         expected[:, c] = -0.5 * np.einsum("qd,de,qe->q", apart, np.linalg.inv(q), apart)
     assert fitted("mahalanobis", x, labels, covariance_ridge=ridge)(queries) == pytest.approx(expected, rel=1e-4)
+
+
+def test_queries_taken_some_at_a_time_have_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels, queries = drawn(12)
+    score = fitted("mahalanobis", x, labels)
+    expected = score(queries)
+    monkeypatch.setattr(predictor, "VALUES", 150)
+    assert score(queries) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_class_of_one_image_has_the_covariance_of_all() -> None:

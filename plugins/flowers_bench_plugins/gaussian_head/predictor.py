@@ -11,6 +11,9 @@ from flowers_bench import Features, PredictorContext
 from flowers_bench.nn import Output
 from flowers_bench_plugins.prototypical.predictor import class_means
 
+#: So many products of queries and directions are held at a time (float64: 256 MiB).
+VALUES = 2**25
+
 
 def fit_lda(context: PredictorContext, features: Features) -> Callable[[Output, Tensor | None], Tensor]:
     """Fit the discriminant to the training images' embeddings (N, D)."""
@@ -49,7 +52,8 @@ def fit_mahalanobis(context: PredictorContext, features: Features) -> Callable[[
     """Fit means and covariances of the classes to the training images' embeddings (N, D).
 
     No covariance of a class is ever made: D times D for each class would be gigabytes. Along the eigenvectors of S, the
-    matrix (1 - l_c) S + b I is diagonal; what l_c S_c adds has as many directions as the class has images (Woodbury).
+    matrix (1 - l_c) S + b I is diagonal; what l_c S_c adds has as many directions as the class has images, and at most D
+    (Woodbury).
     """
     x, labels, classes = features.output.embedding.double(), features.labels, context.num_classes
     centred = x - x.mean(0)
@@ -60,22 +64,31 @@ def fit_mahalanobis(context: PredictorContext, features: Features) -> Callable[[
     own = (counts / (counts + 1)).double()
     ridge = context.options.number("covariance_ridge") * variances.mean().clamp_min(torch.finfo(x.dtype).tiny)
     inverse = 1 / ((1 - own[:, None]) * variances.clamp_min(0) + ridge)  # (C, D)
-    directions = x.new_zeros(classes, int(counts.max()), x.shape[1])
+    directions = x.new_zeros(classes, min(int(counts.max()), x.shape[1]), x.shape[1])
     for label in range(classes):
         spread = x[labels == label] - means[label]
         spread = spread * (own[label] / max(len(spread) - 1, 1)).sqrt()  # S_c is the sum of their outer products
         inner = spread * inverse[label]
         factor = torch.linalg.cholesky(torch.eye(len(spread), dtype=x.dtype) + inner @ spread.T)
-        directions[label, : len(spread)] = torch.linalg.solve_triangular(factor, inner, upper=False)
+        rows = torch.linalg.solve_triangular(factor, inner, upper=False)
+        if len(rows) > rows.shape[1]:  # as many as there are dimensions say the same
+            rows = torch.linalg.qr(rows, mode="r").R
+        directions[label, : len(rows)] = rows
     offset = torch.einsum("cnd,cd->cn", directions, means)
     scaled = inverse * means
     constant = (scaled * means).sum(1)
 
-    def score(output: Output, rows: Tensor | None) -> Tensor:
-        queries = output.embedding.double() @ basis
+    def distances(queries: Tensor) -> Tensor:
         plain = queries.square() @ inverse.T - 2 * queries @ scaled.T + constant
         along = torch.einsum("qd,cnd->qcn", queries, directions) - offset
-        scores: Tensor = (-(plain - along.square().sum(2)) / 2).float()
-        return scores
+        squared: Tensor = plain - along.square().sum(2)
+        return squared
+
+    def score(output: Output, rows: Tensor | None) -> Tensor:
+        queries = output.embedding.double() @ basis
+        turn = max(1, VALUES // offset.numel())
+        if torch.compiler.is_exporting() or len(queries) <= turn:  # a graph is for any number of queries
+            return (-distances(queries) / 2).float()
+        return torch.cat([(-distances(part) / 2).float() for part in queries.split(turn)])
 
     return score
