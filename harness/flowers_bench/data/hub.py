@@ -98,7 +98,7 @@ def _newest(name: str) -> str:
     from huggingface_hub import dataset_info
 
     try:
-        sha = dataset_info(name, timeout=_TIMEOUT).sha
+        sha: str | None = dataset_info(name, timeout=_TIMEOUT).sha
     except Exception as error:  # of the package, of the network, of the system: many kinds
         raise UsageError(
             f"--data hf:{name}: the hub could not be asked ({type(error).__name__}: {_first_line(error)}). Without a network name a "
