@@ -39,17 +39,18 @@ def on_petals(tmp_path: Path, name: str, weights: str | None = None, **settings:
 
 def test_they_are_small_and_finite_and_say_what_they_have_seen() -> None:
     files = shipped()
-    assert backbones() == ["test_resnet"]
+    assert backbones() == ["petals_vit", "test_resnet"]
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 6e6
     for weights in files:
         assert weights.provenance is not None
-        assert weights.provenance.summary == "trained on 600 classes of petals, 15000 images"
+        images = 30000 if "vit" in weights.name else 15000
+        assert weights.provenance.summary == f"trained on 600 classes of petals, {images} images"
         assert len(weights.provenance.classes) == 600
         assert all(text.startswith("petals-2 1 ") for text in weights.provenance.classes)
         tensors = load_file(str(weights.path))
         assert all(tensor.isfinite().all() for tensor in tensors.values())
         assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {torch.float16}
-        assert not any(name.startswith("fc.") for name in tensors)
+        assert not any(name.startswith(("fc.", "head.")) for name in tensors)
 
 
 def test_each_model_gets_those_that_were_trained_as_it_is(tmp_path: Path) -> None:
@@ -58,6 +59,8 @@ def test_each_model_gets_those_that_were_trained_as_it_is(tmp_path: Path) -> Non
     assert on_petals(tmp_path, "deformable/stage3-pretrained") == ["petals/test_resnet"]
     assert on_petals(tmp_path, "deformable/stages2-4", modulated="false") == ["petals/test_resnet"]
     assert on_petals(tmp_path, "transfer/scratch") == ["none"]
+    assert on_petals(tmp_path, "lora/qv") == ["petals/petals_vit"]
+    assert on_petals(tmp_path, "zero-shot/descriptions") == ["petals/test_resnet.language"]
 
 
 def test_species_that_they_have_seen_are_refused(tmp_path: Path) -> None:
@@ -67,7 +70,7 @@ def test_species_that_they_have_seen_are_refused(tmp_path: Path) -> None:
 
 def test_a_backbone_without_any_is_told_which_have_some(tmp_path: Path) -> None:
     request = Request(["transfer/k0"], "petals", tmp_path, 1, backbone="resnet18", weights="petals", settings=SMALL)
-    with pytest.raises(UsageError, match=r"none for backbone resnet18\. Valid: --backbone test_resnet"):
+    with pytest.raises(UsageError, match=r"none for backbone resnet18\. Valid: --backbone petals_vit, test_resnet"):
         plan(discover(only_built_in=True), request, [])
 
 
@@ -153,7 +156,7 @@ def test_pretraining_in_small(tmp_path: Path) -> None:
     """The commands that made them, with 6 species and 1 epoch."""
     small = ["data.species=6", "data.train=4", "epochs=1", "warmup_epochs=0", "batch_size=8"]
     command = [sys.executable, str(ROOT / "benchmarks" / "pretrain.py"), "--out", str(tmp_path / "runs")]
-    command += ["--data-dir", str(tmp_path / "cache"), "--to", str(tmp_path / "files")]
+    command += ["--data-dir", str(tmp_path / "cache"), "--to", str(tmp_path / "files"), "--seeds", "1"]
     done = subprocess.run(
         [*command, *(part for setting in small for part in ("--set", setting))],
         capture_output=True,
