@@ -77,17 +77,17 @@ def test_its_step_and_its_dataset_conform(tmp_path: Path) -> None:
         check()
 
 
-def test_its_soup_is_the_mean_of_two_trials(tmp_path: Path) -> None:
-    soup, asked = written(tmp_path, "soup.py"), {"epochs": "1", "warmup_epochs": "0"}
+def test_its_average_is_the_mean_of_two_trials(tmp_path: Path) -> None:
+    averaged, asked = written(tmp_path, "averaged.py"), {"epochs": "1", "warmup_epochs": "0"}
     one, other = (live(tmp_path, "transfer/scratch", **asked, lr=lr) for lr in ("0.01", "0.001"))
-    mixed = live(tmp_path, "soup/two", files=[soup], one=one.id, other=other.id)
+    mixed = live(tmp_path, "averaged/two", files=[averaged], one=one.id, other=other.id)
     weights = [load_file(folder.weights()) for folder in (one, other, mixed)]
     for name, value in weights[2].items():
         if value.is_floating_point():
             torch.testing.assert_close(value, (weights[0][name] + weights[1][name]) / 2)
     assert mixed.result().cost.inherited == {f.id: pytest.approx(f.result().cost.seconds) for f in (one, other)}
     with pytest.raises(UsageError, match="with n_train"):
-        live(tmp_path, "soup/two", files=[soup], one=one.id, other=other.id, shots=3)
+        live(tmp_path, "averaged/two", files=[averaged], one=one.id, other=other.id, shots=3)
 
 
 def test_the_failure_that_it_shows_is_what_the_kit_says(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class Batch(Protocol):
         ...
 
     def update(self) -> None:
-        """Clip the gradients, let the optimiser step, and add the weights to their average, each as the recipe says."""
+        """Update the weights: clip the gradients, let the optimiser step, add to the average, each as the recipe says."""
         ...
 
 

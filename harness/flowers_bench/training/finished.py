@@ -58,12 +58,16 @@ class FinishedTrial:
         return cls(folder.path, config.dataset.json(), config.predictor, config.recipe.image_size, config.json())
 
     def weights(self) -> dict[str, Tensor]:
-        """Read its trained weights by name, on the CPU: what its model's `load_state_dict` takes. Raises `UsageError` where they
-        are damaged."""
+        """Read its trained weights by name, on the CPU: what its model's `load_state_dict` takes. While a run is planned, models
+        are built without values, and these have none either. Raises `UsageError` where they are damaged."""
+        import torch
+
         from flowers_bench.models.weights.files import read_tensors
         from flowers_bench.store.folder import TrialFolder
 
-        return dict(read_tensors(TrialFolder(self.folder).weights()))
+        tensors = read_tensors(TrialFolder(self.folder).weights())
+        planning = torch.empty(0).is_meta
+        return {name: tensor.to("meta") if planning else tensor for name, tensor in tensors.items()}
 
     def logits(self, device: torch.device, mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], Tensor]:
         """Load its network as a function from images (N, 3, S, S) of any size S, normalised by `mean` and `std`, to its logits
