@@ -67,7 +67,7 @@ def test_the_page_follows_the_run_until_it_is_over(tmp_path: Path, capsys: pytes
 
     wait_for("epoch 1 of at most 10")
     assert shows('http-equiv="refresh"')
-    assert shows("0 of 1 trials are finished; at most 180.0 s left in all")
+    assert shows("0 of 1 trials are finished; at most 3.0 min left in all")
     time.sleep(0.02)
     train(folder, 2)
     wait_for("epoch 2 of at most 10")

@@ -128,7 +128,7 @@ const drawPlot = (() => {
       svg.append(node("text", { x: Math.min(x.at(value), right - half + 10), y: bottom + 18, "text-anchor": "middle", fill: muted }, text));
     }
     if (extra.title) svg.append(node("text", { x: left, y: 20, "font-size": extra.title.font.size, "font-weight": 600, fill: ink }, extra.title.text));
-    svg.append(node("text", { x: (left + right) / 2, y: bottom + 38, "text-anchor": "middle", fill: ink }, xOptions.title.text));
+    svg.append(node("text", { x: (left + right) / 2, y: bottom + 38, "text-anchor": "middle", fill: ink }, xOptions.title?.text ?? ""));
     svg.append(node("text", { transform: `translate(13 ${(top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle", fill: ink }, yOptions.title.text));
     for (const trace of traces) {
       if (trace.fill === "toself") {
