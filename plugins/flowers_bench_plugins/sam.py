@@ -36,11 +36,12 @@ def build_sam(context: StepContext) -> Callable[[Batch], Tensor]:
     def step(batch: Batch) -> Tensor:
         loss = batch.loss()
         batch.backward(loss)
-        graded = [parameter for parameter in batch.parameters if parameter.grad is not None]
+        pairs = [(parameter, parameter.grad) for parameter in batch.parameters if parameter.grad is not None]
+        graded: list[Tensor] = [parameter for parameter, _ in pairs]
         before = [parameter.detach().clone() for parameter in graded]
-        norm = torch.stack([parameter.grad.norm() for parameter in graded]).norm() + 1e-12
+        norm = torch.stack([grad.norm() for _, grad in pairs]).norm() + 1e-12
         with torch.no_grad():
-            torch._foreach_add_(graded, [rho * parameter.grad / norm for parameter in graded])
+            torch._foreach_add_(graded, [rho * grad / norm for _, grad in pairs])
         batch.backward(batch.loss())
         with torch.no_grad():
             torch._foreach_copy_(graded, before)

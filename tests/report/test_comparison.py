@@ -110,6 +110,17 @@ def test_one_seed_claims_in_no_format(runs: Path, capsys: pytest.CaptureFixture[
             assert line["claimed"] == "False"
 
 
+def test_of_two_that_guess_nothing_is_said_of_more_seeds(tmp_path: Path) -> None:
+    for seed in range(3):
+        for number, name in enumerate(("wise/one", "wise/two")):
+            store_trial(tmp_path, name, seed, outcomes(10 * number + seed, 0.01))
+    (pair,) = Comparison.all_of(rows_of(["wise/one", "wise/two"], tmp_path)).pairs
+    assert pair.at_chance
+    text = sentence(pair)
+    assert ("neither is shown to be better than guessing" in text) is not pair.within
+    assert "would probably have been seen" not in text
+
+
 def test_equal_techniques_of_one_seed_are_never_claimed_to_differ(tmp_path: Path) -> None:
     """Two trainings of one technique, on 6,000 images, that differ by more than images explain."""
     store_trial(tmp_path, "wise/one", 0, outcomes(0, 0.82, 6000))
