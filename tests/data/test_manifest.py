@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from flowers_bench.contract.dataset import DataRequest, Dataset
+from flowers_bench.contract.host import discover
 from flowers_bench.data import folder, manifest
+from flowers_bench.plan.planning import find_source
 from flowers_bench.util.errors import UsageError
 
 DEFAULTS = {"val": 0.2, "test": 0.2, "split_seed": 0}
@@ -253,3 +255,15 @@ def test_nothing_is_written_beside_the_table(load: Callable[..., Dataset], image
     before = sorted(images.iterdir())
     load(rows())
     assert sorted(images.iterdir()) == before
+
+
+def test_a_table_is_known_by_its_extension_and_other_files_are_refused(images: Path) -> None:
+    host = discover([])
+    for name in ("t.csv", "T.TSV", "t.parquet"):
+        (images / name).touch()
+        source, path = find_source(host, str(images / name))
+        assert (source.name, path) == ("manifest", images / name)
+    with pytest.raises(UsageError, match=r"0\.png: not a folder, and no file of \.csv or \.parquet or \.tsv\."):
+        find_source(host, str(images / "0.png"))
+    with pytest.raises(UsageError, match=r"no\.csv: no such folder or file"):
+        find_source(host, str(images / "no.csv"))
