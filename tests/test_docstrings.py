@@ -12,11 +12,11 @@ HOUSE = ROOT / "harness" / "flowers_bench"
 #: What functions do. A new verb is added here; a noun, "Whether" or "What" is not.
 VERBS = """
 Add Adjust Allocate Append Apply Arrange Bend Bring Broadcast Build Call Change Check Choose Collect Combine Compare Compile
-Complete Compute Connect Continue Convert Convolve Copy Count Create Decode Derive Describe Differentiate Discard
-Discover Divide Double Download Draw Escape Estimate Exit Export Find Fit Flatten Freeze Gather Get Give Group Hash
+Complete Compute Connect Continue Convert Convolve Copy Count Create Declare Decode Derive Describe Differentiate Discard
+Discover Divide Double Download Draw Encode Escape Estimate Exit Export Find Fit Flatten Freeze Gather Get Give Group Hash
 Have Hold Import Join Keep Leave Let List Listen Load Look Make Map Measure Merge Mix Move Name Normalise Note Offer
-Open Paint Pair Parse Pick Place Plan Predict Prepare Print Propose Put Raise Read Rearrange Record Reduce Refuse
-Register Remove Render Replace Report Round Run Sample Say Scale Search See Seed Select Send Set Show Sort Split Stack
+Open Paint Pair Parse Pick Place Plan Predict Prepare Print Project Propose Put Raise Read Rearrange Record Reduce Refuse
+Register Remove Render Replace Report Round Run Sample Say Scale Score Search See Seed Select Send Set Show Sort Split Stack
 Start Subtract Sum Switch Take Teach Tell Train Try Turn Unpack Update Wait Wrap Write
 """
 FOLDERS = (HOUSE, ROOT / "plugins" / "flowers_bench_plugins", ROOT / "benchmarks")

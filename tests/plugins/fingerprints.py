@@ -41,6 +41,8 @@ from flowers_bench.backbones import Backbone, Weights
 from flowers_bench.contract.host import Host, discover
 from flowers_bench.contract.predictor import CLASSIFIER
 from flowers_bench.contract.technique import Part
+from flowers_bench.data.petal_words import describe
+from flowers_bench.data.petals import species
 from flowers_bench.nn import Output, train_mode
 from flowers_bench.training.finished import TrialFinder
 
@@ -50,6 +52,7 @@ COMMAND = "python tests/plugins/fingerprints.py"
 TOLERANCE, INITIAL = 1e-3, 0.2
 CLASSES, PER_CLASS, DIM, SIDE = 3, 4, 8, 32
 BACKBONES = ("test_resnet", "test_vit")
+DESCRIPTIONS = tuple(describe(species(number)) for number in range(CLASSES))
 #: Options that defaults would make too large for an episode of 3 classes with 4 images.
 SMALL: Mapping[str, OptionValue] = {"k_shot": 2, "n_query": 2, "n_way": 3, "embedding_dim": 8, "hidden": 16}
 
@@ -123,11 +126,14 @@ def _of_model(part: Model, name: str, options: Options) -> tuple[list[float], li
     torch.manual_seed(0)
     backbone = Backbone(name, Weights(), CLASSES, SIDE)
     plain = {key: value.shape for key, value in backbone.create().state_dict().items()}
-    with mock.patch.object(FinishedTrial, "find", return_value=_Teacher(Path(), {}, "classifier", 16)):
-        if "teacher" in options:
-            options = Options({**options, "teacher": "0" * 16})
+    tuned = "text-probe" if "fine_tuned" in options else "classifier"
+    with mock.patch.object(FinishedTrial, "find", return_value=_Teacher(Path(tuned), {}, "classifier", 16)):
+        trials = {"teacher": "0" * 16, "fine_tuned": "0" * 16, "ingredients": f"{'0' * 16},{'1' * 16}"}
+        options = Options({**options, **{name: value for name, value in trials.items() if name in options}})
         finder = TrialFinder(Path(), {})
-        model = part.build(ModelContext(backbone, CLASSES, SIDE, options, {}, Path(), finder=finder))
+        model = part.build(
+            ModelContext(backbone, CLASSES, SIDE, options, {}, Path(), finder=finder, descriptions=DESCRIPTIONS)
+        )
         sizes = _initial_sizes(model, plain)
         _fill(model)
         images, found = drawn("images", 2 * CLASSES, 3, SIDE, SIDE), []
@@ -162,6 +168,17 @@ class _Teacher(FinishedTrial):
         )
         _fill(model)
         return model.eval().requires_grad_(False)
+
+    def weights(self) -> dict[str, Tensor]:
+        host = discover(only_built_in=True)
+        part = host.models[self.folder.name].value
+        backbone = Backbone("test_resnet", Weights(), CLASSES, 16)
+        model = part.build(
+            ModelContext(backbone, CLASSES, 16, part.option_values({}), descriptions=DESCRIPTIONS)
+        ).float()
+        found = {name: value.clone() for name, value in model.state_dict().items()}
+        _fill(model)
+        return {name: value.to(found[name].dtype) for name, value in model.state_dict().items()}
 
 
 def _initial_sizes(model: nn.Module, plain: Mapping[str, torch.Size]) -> list[float]:
@@ -254,12 +271,13 @@ def _of_augmentation(part: Augmentation, options: Options) -> list[float]:
 def _of_predictor(part: Predictor, options: Options) -> list[float]:
     labels = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
     embedding = (drawn("embedding", len(labels), DIM) + labels[:, None]).float()
-    output = Output(embedding[:, :0], embedding)
+    width = CLASSES if "logits" in part.needs else 0
+    output = Output(drawn("logits", len(labels), CLASSES)[:, :width].float(), embedding)
     score = part.fit(PredictorContext(["a", "b", "c"], options), Features(output, labels))
     others = drawn("queries", 5, DIM).float()
-    asked = score(Output(others[:, :0], others), None)
+    asked = score(Output(drawn("other logits", 5, CLASSES)[:, :width].float(), others), None)
     rows = torch.tensor([0, 5, 11])
-    among = score(Output(embedding[rows, :0], embedding[rows]), rows)
+    among = score(Output(output.logits[rows], embedding[rows]), rows)
     return [_projected("asked", asked), _projected("among", among), *asked[0].tolist(), *among[0].tolist()]
 
 

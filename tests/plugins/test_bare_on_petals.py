@@ -17,7 +17,7 @@ from flowers_bench.store.folder import Store
 HOST = discover(only_built_in=True)
 #: These start from a finished trial, whose id is given.
 FROM_A_TRIAL = {"distillation", "soup", "wise-ft"}
-SMALL = {"data.species": "6", "data.train": "4", "data.val": "3", "data.test": "3", "data.size": "32"}
+SMALL = {"data.species": "16", "data.train": "10", "data.val": "2", "data.test": "20", "data.size": "32"}
 #: No name is looked up there, and nobody answers.
 NOWHERE = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "http_proxy": "", "https_proxy": ""}
 

@@ -210,6 +210,7 @@ def register_predictors() -> list[Predictor]:
                 ),
             },
             fit=fit_tip,
+            needs=frozenset({"embedding", "logits"}),
             probabilities=False,
         )
     ]
