@@ -140,7 +140,10 @@ def start(
 @app.command()
 def run(
     suite: Annotated[
-        str | None, typer.Argument(help="study, study-small or a suite of your own, ./mine.toml; else give --plugin")
+        str | None,
+        typer.Argument(
+            help="study-small, few-shot-small, peft-small, language, ... or a suite of your own, ./mine.toml; else give --plugin"
+        ),
     ] = None,
     plugin: Plugin = "",
     data: Annotated[

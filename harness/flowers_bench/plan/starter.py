@@ -41,8 +41,7 @@ SIDE = 224
 FEWEST_TO_TUNE = 4
 #: Seconds: a technique that would take longer here, all seeds together, is left out.
 LONGEST = 3600.0
-#: Seconds that each training takes beside its images: its process starts, and its speed is measured at the end. Measured on
-#: two cores.
+#: Seconds that each training takes beside its images: its process starts, and its speed is measured at the end. An estimate.
 OVERHEAD = 15.0
 #: Seconds, and images at once, of a measurement. The first call is slower than the others.
 _MEASURED, _BATCH = 1.0, 4
