@@ -33,9 +33,9 @@ def test_new_writes_a_package_that_loads_under_its_own_name(tmp_path: Path) -> N
 
 
 def test_what_new_writes_passes_the_kit(tmp_path: Path) -> None:
-    command.new("second-thought", tmp_path)
-    for check in checks(tmp_path / "second-thought" / "second_thought.py"):
-        if check.label == "second-thought/full" and check.name not in (
+    command.new("third-thought", tmp_path)
+    for check in checks(tmp_path / "third-thought" / "third_thought.py"):
+        if check.label == "third-thought/full" and check.name not in (
             "overfits one batch",
             "runs in a process of its own",  # both in the slow test of the whole package
         ):

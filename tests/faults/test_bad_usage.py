@@ -31,7 +31,7 @@ def ask(tmp_path: Path, plugin: str = "transfer/k3", timeout: float = 60, **more
         ({"settings": ["batch_size=0"]}, "batch_size=0 must be between 1 and 65536"),
         ({"settings": ["image_size=7"]}, "image_size=7 must be between 8 and 4096"),
         ({"settings": ["epochs=2", "warmup_epochs=3"]}, "warmup_epochs=3 must be between 0 and epochs"),
-        ({"settings": ["optimizer=adamm"]}, "adam, adamw or sgd"),
+        ({"settings": ["optimizer=adamm"]}, "Did you mean 'adam'"),
         ({"settings": ["lr_scale=0.1"]}, "lr_scale=0.1"),
         ({"settings": ["epoch=3"]}, "Did you mean 'epochs'"),
         ({"settings": ["data.specie=3"]}, "Did you mean 'species'"),

@@ -168,7 +168,8 @@ def test_a_sweep_runs_each_value(host: Host, tmp_path: Path) -> None:
 def test_built_in_suites_name_what_exists(host: Host, name: str) -> None:
     suite = read_suite(name)
     reported = [table.reported for table in suite.tables if table.reported]
-    assert len(reported) == len({entry.row for entry in reported}) == 15  # every figure of the study's section 3
+    of_study = 15 if name.startswith("study") else 0  # every figure of the study's section 3
+    assert len(reported) == len({entry.row for entry in reported}) == of_study
     for table in suite.tables:
         for cell in table.cells():
             base, _, variant = cell["technique"].partition("/")

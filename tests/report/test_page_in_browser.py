@@ -29,6 +29,8 @@ class Watched:
 
     def draw_all(self) -> None:
         """Bring every plot of the shown group into view, so that it is drawn."""
+        # A click on a group's name shows it a moment later.
+        self.page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
         for plot in self.page.locator(".group:not([hidden]) .plot").all():
             plot.scroll_into_view_if_needed()
             plot.locator("svg.main-svg").first.wait_for()

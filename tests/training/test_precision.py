@@ -89,7 +89,7 @@ def test_losses_get_float32_outside_of_autocast(tmp_path: Path, name: str, setti
         seen.append((output.logits.dtype, output.embedding.dtype, torch.is_autocast_enabled("cpu")))
         return criterion(output, target)
 
-    training.parts.criterion = watched
+    object.__setattr__(training._trained, "criterion", watched)
     training.run(ignore)
     assert torch.bfloat16 in given
     assert set(seen) == {(torch.float32, torch.float32, False)}

@@ -43,7 +43,7 @@ def follow(runs: Path, output: Path, margin: float = 1.0, store: str | None = No
         while True:
             folders = [folder for folder in Store(runs).trials() if folder.prepared()]
             now = _state(folders)
-            open_ = sum(not folder.finished() and not (folder.path / "failure.json").exists() for folder in folders)
+            open_ = sum(not folder.finished() and folder.failure() is None for folder in folders)
             if now != before and folders:
                 words = _progress_words(folders, open_) if open_ else None
                 code, _, _ = write_report(runs, output, margin, store, live=words)

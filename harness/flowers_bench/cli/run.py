@@ -72,8 +72,9 @@ def _run_techniques(host: Host, options: RunOptions, format: str, timeout: float
             raise UsageError(f"--sweep {key}: this is given a single value too. Leave that out.")
     techniques = [name for item in options.techniques for name in _named(host, item)]
     for file in options.plugin_files:
-        if not any(Path(f"{item.partition('.py/')[0]}.py") == file for item in options.techniques):
-            techniques += _techniques_of(host, file, needed=not options.techniques)
+        own = _techniques_of(host, file, needed=not options.techniques)
+        if not {name.partition("/")[0] for name in techniques} & set(own):  # else it is named already, as it is meant
+            techniques += own
     _refuse_divided_search(base.search, options)
     every_shots: list[int | None] = [*options.shots] or [None]
     base = replace(base, floor=not options.sweeps and not options.plugin_files)

@@ -125,10 +125,10 @@ const drawPlot = (() => {
       const half = (LETTER * text.length) / 2;
       if (x.at(value) - half < until + 4) continue; // labels do not overlap
       until = x.at(value) + half;
-      svg.append(node("text", { x: Math.min(x.at(value), right - half + 10), y: bottom + 18, "text-anchor": "middle", fill: muted }, text));
+      svg.append(node("g", { class: "xtick" }, node("text", { x: Math.min(x.at(value), right - half + 10), y: bottom + 18, "text-anchor": "middle", fill: muted }, text)));
     }
     if (extra.title) svg.append(node("text", { x: left, y: 20, "font-size": extra.title.font.size, "font-weight": 600, fill: ink }, extra.title.text));
-    svg.append(node("text", { x: (left + right) / 2, y: bottom + 38, "text-anchor": "middle", fill: ink }, xOptions.title?.text ?? ""));
+    svg.append(node("text", { class: "xtitle", x: (left + right) / 2, y: bottom + 38, "text-anchor": "middle", fill: ink }, xOptions.title?.text ?? ""));
     svg.append(node("text", { transform: `translate(13 ${(top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle", fill: ink }, yOptions.title.text));
     for (const trace of traces) {
       if (trace.fill === "toself") {
@@ -144,6 +144,7 @@ const drawPlot = (() => {
       key.group.setAttribute("transform", `translate(${left} ${bottom + 56})`);
       svg.append(key.group);
     }
+    element.data = traces; // for whoever looks at the page with a script
     element.replaceChildren(svg);
   };
 })();

@@ -24,7 +24,7 @@ Papers, each a technique here:
 The towers come with the package (`--weights petals`): they were trained on drawn flowers and know 77 words, so that all of this
 runs on `petals` and nowhere else. Towers that were trained on photographs are not built in yet.
 
-What differs from the papers: the towers are tiny (0.5 million parameters) and were trained on descriptions of 600 species, not on
+What differs from the paper: the towers are tiny (0.5 million parameters) and were trained on descriptions of 600 species, not on
 400 million pairs; a class has one full description, not a name in 80 templates; the loss contrasts an image with the descriptions
 of all classes at once, where CLIP and FLYP contrast it with the batch's and texts with images too; the text's vector is the mean
 over its words, CLIP's is the last one's. `clip-adapter` adapts images alone, as the authors advise. `coop` has 4 vectors without

@@ -88,11 +88,11 @@ def _of_tag(tag: str, backbone: str) -> Weights:
     from timm.models import get_pretrained_cfg
 
     name = backbone if tag == "pretrained" else tag if tag.startswith(f"{backbone}.") else f"{backbone}.{tag}"
-    tags = timm.list_pretrained(f"{backbone}.*")
+    tags, own = timm.list_pretrained(f"{backbone}.*"), [NAME] if shipped_for(backbone) else []
     config = get_pretrained_cfg(name) if tag == "pretrained" or name in tags else None
     if config is None or not config.has_weights or not config.hf_hub_id:
         raise UsageError(
-            f"--weights {tag}: timm has no such weights for {backbone}. Valid: none, {', '.join(tags) or 'a file'}."
+            f"--weights {tag}: timm has no such weights for {backbone}. Valid: {', '.join(['none', *own, *tags])}, or a file."
         )
     full = f"{config.architecture}.{config.tag}" if config.tag else backbone
     path = _cached(config.hf_hub_id) or _downloaded(config.hf_hub_id, full)
