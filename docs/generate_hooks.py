@@ -90,7 +90,7 @@ def _value(cls: type) -> str:
     """The docstring, its attributes as a list, and every field with its type and default."""
     summary, _, attributes = (inspect.getdoc(cls) or "").partition("\n\nAttributes:\n")
     known = dataclasses.is_dataclass(cls)
-    fields = "\n".join(map(_field, dataclasses.fields(cls))) if known else "\n\n".join(_members(cls))
+    fields = "\n".join(map(_field, dataclasses.fields(cls))) if known else "\n\n\n".join(_members(cls))
     described = re.sub(r"^    (\w[\w, ]*): ", r"- `\1`: ", attributes, flags=re.M)
     described = re.sub(r"\n {5,}", " ", described)
     return "\n\n".join(

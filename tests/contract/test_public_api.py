@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,8 @@ def _is_public(module: str, name: str | None) -> bool:
 
 def test_every_built_in_technique_says_what_differs_from_the_paper() -> None:
     host = discover(only_built_in=True)
+    modules = {point.name: point.value for point in entry_points(group="flowers_bench")}
     for name, found in host.techniques.items():
-        module = importlib.import_module(f"flowers_bench_plugins.{found.plugin.replace('-', '_')}")
+        module = importlib.import_module(modules[found.plugin])
         assert module.__doc__ is not None
         assert "What differs from the paper: " in module.__doc__, name

@@ -59,7 +59,6 @@ def register_predictors() -> list[Predictor]:
         "a, the identity's share of the covariance; below 0: Ledoit and Wolf's estimate",
         minimum=-1,
         maximum=1,
-        search=(-1.0, 0.03, 0.1, 0.3, 1.0),
     )
     ridge = Option(
         1.0,
