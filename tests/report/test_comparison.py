@@ -52,6 +52,14 @@ def test_a_clear_difference_is_claimed_with_its_cost(runs: Path) -> None:
     assert "costs 1.5x the training time" in sentence(pair)
 
 
+def test_what_trains_nothing_is_no_measure_of_cost(runs: Path) -> None:
+    for seed in range(3):
+        store_trial(runs, "wise/free", seed, outcomes(seed, 0.60), seconds=0.001)
+    (pair,) = Comparison.all_of(rows_of(["wise/good", "wise/free"], runs)).pairs
+    assert pair.time_ratio is None
+    assert "training time" not in sentence(pair)
+
+
 def test_the_worse_is_called_worse(runs: Path) -> None:
     (pair,) = Comparison.all_of(rows_of(["wise/plain", "wise/good"], runs)).pairs
     assert "wise/plain is worse than wise/good by 10.1 points [" in sentence(pair)

@@ -72,7 +72,7 @@ class Pair:
         among: how many pairs are compared at once; those of the same trials under other names count once.
         level: the level that `p` had to be below, as the other pairs' p-values are.
         won, lost: number of images that only `first`, or only `second`, classifies correctly; mean over seeds.
-        time_ratio: training time of `first` divided by that of `second`; None if the hardware differs.
+        time_ratio: training time of `first` divided by that of `second`; None if the hardware differs, or `second` takes none.
         differing: what else differs between the rows, as `key first / second`.
         needed: number of seeds that would show a difference of `margin` at `level` with a probability of 80 %; None if
             there is only one seed.
@@ -345,12 +345,16 @@ def _on_common_seeds(first: Row, second: Row, seeds: Sequence[int]) -> list[np.n
     return [row.correct[[row.seeds.index(seed) for seed in seeds]] for row in (first, second)]
 
 
+#: Seconds: what takes less trains nothing.
+_SHORTEST = 0.1
+
+
 def _time_ratio(first: Row, second: Row, seeds: Sequence[int]) -> float | None:
     trials = [[row.trials[row.seeds.index(seed)] for seed in seeds] for row in (first, second)]
     if len({describe_hardware(trial.result.hardware) for side in trials for trial in side}) > 1:
         return None
     seconds = [float(np.mean([trial.result.cost.seconds for trial in side])) for side in trials]
-    return seconds[0] / seconds[1] if seconds[1] else None
+    return seconds[0] / seconds[1] if seconds[1] >= _SHORTEST else None
 
 
 def _differing(first: Row, second: Row) -> tuple[str, ...]:
