@@ -40,6 +40,15 @@ def test_what_finished_trials_took_beside_epochs_counts(tmp_path: Path) -> None:
     assert Pace([done]).seconds_left() == 0
 
 
+def test_a_finished_trial_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = store_trial(tmp_path, "a/x", 0, outcomes(0, 0.8))
+    waiting, history, read = begun(tmp_path, "b/x", 9), TrialFolder.history, []
+    monkeypatch.setattr(TrialFolder, "history", lambda folder: [read.append(folder.id), history(folder)][1])
+    pace = Pace([done, waiting])
+    assert pace.seconds_left() == pace.seconds_left() == pace.seconds_left()
+    assert (read.count(done.id), read.count(waiting.id)) == (1, 3)
+
+
 def test_the_line_of_an_epoch_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = begun(tmp_path, "a/x", 4)
     with TrialProgress({folder.id: "a/x seed 0"}, 1, Pace([folder])) as progress:

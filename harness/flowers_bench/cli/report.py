@@ -37,13 +37,13 @@ def follow(runs: Path, output: Path, margin: float = 1.0, store: str | None = No
 
     if not runs.is_dir():
         raise UsageError(f"there is no run store {runs} yet: start the run first, then follow it.")
-    before: frozenset[tuple[str, float]] = frozenset()
+    before: dict[str, dict[str, float]] = {}
     code = 0
     try:
         while True:
             folders = [folder for folder in Store(runs).trials() if folder.prepared()]
-            now = _state(folders)
-            open_ = sum(not folder.finished() and folder.failure() is None for folder in folders)
+            now = {folder.id: folder.changed() for folder in folders}
+            open_ = sum(not folder.finished() and not folder.failed() for folder in folders)
             if now != before and folders:
                 words = _progress_words(folders, open_) if open_ else None
                 code, _, _ = write_report(runs, output, margin, store, live=words)
@@ -56,20 +56,6 @@ def follow(runs: Path, output: Path, margin: float = 1.0, store: str | None = No
         with contextlib.suppress(UsageError):  # nothing is finished yet
             write_report(runs, output, margin, store)
         return code
-
-
-def _state(folders: Sequence[TrialFolder]) -> frozenset[tuple[str, float]]:
-    """Give what changes with each epoch, result and failure."""
-    files = (
-        folder.path / name
-        for folder in folders
-        for name in ("config.json", "history.jsonl", "result.json", "failure.json")
-    )
-    found = set()
-    for file in files:
-        with contextlib.suppress(OSError):
-            found.add((str(file), file.stat().st_mtime))
-    return frozenset(found)
 
 
 def _progress_words(folders: Sequence[TrialFolder], unfinished: int) -> str:

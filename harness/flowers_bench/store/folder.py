@@ -134,6 +134,18 @@ class TrialFolder:
         """Tell whether there is a result, readable or not."""
         return os.path.lexists(self.path / "result.json")
 
+    def failed(self) -> bool:
+        """Tell whether the last attempt failed, whether or not it can be read why."""
+        return os.path.lexists(self.path / "failure.json")
+
+    def changed(self) -> dict[str, float]:
+        """Tell when what changes with each epoch, with a result and with a failure was written last, by the file's name."""
+        found = {}
+        for name in ("config.json", "history.jsonl", "result.json", "failure.json"):
+            with contextlib.suppress(OSError):
+                found[name] = (self.path / name).stat().st_mtime
+        return found
+
     def stressed(self) -> bool:
         """Tell whether it is finished and was measured on changed images (`--stress`), changed as this version does
         it."""
@@ -264,8 +276,7 @@ class TrialFolder:
 
     def failure(self) -> Failure | None:
         """Read why the last attempt failed; None if it did not fail. Raises `Unreadable`."""
-        path = self.path / "failure.json"
-        return read_record(path, Failure) if os.path.lexists(path) else None
+        return read_record(self.path / "failure.json", Failure) if self.failed() else None
 
     def history(self) -> list[Epoch]:
         """Read every finished epoch, in order. Raises `Unreadable`."""
