@@ -15,12 +15,11 @@ from flowers_bench.cli.execute import (
     name_again,
     prepared,
     print_results,
-    progress_labels,
-    run_and_push,
+    run_shown,
     was_interrupted,
 )
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
-from flowers_bench.cli.progress import TrialProgress, messages
+from flowers_bench.cli.progress import messages
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.text import printable
 
@@ -124,8 +123,6 @@ class _Loop:
 
     def _train(self, wanted: Sequence[TrialPlan], seeds: int, timeout: float) -> int:
         """Run this shard's share of the trials that are not finished; return the exit code, not 0 if one is missing."""
-        from flowers_bench.report.remaining import Pace
-
         share = list(wanted)[self.options.shard.indices]
         named = name_again(share, self.store)
         todo, unfit = prepared(share, self.store, stress=self.options.stress, track=self.options.trackers)
@@ -133,8 +130,7 @@ class _Loop:
             return print_damaged(unfit)
         if todo:
             messages.print(f"up to {seeds} seeds: {len(todo)} trials")
-        with TrialProgress(progress_labels(share), len(todo), Pace(todo, self.jobs)) as progress:
-            outcomes, pushed = run_and_push(todo, named, progress.on_event, timeout, self.options, self.jobs)
+        outcomes, pushed = run_shown(share, todo, named, timeout, self.options, self.jobs)
         if was_interrupted(todo, outcomes):
             messages.print(AGAIN)
             return INTERRUPTED

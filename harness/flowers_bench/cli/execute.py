@@ -37,7 +37,6 @@ def execute(
         datasets: what the trials were planned with; what is known of their test images is shown with the results.
     """
     from flowers_bench.measure.hardware import kernel_in_use
-    from flowers_bench.report.remaining import Pace
     from flowers_bench.store.folder import Store
 
     store = Store(options.out)
@@ -54,8 +53,7 @@ def execute(
         messages.print(
             f"{finished_before} of {counted(len(planned), 'trial')} {_are(finished_before)} finished already{rest}"
         )
-    with TrialProgress(progress_labels(planned), len(todo), Pace(todo, jobs)) as progress:
-        outcomes, pushed = run_and_push(todo, named, progress.on_event, timeout, options, jobs)
+    outcomes, pushed = run_shown(planned, todo, named, timeout, options, jobs)
     damaged = print_results(planned, store, options.store, format, unfit, datasets)
     if was_interrupted(todo, outcomes):
         messages.print(AGAIN)
@@ -125,33 +123,39 @@ def print_results(
     return damaged
 
 
-def run_and_push(
+def run_shown(
+    planned: Sequence[TrialPlan],
     todo: Sequence[TrialFolder],
     named: Sequence[TrialFolder],
-    on_event: OnEvent,
     timeout: float,
     options: RunOptions,
     jobs: int,
 ) -> tuple[Sequence[Outcome], bool]:
-    """Run the trials as `run_all` does and, where the store is at a URL, push each that ends, and those in `named`.
+    """Run the trials in `todo` as `run_all` does, with progress and the time left; where the store is at a URL, push each that
+    ends, and those in `named`.
+
+    Args:
+        planned: all trials that the run is about.
 
     Returns:
         The outcome of each; and whether all that should be at the URL is there, which is said where it is not.
     """
+    from flowers_bench.report.remaining import Pace
     from flowers_bench.store.remote import Pusher
 
-    if options.remote is None:
-        return run_all(todo, on_event, timeout, options, jobs), True
-    with Pusher(options.remote) as pusher:
-        for folder in named:
-            pusher.push(folder)
-
-        def push_what_ends(folder: TrialFolder, event: Event) -> None:
-            on_event(folder, event)
-            if isinstance(event, Ended) and event.state == "done":
+    with TrialProgress(progress_labels(planned), len(todo), Pace(todo, jobs)) as progress:
+        if options.remote is None:
+            return run_all(todo, progress.on_event, timeout, options, jobs), True
+        with Pusher(options.remote) as pusher:
+            for folder in named:
                 pusher.push(folder)
 
-        outcomes = run_all(todo, push_what_ends, timeout, options, jobs)
+            def push_what_ends(folder: TrialFolder, event: Event) -> None:
+                progress.on_event(folder, event)
+                if isinstance(event, Ended) and event.state == "done":
+                    pusher.push(folder)
+
+            outcomes = run_all(todo, push_what_ends, timeout, options, jobs)
     for trial_id, error in pusher.failed.items():
         messages.print(
             f"trial {trial_id} was not pushed, run the same command again: {error}", markup=False, style="red"

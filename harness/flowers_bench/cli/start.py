@@ -16,13 +16,12 @@ from flowers_bench.cli.execute import (
     name_again,
     prepared,
     print_results,
-    progress_labels,
-    run_all,
+    run_shown,
     was_interrupted,
 )
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
 from flowers_bench.cli.options import RunOptions
-from flowers_bench.cli.progress import TrialProgress, messages, track
+from flowers_bench.cli.progress import messages, track
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.text import counted, printable
 
@@ -112,6 +111,7 @@ def _say(*lines: str) -> None:
 
 def _tell(chosen: StarterSet, options: StartOptions, found: Survey) -> None:
     """Say what would be run, how long it takes, and why so."""
+    from flowers_bench.plan.starter import OVERHEAD
     from flowers_bench.report.formatting import duration, memory
     from flowers_bench.report.table import Table, layout
 
@@ -133,7 +133,7 @@ def _tell(chosen: StarterSet, options: StartOptions, found: Survey) -> None:
         f"at most {duration(chosen.seconds)}, {duration(chosen.decoding)} of it to decode {counted(found.total, 'photograph')} once; "
         f"disk: {disk}",
         "  (images x epochs at the speed that this machine had just now on noise, every epoch forward and back through the whole "
-        "network, and 15 s for each training's start and end; frozen layers and early ends make it less)",
+        f"network, and {OVERHEAD:g} s for each training's start and end; frozen layers and early ends make it less)",
     )
 
 
@@ -165,7 +165,7 @@ def _command(starters: Sequence[Starter], options: StartOptions) -> list[str]:
     """Write the arguments of `run` that do the same for techniques of one network; they are stored with each trial."""
     network = starters[0].network
     places = [] if options.data_dir is None else ["--data-dir", str(options.data_dir)]
-    side = [] if network.image_size == _usual_side() else ["--set", f"image_size={network.image_size}"]
+    side = [part for key, value in _settings(network).items() for part in ("--set", f"{key}={value}")]
     return [
         *("--plugin", ",".join(one.label for one in starters), "--data", str(options.folder)),
         *("--backbone", network.backbone, "--weights", network.weights, "--seeds", str(options.seeds), *side),
@@ -173,10 +173,11 @@ def _command(starters: Sequence[Starter], options: StartOptions) -> list[str]:
     ]
 
 
-def _usual_side() -> int:
+def _settings(network: Network) -> dict[str, str]:
+    """Give what a network's trials set: the side of its images, where it is not the usual one."""
     from flowers_bench.contract.technique import Recipe
 
-    return Recipe().image_size
+    return {} if network.image_size == Recipe().image_size else {"image_size": str(network.image_size)}
 
 
 def _run(host: Host, chosen: StarterSet, options: StartOptions, timeout: float) -> int:
@@ -215,7 +216,7 @@ def _planned(host: Host, starter: Starter, options: StartOptions, loaded: Loaded
         seeds=options.seeds,
         backbone=network.backbone,
         weights=network.weights,
-        settings={"image_size": str(network.image_size)} if network.image_size != _usual_side() else {},
+        settings=_settings(network),
         store=Path(options.store),
     )
     return plan(host, request, [], track, loaded)
@@ -232,10 +233,9 @@ def _train(
 ) -> bool:
     """Run the trials that are not finished; say whether one failed. Raises `KeyboardInterrupt` if they were interrupted."""
     from flowers_bench.report.formatting import duration
-    from flowers_bench.report.remaining import Pace
 
     jobs, planned = at_once(planned, options.run_options)
-    name_again(planned, store)
+    named = name_again(planned, store)
     todo, unfit = prepared(planned, store, command=command)
     if unfit:
         raise unfit[0]
@@ -243,8 +243,7 @@ def _train(
         _say(
             f"{starter.label} on {starter.network.backbone}: {counted(len(todo), 'training')}; at most {duration(left)} left in all"
         )
-    with TrialProgress(progress_labels(planned), len(todo), Pace(todo, jobs)) as progress:
-        outcomes = run_all(todo, progress.on_event, timeout, options.run_options, jobs)
+    outcomes, _ = run_shown(planned, todo, named, timeout, options.run_options, jobs)
     if was_interrupted(todo, outcomes):
         raise KeyboardInterrupt
     return any(outcome.state == "failed" for outcome in outcomes)

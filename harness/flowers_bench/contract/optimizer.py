@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flowers_bench.contract.options import Options, ReadsOptions
 from flowers_bench.contract.technique import Part, Recipe
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer as TorchOptimizer
+
+#: As torch's optimisers take them.
+ParameterGroups: TypeAlias = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Optimizer(Part):
             `state_dict` must hold tensors and plain values only.
     """
 
-    build: Callable[[OptimizerContext, Sequence[dict[str, Any]]], TorchOptimizer] = field(kw_only=True)
+    build: Callable[[OptimizerContext, ParameterGroups], TorchOptimizer] = field(kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flowers_bench.contract.dataset import DataRequest, Dataset
 from flowers_bench.data.hashes import copies_note, image_contents
 from flowers_bench.data.labelled import LabelledFiles, assemble, check_classes, numbered, uneven_note
-from flowers_bench.data.listing import find_splits, list_classes, notes_on_files
+from flowers_bench.data.listing import list_splits, notes_on_files
 from flowers_bench.data.splitting import shares_of, split_by_rule
 from flowers_bench.util.errors import UsageError
 
@@ -16,11 +16,7 @@ def load(request: DataRequest) -> Dataset:
     if root is None:
         raise UsageError("--data folder: name the folder itself, such as --data ../my/images.")
     val, test, seed = shares_of(request.options)
-    try:
-        layout = find_splits(root)
-        listings = {split: list_classes(root / folder, root) for split, folder in (layout.splits or {"": "."}).items()}
-    except OSError as error:
-        raise UsageError(f"cannot read {error.filename or root}: {error.strerror}.") from error
+    layout, listings = list_splits(root)
     found = [path for listing in listings.values() for path in listing.paths()]
     contents = image_contents(root, found, request.cache_dir, request.progress, read_only=request.read_only)
     hashes = {path: content.sha256 for path, content in contents.items()}

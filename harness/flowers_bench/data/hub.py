@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from filelock import FileLock
 
@@ -33,6 +33,9 @@ _TABLE = "images.csv"
 _LABELS = ("label", "labels", "class", "target", "fine_label")
 #: Seconds for the hub's answer to which revision is the newest.
 _TIMEOUT = 20.0
+
+#: A dataset as its package opens it: the rows of each split, by the split's name.
+Splits: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def _export(request: DataRequest, options: Options, revision: str, folder: Path)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _opened(request: DataRequest, options: Options, revision: str) -> Mapping[str, Any]:
+def _opened(request: DataRequest, options: Options, revision: str) -> Splits:
     """Open a dataset's splits with the package, downloading what is missing."""
     datasets = _package()
     name, config = options.text("name"), options.text("config") or None
@@ -168,7 +171,7 @@ def _opened(request: DataRequest, options: Options, revision: str) -> Mapping[st
     return found if isinstance(found, Mapping) else {"train": found}
 
 
-def _write(request: DataRequest, options: Options, splits: Mapping[str, Any], folder: Path) -> None:
+def _write(request: DataRequest, options: Options, splits: Splits, folder: Path) -> None:
     chosen, notes = _chosen(options.text("name"), splits)
     with (folder / _TABLE).open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
@@ -189,7 +192,7 @@ def _notes(folder: Path) -> list[str]:
     return (folder / "notes.txt").read_text(encoding="utf-8").splitlines()
 
 
-def _chosen(name: str, splits: Mapping[str, Any]) -> tuple[dict[str, tuple[Any, str]], list[str]]:
+def _chosen(name: str, splits: Splits) -> tuple[dict[str, tuple[Any, str]], list[str]]:
     """Choose a dataset's splits: of each its rows and what it is called here; and say what is to be said of them.
 
     Where there is training and validation alone, most authors mean the latter to test on; a single split is divided by rule.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,6 +128,27 @@ def check_entry(entry: os.DirEntry[str], root: Path) -> None:
         raise UsageError(f"the name {os.fsencode(entry.path)!r} is not UTF-8. Rename it.") from None
     if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{entry.path} is a link that leaves {root}. Copy what it points to, or remove it.")
+
+
+def list_splits(root: Path) -> tuple[Layout, dict[str, Listing]]:
+    """Find a folder's splits and list the classes of each; of a folder without splits, those of the whole under "".
+
+    Raises:
+        UsageError: as `find_splits` and `list_classes`; or something cannot be read.
+    """
+    with reading(root):
+        layout = find_splits(root)
+        folders = (layout.splits or {"": "."}).items()
+        return layout, {split: list_classes(root / folder, root) for split, folder in folders}
+
+
+@contextlib.contextmanager
+def reading(root: Path) -> Iterator[None]:
+    """Turn an error of the file system in the block into a `UsageError` that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot read {error.filename or root}: {error.strerror}.") from error
 
 
 def look(name: str) -> str:

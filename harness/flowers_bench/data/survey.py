@@ -18,15 +18,13 @@ from flowers_bench.contract.dataset import Progress, silent
 from flowers_bench.data.decode import decode_image, image_size
 from flowers_bench.data.files import is_image, visible
 from flowers_bench.data.hashes import copies_note
-from flowers_bench.data.labelled import check_classes, uneven_note
-from flowers_bench.data.listing import Classes, find_splits, list_classes, notes_on_files
-from flowers_bench.data.options import FOLDER_OPTIONS
-from flowers_bench.data.splitting import split_by_rule
+from flowers_bench.data.labelled import SPLITS, check_classes, uneven_note
+from flowers_bench.data.listing import Classes, list_splits, notes_on_files, reading
+from flowers_bench.data.splitting import shares_of, split_by_rule
 from flowers_bench.data.threads import in_order
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.text import counted
 
-SPLITS = ("train", "val", "test")
 #: So many photographs are decoded to see how long it takes.
 _DECODED = 16
 #: So many files that cannot be read are named at once.
@@ -85,11 +83,11 @@ class Survey:
 
     def sentences(self) -> list[str]:
         """Say what was found."""
-        shares = {name: FOLDER_OPTIONS[name].default for name in ("val", "test")}
         how = "your train/, val/ and test/ folders"
         if self.by_rule:
+            val, test, _ = shares_of({})
             how = (
-                f"by a rule, {100 * float(shares['val']):.0f} % for validation and {100 * float(shares['test']):.0f} % for "
+                f"by a rule, {100 * val:.0f} % for validation and {100 * test:.0f} % for "
                 "the test, the same on every machine (docs/data.md)"
             )
         parts = " / ".join(f"{self.images[split]} {split}" for split in SPLITS)
@@ -137,12 +135,8 @@ def survey(root: Path, stored_side: int, progress: Progress = silent) -> Survey:
     """
     if not root.is_dir():
         raise UsageError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}.")
-    try:
-        _refuse_loose(root)
-        layout = find_splits(root)
-        listings = {split: list_classes(root / folder, root) for split, folder in (layout.splits or {"": "."}).items()}
-    except OSError as error:
-        raise UsageError(f"cannot read {error.filename or root}: {error.strerror}.") from error
+    _refuse_loose(root)
+    layout, listings = list_splits(root)
     paths = [path for listing in listings.values() for path in listing.paths()]
     seen = dict(
         zip(paths, progress(in_order(lambda path: _look(root, path), paths), "reading", len(paths)), strict=True)
@@ -151,8 +145,7 @@ def survey(root: Path, stored_side: int, progress: Progress = silent) -> Survey:
     digests = {path: one.sha256 for path, one in seen.items()}
     splits = {split: listing.classes for split, listing in listings.items()}
     if not layout.splits:
-        val, test = (float(FOLDER_OPTIONS[name].default) for name in ("val", "test"))
-        splits = split_by_rule(listings[""].classes, digests, val, test, 0)
+        splits = split_by_rule(listings[""].classes, digests, *shares_of({}))
     check_classes(root, splits)
     notes = [*notes_on_files(layout, listings.values()), *_across(splits, digests), *uneven_note(splits)]
     sizes = _class_sizes(splits)
@@ -174,7 +167,8 @@ def survey(root: Path, stored_side: int, progress: Progress = silent) -> Survey:
 
 def _refuse_loose(root: Path) -> None:
     """Raise `UsageError` for a folder that has images and no folder."""
-    entries = visible(root)
+    with reading(root):
+        entries = visible(root)
     loose = sum(map(is_image, entries))
     if loose and not any(entry.is_dir() for entry in entries):
         raise UsageError(

@@ -16,9 +16,9 @@ from flowers_bench.contract.host import Host
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.survey import Survey
 from flowers_bench.data.threads import available_cores
-from flowers_bench.models.backbones import check_backbone, vision_transformer
-from flowers_bench.models.network import bare_network, size_argument
-from flowers_bench.models.weights import shipped
+from flowers_bench.models.backbones import Backbone, check_backbone, vision_transformer
+from flowers_bench.models.network import bare_network
+from flowers_bench.models.weights import Weights, shipped
 from flowers_bench.models.weights.files import check_file
 from flowers_bench.models.weights.source import cached_weights, hub_answers
 from flowers_bench.util.errors import UsageError
@@ -224,12 +224,10 @@ def _is_transformer(model: object) -> bool:
 
 def measure_rates(network: Network, classes: int) -> Rates:
     """Run the network on noise for a second or two, forward, and forward and back."""
-    import timm
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    arguments = {"num_classes": classes, **size_argument(network.backbone, network.image_size)}
-    model = timm.create_model(network.backbone, pretrained=False, **arguments).to(device)
+    model = Backbone(network.backbone, Weights(), classes, network.image_size).create().to(device)
     images = torch.rand(_BATCH, 3, network.image_size, network.image_size, device=device)
     labels = torch.zeros(_BATCH, dtype=torch.long, device=device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from timm.models import group_parameters
 from torch import nn
 
-from flowers_bench.contract.optimizer import OWN_OPTIMIZERS, Schedule
+from flowers_bench.contract.optimizer import OWN_OPTIMIZERS, ParameterGroups, Schedule
 from flowers_bench.contract.step import take_usual_step
 from flowers_bench.contract.technique import Recipe
 from flowers_bench.models.network import classifier_names
@@ -20,7 +20,7 @@ from flowers_bench.training.epochs import has_begin_epoch
 from flowers_bench.util.errors import UsageError, unknown_name
 
 #: Makes an optimiser of parameter groups.
-Make = Callable[[Sequence[dict[str, Any]]], torch.optim.Optimizer]
+Make = Callable[[ParameterGroups], torch.optim.Optimizer]
 #: Names of timm's whose step needs more than gradients.
 _UNFIT = ("adahessian",)
 
@@ -53,7 +53,7 @@ def build_optimizer(
     return (make or partial(_make, recipe, fused=all_at_once))(arguments)
 
 
-def _make(recipe: Recipe, groups: Sequence[dict[str, Any]], *, fused: bool = True) -> torch.optim.Optimizer:
+def _make(recipe: Recipe, groups: ParameterGroups, *, fused: bool = True) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=fused)
     if recipe.optimizer in OWN_OPTIMIZERS:
