@@ -53,6 +53,7 @@ class Network:
 NETWORKS: Mapping[str, Network] = {
     "test_resnet": Network("transfer/scratch", "test_resnet", {"lr": "4e-3"}),
     "test_resnet.deformable": Network("deformable/stage3", "test_resnet", {"lr": "4e-3", "stages": "2,3,4"}),
+    "test_efficientnet": Network("transfer/scratch", "test_efficientnet", {"lr": "4e-3"}),
     "petals_vit": Network(
         "transfer/scratch",
         "petals_vit",

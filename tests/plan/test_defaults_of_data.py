@@ -41,6 +41,23 @@ def test_a_bare_technique_has_its_twin_and_the_floor_beside_it(host: Host, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("changes", "lr"),
+    [
+        ({}, 5 * 5e-4),
+        ({"settings": {"lr": "1e-3"}}, 1e-3),
+        ({"recipe": {"lr": 1e-4}}, 1e-4),
+        ({"recipe": {"batch_size": 16}}, 5 * 5e-4),
+        ({"backbone": "test_vit", "weights": "none"}, 5e-4),
+    ],
+)
+def test_a_rate_of_a_far_larger_network_is_raised_unless_it_was_chosen(
+    host: Host, tmp_path: Path, changes: dict[str, object], lr: float
+) -> None:
+    (item,) = planned(host, tmp_path, "lora/qv", **changes)
+    assert item.trial.recipe.lr == pytest.approx(lr)
+
+
+@pytest.mark.parametrize(
     ("name", "changes"),
     [
         ("deformable/stage3", {}),

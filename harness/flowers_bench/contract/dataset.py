@@ -185,6 +185,8 @@ class DatasetSource:
         named: reads the text behind `--data NAME:` as options of this source, whose values are fixed by it: text that names data
             elsewhere. Raises `UsageError` for what it cannot read. None: the source takes no such text.
         backbones: small stand-ins for the techniques' default backbones, by name, where the user names none.
+        lr_factors: by backbone, what a learning rate is multiplied by that its paper set for a far larger one. Recipes of suites and
+            `--set lr=` stay as they are.
         recipe: recipe fields that suit this data, such as its image size; `--set` overrides them.
         settings: values of parts' options that suit this data, such as how an augmentation crops, for the parts that have
             such options; variants and `--set` override them.
@@ -201,6 +203,7 @@ class DatasetSource:
     options: Mapping[str, Option | OptionValue] = field(default_factory=dict)
     recognises: Callable[[Path], bool] | None = None
     backbones: Mapping[str, str] = field(default_factory=dict)
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
     max_epochs: int | None = None
     recipe: Mapping[str, object] = field(default_factory=dict)
     weights: str = "pretrained"

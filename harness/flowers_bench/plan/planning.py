@@ -201,7 +201,7 @@ def plan(
     chosen = [_parts(host, request, name) for name in [*names, *_floor(host, source, request, names)]]
     request = replace(request, settings=_renamed(chosen, request.settings))
     data_options, settings = _split_settings(source, request.settings)
-    recipes = [_recipe(source, parts, request.recipe, settings) for parts in chosen]
+    recipes = [_recipe(source, parts, request, settings) for parts in chosen]
     chosen = [_with_recipe(host, parts, recipe, settings) for parts, recipe in zip(chosen, recipes, strict=True)]
     recipes = [_without_warmup(parts, recipe) for parts, recipe in zip(chosen, recipes, strict=True)]
     _refuse_unknown_settings(chosen, settings)
@@ -258,7 +258,7 @@ def searchable(host: Host, request: Request) -> tuple[Recipe, dict[str, Option]]
     _, settings = _split_settings(source, request.settings)
     (label,) = request.techniques
     parts = _parts(host, request, label)
-    recipe = _recipe(source, parts, request.recipe, settings)
+    recipe = _recipe(source, parts, request, settings)
     parts = _with_recipe(host, parts, recipe, settings)
     fixed = {*parts.variant.options, *settings}
     options = {name: option for name, option in _options(parts).items() if option.search and name not in fixed}
@@ -513,8 +513,12 @@ def _left_alone(key: str, group: Sequence[_Parts]) -> list[_Parts]:
     return kept
 
 
-def _recipe(source: DatasetSource, parts: _Parts, instead: Mapping[str, object], settings: Mapping[str, str]) -> Recipe:
-    recipe = parts.technique.recipe.changed(**{**parts.variant.recipe, **instead, **source.recipe})
+def _recipe(source: DatasetSource, parts: _Parts, request: Request, settings: Mapping[str, str]) -> Recipe:
+    recipe = parts.technique.recipe.changed(**parts.variant.recipe)
+    # A learning rate that somebody has chosen is for the network that it was chosen for.
+    if "lr" not in request.recipe:
+        recipe = recipe.changed(lr=recipe.lr * source.lr_factors.get(_backbone(source, parts, request), 1.0))
+    recipe = recipe.changed(**{**request.recipe, **source.recipe})
     if source.max_epochs is not None and recipe.epochs > source.max_epochs and "epochs" not in settings:
         recipe = recipe.changed(epochs=source.max_epochs, warmup_epochs=min(1, recipe.warmup_for(source.max_epochs)))
     given = {key: value for key, value in settings.items() if key in recipe.facts()}
@@ -522,6 +526,11 @@ def _recipe(source: DatasetSource, parts: _Parts, instead: Mapping[str, object],
     if "warmup_epochs" not in given:
         changed = changed.changed(warmup_epochs=recipe.warmup_for(changed.epochs))
     return changed
+
+
+def _backbone(source: DatasetSource, parts: _Parts, request: Request) -> str:
+    default = parts.variant.backbone or parts.technique.backbone
+    return request.backbone or source.backbones.get(default, default)
 
 
 def _initial(
@@ -533,8 +542,7 @@ def _initial(
     loaded: Loaded,
 ) -> _Initial:
     """Find the backbone and its weights, and check that they fit each other and the image size."""
-    default = parts.variant.backbone or parts.technique.backbone
-    name = request.backbone or source.backbones.get(default, default)
+    name = _backbone(source, parts, request)
     check_backbone(name)
     check_image_size(name, recipe.image_size)
     said = request.weights or weights_on(source, parts.variant.weights or parts.technique.weights, name)
