@@ -116,14 +116,14 @@ def equal_width_bins(confidence: np.ndarray) -> np.ndarray:
     return np.asarray((np.ceil(confidence * BINS) - 1).clip(0, BINS - 1).astype(np.intp))
 
 
-def adaptive_bins(confidence: np.ndarray) -> np.ndarray:
-    """Find which of `BINS` bins each confidence of (N,) falls into, by its place in their order, so that bins have
+def adaptive_bins(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Find which of so many bins each confidence of (N,) falls into, by its place in their order, so that bins have
     nearly equally many images.
 
     Images of equal confidence share a bin, that of their mean place: no bin depends on the images' order.
     """
     places = rankdata(confidence, method="average") - 1
-    return np.asarray((places * BINS // len(confidence)).astype(np.intp))
+    return np.asarray((places * bins // len(confidence)).astype(np.intp))
 
 
 def calibration_shares(confidence: np.ndarray, correct: np.ndarray, *, adaptive: bool = False) -> np.ndarray:

@@ -6,8 +6,9 @@ Everything in it is claimed as `flowers-bench compare` claims it: by the pairs o
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -168,12 +169,19 @@ class Answer:
     steps: tuple[Step, ...]
 
     @classmethod
-    def of(cls, group: Group, unfinished: Sequence[TrialFolder] = (), store: str = DEFAULT_STORE) -> Answer:
+    def of(
+        cls,
+        group: Group,
+        unfinished: Sequence[TrialFolder] = (),
+        store: str = DEFAULT_STORE,
+        stores: Mapping[str, str] = MappingProxyType({}),
+    ) -> Answer:
         """Read the answer from a group.
 
         Args:
             unfinished: trials of the same store without a result; those of other groups are passed over.
             store: what the user calls the store, for the commands.
+            stores: the same for trials of other stores, by the trial's id.
         """
         standings = _standings(group.rows)
         best, others = standings[0], standings[1:]
@@ -201,7 +209,7 @@ class Answer:
             family=family_words(group.compared) if against else "",
             steps=(),
         )
-        steps = tuple(_steps(found, {row.id: row for row in group.rows}, store))
+        steps = tuple(_steps(found, {row.id: row for row in group.rows}, store, stores))
         return replace(found, steps=steps)
 
     @property
@@ -297,10 +305,13 @@ class Answer:
 
 
 def answers(
-    board: Leaderboard, unfinished: Sequence[TrialFolder] = (), store: str = DEFAULT_STORE
+    board: Leaderboard,
+    unfinished: Sequence[TrialFolder] = (),
+    store: str = DEFAULT_STORE,
+    stores: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Answer, ...]:
-    """Read one answer from each table."""
-    return tuple(Answer.of(group, unfinished, store) for group in board.groups)
+    """Read one answer from each table; arguments are those of `Answer.of`."""
+    return tuple(Answer.of(group, unfinished, store, stores) for group in board.groups)
 
 
 def print_text(found: Sequence[Answer], store: str = DEFAULT_STORE) -> None:
@@ -454,16 +465,19 @@ def _missing(group: Group, unfinished: Sequence[TrialFolder]) -> list[str]:
     return found
 
 
-def _steps(answer: Answer, rows: dict[str, Row], store: str) -> Iterable[Step]:
+def _steps(answer: Answer, rows: dict[str, Row], store: str, stores: Mapping[str, str]) -> Iterable[Step]:
     """List the commands for this group: more seeds where they would tell, and what one does with the technique chosen."""
     chosen = answer.cheapest or answer.best
     trial = next(t for t in rows[chosen.row].trials if t.folder.id == chosen.trial)
-    beside = "" if store == DEFAULT_STORE else f" --store {shlex.quote(store)}"
+    place = stores.get(chosen.trial, store)
+    beside = "" if place == DEFAULT_STORE else f" --store {shlex.quote(place)}"
     undecided = [one for one in answer.against if one.verdict == "open" and _seeds_tell(one.pair)]
     if undecided and not answer.nothing_learned:
         concerned = [rows[row] for row in dict.fromkeys(row for one in undecided for row in one.pair.ids)]
         ran = {tuple(_seedless(row.trials[0].run.command or ())) for row in concerned}
-        commands = [_more_seeds(row, undecided, len(ran) > 1, store) for row in concerned]
+        commands = [
+            _more_seeds(row, undecided, len(ran) > 1, stores.get(row.trials[0].folder.id, store)) for row in concerned
+        ]
         for command in dict.fromkeys(filter(None, commands)):
             yield Step(command, _MORE_SEEDS)
     if answer.nothing_learned:

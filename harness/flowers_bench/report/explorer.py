@@ -18,7 +18,7 @@ from flowers_bench.report.plots import rounded
 #: How many pairs of classes, examples of each pair, and images of any other kind are shown.
 CONFUSED, EXAMPLES, PICTURED, HARDEST = 12, 3, 6, 12
 #: The number of characters that all confusion matrices of a page may take together.
-MATRICES_BUDGET = 1_000_000
+MATRICES_BUDGET = 400_000
 
 
 class Matrices:

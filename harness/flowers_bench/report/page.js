@@ -1,15 +1,7 @@
-"use strict";
+/* The page: each group with its plots, menus and tables; what is found, kept in the address, and printed. */
 (() => {
   const DATA = JSON.parse(document.getElementById("data").textContent);
   const COLOURS = 8;
-  const all = (root, query) => [...root.querySelectorAll(query)];
-  const make = (tag, attributes = {}, ...children) => {
-    const node = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  };
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   /* Names for legends are cut, unless two of them would then look the same. */
   const short = (names, length = 34) => {
     const cut = names.map((name) => (name.length > length ? `${name.slice(0, length - 1)}…` : name)), seen = new Map();
@@ -37,82 +29,6 @@
   };
   const percent = (values) => values.map((v) => (v === null ? null : 100 * v));
 
-  /* A confusion matrix: one canvas for any number of classes, and a selected cell that pointer and arrow keys move. */
-  class Heat {
-    constructor(root, classes) {
-      this.root = root;
-      this.classes = classes;
-      [this.canvas, this.status] = [root.querySelector("canvas"), root.querySelector(".cell")];
-      this.cell = [0, 0];
-      this.seen = false;
-      this.canvas.addEventListener("keydown", (event) => this.key(event));
-      this.canvas.addEventListener("pointermove", (event) => this.point(event));
-      this.canvas.addEventListener("pointerdown", (event) => this.point(event));
-      this.canvas.addEventListener("focus", () => this.move(...this.cell));
-      new IntersectionObserver(([entry]) => { if (entry.isIntersecting && !this.seen) { this.seen = true; this.paint(); } }, { rootMargin: "300px" }).observe(root);
-      new ResizeObserver(() => requestAnimationFrame(() => this.paint())).observe(root);
-    }
-
-    show(matrix) {
-      const n = this.classes.length;
-      this.counts = matrix && new Uint32Array(n * n);
-      let place = 0;
-      for (let i = 0; matrix && i < matrix.length; i += 2) { place += matrix[i]; this.counts[place] = matrix[i + 1]; }
-      this.totals = matrix && [...Array(n).keys()].map((c) => this.counts.subarray(c * n, (c + 1) * n).reduce((a, b) => a + b, 0));
-      this.canvas.hidden = !matrix;
-      this.status.textContent = matrix ? "" : "Left out to keep this page small: report on fewer trials to see it.";
-      this.paint();
-    }
-
-    paint() {
-      if (!this.counts || !this.seen || !this.root.clientWidth) return;
-      const n = this.classes.length, size = Math.max(2, Math.min(28, Math.floor(Math.min(this.root.clientWidth, 660) / n)));
-      const [wrong, right, soft, focus] = ["--lost", "--won", "--soft", "--focus"].map(css), context = this.canvas.getContext("2d"), sharp = window.devicePixelRatio || 1;
-      this.size = size;
-      [this.canvas.width, this.canvas.height] = [n * size * sharp, n * size * sharp];
-      [this.canvas.style.width, this.canvas.style.height] = [`${n * size}px`, `${n * size}px`];
-      context.scale(sharp, sharp);
-      context.fillStyle = soft;
-      context.fillRect(0, 0, n * size, n * size);
-      const gap = size > 5 ? 1 : 0;
-      this.counts.forEach((count, k) => {
-        if (!count) return;
-        const [label, taken] = [Math.floor(k / n), k % n];
-        context.globalAlpha = 0.15 + 0.85 * Math.sqrt(count / this.totals[label]);
-        context.fillStyle = label === taken ? right : wrong;
-        context.fillRect(taken * size, label * size, size - gap, size - gap);
-      });
-      context.globalAlpha = 1;
-      if (!this.status.textContent) return;
-      context.strokeStyle = focus;
-      context.lineWidth = 2;
-      context.strokeRect(this.cell[1] * size - 1, this.cell[0] * size - 1, size + 1, size + 1);
-    }
-
-    move(label, taken) {
-      const last = this.classes.length - 1, within = (c) => Math.max(0, Math.min(last, c));
-      this.cell = [within(label), within(taken)];
-      const [a, b] = this.cell, count = this.counts[a * (last + 1) + b], total = this.totals[a];
-      const share = total ? `${(100 * count / total).toFixed(0)} %` : "no test images";
-      this.status.textContent = a === b ? `${this.classes[a]} is recognised: ${share}` : `${this.classes[a]} taken for ${this.classes[b]}: ${share}`;
-      this.paint();
-    }
-
-    point(event) {
-      if (!this.counts) return;
-      const box = this.canvas.getBoundingClientRect();
-      this.move(Math.floor((event.clientY - box.top) / this.size), Math.floor((event.clientX - box.left) / this.size));
-    }
-
-    key(event) {
-      const [a, b] = this.cell, n = this.classes.length;
-      const to = { ArrowUp: [a - 1, b], ArrowDown: [a + 1, b], ArrowLeft: [a, b - 1], ArrowRight: [a, b + 1], Home: [a, 0], End: [a, n - 1], PageUp: [a - 10, b], PageDown: [a + 10, b] }[event.key];
-      if (!to || !this.counts) return;
-      event.preventDefault();
-      this.move(...to);
-    }
-  }
-
   class Group {
     constructor(section) {
       this.section = section;
@@ -129,19 +45,105 @@
           this.chosen[box.checked ? "add" : "delete"](row);
           this.redraw();
           this.legend();
+          remember();
         });
       });
-      all(section, ".cost, .curve, .scaling").forEach((menu) => menu.addEventListener("change", () => this.redraw()));
+      all(section, ".cost, .curve, .scaling").forEach((menu) => menu.addEventListener("change", () => { this.redraw(); remember(); }));
       const scaling = this.find(".scaling");
       if (!this.rows.some((row) => row.reliability.raw)) scaling.value = "scaled";
       if (!this.rows.some((row) => row.reliability.scaled)) scaling.closest("label").hidden = true;
-      this.heat = new Heat(this.find(".heat"), this.data.classes);
+      this.hits = null;
+      this.differ = new Disagreement(this.find(".differ"), this.data, remember);
+      this.heat = new Heat(this.find(".heat"), this.data.classes, (label, taken) => this.openPair(Number(menu.value), this.differ.pair[1], [label, taken]));
       const menu = this.find(".explore");
-      menu.addEventListener("change", () => this.explore(Number(menu.value)));
+      menu.addEventListener("change", () => { this.explore(Number(menu.value)); remember(); });
       this.explore(0);
-      const search = this.find(".find");
-      if (search) search.addEventListener("input", () => this.filter(search.value));
+      all(section, ".pair").forEach((button) => button.addEventListener("click", () => this.openPair(Number(button.closest("tr").dataset.row), Number(button.closest("td").dataset.column))));
+      section.addEventListener("click", (event) => {
+        const button = event.target.closest(".enlarge");
+        if (button) this.differ.enlarge(button.dataset.image, button.querySelector("img")?.alt ?? "");
+      });
+      this.board();
+      this.keepable();
       this.fill(section);
+      this.legend();
+    }
+
+    /* The leaderboard's columns, and its order where there is no head to press. */
+    board() {
+      const [table, everything, order] = [".board", ".all-columns", ".sort-by"].map((query) => this.find(query)), heads = all(table, "thead th");
+      everything.addEventListener("change", () => { table.classList.toggle("whole", everything.checked); remember(); });
+      order.append(...heads.flatMap((head, i) => (head.querySelector("button") ? [make("option", { value: i }, head.textContent.trim())] : [])));
+      order.value = heads.findIndex((head) => head.hasAttribute("aria-sort"));
+      order.addEventListener("change", () => sortBy(table, Number(order.value), heads[Number(order.value)].dataset.kind === "text"));
+      table.addEventListener("sorted", () => { order.value = heads.findIndex((head) => head.hasAttribute("aria-sort")); remember(); });
+    }
+
+    /* Each plot can be kept as SVG and PNG, each table as CSV, the leaderboard as LaTeX too. */
+    keepable() {
+      const stem = this.section.querySelector("h2").firstChild.textContent.trim();
+      all(this.section, ".plot").forEach((element) => {
+        const name = fileName(stem, element.dataset.plot, element.dataset.kind ?? element.dataset.sweep ?? ""), what = element.getAttribute("aria-label").split(";")[0];
+        const button = (kind) => {
+          const found = asButton(kind.toUpperCase(), { class: `quiet save ${kind}`, "aria-label": `Keep as ${kind.toUpperCase()}: ${what}` });
+          found.addEventListener("click", () => { this.drawn.add(element); this.plot(element); keepPlot(element, kind, name, css("--card")); });
+          return found;
+        };
+        element.after(make("p", { class: "saves" }, button("svg"), button("png")));
+      });
+      keepTables(this.section, stem);
+      const latex = asButton("LaTeX", { class: "quiet save latex", "aria-label": "Keep as LaTeX: leaderboard" });
+      latex.addEventListener("click", () => keep(this.data.latex, "text/x-tex", `${fileName(stem, "leaderboard")}.tex`));
+      this.find(`[id$="-board"] .saves`).append(latex);
+    }
+
+    /* Bring the images on which two rows disagree into view, or those of a cell of the first one's confusion matrix. */
+    openPair(a, b, cell = null) {
+      this.differ.choose(a, b, cell);
+      remember(this.differ.root.id);
+      this.differ.root.scrollIntoView();
+      this.differ.root.querySelector("select").focus({ preventScroll: true });
+    }
+
+    /* What stands in the address: what the reader chose, where it is not what the page begins with. */
+    state() {
+      const found = {}, value = (query) => this.find(query)?.value, id = (i) => this.rows[i].id.slice(0, 8), put = (key, text, usual) => { if (text !== undefined && text !== usual) found[key] = text; };
+      put("cost", value(".cost"), this.data.costs.some((cost) => cost.key === "seconds") ? "seconds" : this.data.costs[0]?.key);
+      put("curve", value(".curve"), Object.keys(this.data.curves)[0]);
+      put("rows", this.picked().map(id).join("."), [...this.rows.keys()].filter((i) => i < this.data.drawn).map(id).join("."));
+      put("of", id(Number(value(".explore"))), id(0));
+      const [a, b] = this.differ.pair;
+      put("a", id(a), id(0));
+      put("b", id(b), id(Math.min(1, this.rows.length - 1)));
+      put("cell", this.differ.cell?.join("-"));
+      const table = this.find(".board"), sorted = all(table, "thead th").findIndex((head) => head.hasAttribute("aria-sort"));
+      put("sort", `${sorted}${table.querySelector("[aria-sort=ascending]") ? "up" : "down"}`, "2down");
+      put("columns", this.find(".all-columns").checked ? "all" : undefined);
+      return found;
+    }
+
+    /* Put the page into a state that `state` gave; what is not in this page, or no longer, is passed over. */
+    restore(state) {
+      const row = (id) => this.rows.findIndex((found) => id && found.id.startsWith(id)), menu = (query, value) => {
+        const found = this.find(query);
+        if (found && [...found.options].some((option) => option.value === value)) found.value = value;
+      };
+      menu(".cost", state.get("cost"));
+      menu(".curve", state.get("curve"));
+      if (state.has("rows")) {
+        this.chosen = new Set(state.get("rows").split(".").map(row).filter((i) => i >= 0));
+        all(this.section, ".draw").forEach((box) => { box.checked = this.chosen.has(Number(box.closest("tr").dataset.row)); });
+      }
+      if (row(state.get("of")) > 0) { this.find(".explore").value = row(state.get("of")); this.explore(row(state.get("of"))); }
+      if (["a", "b", "cell"].some((key) => state.has(key))) {
+        const [a, b] = [["a", 0], ["b", 1]].map(([key, usual]) => (row(state.get(key)) < 0 ? usual : row(state.get(key))));
+        const cell = /^(\d+)-(\d+)$/.exec(state.get("cell") ?? "")?.slice(1).map(Number), last = this.data.classes.length;
+        this.differ.choose(a, Math.min(b, this.rows.length - 1), cell?.every((c) => c < last) ? cell : null);
+      }
+      const [, column, way] = /^(\d+)(up|down)$/.exec(state.get("sort") ?? "") ?? [], table = this.find(".board");
+      if (column && all(table, "thead th")[column]?.querySelector("button")) sortBy(table, Number(column), way === "up");
+      if (state.get("columns") === "all") { this.find(".all-columns").checked = true; table.classList.add("whole"); }
+      this.redraw();
       this.legend();
     }
 
@@ -149,7 +151,9 @@
     colour(row) { return css(`--c${row % COLOURS}`); }
     dash(row) { return ["solid", "dash", "dot", "dashdot"][Math.floor(row / COLOURS) % 4]; }
     label(row) { return this.names[row]; }
+    shown(row) { return !this.hits || this.hits.has(row); }
     picked() { return [...this.chosen].sort((a, b) => a - b); }
+    visible() { return this.picked().filter((row) => this.shown(row)); }
 
     watch() {
       const stress = this.find("[data-plots=stress]");
@@ -166,9 +170,7 @@
     }
 
     drawAll() {
-      if (this.section.hidden) return;
       all(this.section, ".plot").forEach((element) => this.drawn.add(element));
-      all(this.section, ".verdicts details").forEach((more) => { more.open = true; });
       this.heat.seen = true;
       this.redraw();
     }
@@ -178,7 +180,7 @@
     /* One legend for all plots of changed images. */
     legend() {
       const entry = (i) => make("li", {}, make("span", { class: "line", style: `border-top: 3px ${{ solid: "solid", dash: "dashed" }[this.dash(i)] ?? "dotted"} var(--c${i % COLOURS})` }), this.names[i]);
-      this.find(".legend")?.replaceChildren(...this.picked().filter((i) => Object.keys(this.rows[i].stress).length).map(entry));
+      this.find(".legend")?.replaceChildren(...this.visible().filter((i) => Object.keys(this.rows[i].stress).length).map(entry));
     }
 
     plot(element) { this[element.dataset.plot](element); }
@@ -186,7 +188,7 @@
     cost(element) {
       const key = this.find(".cost").value;
       const { axis, unit, words } = this.data.costs.find((cost) => cost.key === key);
-      const points = [...this.rows.keys()].filter((i) => this.rows[i].costs[key] !== null);
+      const points = [...this.rows.keys()].filter((i) => this.shown(i) && this.rows[i].costs[key] !== null);
       const value = (i) => this.rows[i].costs[key];
       const front = [];
       let best = -1;
@@ -195,18 +197,11 @@
       }
       const y = (i) => 100 * this.rows[i].top1[1];
       const x = (i) => value(i) / unit;
-      // A name is written only where there is no other name; the other points show theirs on hover.
-      const span = (list) => Math.max(...list) - Math.min(...list) || 1, across = points.map((i) => Math.log(value(i) || 1));
-      const [wide, high] = [span(across), span(points.map(y))], written = [];
-      for (const i of [...front, ...points.filter((i) => this.chosen.has(i))]) {
-        const near = (j) => Math.abs(Math.log((value(i) || 1) / (value(j) || 1))) < 0.16 * wide && Math.abs(y(i) - y(j)) < 0.06 * high;
-        if (!written.some(near)) written.push(i);
-      }
-      // Names are above and beside the point, away from its interval and the front, towards the middle of the plot.
-      const middle = (Math.min(...across) + Math.max(...across)) / 2, side = (i) => (Math.log(value(i) || 1) > middle ? "top left" : "top right");
+      // A name is written where there is room for it; the other points show theirs on hover.
+      const named = (i) => front.includes(i) || this.chosen.has(i);
       const trace = (name, chosen, colours, opacity) => ({
         type: "scatter", mode: "markers+text", name, x: chosen.map(x), y: chosen.map(y), opacity,
-        text: chosen.map((i) => (written.includes(i) ? this.label(i) : "")), textposition: chosen.map(side), textfont: { size: 11, color: css("--muted") }, cliponaxis: false,
+        text: chosen.map((i) => (named(i) ? this.label(i) : "")), textfont: { size: 11, color: css("--ink"), edge: css("--card") },
         customdata: chosen.map((i) => [this.rows[i].name, this.rows[i].backbone]),
         hovertemplate: "%{customdata}<br>%{y:.1f} %<br>%{x:.4g} " + words + "<extra></extra>",
         error_y: { type: "data", symmetric: false, array: chosen.map((i) => 100 * this.rows[i].top1[2] - y(i)), arrayminus: chosen.map((i) => y(i) - 100 * this.rows[i].top1[0]), thickness: 1.2, width: 3, color: css("--muted") },
@@ -222,7 +217,7 @@
 
     curves(element) {
       const key = this.find(".curve").value, share = key !== "train_loss";
-      const traces = this.picked().flatMap((i) => {
+      const traces = this.visible().flatMap((i) => {
         const found = this.rows[i].curves[key], scaled = share ? Object.fromEntries(Object.entries(found).map(([k, v]) => [k, percent(v)])) : found;
         const x = scaled.mean.map((_, epoch) => epoch + 1);
         return [band(x, scaled, this.colour(i)), {
@@ -230,19 +225,18 @@
           hovertemplate: `epoch %{x}: %{y:.4g}<extra>${this.label(i)}</extra>`,
         }];
       });
-      const epochs = Math.max(1, ...this.picked().map((i) => this.rows[i].curves[key].mean.length));
+      const epochs = Math.max(1, ...this.visible().map((i) => this.rows[i].curves[key].mean.length));
       draw(element, traces, { title: { text: "epoch" }, tickformat: "d", dtick: epochs <= 12 ? 1 : undefined }, { title: { text: share ? `${this.data.curves[key]}, %` : this.data.curves[key] } });
     }
 
     calibration(element) {
       const key = this.find(".scaling").value;
-      const traces = this.picked().filter((i) => this.rows[i].reliability[key]).map((i) => {
-        const found = this.rows[i].reliability[key], total = found.n.reduce((a, b) => a + b, 0);
-        const full = [...found.n.keys()].filter((bin) => found.n[bin] > 0);
+      const traces = this.visible().filter((i) => this.rows[i].reliability[key]).map((i) => {
+        const found = this.rows[i].reliability[key], [x, y, low, high] = ["confidence", "accuracy", "low", "high"].map((name) => percent(found[name]));
         return {
-          type: "scatter", mode: "lines+markers", name: this.label(i), x: full.map((b) => 100 * found.confidence[b]), y: full.map((b) => 100 * found.accuracy[b]),
-          line: { color: this.colour(i), width: 1.8, dash: this.dash(i) }, marker: { size: full.map((b) => 4 + 16 * Math.sqrt(found.n[b] / total)) },
-          customdata: full.map((b) => found.n[b]), hovertemplate: `confidence %{x:.0f} %: right in %{y:.0f} % of %{customdata}<extra>${this.label(i)}</extra>`,
+          type: "scatter", mode: "lines+markers", name: this.label(i), x, y, line: { color: this.colour(i), width: 1.8, dash: this.dash(i) }, marker: { size: 7 },
+          error_y: { array: high.map((v, bin) => v - y[bin]), arrayminus: low.map((v, bin) => y[bin] - v), thickness: 1.2, color: this.colour(i) },
+          customdata: found.n, hovertemplate: `confidence %{x:.0f} %: right in %{y:.0f} % of %{customdata}<extra>${this.label(i)}</extra>`,
         };
       });
       const ideal = { type: "scatter", mode: "lines", x: [0, 100], y: [0, 100], line: { color: css("--muted"), dash: "dot", width: 1.5 }, hoverinfo: "skip", showlegend: false };
@@ -261,7 +255,7 @@
 
     stress(element) {
       const kind = element.dataset.kind;
-      const traces = this.picked().filter((i) => this.rows[i].stress[kind]).flatMap((i) => {
+      const traces = this.visible().filter((i) => this.rows[i].stress[kind]).flatMap((i) => {
         const found = this.rows[i].stress[kind], curve = { low: percent(found.low), high: percent(found.high) };
         return [band(found.levels, curve, this.colour(i)), {
           type: "scatter", mode: "lines+markers", name: this.label(i), x: found.levels, y: percent(found.mean), line: { color: this.colour(i), width: 2, dash: this.dash(i) },
@@ -285,12 +279,10 @@
       draw(element, traces, { title: { text: "training images of each class" }, type: "log", tickvals: ticks, ticktext: ticks.map((x) => String(Math.round(10 * x) / 10)) }, { title: { text: "test top-1 %" } });
     }
 
-    image(key, alt) {
-      const uri = this.data.images[key];
-      return uri ? make("img", { src: uri, alt, title: key }) : null;
-    }
+    /* An image that is in the page, as a button that enlarges it; or null. */
+    image(key, alt) { return key in this.data.images ? this.differ.picture(key, alt) : null; }
 
-    fill(root) { all(root, "img[data-image]").forEach((image) => { image.src = this.data.images[image.dataset.image]; }); }
+    fill(root) { all(root, ".enlarge[data-image] img:not([src])").forEach((image) => { image.src = this.data.images[image.parentElement.dataset.image]; }); }
 
     explore(index) {
       const row = this.rows[index], name = (c) => this.data.classes[c];
@@ -324,40 +316,62 @@
         make("h4", {}, "Right, and most sure of it"), row.right.length ? gallery(row.right, "good", (f) => [name(f.label), make("br"), sure(f)]) : make("p", { class: "empty" }, "No image is right with every seed."),
         classes,
       );
+      keepTables(classes, `${row.name}-`);
     }
 
-    filter(text) {
-      const words = text.toLowerCase().split(/\s+/);
-      all(this.section, ".board tbody tr").forEach((line) => { line.hidden = !words.every((word) => line.textContent.toLowerCase().includes(word)); });
+    /* Show the rows that have all words, in tables, plots and menus; all of them, if none has. Gives how many were found. */
+    filter(words) {
+      const has = (line) => words.every((word) => `${line.textContent} ${this.find(`details[data-row="${line.dataset.row}"] tbody`)?.textContent}`.toLowerCase().includes(word));
+      const found = new Set(all(this.section, ".board tbody tr").filter(has).map((line) => Number(line.dataset.row)));
+      this.hits = words.length && found.size ? found : null;
+      all(this.section, "[data-row]").forEach((line) => { line.hidden = !this.shown(Number(line.dataset.row)); });
+      all(this.section, ".matrix [data-column]").forEach((cell) => { cell.hidden = !this.shown(Number(cell.dataset.column)); });
+      all(this.section, ".explore option, .differ option").forEach((option) => { option.hidden = !this.shown(Number(option.value)); });
+      const menu = this.find(".explore");
+      if (!this.shown(Number(menu.value))) { menu.value = Math.min(...this.hits); this.explore(Number(menu.value)); }
+      this.redraw();
+      this.legend();
+      return words.length ? found.size : 0;
     }
   }
 
-  function sortable(table) {
-    all(table, "thead th").forEach((head, column) => {
-      const button = head.querySelector("button");
-      if (!button) return;
-      button.addEventListener("click", () => {
-        const text = head.dataset.kind === "text";
-        const ascending = head.hasAttribute("aria-sort") ? head.getAttribute("aria-sort") === "descending" : text;
-        all(table, "thead th").forEach((other) => other.removeAttribute("aria-sort"));
-        head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
-        const value = (line) => {
-          const cell = line.children[column];
-          if (text) return cell.textContent.trim();
-          const number = parseFloat(cell.dataset.value ?? cell.textContent);
-          return Number.isNaN(number) ? null : number;
-        };
-        const lines = all(table, "tbody tr").map((line) => [value(line), line]);
-        lines.sort(([a], [b]) => {
-          if (a === null || b === null) return (a === null) - (b === null);
-          return (ascending ? 1 : -1) * (text ? a.localeCompare(b, undefined, { numeric: true }) : a - b);
-        });
-        table.tBodies[0].append(...lines.map(([, line]) => line));
-      });
-    });
+  /* Everything else that can be found: lines of tables and pictures; where nothing is found, all stay. */
+  const OTHERS = "main tbody tr:not([data-row]), .gallery li, .pairs li";
+  const search = document.getElementById("find"), told = document.getElementById("found");
+  const words = () => search.value.toLowerCase().split(/\s+/).filter(Boolean);
+  function find() {
+    const rows = groups.reduce((sum, group) => sum + group.filter(words()), 0), others = findOthers();
+    told.textContent = !words().length ? "" : rows || others ? `${rows} row${rows === 1 ? "" : "s"}, ${others} other` : "nothing found";
+    remember();
+  }
+  function findOthers() {
+    const places = new Map(), wanted = words();
+    all(document, OTHERS).forEach((line) => places.set(line.parentElement, [...(places.get(line.parentElement) ?? []), line]));
+    let found = 0;
+    for (const lines of places.values()) {
+      const hits = lines.filter((line) => wanted.every((word) => line.textContent.toLowerCase().includes(word)));
+      if (wanted.length) found += hits.length;
+      lines.forEach((line) => { line.hidden = hits.length > 0 && !hits.includes(line); });
+    }
+    return found;
+  }
+
+  /* The state stands in the address after the place, `#place?key=value`, so that what one sees can be sent to somebody. */
+  let place = "", theme = 0, restoring = true;
+  const THEMES = ["automatic", "light", "dark"];
+  function remember(target) {
+    if (restoring) return;
+    if (search.value) findOthers(); // of what was chosen since
+    const group = groups.find(({ section }) => !section.hidden), state = new URLSearchParams(group ? group.state() : {});
+    if (target) place = target;
+    if (search.value) state.set("find", search.value);
+    if (theme) state.set("theme", THEMES[theme]);
+    const text = String(state);
+    history.replaceState(null, "", place || text ? `#${place || group?.section.id || ""}${text ? `?${text}` : ""}` : location.pathname + location.search);
   }
 
   const groups = all(document, ".group").map((section) => new Group(section));
+  search.addEventListener("input", find);
   all(document, "table.sortable").forEach(sortable);
   all(document, ".copy").forEach((button) => button.addEventListener("click", async () => {
     const text = button.previousElementSibling;
@@ -371,31 +385,59 @@
 
   /* If there are several groups, one is shown at a time; a link into a group opens it and the element it points to. */
   function show() {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    const section = target?.closest(".group") ?? groups.find(({ section }) => !section.hidden)?.section;
+    const [name, text] = location.hash.slice(1).split("?");
+    place = decodeURIComponent(name);
+    const target = document.getElementById(place), section = target?.closest(".group") ?? groups.find(({ section }) => !section.hidden)?.section;
     if (section && groups.length > 1) {
       groups.forEach((group) => { group.section.hidden = group.section !== section; });
       all(document, ".groups a").forEach((link) => (link.hash === `#${section.id}` ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current")));
     }
+    if (text) restore(new URLSearchParams(text), groups.find((group) => group.section === section));
     if (target?.tagName === "DETAILS") target.open = true;
     if (target && target !== section) target.scrollIntoView();
+    restoring = false;
+    remember();
   }
-  window.addEventListener("hashchange", show);
-  show();
+  function restore(state, group) {
+    restoring = true;
+    group?.restore(state);
+    if (THEMES.includes(state.get("theme"))) dress(THEMES.indexOf(state.get("theme")));
+    search.value = state.get("find") ?? "";
+    find();
+  }
 
-  const THEMES = ["automatic", "light", "dark"], button = document.getElementById("theme");
-  let theme = 0;
+  const button = document.getElementById("theme"), dialog = document.getElementById("enlarged");
   const repaint = () => groups.forEach((group) => group.redraw());
-  let width = window.innerWidth;
-  window.addEventListener("resize", () => { if (width !== window.innerWidth) { width = window.innerWidth; requestAnimationFrame(repaint); } });
-  /* On paper there is no scrolling and no opening: everything that is shown is drawn before. */
-  window.addEventListener("beforeprint", () => groups.forEach((group) => group.drawAll()));
-  button.addEventListener("click", () => {
-    theme = (theme + 1) % THEMES.length;
+  function dress(chosen) {
+    theme = chosen;
     button.textContent = `Theme: ${THEMES[theme]}`;
     if (theme) document.documentElement.dataset.theme = THEMES[theme];
     else delete document.documentElement.dataset.theme;
     repaint();
+  }
+  button.addEventListener("click", () => { dress((theme + 1) % THEMES.length); remember(); });
+  dialog.querySelector(".close").addEventListener("click", () => dialog.close());
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  window.addEventListener("hashchange", show);
+  show();
+
+  let width = window.innerWidth;
+  window.addEventListener("resize", () => { if (width !== window.innerWidth) { width = window.innerWidth; requestAnimationFrame(repaint); } });
+  /* On paper there is no scrolling, no opening and no darkness: everything is shown and drawn before, and put back afterwards. */
+  let before = null;
+  window.addEventListener("beforeprint", () => {
+    before = { theme, hidden: groups.map(({ section }) => section.hidden), closed: all(document, "details:not([open])") };
+    groups.forEach(({ section }) => { section.hidden = false; });
+    before.closed.forEach((details) => { details.open = true; });
+    dress(1);
+    groups.forEach((group) => group.drawAll());
+  });
+  window.addEventListener("afterprint", () => {
+    if (!before) return;
+    groups.forEach(({ section }, i) => { section.hidden = before.hidden[i]; });
+    before.closed.forEach((details) => { details.open = false; });
+    dress(before.theme);
+    before = null;
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 })();

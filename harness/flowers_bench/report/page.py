@@ -1,7 +1,7 @@
 """Render the HTML report: one page that contains everything and loads nothing from elsewhere.
 
-This module and those beside it compute the content; `page.html` is the layout, `page.js` makes the page answer, and
-`plot.js` draws its plots.
+This module and those beside it compute the content; `page.html` is the layout, `page.css` its look, and the files of `SCRIPTS`
+make it answer.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from flowers_bench.report.aggregate import Finished, Row
 from flowers_bench.report.answer import DEFAULT_STORE, Answer, Step, answers
 from flowers_bench.report.comparison import Comparison, Pair
 from flowers_bench.report.comparison_text import family_words, far_off, points, sentence
+from flowers_bench.report.disagreement import VOTES_BUDGET, Disagreement, Kept, Votes
 from flowers_bench.report.explorer import MATRICES_BUDGET, Explored, Matrices, explore, hardest
 from flowers_bench.report.formatting import duration, p_value, percent, percent_interval, plain, points_interval
 from flowers_bench.report.leaderboard import COMPARED, Group, Leaderboard
@@ -32,10 +33,15 @@ from flowers_bench.report.plots import CURVES, Series, ShotsCurve, Sweep, series
 from flowers_bench.report.robustness import sentences, table, under_stress
 from flowers_bench.report.shots import Family, families
 from flowers_bench.report.table import Table
+from flowers_bench.report.text import latex
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.util.errors import Unreadable
 from flowers_bench.util.text import printable
 
+#: The page's scripts, in the order in which they need each other.
+SCRIPTS = ("dom.js", "plot.js", "tables.js", "heat.js", "disagreement.js", "page.js")
+#: The costs that stand beside the accuracy; the others are shown when asked for.
+BESIDE = ("seconds", "peak_rss_bytes", "peak_cuda_bytes")
 #: How many rows the plots show before the reader chooses others.
 DRAWN = 6
 #: Nested facts as a list of names and values, both text.
@@ -53,7 +59,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class PageTrial:
-    """One trial of a row; all fields are text, except the seed and the number of its machine."""
+    """One trial of a row; all fields are text, except the seed and the number of its machine. `store` is empty where there is
+    but one."""
 
     id: str
     seed: int
@@ -64,6 +71,7 @@ class PageTrial:
     machine: int
     load: str
     command: str
+    store: str
 
 
 @dataclass(frozen=True)
@@ -86,12 +94,12 @@ class PageRow:
 
 @dataclass(frozen=True)
 class KindTable:
-    """A table of the measures of one kind; `body` has the name of each row and its cells."""
+    """A table of the measures of one kind; `body` has the place of each row in its group, its name and its cells."""
 
     title: str
     note: str
     head: list[str]
-    body: list[tuple[str, list[str]]]
+    body: list[tuple[int, str, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -149,7 +157,10 @@ class Axis(TypedDict):
 
 
 class RowData(Series, Explored):
-    """The data of a row for the page's script."""
+    """The data of a row for the page's script; `votes` are about the group's images, `seeds` is how many there are."""
+
+    votes: Votes
+    seeds: int
 
 
 class GroupData(TypedDict):
@@ -163,6 +174,8 @@ class GroupData(TypedDict):
     images: dict[str, str]
     sweeps: list[Sweep]
     drawn: int
+    kept: Kept
+    latex: str
 
 
 @dataclass(frozen=True)
@@ -179,8 +192,10 @@ class PageGroup:
     steps: tuple[Step, ...]
     rows: list[PageRow]
     scale: Scale
+    beside: list[Measure]
     costs: list[Measure]
     kinds: list[KindTable]
+    learned: bool
     matrix: Matrix
     figures: list[Picture]
     hard: list[HardImage]
@@ -217,6 +232,7 @@ def render(
     damaged: Sequence[Unreadable] = (),
     store: str = DEFAULT_STORE,
     live: str | None = None,
+    stores: Mapping[str, str] | None = None,
 ) -> str:
     """Render the whole page as HTML text.
 
@@ -227,6 +243,7 @@ def render(
         damaged: why trials or pictures could not be read; the page lists it.
         store: what the user calls the store, for the commands.
         live: of a run that goes on, what is left of it in words; the page then loads itself again.
+        stores: what the user calls the store of each trial, by the trial's id, where the page is of several stores.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -242,9 +259,9 @@ def render(
     machines = _machines(board)
     share = max(1, len(board.groups))
     curves = families(board)
-    found = answers(board, unfinished, store)
+    found = answers(board, unfinished, store, stores or {})
     groups = [
-        _group(place, group, answer, machines, share, curves.get(place))
+        _group(place, group, answer, machines, share, curves.get(place), stores or {})
         for place, (group, answer) in enumerate(zip(board.groups, found, strict=True))
     ]
     return environment.get_template("page.html").render(
@@ -260,8 +277,7 @@ def render(
         rows=sum(len(group.rows) for group in board.groups),
         live=live,
         css=_asset("page.css"),
-        js=_asset("page.js"),
-        plot=_asset("plot.js"),
+        scripts="\n".join(map(_asset, SCRIPTS)),
     )
 
 
@@ -314,7 +330,13 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Facts:
 
 
 def _group(
-    place: int, group: Group, answer: Answer, machines: Mapping[str, Machine], groups: int, family: Family | None
+    place: int,
+    group: Group,
+    answer: Answer,
+    machines: Mapping[str, Machine],
+    groups: int,
+    family: Family | None,
+    stores: Mapping[str, str],
 ) -> PageGroup:
     rows = group.rows
     examples = Examples(rows[0].trials[0], IMAGES_BUDGET // groups)
@@ -323,15 +345,23 @@ def _group(
     examples.want(image.key for image in hard)
     matrices = Matrices(MATRICES_BUDGET // groups)
     explored = [explore(row, examples, matrices) for row in rows]
+    disagreement = Disagreement.of(rows, VOTES_BUDGET // groups)
+    examples.want(disagreement.kept["keys"])
+    costs = [measure for measure in (*COSTS, *SPEEDS) if measure.measured(rows)]
     data: GroupData = {
         "shots": shots_series(family) if family else None,
-        "rows": [RowData(**series(row), **found) for row, found in zip(rows, explored, strict=True)],
+        "rows": [
+            RowData(**series(row), **found, votes=votes, seeds=len(row.seeds))
+            for row, found, votes in zip(rows, explored, disagreement.votes, strict=True)
+        ],
         "classes": names,
         "costs": [_axis(measure, rows) for measure in COSTS if measure.measured(rows)],
         "curves": {key: title for key, (title, _) in CURVES.items()},
         "images": examples.uris,
         "sweeps": swept,
         "drawn": DRAWN,
+        "kept": disagreement.kept,
+        "latex": latex(Leaderboard((group,))),
     }
     return PageGroup(
         id=f"g{place}",
@@ -342,9 +372,11 @@ def _group(
         overs=sorted({row.top1.over for row in rows}),
         verdicts=_verdicts(group, answer),
         steps=answer.steps,
-        rows=[_row(f"g{place}r{i}", row, machines) for i, row in enumerate(rows)],
+        rows=[_row(f"g{place}r{i}", row, machines, stores) for i, row in enumerate(rows)],
         scale=Scale(min(row.top1.low for row in rows), max(row.top1.high for row in rows)),
-        costs=[measure for measure in (*COSTS, *SPEEDS) if measure.measured(rows)],
+        beside=[measure for measure in costs if measure.key in BESIDE],
+        costs=[measure for measure in costs if measure.key not in BESIDE],
+        learned=any(trial.trained for row in rows for trial in row.trials),
         kinds=[found for kind in (QUALITY, *kinds(tuple(rows))) if (found := _kind(kind, rows))],
         matrix=_matrix(rows[:COMPARED], group.compared),
         figures=figures(rows, FIGURES_BUDGET // groups),
@@ -385,7 +417,7 @@ def _accuracy(row: Row) -> str:
     return f"{percent(row.top1.value)} % {percent_interval(row.top1.low, row.top1.high)}"
 
 
-def _row(identifier: str, row: Row, machines: Mapping[str, Machine]) -> PageRow:
+def _row(identifier: str, row: Row, machines: Mapping[str, Machine], stores: Mapping[str, str]) -> PageRow:
     config = row.config
     facts: dict[str, object] = {
         "weights": config.weights.json(),
@@ -411,7 +443,7 @@ def _row(identifier: str, row: Row, machines: Mapping[str, Machine]) -> PageRow:
         val=row.mean("val", "top1"),
         costs={m.key: (row.mean(*m.path), _cost_text(m, row)) for m in (*COSTS, *SPEEDS)},
         facts=_flat(facts),
-        trials=[_trial(trial, machines) for trial in row.trials],
+        trials=[_trial(trial, machines, stores) for trial in row.trials],
     )
 
 
@@ -434,7 +466,7 @@ def _cost_text(measure: Measure, row: Row) -> str:
     return f"{'≥ ' if uncounted else ''}{measure.text(row)}"
 
 
-def _trial(trial: Finished, machines: Mapping[str, Machine]) -> PageTrial:
+def _trial(trial: Finished, machines: Mapping[str, Machine], stores: Mapping[str, str]) -> PageTrial:
     result = trial.result
     return PageTrial(
         id=trial.folder.id,
@@ -446,6 +478,7 @@ def _trial(trial: Finished, machines: Mapping[str, Machine]) -> PageTrial:
         machine=machines[_machine_key(trial)].number,
         load=plain(next(iter(result.hardware.load_average), None)),
         command=shlex.join(["flowers-bench", *(trial.run.command or ())]),
+        store=stores.get(trial.folder.id, ""),
     )
 
 
@@ -454,7 +487,7 @@ def _kind(kind: Kind, rows: tuple[Row, ...]) -> KindTable | None:
     if not having:
         return None
     measures = kind.shown(having)
-    body = [(row.name, [measure.text(row) for measure in measures]) for row in having]
+    body = [(rows.index(row), row.name, [measure.text(row) for measure in measures]) for row in having]
     return KindTable(kind.title, kind.note, [measure.title for measure in measures], body)
 
 

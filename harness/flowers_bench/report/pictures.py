@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from flowers_bench.contract.dataset import Dataset
     from flowers_bench.store.folder import TrialFolder
 
-#: Side of an example image, and largest width of a figure, in pixels.
-THUMBNAIL, FIGURE_WIDTH = 88, 1000
+#: Largest shorter side of an example image, and largest width of a figure, in pixels.
+THUMBNAIL, FIGURE_WIDTH = 144, 1000
+#: What is more than so many times as long as wide is cut at both ends.
+LONGEST = 2.0
 #: Largest size of a figure's file, in bytes.
 LARGEST_PICTURE = 64 << 20
 #: Largest ratio of a figure's height to its width.
@@ -57,7 +59,7 @@ class Examples:
             return
         for key in keys:
             if key in self._places and key not in self.uris and self._left > 0:
-                self.uris[key] = _data_uri(_thumbnail(self._test.images[self._places[key]].numpy()), 66)
+                self.uris[key] = _data_uri(_thumbnail(self._test.images[self._places[key]].numpy()), 60)
                 self._left -= len(self.uris[key])
 
 
@@ -86,11 +88,16 @@ def _dataset(trial: Finished) -> Dataset:
 
 
 def _thumbnail(pixels: object) -> Image.Image:
+    """Make a picture that is no larger than the stored one, of (3, H, W) pixels."""
     import numpy as np
     from PIL import Image, ImageOps
 
     image = Image.fromarray(np.ascontiguousarray(np.asarray(pixels).transpose(1, 2, 0)))
-    return ImageOps.fit(image, (THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    width, height = image.size
+    short = min(width, height)
+    scale = min(1.0, THUMBNAIL / short)
+    sides = [round(scale * min(side, LONGEST * short)) for side in (width, height)]
+    return ImageOps.fit(image, (sides[0], sides[1]), Image.Resampling.LANCZOS)
 
 
 def _data_uri(image: Image.Image, quality: int) -> str:

@@ -1,4 +1,3 @@
-"use strict";
 /* Plots as SVG: points, lines, bands and intervals, on linear or logarithmic axes. Traces and axes are described as plotly
    describes them, of which this draws what the page uses; all texts are shown as they are. */
 const drawPlot = (() => {
@@ -82,6 +81,32 @@ const drawPlot = (() => {
     return { group, height: shown.length ? 18 * (row + 1) : 0 };
   };
 
+  const apart = (a, b) => a[2] <= b[0] || b[2] <= a[0] || a[3] <= b[1] || b[3] <= a[1];
+
+  /* Write the names of points where they cover no point, no interval and no other name; those with no room are left out. */
+  const names = (traces, x, y, frame) => {
+    const found = node("g"), taken = [], wanted = [];
+    for (const trace of traces.filter((one) => one.hoverinfo !== "skip")) {
+      trace.x.forEach((value, i) => {
+        if (!known(value) || !known(trace.y[i])) return;
+        const [px, py] = [x.at(value), y.at(trace.y[i])], error = trace.error_y;
+        taken.push([px - 6, py - 6, px + 6, py + 6]);
+        if (error) taken.push([px - 2, y.at(trace.y[i] + error.array[i]), px + 2, y.at(trace.y[i] - error.arrayminus[i])]);
+        if (trace.text?.[i]) wanted.push([px, py, trace.text[i], trace.textfont]);
+      });
+    }
+    for (const [px, py, text, font] of wanted) {
+      const wide = 0.53 * font.size * text.length + 4, high = font.size + 2;
+      const places = [[9, -8], [-9 - wide, -8], [9, high], [-9 - wide, high], [9, -8 - high], [-9 - wide, -8 - high], [9, 2 * high], [-9 - wide, 2 * high]];
+      const boxes = places.map(([dx, dy]) => [px + dx, py + dy - font.size + 1, px + dx + wide, py + dy + 3]);
+      const box = boxes.find((one) => one[0] >= frame[0] && one[2] <= frame[2] && one[1] >= frame[1] && one[3] <= frame[3] && taken.every((other) => apart(one, other)));
+      if (!box) continue;
+      taken.push(box);
+      found.append(node("text", { class: "name", x: box[0] + 2, y: box[3] - 3, "font-size": font.size, fill: font.color, stroke: font.edge, "stroke-width": 3, "paint-order": "stroke" }, text));
+    }
+    return found;
+  };
+
   const points = (trace, x, y) => {
     const found = node("g", { opacity: trace.opacity ?? 1 });
     const marked = (trace.mode ?? "lines").includes("markers"), each = (value, i) => (Array.isArray(value) ? value[i] : value);
@@ -96,10 +121,6 @@ const drawPlot = (() => {
       const circle = node("circle", { class: "point", cx: px, cy: py, r: marked ? each(trace.marker?.size ?? 6, i) / 2 : 7, fill: colour, stroke: edge?.color ?? "none", "stroke-width": edge?.width ?? 0 });
       if (trace.hovertemplate) circle.append(node("title", {}, hover(trace, i)));
       found.append(circle);
-      if (trace.text?.[i]) {
-        const left = each(trace.textposition, i) === "top left";
-        found.append(node("text", { x: px + (left ? -8 : 8), y: py - 8, "text-anchor": left ? "end" : "start", "font-size": trace.textfont.size, fill: trace.textfont.color }, trace.text[i]));
-      }
     });
     return found;
   };
@@ -132,7 +153,7 @@ const drawPlot = (() => {
     svg.append(node("text", { transform: `translate(13 ${(top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle", fill: ink }, yOptions.title.text));
     for (const trace of traces) {
       if (trace.fill === "toself") {
-        svg.append(node("path", { d: `${line(trace, x, y)}Z`, fill: trace.fillcolor, stroke: "none" }));
+        if (trace.x.length) svg.append(node("path", { d: `${line(trace, x, y)}Z`, fill: trace.fillcolor, stroke: "none" }));
         continue;
       }
       if ((trace.mode ?? "lines").includes("lines")) {
@@ -140,6 +161,8 @@ const drawPlot = (() => {
       }
       if (trace.hoverinfo !== "skip") svg.append(points(trace, x, y));
     }
+    if (!traces.some((trace) => trace.hoverinfo !== "skip" && trace.y.some(known))) svg.append(node("text", { x: (left + right) / 2, y: (top + bottom) / 2, "text-anchor": "middle", fill: muted }, "Nothing to draw of these rows"));
+    svg.append(names(traces, x, y, [left, top - 8, right + 10, bottom]));
     if (key.height) {
       key.group.setAttribute("transform", `translate(${left} ${bottom + 56})`);
       svg.append(key.group);
@@ -148,3 +171,26 @@ const drawPlot = (() => {
     element.replaceChildren(svg);
   };
 })();
+
+/* Keep a plot as it is drawn, on a background: as `svg`, or as `png` of twice its size. */
+function keepPlot(element, kind, name, background) {
+  const svg = element.querySelector("svg").cloneNode(true), [width, height] = ["width", "height"].map((side) => Number(svg.getAttribute(side)));
+  const paper = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+  for (const [key, value] of Object.entries({ width, height, fill: background })) paper.setAttribute(key, value);
+  svg.prepend(paper);
+  svg.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  svg.setAttribute("font-family", "system-ui, sans-serif");
+  const text = new XMLSerializer().serializeToString(svg);
+  if (kind === "svg") {
+    keep(text, "image/svg+xml", `${name}.svg`);
+    return;
+  }
+  const image = new Image();
+  image.onload = () => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [2 * width, 2 * height];
+    canvas.getContext("2d").drawImage(image, 0, 0, 2 * width, 2 * height);
+    canvas.toBlob((content) => keep(content, "image/png", `${name}.png`));
+  };
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
+}

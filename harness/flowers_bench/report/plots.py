@@ -7,13 +7,16 @@ from typing import TypedDict
 
 import numpy as np
 
-from flowers_bench.measure.quality import BINS, equal_width_bins
+from flowers_bench.measure.quality import adaptive_bins
+from flowers_bench.measure.statistics import share_interval
 from flowers_bench.report.aggregate import Row
 from flowers_bench.report.measures import COSTS
 from flowers_bench.report.names import disambiguate, factors, facts_without
 from flowers_bench.report.shots import Family
 from flowers_bench.store.records import Epoch
 
+#: A bin of the reliability diagram has about so many test images, and there are no more bins than these.
+IN_A_BIN, MOST_BINS = 30, 10
 #: A sweep has at least this many values of its factor.
 SWEPT = 3
 #: Curves of a trial's history, by key: the title, and a function that gives the value at an epoch.
@@ -34,10 +37,12 @@ class Band(TypedDict):
 
 
 class Bins(TypedDict):
-    """Values for each bin of confidence; None if a bin has no image."""
+    """Mean confidence of each bin, the share that is right with its 95 % interval, and how many predictions it has."""
 
     confidence: Numbers
     accuracy: Numbers
+    low: Numbers
+    high: Numbers
     n: list[int]
 
 
@@ -183,13 +188,24 @@ def reliability(row: Row) -> Reliability:
 
 
 def _bins(confidence: np.ndarray, row: Row) -> Bins:
-    right = row.predicted == row.labels
-    bins = equal_width_bins(confidence).ravel()
-    n = np.bincount(bins, minlength=BINS)
-    with np.errstate(invalid="ignore"):
-        mean = np.bincount(bins, confidence.ravel(), BINS) / n
-        accuracy = np.bincount(bins, right.ravel(), BINS) / n
-    return {"confidence": rounded(mean), "accuracy": rounded(accuracy), "n": n.tolist()}
+    """Divide the predictions (S, N) by their confidence into bins of equally many, and see how many of each are right.
+
+    The interval is Wilson's for the different test images of a bin: seeds err on the same images, so that their predictions
+    of one image count once.
+    """
+    right = (row.predicted == row.labels).ravel()
+    bins = adaptive_bins(confidence.ravel(), min(MOST_BINS, max(1, len(row.labels) // IN_A_BIN)))
+    images = np.broadcast_to(np.arange(len(row.labels)), confidence.shape).ravel()
+    found: Bins = {"confidence": [], "accuracy": [], "low": [], "high": [], "n": []}
+    for number in np.unique(bins):
+        inside = bins == number
+        share = float(right[inside].mean())
+        low, high = share_interval([share], len(np.unique(images[inside])))
+        values = rounded([float(confidence.ravel()[inside].mean()), share, low, high])
+        for key, value in zip(("confidence", "accuracy", "low", "high"), values, strict=True):
+            found[key].append(value)  # type: ignore[literal-required]
+        found["n"].append(int(inside.sum()))
+    return found
 
 
 def _stress(row: Row) -> dict[str, Stressed]:
