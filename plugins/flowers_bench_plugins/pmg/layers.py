@@ -100,7 +100,7 @@ def jigsaw(images: Tensor, grid: int) -> Tensor:
     whole = piece * grid
     pieces = images[:, :, :whole, :whole].reshape(n, channels, grid, piece, grid, piece).transpose(3, 4).flatten(2, 3)
     order = torch.randperm(grid * grid).to(images.device)
-    turned = pieces[:, :, order].unflatten(2, (grid, grid)).transpose(3, 4).reshape(n, channels, whole, whole)
+    turned: Tensor = pieces[:, :, order].unflatten(2, (grid, grid)).transpose(3, 4).reshape(n, channels, whole, whole)
     if whole == side:
         return turned
     made = images.clone()
