@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from built import host
+from lives import planned
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from flowers_bench.data.petals import species
 from flowers_bench.models.backbones import Backbone
 from flowers_bench.models.weights import Weights
 from flowers_bench.nn import Output
+from flowers_bench.plan.planning import TrialPlan
 from flowers_bench.util.files import file_sha256
 from flowers_bench_plugins.language.layers import Pair, TextTower
 from flowers_bench_plugins.language.words import LONGEST, WORDS, tokens_of
@@ -224,6 +227,49 @@ def test_tip_adapter_is_its_equation_and_no_image_votes_for_itself() -> None:
     torch.testing.assert_close(score(fourth, torch.tensor([4])), alone(fourth, None))
 
 
+@pytest.mark.parametrize(("epochs", "images"), [(0, 7), (3, 7), (2, 300)])
+def test_tip_adapter_f_trains_the_keys_by_adamw(epochs: int, images: int) -> None:
+    """Gradient and update are written out with numpy, in float64."""
+    torch.manual_seed(3)
+    embedding, logits = torch.randn(images, 4, dtype=torch.float64), torch.randn(images, 3, dtype=torch.float64)
+    labels = torch.arange(images) % 3
+    alpha, beta, rate = 1.5, 3.0, 0.05
+    x = (embedding / embedding.norm(dim=1, keepdim=True)).numpy()
+    one_hot, keys = np.eye(3)[labels.numpy()], x.copy()
+
+    def score(vectors: np.ndarray, logits: np.ndarray, affinity: np.ndarray) -> np.ndarray:
+        return logits + alpha * affinity @ one_hot
+
+    first, second = np.zeros_like(keys), np.zeros_like(keys)
+    order = torch.Generator().manual_seed(0)
+    batches = [b.numpy() for _ in range(epochs) for b in torch.randperm(images, generator=order).split(256)]
+    for step, rows in enumerate(batches):
+        affinity = np.exp(beta * (x[rows] @ keys.T - 1))
+        affinity[np.arange(len(rows)), rows] = 0
+        z = score(x[rows], logits.numpy()[rows], affinity)
+        p = np.exp(z - z.max(1, keepdims=True))
+        wrong = p / p.sum(1, keepdims=True) - one_hot[rows]
+        gradient = (alpha * beta * affinity * (wrong @ one_hot.T)).T @ x[rows] / len(rows)
+        lr = rate * (1 + math.cos(math.pi * step / len(batches))) / 2
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        keys *= 1 - lr * 0.01
+        keys -= lr * (first / (1 - 0.9 ** (step + 1))) / (np.sqrt(second / (1 - 0.999 ** (step + 1))) + 1e-4)
+    part = host().predictors["tip-adapter-f"].value
+    given = {"tip_weight": alpha, "tip_sharpness": beta, "tip_epochs": epochs, "tip_rate": rate}
+    context = PredictorContext(["a", "b", "c"], part.option_values(given))
+    state = torch.get_rng_state()
+    found = part.fit(context, Features(Output(logits, embedding), labels))
+    assert torch.equal(torch.get_rng_state(), state)
+    asked = torch.randn(5, 4, dtype=torch.float64)
+    own = torch.randn(5, 3, dtype=torch.float64)
+    unit = (asked / asked.norm(dim=1, keepdim=True)).numpy()
+    expected = score(unit, own.numpy(), np.exp(beta * (unit @ keys.T - 1)))
+    assert found(Output(own, asked), None).numpy() == pytest.approx(expected, rel=1e-8)
+    if not epochs:  # as it starts, it is Tip-Adapter
+        before = fitted_tip(alpha, beta, Output(logits, embedding), labels)
+        torch.testing.assert_close(found(Output(own, asked), None), before(Output(own, asked), None))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -251,8 +297,24 @@ def test_weights_without_a_text_tower_are_refused(tmp_path: Path) -> None:
     backbone = Backbone("test_resnet", Weights("images-only", file_sha256(path), path), 5, 32)
     part = host().models["pair"].value
     context = ModelContext(backbone, 5, 32, part.option_values({}), descriptions=TEXTS)
-    with pytest.raises(UsageError, match="images-only have no text tower"):
+    with pytest.raises(UsageError, match="weights images-only have no text tower"):
         part.build(context)
+
+
+def test_weights_without_a_text_tower_are_refused_when_it_is_planned(tmp_path: Path) -> None:
+    path = tmp_path / "images-only.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), path)
+    asked = {"data.species": "4", "data.train": "2", "data.val": "2", "data.test": "2", "data.size": "32"}
+
+    def plan_of(technique: str, weights: str) -> TrialPlan:
+        return planned(tmp_path, technique, "petals", weights=weights, image_size="32", **asked)
+
+    for technique in ("zero-shot/descriptions", "coop/coop"):
+        with pytest.raises(UsageError, match=rf"{technique}: weights images-only.*no text tower. Say --weights petals"):
+            plan_of(technique, str(path))
+    assert plan_of("transfer/k0", str(path)).trial.weights["sha256"] == file_sha256(path)
+    assert "language" in str(plan_of("zero-shot/descriptions", "petals").run.weights_path)
+    assert plan_of("zero-shot/descriptions", "none").trial.weights["sha256"] is None
 
 
 def test_words_keep_their_numbers() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flowers_bench.contract.options import Options, ReadsOptions
 from flowers_bench.contract.technique import Part
+from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -108,20 +109,30 @@ class Step(Part):
     Attributes:
         build: makes the function from a `Batch` to the loss that is reported, a scalar; it calls `backward` and `update` itself. A
             `nn.Module` may have state: it is saved and resumed. Its parameters, if any, are trained as the loss's are.
-        unlabelled: how many images without labels a batch has for each one with; the dataset must have some, or `--shots` leave
-            some out.
+        unlabelled: how many images without labels a batch has for each one with, or the name of the step's option that says
+            how many; the dataset must have some, or `--shots` leave some out.
         uses_images: whether it reads images, and not `Batch.output()` and `Batch.loss()` alone. If not, frozen first layers are
             computed once per image.
     """
 
     build: Callable[[StepContext], Callable[[Batch], Tensor]] = field(kw_only=True)
-    unlabelled: int = field(default=0, kw_only=True)
+    unlabelled: int | str = field(default=0, kw_only=True)
     uses_images: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.unlabelled, str) and self.unlabelled not in self.options:
+            raise UsageError(
+                f"step {self.name!r}: unlabelled={self.unlabelled!r} is none of its options. Name one, or give a number."
+            )
+
+    def unlabelled_for(self, options: Options) -> int:
+        """Give how many images without labels a batch has for each one with, where the step's options have these values."""
+        return options.integer(self.unlabelled) if isinstance(self.unlabelled, str) else self.unlabelled
 
     @property
     def draws_images(self) -> bool:
         """Whether a batch must have images, rather than what frozen first layers gave for them."""
-        return self.uses_images or self.unlabelled > 0 or "second_view" in self.needs
+        return self.uses_images or bool(self.unlabelled) or "second_view" in self.needs
 
 
 def take_usual_step(batch: Batch) -> Tensor:

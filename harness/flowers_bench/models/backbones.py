@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ class Backbone:
         image_size: side of the square input; given to every model that timm builds for one size.
         report: filled by `create`: how the weights met the model.
         created: filled by `create`: the models.
+        required: filled by `require_beyond`: what weights must have beyond the network, and what to do where they do not.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Backbone:
     image_size: int
     report: WeightsReport = field(default_factory=WeightsReport)
     created: list[nn.Module] = field(default_factory=list)
+    required: tuple[str, str] | None = None
 
     def create(self) -> nn.Module:
         """Create the model with its initial weights. Raises `UsageError` if the weights do not fit the model."""
@@ -72,6 +74,27 @@ class Backbone:
         for model in takers:
             model.load_state_dict(found, strict=False)
 
+    def require_beyond(self, what: str, advice: str) -> None:
+        """Load as `load_beyond` does, in a model's `build`, what the model cannot do without unless it starts at random. Weights
+        that have nothing of the kind are then refused when a trial is planned.
+
+        Args:
+            what: a name for it, such as "text tower".
+            advice: which weights have it, as a sentence.
+
+        Raises:
+            UsageError: the weights have nothing beyond the network.
+        """
+        self.required = what, advice
+        self.load_beyond()
+        self.refuse_lacking(self.weights, self.report.beyond)
+
+    def refuse_lacking(self, weights: Weights, found: Collection[str]) -> None:
+        """Raise `UsageError` where the model requires more than the network, and of weights nothing more was found."""
+        if self.required is not None and weights.path is not None and not found:
+            what, advice = self.required
+            raise UsageError(f"weights {weights.name} have no {what}. {advice}")
+
 
 def lacking(tensors: Mapping[str, Tensor], model: nn.Module) -> list[str]:
     """Name the tensors that the model does not have, or in another shape."""
@@ -94,13 +117,15 @@ def check_beyond(weights: Weights, backbone: Backbone) -> None:
     """Compare what only the trained model has with a model that was built, without values.
 
     Raises:
-        UsageError: it has no such tensors.
+        UsageError: it has no such tensors; or requires some, and the weights have none.
     """
     if weights.provenance is None:
+        backbone.refuse_lacking(weights, ())
         return
     from flowers_bench.models.weights.fit import beyond
 
     found = beyond(weights, bare_network(backbone.name, backbone.image_size))
+    backbone.refuse_lacking(weights, found)
     missing = [lacking(found, model) for model in backbone.created]
     if missing and all(missing):
         raise UsageError(_has_more(weights, missing[0]))

@@ -597,7 +597,7 @@ def _trials(
     _refuse_undescribed(parts, dataset)
     model = _try_building(parts, backbone, dataset, recipe, options, request.store)
     _refuse_no_unlabelled(parts, dataset)
-    weights = _that_fits(start.weights, backbone)
+    weights = _that_fits(start.weights, backbone, parts.label)
     notes = [f"weights {weights.name}: {words}" for words in check_weights(weights, name, recipe.image_size).understood]
     if weights.provenance is not None:
         notes = [f"weights {weights.name}: {weights.provenance.summary}", *notes]
@@ -679,13 +679,17 @@ def _code(host: Host, parts: _Parts, source: str, recipe: Recipe, model: nn.Modu
     }
 
 
-def _that_fits(candidates: Sequence[Weights], built: Backbone) -> Weights:
-    """Choose the first weights whose every tensor the model has that was built, without values, from a backbone."""
+def _that_fits(candidates: Sequence[Weights], built: Backbone, label: str) -> Weights:
+    """Choose the first weights whose every tensor the model has that was built, without values, from a backbone, and that have what
+    it requires. Raises `UsageError` where the last ones do not fit either."""
     for weights in candidates[:-1]:
         with contextlib.suppress(UsageError):
             check_beyond(weights, built)
             return weights
-    check_beyond(candidates[-1], built)
+    try:
+        check_beyond(candidates[-1], built)
+    except UsageError as error:
+        raise UsageError(f"{label}: {error}") from error
     return candidates[-1]
 
 

@@ -135,7 +135,8 @@ def build_parts(
     if isinstance(criterion, nn.Module):
         criterion = criterion.to(device)
     step: Step = host.find("step", host.steps, trial.step).value
-    stepping = step.build(StepContext(class_names, dim, size, step.option_values(trial.options), model))
+    of_step = step.option_values(trial.options)
+    stepping = step.build(StepContext(class_names, dim, size, of_step, model))
     if isinstance(stepping, nn.Module):
         stepping = stepping.to(device)
     found = host.find("augmentation", host.augmentations, trial.augmentation)
@@ -157,7 +158,7 @@ def build_parts(
         views=augmentation.views(context) if augmentation.views else None,
         drawing={"augmentation": trial.augmentation, "options": dict(context.options), "code": code},
         step=stepping,
-        unlabelled=step.unlabelled,
+        unlabelled=step.unlabelled_for(of_step),
         draws_images=step.draws_images or sees_second,
         second_transform=augmentation.second(context) if augmentation.second and wants_second else None,
         loss_sees_second=sees_second,

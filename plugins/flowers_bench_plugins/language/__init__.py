@@ -15,6 +15,7 @@ Papers, each a technique here:
 
       z + alpha exp(-beta (1 - x F^T)) L
 
+  its variant `tip-f`, Tip-Adapter-F (section 3.3), trains F, from there, by cross-entropy of the training images' scores.
 - `clip-adapter`: Gao et al. 2021 (arXiv:2110.04544), equations 4 and 6: x becomes r relu(W2 relu(W1 x)) + (1 - r) x.
 - `coop`: Zhou et al. 2022 (arXiv:2109.01134), section 3.2: vectors v_1 .. v_M before the words of every class are learned.
 - `wise-ft`: Wortsman et al. 2022 (arXiv:2109.01903), equation 1: with theta_0 the text-probe's start and theta_1 what fine-tuning made
@@ -29,7 +30,8 @@ What differs from the paper: the towers are tiny (0.5 million parameters) and we
 of all classes at once, where CLIP and FLYP contrast it with the batch's and texts with images too; the text's vector is the mean
 over its words, CLIP's is the last one's. `clip-adapter` adapts images alone, as the authors advise. `coop` has 4 vectors without
 positions, shared by all classes; the authors' 16 replace the words "a photo of a". `tip-adapter` has the authors' default alpha 1 and
-beta 5.5, which they then search; its fine-tuned form, Tip-Adapter-F, trains what is fitted here, which a predictor cannot.
+beta 5.5, which they then search. `tip-f` has their 20 epochs of batches of 256 by AdamW at 0.001 with a cosine, but on images without augmentation, whose own
+vote is left out instead: it would name their class.
 """
 
 from __future__ import annotations
@@ -71,10 +73,8 @@ def towers(context: ModelContext) -> nn.Module:
     features = backbone.num_features
     replace_classifier(backbone, lambda width, classes: nn.Identity())
     backbone.language = Language(int(features))  # type: ignore[arg-type]
-    context.backbone.load_beyond()  # the text tower, before anything starts from what it says
-    weights = context.backbone.weights
-    if weights.path is not None and not context.backbone.report.beyond:
-        raise UsageError(f"weights {weights.name} have no text tower. Say --weights petals, or --weights none.")
+    # Before anything starts from what it says.
+    context.backbone.require_beyond("text tower", "Say --weights petals, or --weights none.")
     return backbone
 
 
@@ -147,6 +147,13 @@ def fit_tip(context: PredictorContext, features: Features) -> Callable[[Output, 
     return fit_tip(context, features)
 
 
+def fit_tip_f(context: PredictorContext, features: Features) -> Callable[[Output, Tensor | None], Tensor]:
+    """Train the training images' vectors, which then vote beside the descriptions."""
+    from flowers_bench_plugins.language.predictor import fit_tip_f
+
+    return fit_tip_f(context, features)
+
+
 @hookimpl
 def register_models() -> list[Model]:
     return [
@@ -199,20 +206,31 @@ def register_models() -> list[Model]:
 
 @hookimpl
 def register_predictors() -> list[Predictor]:
+    vote = {
+        "tip_weight": Option(1.0, "alpha, the vote's weight", minimum=0, maximum=1000, search=(0.1, 10.0)),
+        "tip_sharpness": Option(5.5, "beta, how near voters must be", minimum=0, maximum=1000, search=(1.0, 50.0)),
+    }
+    training = {
+        "tip_epochs": Option(20, "passes over the training images", minimum=0, maximum=10000),
+        "tip_rate": Option(1e-3, "learning rate of the voters", minimum=1e-9, maximum=10, search=(1e-4, 1e-2)),
+    }
     return [
         Predictor(
             "tip-adapter",
             "the descriptions' scores and the vote of similar training images",
-            options={
-                "tip_weight": Option(1.0, "alpha, the vote's weight", minimum=0, maximum=1000, search=(0.1, 10.0)),
-                "tip_sharpness": Option(
-                    5.5, "beta, how near voters must be", minimum=0, maximum=1000, search=(1.0, 50.0)
-                ),
-            },
+            options=vote,
             fit=fit_tip,
             needs=frozenset({"embedding", "logits"}),
             probabilities=False,
-        )
+        ),
+        Predictor(
+            "tip-adapter-f",
+            "the descriptions' scores and the vote of vectors that start as training images and are trained",
+            options={**vote, **training},
+            fit=fit_tip_f,
+            needs=frozenset({"embedding", "logits"}),
+            probabilities=True,
+        ),
     ]
 
 
@@ -279,12 +297,13 @@ def register_techniques() -> list[Technique]:
         ),
         _technique(
             "tip-adapter",
-            "descriptions and the vote of similar training images, nothing trained",
+            "descriptions and the vote of similar training images",
             "Zhang et al. 2022, Tip-Adapter: training-free adaption of CLIP for few-shot classification, arXiv:2111.03930",
             "pair",
             UNTRAINED,
             {
                 "tip": Variant("alpha 1, beta 5.5", predictor="tip-adapter", baseline="zero-shot"),
+                "tip-f": Variant("Tip-Adapter-F: the vectors are trained", predictor="tip-adapter-f", baseline="tip"),
                 "zero-shot": ZERO_SHOT,
             },
             "none",
