@@ -21,6 +21,9 @@ inline constexpr InstructionSet kInstructionSet = {32, 6, false};
 namespace avx512 {
 inline constexpr InstructionSet kInstructionSet = {64, 12, true};
 }
+namespace avx512bf16 {
+inline constexpr InstructionSet kInstructionSet = avx512::kInstructionSet;
+}
 
 }  // namespace flowers_bench
 

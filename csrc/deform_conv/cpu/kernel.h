@@ -1,7 +1,8 @@
 // What the instruction-set-specific kernels take and give: plain pointers and shapes, no torch, no allocation.
 //
-// Three translation units (kernel_generic.cpp, kernel_avx2.cpp, kernel_avx512.cpp) compile the same body/ for their
-// instruction set; op.cpp picks one at run time, prepares memory and splits the work over threads.
+// Four translation units (kernel_generic.cpp, kernel_avx2.cpp, kernel_avx512.cpp, kernel_avx512_bf16.cpp) compile the
+// same body/ for their instruction set; dispatch.cpp picks one at run time, op.cpp prepares memory and splits the work
+// over threads.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,23 @@ namespace flowers_bench {
 
 enum class Storage { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
+// A number of 16 bits: the upper half of a float.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// What products of T are summed in, and what coordinates, weights of samples and biases are: T, or float for bfloat16.
+template <typename T>
+struct SumOf {
+  typedef T Type;
+};
+template <>
+struct SumOf<BFloat16> {
+  typedef float Type;
+};
+template <typename T>
+using Sum = typename SumOf<T>::Type;
+
 // Describes a tensor as it lies in memory, seen as (N, C, positions); a weight as (OC, C / groups, taps).
 struct Strided {
   void* data = nullptr;
@@ -20,7 +38,8 @@ struct Strided {
   Storage storage = Storage::kFloat32;
 };
 
-// Describes one call. T is the type that it computes in: float, or double for double tensors.
+// Describes one call. T is the type whose products it computes: float, double for double tensors, or BFloat16 where a
+// processor multiplies pairs of these, and every count of channels is a multiple of kPairedChannels.
 // K below is taps * (channels / groups), ordered [tap][channel]; "padded" means up to a multiple of the panel width.
 template <typename T>
 struct Problem {
@@ -30,11 +49,11 @@ struct Problem {
   int64_t panel = 0;          // Kernel::panel
   const T* weight = nullptr;  // Kernel::pack_forward's; null where a forward pass takes the unpacked one
   Strided unpacked;
-  const T* bias = nullptr;         // (OC) or null
+  const Sum<T>* bias = nullptr;    // (OC) or null
   Strided out;                     // (N, OC, OH, OW), dense or channels-last
   const T* weight_t = nullptr;     // Kernel::pack_backward's
   const T* grad = nullptr;         // (N, OH, OW, OC), dense
-  T* grad_input = nullptr;         // (N, H, W, C), dense, zeroed; null where not asked for
+  Sum<T>* grad_input = nullptr;    // (N, H, W, C), dense, zeroed; null where not asked for
   Strided grad_offset, grad_mask;  // dense; null data where not asked for
 
   // Always inlined (FB_HD): a copy shared by the linker could hold instructions that a processor lacks.
@@ -58,10 +77,10 @@ struct BackwardRange {
   int64_t begin = 0, end = 0;
   // Which K blocks (Kernel::blocks); all, unless threads split the gradient of the weight between them.
   int64_t first_block = 0, last_block = 0;
-  T* grad_weight = nullptr;  // summed into; null where not asked for
-  T* grad_bias = nullptr;    // (OC), summed into; null where not asked for
-  T* head = nullptr;         // (H, W, C), zeroed: gradient of an image whose first position is another thread's
-  bool columns = true;       // compute the gradients of input, offset, mask (else of the weight only)
+  Sum<T>* grad_weight = nullptr;  // summed into; null where not asked for
+  Sum<T>* grad_bias = nullptr;    // (OC), summed into; null where not asked for
+  Sum<T>* head = nullptr;         // (H, W, C), zeroed: gradient of an image whose first position is another thread's
+  bool columns = true;            // compute the gradients of input, offset, mask (else of the weight only)
 };
 
 // Lists the functions of one instruction set. Ranges let the caller split the work over threads.
@@ -81,12 +100,17 @@ struct Kernel {
   int64_t (*backward_units)(const Problem<T>&);
   void (*pack_backward)(const Problem<T>&, const Strided& weight, int64_t begin, int64_t end, T* packed);
   // Sums `parts` buffers of grad_weight_size() into the gradient of the weight, forward_units [begin, end).
-  void (*unpack_weight)(const Problem<T>&, const T* buffers, int64_t parts, int64_t begin, int64_t end,
+  void (*unpack_weight)(const Problem<T>&, const Sum<T>* buffers, int64_t parts, int64_t begin, int64_t end,
                         const Strided& weight);
-  // Positions [begin, end) of all images, (N, C, positions) with any strides -> (N, positions, C) dense; and back.
+  // Positions [begin, end) of all images, (N, C, positions) with any strides -> (N, positions, C) dense; and sums back.
   void (*to_rows)(const Strided& from, int64_t channels, int64_t positions, int64_t begin, int64_t end, T* to);
-  void (*from_rows)(const T* from, int64_t channels, int64_t positions, int64_t begin, int64_t end, const Strided& to);
+  void (*from_rows)(const Sum<T>* from, int64_t channels, int64_t positions, int64_t begin, int64_t end,
+                    const Strided& to);
 };
+
+// Channels of a weight group, of an offset group and outputs of a weight group, where bfloat16 is multiplied in pairs,
+// are multiples of this: a vector of them. Whole panels of weights, and no remainders, then need no code.
+constexpr int64_t kPairedChannels = 32;
 
 struct Kernels {
   Kernel<float> f32;
@@ -102,6 +126,10 @@ const Kernels& kernels();
 }
 namespace avx512 {
 const Kernels& kernels();
+}
+// The products of pairs of bfloat16 that AVX512-BF16 adds; what else there is to compute, avx512 does.
+namespace avx512bf16 {
+const Kernel<BFloat16>& kernel();
 }
 #endif
 

@@ -1,308 +1,18 @@
-// The CPU operators: choose the instruction set, lay memory out, split the work over threads.
-#include <algorithm>
-#include <cstdlib>
-#include <cstring>
-
-#include "../arguments.h"
-#include "kernel.h"
+// The CPU operators: lay memory out, split the work over threads.
+#include "memory.h"
 
 namespace flowers_bench {
 namespace {
 
-// ---- Instruction sets ----
-
-// What the operator `instruction_set` returns: the names in flowers_bench.ops stand in this order.
-enum Instructions : int64_t { kGeneric, kAvx2, kAvx512 };
-
-#if defined(FB_ONLY)
-
-// Built for the one instruction set of the machine that compiles it (ops/_build.py): the others' kernels are not there.
-Instructions instructions() { return static_cast<Instructions>(FB_ONLY); }
-
-const Kernels& kernels() {
-#if FB_ONLY == 2
-  return avx512::kernels();
-#elif FB_ONLY == 1
-  return avx2::kernels();
-#else
-  return generic::kernels();
-#endif
-}
-
-#else
-
-#if defined(__x86_64__)
-
-Instructions best_instructions() {
-  __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return kGeneric;
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return avx512 ? kAvx512 : kAvx2;
-}
-
-const Kernels& kernels_of(Instructions instructions) {
-  if (instructions == kAvx512) return avx512::kernels();
-  if (instructions == kAvx2) return avx2::kernels();
-  return generic::kernels();
-}
-
-#else
-
-Instructions best_instructions() { return kGeneric; }
-const Kernels& kernels_of(Instructions) { return generic::kernels(); }
-
-#endif
-
-// Takes the best that this processor has, or less where FLOWERS_BENCH_KERNEL asks for it.
-Instructions choose_instructions() {
-  const Instructions best = best_instructions();
-  const char* asked = std::getenv("FLOWERS_BENCH_KERNEL");
-  if (asked && !std::strcmp(asked, "generic")) return kGeneric;
-  if (asked && !std::strcmp(asked, "avx2") && best >= kAvx2) return kAvx2;
-  return best;
-}
-
-Instructions instructions() {
-  static const Instructions chosen = choose_instructions();
-  return chosen;
-}
-
-const Kernels& kernels() { return kernels_of(instructions()); }
-
-#endif
-
-int64_t instruction_set() { return instructions(); }
-
-const Kernel<float>& kernel_for(float) { return kernels().f32; }
-const Kernel<double>& kernel_for(double) { return kernels().f64; }
-
-// ---- Tensors ----
-
-Storage storage_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return Storage::kFloat32;
-    case ScalarType::Double: return Storage::kFloat64;
-    case ScalarType::BFloat16: return Storage::kBFloat16;
-    case ScalarType::Half: return Storage::kFloat16;
-    default: STD_TORCH_CHECK(false, "deform_conv2d: expected a floating-point tensor");
-  }
-  return Storage::kFloat32;
-}
-
-// Returns a (N, C, A, B) tensor whose last two axes can be walked as one: a copy where they cannot.
-Tensor walkable(const Tensor& t) {
-  const bool one = t.size(2) == 1 || t.stride(2) == t.size(3) * t.stride(3);
-  return one || t.size(3) == 1 || t.numel() == 0 ? t : torch::stable::contiguous(t);
-}
-
-// Sees a walkable tensor as (N, C, positions).
-Strided view(const Tensor& t) {
-  // A last axis of size 1 may have any stride; positions then step along the axis before it.
-  const int64_t step = t.size(3) == 1 ? t.stride(2) : t.stride(3);
-  return {t.mutable_data_ptr(), {t.stride(0), t.stride(1), step}, storage_of(t)};
-}
-
-Tensor empty_as(const Tensor& like, std::initializer_list<int64_t> shape, bool channels_last = false) {
-  using torch::headeronly::MemoryFormat;
-  const std::vector<int64_t> sizes(shape);
-  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
-// Holds `count` values of T, in memory of torch's allocator, so that its profilers see it.
-template <typename T>
-class Buffer {
- public:
-  Buffer() = default;
-  Buffer(const Tensor& like, int64_t count) {
-    const std::vector<int64_t> sizes = {count * static_cast<int64_t>(sizeof(T))};
-    tensor_ = torch::stable::empty(sizes, ScalarType::Byte, std::nullopt, like.device());
-    data_ = static_cast<T*>(tensor_->mutable_data_ptr());
-  }
-  T* data() const { return data_; }
-
- private:
-  std::optional<Tensor> tensor_;
-  T* data_ = nullptr;
-};
-
-// ---- Threads ----
-
-// Calls f(begin, end) for shares of [0, total), at least `least` each, in parallel; f must not depend on how it is cut.
-template <typename F>
-void share(int64_t total, int64_t least, const F& f) {
-  torch::stable::parallel_for(0, total, least, f);
-}
-
-// Calls f(worker) for each of `workers`, in parallel.
-template <typename F>
-void each_worker(int64_t workers, const F& f) {
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) f(worker);
-  });
-}
-
-template <typename T>
-void zero_in_parallel(T* data, int64_t count) {
-  share(count, 1 << 15, [&](int64_t begin, int64_t end) { std::memset(data + begin, 0, (end - begin) * sizeof(T)); });
-}
-
-// Chooses how many workers share so many positions: no more than fill their microkernels.
-int64_t workers_for(int64_t positions) {
-  const int64_t threads = torch::stable::get_num_threads();
-  return std::max<int64_t>(1, std::min(threads, positions / 12));
-}
-
-// ---- Preparation ----
-
-// Says whether a tensor (N, C, positions) already lies as dense rows of channels, of type T.
-template <typename T>
-bool is_rows(const Tensor& t) {
-  const bool same = t.scalar_type() == (sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double);
-  return same && (is_channels_last(t) || (t.is_contiguous() && (t.size(1) == 1 || t.size(2) * t.size(3) == 1)));
-}
-
-// Images [first, last) of a batch, which are worked on at once.
-struct Images {
-  int64_t first, last;
-  int64_t count() const { return last - first; }
-};
-
-// Gives a tensor (N, C, positions) as dense rows of T: itself if it lies so, else a copy of the images at hand. The
-// copy has room for some images, in slots.
-template <typename T>
-class Rows {
- public:
-  Rows(const Tensor& t, int64_t slots) : held_(is_rows<T>(t) ? t : walkable(t)), from_(view(held_)) {
-    channels_ = t.size(1), positions_ = t.size(2) * t.size(3);
-    if (!is_rows<T>(t)) copy_ = Buffer<T>(t, slots * channels_ * positions_);
-  }
-
-  // Returns where the rows of image 0 would begin, seen from image `first`, which is in slot `slot` if copied.
-  const T* rows(int64_t first, int64_t slot) const {
-    return copy_.data() ? copied(first, slot) : static_cast<const T*>(held_.const_data_ptr());
-  }
-
-  // Copies one of `shares` equal shares of the images' positions, if need be, to slots from `slot` on.
-  void load(const Images& images, int64_t slot, int64_t share, int64_t shares) const {
-    if (!copy_.data()) return;
-    const int64_t skipped = images.first * positions_, total = images.count() * positions_;
-    kernel_for(T(0)).to_rows(from_, channels_, positions_, skipped + total * share / shares,
-                             skipped + total * (share + 1) / shares, copied(images.first, slot));
-  }
-
-  const T* load_in_parallel(const Images& images) const {
-    const int64_t worthwhile = images.count() * positions_ / 256, threads = torch::stable::get_num_threads();
-    const int64_t shares = std::max<int64_t>(1, std::min(threads, worthwhile));
-    if (copy_.data()) each_worker(shares, [&](int64_t worker) { load(images, 0, worker, shares); });
-    return rows(images.first, 0);
-  }
-
- private:
-  T* copied(int64_t first, int64_t slot) const { return copy_.data() + (slot - first) * positions_ * channels_; }
-
-  Tensor held_;
-  Strided from_;
-  int64_t channels_, positions_;
-  Buffer<T> copy_;
-};
-
-// Holds the sum of the input's gradient in dense rows of T: in place where its memory is so, else beside it.
-template <typename T>
-class RowsOut {
- public:
-  RowsOut(const Tensor& result, int64_t images_at_once) : result_(result), to_(view(result)) {
-    channels_ = result.size(1), positions_ = result.size(2) * result.size(3);
-    if (!is_rows<T>(result)) beside_ = Buffer<T>(result, images_at_once * channels_ * positions_);
-  }
-
-  // Zeroes the rows of `images`, and returns where those of image 0 would begin.
-  T* start(const Images& images) const {
-    const int64_t image = positions_ * channels_;
-    T* const all = beside_.data() ? beside_.data() - images.first * image : static_cast<T*>(result_.mutable_data_ptr());
-    zero_in_parallel(all + images.first * image, images.count() * image);
-    return all;
-  }
-
-  void finish(const Images& images) const {
-    if (!beside_.data()) return;
-    const T* const from = beside_.data() - images.first * positions_ * channels_;
-    share(images.count() * positions_, 256, [&](int64_t begin, int64_t end) {
-      const int64_t skipped = images.first * positions_;
-      kernel_for(T(0)).from_rows(from, channels_, positions_, skipped + begin, skipped + end, to_);
-    });
-  }
-
- private:
-  Tensor result_;
-  Strided to_;
-  int64_t channels_, positions_;
-  Buffer<T> beside_;
-};
-
-// Chooses how many images to work on at once: all where nothing is copied, else as many as keep the copies small (fresh
-// memory costs page faults) but every thread busy.
-template <typename T>
-int64_t images_at_once(const Geometry& g, std::initializer_list<const Tensor*> tensors) {
-  bool copies = false;
-  for (const Tensor* t : tensors) copies = copies || !is_rows<T>(*t);
-  if (!copies) return g.batch;
-  constexpr int64_t kBytes = 3 << 19, kPositions = 192;
-  const int64_t image = g.height * g.width * g.channels * static_cast<int64_t>(sizeof(T));
-  const int64_t busy = (kPositions * torch::stable::get_num_threads() + g.positions() - 1) / g.positions();
-  return std::max<int64_t>(1, std::min(g.batch, std::max(kBytes / image, busy)));
-}
-
-// Calls f(images) for one chunk of the batch after the other.
-template <typename F>
-void for_each_chunk(int64_t batch, int64_t at_once, const F& f) {
-  for (int64_t first = 0; first < batch; first += at_once) f(Images{first, std::min(first + at_once, batch)});
-}
-
-// Holds what every pass needs: the problem, and the tensors that its pointers point into.
-template <typename T>
-struct Prepared {
-  Problem<T> q;
-  Tensor offset, weight;
-  std::optional<Tensor> mask;
-
-  Prepared(const Call& c, const Geometry& g) : offset(walkable(c.offset)), weight(walkable(c.weight)) {
-    q.g = g;
-    q.panel = kernel_for(T(0)).panel;
-    q.offset = view(offset);
-    if (c.mask) {
-      mask = walkable(*c.mask);
-      q.mask = view(*mask);
-    }
-  }
-};
-
-// Holds scratch memory for each worker, on pages of its own, so that no core fetches a line that another writes.
-class Scratch {
- public:
-  Scratch(const Tensor& like, int64_t workers, int64_t each)
-      : each_((each + kPage - 1) / kPage * kPage), memory_(like, workers * each_ + kPage) {}
-  char* of(int64_t worker) const {
-    const uintptr_t misaligned = reinterpret_cast<uintptr_t>(memory_.data()) % kPage;
-    return memory_.data() + (kPage - misaligned) + worker * each_;
-  }
-
- private:
-  static constexpr int64_t kPage = 4096;
-  int64_t each_;
-  Buffer<char> memory_;
-};
-
 // ---- Forward ----
 
-// Converts the bias, if there is one, to T.
+// Converts the bias, if there is one, to T, in which it is added.
 template <typename T>
 Buffer<T> bias_of(const Call& c) {
   if (!c.bias) return {};
   const Buffer<T> bias(c.input, c.bias->size(0));
   const Strided from = {c.bias->mutable_data_ptr(), {0, c.bias->stride(0), 0}, storage_of(*c.bias)};
-  kernel_for(T(0)).to_rows(from, c.bias->size(0), 1, 0, 1, bias.data());
+  kernel_for(T{}).to_rows(from, c.bias->size(0), 1, 0, 1, bias.data());
   return bias;
 }
 
@@ -335,9 +45,9 @@ Problem<T> outputs_of(Problem<T> q, int64_t begin, int64_t end) {
 // Packs one worker's share of the weight.
 template <typename T>
 void pack_share(const Problem<T>& q, int64_t worker, int64_t workers, T* packed) {
-  const int64_t units = kernel_for(T(0)).forward_units(q);
+  const int64_t units = kernel_for(T{}).forward_units(q);
   const int64_t begin = units * worker / workers, end = units * (worker + 1) / workers;
-  if (begin < end) kernel_for(T(0)).pack_forward(q, q.unpacked, begin, end, packed);
+  if (begin < end) kernel_for(T{}).pack_forward(q, q.unpacked, begin, end, packed);
 }
 
 // A schedule divides a forward pass among workers. There are three; `forward_as` chooses.
@@ -346,7 +56,7 @@ void pack_share(const Problem<T>& q, int64_t worker, int64_t workers, T* packed)
 // an image into rows just before computing it, so that the rows are still in its cache, and waits for nobody.
 template <typename T>
 void forward_by_images(const Call& c, Problem<T> q, int64_t workers) {
-  const Kernel<T>& kernel = kernel_for(T(0));
+  const Kernel<T>& kernel = kernel_for(T{});
   const int64_t positions = q.g.positions(), own = q.g.batch / workers;
   const Images left = {own * workers, q.g.batch};
   const Rows<T> input(c.input, workers + left.count());  // a slot for each worker, then those that are left
@@ -373,7 +83,7 @@ void forward_by_images(const Call& c, Problem<T> q, int64_t workers) {
 // Schedule 2: each worker has an equal share of all positions.
 template <typename T>
 void forward_by_positions(const Call& c, Problem<T> q, int64_t workers) {
-  const Kernel<T>& kernel = kernel_for(T(0));
+  const Kernel<T>& kernel = kernel_for(T{});
   const Images all = {0, q.g.batch};
   const int64_t total = q.g.batch * q.g.positions();
   const Rows<T> input(c.input, all.count());
@@ -394,7 +104,7 @@ void forward_by_positions(const Call& c, Problem<T> q, int64_t workers) {
 // as it lies: what is packed just before its only use stays in the first-level cache.
 template <typename T>
 void forward_by_outputs(const Call& c, Problem<T> q, int64_t workers) {
-  const Kernel<T>& kernel = kernel_for(T(0));
+  const Kernel<T>& kernel = kernel_for(T{});
   const Images all = {0, q.g.batch};
   const int64_t total = q.g.batch * q.g.positions(), each = outputs_each(q, workers);
   const Rows<T> input(c.input, all.count());
@@ -418,14 +128,14 @@ Tensor forward_as(const Call& c, const Geometry& g) {
   Problem<T>& q = prepared.q;
   q.out = view(out);
   q.unpacked = view(prepared.weight);
-  const Buffer<T> bias = bias_of<T>(c);
+  const Buffer<Sum<T>> bias = bias_of<Sum<T>>(c);
   q.bias = bias.data();
 
   const int64_t total = g.batch * g.positions(), workers = workers_for(total);
   if (!is_rows<T>(c.input) && g.batch >= workers) {
     // Images have to be brought into rows first. Who has done that had better compute them, from its own cache.
     forward_by_images(c, q, workers);
-  } else if (kernel_for(T(0)).takes_unpacked(q, q.unpacked, total) && outputs_suffice(q, workers)) {
+  } else if (kernel_for(T{}).takes_unpacked(q, q.unpacked, total) && outputs_suffice(q, workers)) {
     // So few positions use the weight once. To pack it all, to memory and back, would cost more than that use.
     forward_by_outputs(c, q, workers);
   } else {
@@ -450,8 +160,8 @@ struct Split {
       : begin(images.first * q.g.positions()),
         total(images.count() * q.g.positions()),
         workers(workers),
-        blocks(kernel_for(T(0)).blocks(q)) {
-    const int64_t bytes = workers * q.grad_weight_size() * static_cast<int64_t>(sizeof(T));
+        blocks(kernel_for(T{}).blocks(q)) {
+    const int64_t bytes = workers * q.grad_weight_size() * static_cast<int64_t>(sizeof(Sum<T>));
     share_weight = need_weight && workers > 1 && blocks > 1 && bytes > kPrivateWeightBytes;
   }
   int64_t edge(int64_t worker) const { return begin + total * worker / workers; }
@@ -460,20 +170,20 @@ struct Split {
 // Holds what the workers sum apart. It is added up in their order, so that a thread count always gives the same result.
 template <typename T>
 struct Sums {
-  Buffer<T> weight, bias, heads;
+  Buffer<Sum<T>> weight, bias, heads;
   int64_t weight_parts = 0;
 
   Sums(const Tensor& like, const Problem<T>& q, const Split<T>& split, const Needs& needs) {
     if (needs.weight) {
       weight_parts = split.share_weight ? 1 : split.workers;
-      weight = Buffer<T>(like, weight_parts * q.grad_weight_size());
+      weight = Buffer<Sum<T>>(like, weight_parts * q.grad_weight_size());
       zero_in_parallel(weight.data(), weight_parts * q.grad_weight_size());
     }
     if (needs.bias) {
-      bias = Buffer<T>(like, split.workers * q.g.out_channels);
-      std::memset(bias.data(), 0, split.workers * q.g.out_channels * sizeof(T));
+      bias = Buffer<Sum<T>>(like, split.workers * q.g.out_channels);
+      std::memset(bias.data(), 0, split.workers * q.g.out_channels * sizeof(Sum<T>));
     }
-    if (needs.input && split.workers > 1) heads = Buffer<T>(like, (split.workers - 1) * image_size(q));
+    if (needs.input && split.workers > 1) heads = Buffer<Sum<T>>(like, (split.workers - 1) * image_size(q));
   }
   static int64_t image_size(const Problem<T>& q) { return q.g.height * q.g.width * q.g.channels; }
 };
@@ -481,7 +191,7 @@ struct Sums {
 // Computes what all gradients need of the images at hand.
 template <typename T>
 void sweep(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums, const Scratch& scratch) {
-  const Kernel<T>& kernel = kernel_for(T(0));
+  const Kernel<T>& kernel = kernel_for(T{});
   const bool private_weight = sums.weight.data() && !split.share_weight;
   each_worker(split.workers, [&](int64_t worker) {
     BackwardRange<T> r;
@@ -491,7 +201,7 @@ void sweep(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums, cons
     if (sums.bias.data()) r.grad_bias = sums.bias.data() + worker * q.g.out_channels;
     if (sums.heads.data() && worker > 0 && r.begin % q.g.positions() != 0) {
       r.head = sums.heads.data() + (worker - 1) * Sums<T>::image_size(q);
-      std::memset(r.head, 0, Sums<T>::image_size(q) * sizeof(T));
+      std::memset(r.head, 0, Sums<T>::image_size(q) * sizeof(Sum<T>));
     }
     kernel.backward(q, r, scratch.of(worker));
   });
@@ -514,8 +224,8 @@ void add_heads(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums) 
   for (int64_t worker = 1; worker < split.workers; ++worker) {
     const int64_t begin = split.edge(worker);
     if (begin % q.g.positions() == 0) continue;
-    T* const to = q.grad_input + begin / q.g.positions() * size;
-    const T* const from = sums.heads.data() + (worker - 1) * size;
+    Sum<T>* const to = q.grad_input + begin / q.g.positions() * size;
+    const Sum<T>* const from = sums.heads.data() + (worker - 1) * size;
     share(size, 1 << 14, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) to[i] += from[i];
     });
@@ -525,12 +235,12 @@ void add_heads(const Problem<T>& q, const Split<T>& split, const Sums<T>& sums) 
 // Adds the workers' sums up, and writes the gradient of the bias.
 template <typename T>
 void write_bias(const Problem<T>& q, int64_t workers, const Sums<T>& sums, const Tensor& bias) {
-  T* const sum = sums.bias.data();
+  Sum<T>* const sum = sums.bias.data();
   for (int64_t worker = 1; worker < workers; ++worker) {
     for (int64_t o = 0; o < q.g.out_channels; ++o) sum[o] += sum[worker * q.g.out_channels + o];
   }
   const Strided to = {bias.mutable_data_ptr(), {0, 1, 0}, storage_of(bias)};
-  kernel_for(T(0)).from_rows(sum, q.g.out_channels, 1, 0, 1, to);
+  kernel_for(T{}).from_rows(sum, q.g.out_channels, 1, 0, 1, to);
 }
 
 // Allocates a gradient. Where it is not asked for, that is an empty tensor, each its own since outputs must not alias.
@@ -541,7 +251,7 @@ Tensor gradient_like(const Tensor& like, bool needed, bool channels_last = false
 
 template <typename T>
 Gradients backward_as(const Tensor& grad, const Call& c, const Geometry& g, const Needs& needs) {
-  const Kernel<T>& kernel = kernel_for(T(0));
+  const Kernel<T>& kernel = kernel_for(T{});
   const Tensor input = gradient_like(c.input, needs.input, is_channels_last(c.input));
   const Tensor offset = gradient_like(c.offset, needs.offset);
   const Tensor weight = gradient_like(c.weight, needs.weight);
@@ -563,7 +273,7 @@ Gradients backward_as(const Tensor& grad, const Call& c, const Geometry& g, cons
 
   const int64_t at_once = images_at_once<T>(g, {&c.input, &grad}), workers = workers_for(at_once * g.positions());
   const Rows<T> input_rows(c.input, at_once), grad_rows(grad, at_once);
-  std::optional<RowsOut<T>> input_sum;
+  std::optional<RowsOut<Sum<T>>> input_sum;
   if (needs.input) input_sum.emplace(input, at_once);
   const Sums<T> sums(c.input, q, Split<T>(q, {0, at_once}, workers, needs.weight), needs);
   const Scratch scratch(c.input, workers, kernel.backward_scratch(q));
@@ -594,7 +304,9 @@ Tensor forward(Tensor input, Tensor offset, Tensor weight, std::optional<Tensor>
                std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation) {
   const Call c = {input, offset, weight, bias, mask, stride, padding, dilation};
   const Geometry g = geometry_of(c);
-  return input.scalar_type() == ScalarType::Double ? forward_as<double>(c, g) : forward_as<float>(c, g);
+  if (input.scalar_type() == ScalarType::Double) return forward_as<double>(c, g);
+  if (input.scalar_type() == ScalarType::BFloat16 && multiplies_pairs(g)) return forward_as<BFloat16>(c, g);
+  return forward_as<float>(c, g);
 }
 
 Gradients backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, std::optional<Tensor> mask,
@@ -604,8 +316,11 @@ Gradients backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, std:
   const Geometry g = geometry_of(c);
   const Needs needs = {need_input, need_offset, need_weight, need_bias, need_mask};
   check_backward(grad, c, g, needs);
-  return input.scalar_type() == ScalarType::Double ? backward_as<double>(grad, c, g, needs)
-                                                   : backward_as<float>(grad, c, g, needs);
+  if (input.scalar_type() == ScalarType::Double) return backward_as<double>(grad, c, g, needs);
+  if (input.scalar_type() == ScalarType::BFloat16 && multiplies_pairs(g)) {
+    return backward_as<BFloat16>(grad, c, g, needs);
+  }
+  return backward_as<float>(grad, c, g, needs);
 }
 
 }  // namespace

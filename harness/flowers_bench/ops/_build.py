@@ -16,7 +16,9 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-KERNEL_VARIABLE = "FLOWERS_BENCH_KERNEL"  # reference | generic | avx2 | avx512: what to use instead of the best
+KERNEL_VARIABLE = (
+    "FLOWERS_BENCH_KERNEL"  # reference | generic | avx2 | avx512 | avx512bf16: what to use instead of the best
+)
 CUDA_VARIABLE = "FLOWERS_BENCH_CUDA"  # 0 | 1: build the CUDA kernel never, or always
 CACHE_VARIABLE = "FLOWERS_BENCH_CACHE"  # where the compiled library is kept
 
@@ -30,8 +32,10 @@ NVCC_FLAGS = (*DEFINES, "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "--thre
 CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 SUFFIXES = (".h", ".inl", ".cpp", ".cu", ".cuh")  # of what is compiled or included; csrc/ holds pages and pictures too
 _SECONDS = 25  # what a compilation takes on two slow cores, for the message; with CUDA much longer
-#: From the plainest; the kernel's operator `instruction_set` counts them so.
-INSTRUCTION_SETS = ("generic", "avx2", "avx512")
+#: From the plainest; the kernel's operator `instruction_set` counts them so. The last is compiled with the one before,
+#: and chosen at run time.
+INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16")
+COMPILED = INSTRUCTION_SETS[:3]
 
 
 def source_root() -> Path:
@@ -50,8 +54,9 @@ def dependencies(cuda: bool) -> list[Path]:
 def sources(cuda: bool, only: str | None = None) -> list[Path]:
     """List the files to compile: those of every instruction set, or of `only` one."""
     kernel = source_root() / "deform_conv"
-    others = {f"kernel_{name}" for name in INSTRUCTION_SETS if only not in (None, name)}
-    found = [kernel / "binding.cpp", *(p for p in sorted((kernel / "cpu").glob("*.cpp")) if p.stem not in others)]
+    others = tuple(f"kernel_{name}" for name in COMPILED if only not in (None, name))
+    every = sorted((kernel / "cpu").glob("*.cpp"))
+    found = [kernel / "binding.cpp", *(path for path in every if not path.stem.startswith(others))]
     return found + (sorted((kernel / "cuda").glob("*.cu")) if cuda else [])
 
 
@@ -78,20 +83,20 @@ def wants_cuda(otherwise: bool) -> bool:
 
 
 def instruction_set() -> str:
-    """Choose the instruction set to compile for: what the environment asks for where this processor has it, else its best, as
-    torch tells."""
+    """Choose the instruction set to compile for, one of COMPILED: what the environment asks for where this processor has it,
+    else its best, as torch tells."""
     import torch
 
     best = {"AVX2": "avx2", "AVX512": "avx512"}.get(torch.backends.cpu.get_cpu_capability(), "generic")
     asked = os.environ.get(KERNEL_VARIABLE, "")
-    has = INSTRUCTION_SETS[: INSTRUCTION_SETS.index(best) + 1]
+    has = COMPILED[: COMPILED.index(best) + 1]
     return asked if asked in has else best
 
 
 def kernel() -> str:
     """Say what computes `deform_conv2d` here.
 
-    "cpu-avx512", "cpu-avx2" or "cpu-generic", with "+cuda" where the CUDA kernel is there too; or "reference",
+    "cpu-avx512bf16", "cpu-avx512", "cpu-avx2" or "cpu-generic", with "+cuda" where the CUDA kernel is there too; or "reference",
     the slow PyTorch composite, where nothing could be compiled or FLOWERS_BENCH_KERNEL=reference asks for it.
     Compiles the kernel if that has not been done yet.
     """

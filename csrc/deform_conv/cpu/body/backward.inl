@@ -12,37 +12,38 @@ template <typename T>
 struct BackwardBuffers {
   Tile<T> tile;
   int64_t size;
-  T* columns;      // first the gradient's, then overwritten by the samples
-  T* grad;         // the tile's gradient of the output in panels, for the gradient of the weight
-  T* dots;         // gradients of y, x and mask: [3][offset group][tap][position]
-  T** grad_input;  // of each position: what Neighbours::at is added to, for the gradient of its image
+  Sum<T>* columns;      // first the gradient's, then overwritten by the samples
+  T* grad;              // the tile's gradient of the output in panels, for the gradient of the weight
+  Sum<T>* dots;         // gradients of y, x and mask: [3][offset group][tap][position]
+  Sum<T>** grad_input;  // of each position: what Neighbours::at is added to, for the gradient of its image
 
   BackwardBuffers(const Problem<T>& q, Arena& arena)
       : tile(q, arena, true),
         size(tile.size),
-        columns(arena.template take<T>(size * kColumns<T>)),
-        grad(arena.template take<T>(q.gemm_groups() * q.padded(q.width()) * size)),
-        dots(arena.template take<T>(3 * q.g.offset_groups * q.g.taps() * size)),
-        grad_input(arena.template take<T*>(size)) {}
+        // With a row behind, which pairs with the last of an odd number.
+        columns(arena.template take<Sum<T>>((size + kFactor<T> - 1) * kColumns<Sum<T>>)),
+        grad(arena.template take<T>(q.gemm_groups() * q.padded(q.width()) * round_up(size, kFactor<T>))),
+        dots(arena.template take<Sum<T>>(3 * q.g.offset_groups * q.g.taps() * size)),
+        grad_input(arena.template take<Sum<T>*>(size)) {}
 };
 
 // Computes columns = gradient of the output x weight^T.
 template <typename T>
-void multiply_back(const Problem<T>& q, const Tile<T>& tile, const Block& block, T* columns) {
+void multiply_back(const Problem<T>& q, const Tile<T>& tile, const Block& block, Sum<T>* columns) {
   const T* grad = q.grad + tile.begin * q.g.out_channels;
   if (!q.depthwise()) {
-    const int64_t width = q.width(), panel = width * kPanel<T>;
+    const int64_t width = q.width(), panel = width * kPanel<T> / kFactor<T>;
     const T* weight = q.weight_t + block.group * width * q.padded(q.depth()) + block.k0 * width;
-    product(tile.count, block.k1 - block.k0, width, grad + block.group * width, q.g.out_channels, weight, panel,
-            {columns, kColumns<T>}, false);
+    product<T>(tile.count, block.k1 - block.k0, width / kFactor<T>, factors(grad + block.group * width),
+               q.g.out_channels / kFactor<T>, factors(weight), panel, {columns, kColumns<Sum<T>>}, false);
     return;
   }
   for_each_run(q, block, [&](const Run& run) {
     const T* weight = q.weight_t + block.k0 + run.k;
     for (int64_t p = 0; p < tile.count; ++p) {
       const T* from = grad + p * q.g.out_channels + run.channel;
-      T* to = columns + p * kColumns<T> + run.k;
-      for (int64_t i = 0; i < run.length; ++i) to[i] = from[i] * weight[i];
+      Sum<T>* to = columns + p * kColumns<Sum<T>> + run.k;
+      for (int64_t i = 0; i < run.length; ++i) to[i] = widen(from[i]) * widen(weight[i]);
     }
   });
 }
@@ -57,17 +58,18 @@ FB_INLINE T lane_sum(Vector<T> v) {
 // Scatters one sample's gradient to the four pixels that it was gathered from, `to`, and multiplies it with their
 // values, `from` (kDots). `column` holds the gradient of the samples of a run, and receives the samples (kSamples).
 template <typename T, bool kInput, bool kDots, bool kSamples>
-FB_INLINE void scatter_sample(const T* const from[4], T* const to[4], const T weight[4], int64_t length, T* column,
-                              T dot[4]) {
-  Vector<T> sum[4] = {};
-  T rest[4] = {};
+FB_INLINE void scatter_sample(const T* const from[4], Sum<T>* const to[4], const Sum<T> weight[4], int64_t length,
+                              Sum<T>* column, Sum<T> dot[4]) {
+  typedef Sum<T> S;
+  Vector<S> sum[4] = {};
+  S rest[4] = {};
   int64_t i = 0;
   for (; i + kLanes<T> <= length; i += kLanes<T>) {
-    const Vector<T> grad = load(column + i);
-    Vector<T> value = {};
+    const Vector<S> grad = load(column + i);
+    Vector<S> value = {};
     for (int corner = 0; corner < 4; ++corner) {
       if constexpr (kDots || kSamples) {
-        const Vector<T> pixel = load(from[corner] + i);
+        const Vector<S> pixel = load_wide(from[corner] + i);
         if constexpr (kDots) sum[corner] += grad * pixel;
         if constexpr (kSamples) value += weight[corner] * pixel;
       }
@@ -77,50 +79,51 @@ FB_INLINE void scatter_sample(const T* const from[4], T* const to[4], const T we
     if constexpr (kSamples) store(column + i, value);
   }
   for (; i < length; ++i) {
-    const T grad = column[i];
-    T value = 0;
+    const S grad = column[i];
+    S value = 0;
     for (int corner = 0; corner < 4; ++corner) {
-      if constexpr (kDots) rest[corner] += grad * from[corner][i];
-      if constexpr (kSamples) value += weight[corner] * from[corner][i];
+      if constexpr (kDots) rest[corner] += grad * widen(from[corner][i]);
+      if constexpr (kSamples) value += weight[corner] * widen(from[corner][i]);
       if constexpr (kInput) to[corner][i] += weight[corner] * grad;
     }
     if constexpr (kSamples) column[i] = value;
   }
   if constexpr (kDots) {
-    for (int corner = 0; corner < 4; ++corner) dot[corner] = rest[corner] + lane_sum<T>(sum[corner]);
+    for (int corner = 0; corner < 4; ++corner) dot[corner] = rest[corner] + lane_sum<S>(sum[corner]);
   }
 }
 
 // Does so for a run at all positions of the tile, and sums the gradients of offsets and mask into `dots`.
 template <typename T, bool kInput, bool kDots, bool kSamples>
 void scatter_run(const Problem<T>& q, BackwardBuffers<T>& b, const Run& run) {
+  typedef Sum<T> S;
   const int64_t entries = q.g.offset_groups * q.g.taps() * b.size;
   const int32_t* first = b.tile.at + run.entry * 4 * b.size;
   for (int64_t p = 0; p < b.tile.count; ++p) {
-    T* column = b.columns + p * kColumns<T> + run.k;
-    T* dots = b.dots + run.entry * b.size + p;
+    S* column = b.columns + p * kColumns<S> + run.k;
+    S* dots = b.dots + run.entry * b.size + p;
     if (first[p] < 0) {
-      const T nothing = without_pixels<T>(first[p]);
+      const S nothing = without_pixels<S>(first[p]);
       if constexpr (kSamples) fill(column, run.length, nothing);
       if constexpr (kDots) dots[0] += nothing, dots[entries] += nothing, dots[2 * entries] += nothing;
       continue;
     }
     const Neighbours<T> s(b.tile, q.g.channels, run.entry, p);
     const T* from[4];
-    T* to[4];
+    S* to[4];
     for (int corner = 0; corner < 4; ++corner) {
       from[corner] = q.input + s.at[corner] + run.channel;
       to[corner] = kInput ? b.grad_input[p] + s.at[corner] + run.channel : nullptr;
     }
-    T d[4];
+    S d[4];
     scatter_sample<T, kInput, kDots, kSamples>(from, to, s.weight, run.length, column, d);
     if constexpr (kDots) {
-      const T* const slopes = b.tile.slopes + run.entry * kSlopes * b.size + p;
+      const S* const slopes = b.tile.slopes + run.entry * kSlopes * b.size + p;
       const auto k = [&](Slope slope) { return slopes[slope * b.size]; };
-      const T top = k(kWeightLeft) * d[0] + k(kWeightRight) * d[1];
-      const T bottom = k(kWeightLeft) * d[2] + k(kWeightRight) * d[3];
-      const T left = k(kWeightTop) * d[0] + k(kWeightBottom) * d[2];
-      const T right = k(kWeightTop) * d[1] + k(kWeightBottom) * d[3];
+      const S top = k(kWeightLeft) * d[0] + k(kWeightRight) * d[1];
+      const S bottom = k(kWeightLeft) * d[2] + k(kWeightRight) * d[3];
+      const S left = k(kWeightTop) * d[0] + k(kWeightBottom) * d[2];
+      const S right = k(kWeightTop) * d[1] + k(kWeightBottom) * d[3];
       dots[0] += k(kMask) * (k(kSlopeTop) * top + k(kSlopeBottom) * bottom);
       dots[entries] += k(kMask) * (k(kSlopeLeft) * left + k(kSlopeRight) * right);
       dots[2 * entries] += k(kWeightTop) * top + k(kWeightBottom) * bottom;
@@ -142,52 +145,73 @@ void scatter_block(const Problem<T>& q, const Block& block, bool samples, Backwa
   });
 }
 
-// Packs the tile's gradient of the output, rows of channels, into panels: [group][panel][position][kPanel].
+// Packs the tile's gradient of the output, rows of channels, into panels: [group][panel][position][kPanel]. Positions
+// are what the gradient of the weight sums over; a pair that lacks its second one gets a zero.
 template <typename T>
 void pack_grad(const Problem<T>& q, const Tile<T>& tile, T* packed) {
   const int64_t width = q.width();
   for (int64_t group = 0; group < q.gemm_groups(); ++group) {
-    for (int64_t j = 0; j < width; j += kPanel<T>) {
+    for (int64_t j = 0; j < width; j += kPanel<T>, packed += round_up(tile.count, kFactor<T>) * kPanel<T>) {
       const int64_t used = smaller(kPanel<T>, width - j);
-      for (int64_t p = 0; p < tile.count; ++p, packed += kPanel<T>) {
+      for (int64_t p = 0; p < tile.count; ++p) {
         const T* from = q.grad + (tile.begin + p) * q.g.out_channels + group * width + j;
-        for (int64_t lane = 0; lane < kPanel<T>; ++lane) packed[lane] = lane < used ? from[lane] : T(0);
+        if constexpr (kFactor<T> == 1) {
+          T* const to = packed + p * kPanel<T>;
+          for (int64_t lane = 0; lane < kPanel<T>; ++lane) to[lane] = lane < used ? from[lane] : T{};
+        } else {
+          for (int64_t o = 0; o < kPanel<T>; o += kLanes<T>) store_in_panel(packed, p, o, load_wide(from + o));
+        }
       }
     }
   }
 }
 
+// Pairs each two rows of columns, in the place of the first.
+template <typename T>
+void pair_rows(int64_t depth, BackwardBuffers<T>& b) {
+#if defined(FB_PAIRS)
+  constexpr int64_t kRow = kColumns<float>;
+  if (b.tile.count % 2) fill(b.columns + b.tile.count * kRow, depth, 0.0f);
+  for (int64_t p = 0; p < b.tile.count; p += 2) {
+    float* const row = b.columns + p * kRow;
+    for (int64_t k = 0; k < depth; k += kLanes<float>) store(row + k, pairs(load(row + k), load(row + kRow + k)));
+  }
+#endif
+}
+
 // Adds columns^T x gradient of the output to grad_weight.
 template <typename T>
-void accumulate_weight(const Problem<T>& q, const Block& block, const BackwardBuffers<T>& b, T* grad_weight) {
+void accumulate_weight(const Problem<T>& q, const Block& block, BackwardBuffers<T>& b, Sum<T>* grad_weight) {
   if (!q.depthwise()) {
-    const int64_t width = q.padded(q.width()), count = b.tile.count;
-    product_transposed(block.k1 - block.k0, q.width(), count, b.columns, kColumns<T>,
-                       b.grad + block.group * width * count, count * kPanel<T>,
-                       {grad_weight + (block.group * q.depth() + block.k0) * width, width});
+    const int64_t width = q.padded(q.width()), depth = block.k1 - block.k0;
+    const int64_t count = ceil_div(b.tile.count, kFactor<T>);
+    if constexpr (kFactor<T> == 2) pair_rows(depth, b);
+    product_transposed<T>(depth, q.width(), count, b.columns, kFactor<T> * kColumns<Sum<T>>,
+                          factors(b.grad) + block.group * width * count, count * kPanel<T>,
+                          {grad_weight + (block.group * q.depth() + block.k0) * width, width});
     return;
   }
   for_each_run(q, block, [&](const Run& run) {
-    T* to = grad_weight + block.k0 + run.k;
+    Sum<T>* to = grad_weight + block.k0 + run.k;
     for (int64_t p = 0; p < b.tile.count; ++p) {
-      const T* from = b.columns + p * kColumns<T> + run.k;
+      const Sum<T>* from = b.columns + p * kColumns<Sum<T>> + run.k;
       const T* grad = q.grad + (b.tile.begin + p) * q.g.out_channels + run.channel;
-      for (int64_t i = 0; i < run.length; ++i) to[i] += from[i] * grad[i];
+      for (int64_t i = 0; i < run.length; ++i) to[i] += from[i] * widen(grad[i]);
     }
   });
 }
 
 template <typename T>
-void accumulate_bias(const Problem<T>& q, const Tile<T>& tile, T* grad_bias) {
+void accumulate_bias(const Problem<T>& q, const Tile<T>& tile, Sum<T>* grad_bias) {
   for (int64_t p = 0; p < tile.count; ++p) {
     const T* grad = q.grad + (tile.begin + p) * q.g.out_channels;
-    for (int64_t o = 0; o < q.g.out_channels; ++o) grad_bias[o] += grad[o];
+    for (int64_t o = 0; o < q.g.out_channels; ++o) grad_bias[o] += widen(grad[o]);
   }
 }
 
 template <typename T>
-void write_plane(const Tile<T>& tile, const T* from, int64_t channel, const Strided& to) {
-  with_storage(to.storage, T(0), [&](auto* kind) {
+void write_plane(const Tile<T>& tile, const Sum<T>* from, int64_t channel, const Strided& to) {
+  with_storage(to.storage, T{}, [&](auto* kind) {
     auto* data = static_cast<decltype(kind)>(to.data) + channel * to.stride[1];
     for (int64_t p = 0; p < tile.count; ++p) {
       narrow(from[p], data + tile.image[p] * to.stride[0] + tile.place[p] * to.stride[2]);
@@ -199,7 +223,7 @@ template <typename T>
 void write_dots(const Problem<T>& q, const BackwardBuffers<T>& b) {
   const int64_t entries = q.g.offset_groups * q.g.taps();
   for (int64_t e = 0; e < entries; ++e) {
-    const T* y = b.dots + e * b.size;
+    const Sum<T>* y = b.dots + e * b.size;
     if (q.grad_offset.data) {
       write_plane(b.tile, y, 2 * e, q.grad_offset);
       write_plane(b.tile, y + entries * b.size, 2 * e + 1, q.grad_offset);
@@ -222,7 +246,7 @@ void backward_tile(const Problem<T>& q, const BackwardRange<T>& r, BackwardBuffe
   if (!columns && !r.grad_weight) return;
   tabulate<T, true>(q, b.tile);
   if (r.grad_weight && !q.depthwise()) pack_grad(q, b.tile, b.grad);
-  if (columns && dots) fill(b.dots, 3 * q.g.offset_groups * q.g.taps() * b.size, T(0));
+  if (columns && dots) fill(b.dots, 3 * q.g.offset_groups * q.g.taps() * b.size, Sum<T>(0));
   const Cut<T> cut(q, kDepth<T>);
   for (int64_t index = r.first_block; index < r.last_block; ++index) {
     const Block block = cut.at(index);

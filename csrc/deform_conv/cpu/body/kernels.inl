@@ -1,4 +1,5 @@
-// The CPU kernels: the table of functions that op.cpp calls, compiled once for each instruction set.
+// The CPU kernels: the table of functions that op.cpp calls, compiled once for each instruction set; with FB_PAIRS, the
+// one of products of bfloat16.
 //
 // The files of this folder are compiled with FB_ISA defined as a namespace of instruction_sets.h. None of them may call
 // an inline function that other translation units share: the linker keeps one copy of those, and it could be the one
@@ -37,14 +38,22 @@ constexpr Kernel<T> kernel_of() {
       .pack_backward = pack_backward<T>,
       .unpack_weight = unpack_weight<T>,
       .to_rows = to_rows<T>,
-      .from_rows = from_rows<T>,
+      .from_rows = from_rows<Sum<T>>,
   };
 }
 
+#if defined(FB_PAIRS)
+constexpr Kernel<BFloat16> kKernel = kernel_of<BFloat16>();
+#else
 constexpr Kernels kKernels = {kernel_of<float>(), kernel_of<double>()};
+#endif
 
 }  // namespace
 
+#if defined(FB_PAIRS)
+const Kernel<BFloat16>& kernel() { return kKernel; }
+#else
 const Kernels& kernels() { return kKernels; }
+#endif
 
 }  // namespace flowers_bench::FB_ISA

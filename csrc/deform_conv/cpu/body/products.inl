@@ -22,27 +22,28 @@ struct RowsTo {
 // Steps of the depth that a microkernel takes at once.
 constexpr int kSteps = kLargeCache ? 8 : 4;
 
-// Computes c (MR rows, NV vectors) = or += a (MR, depth) x b (depth, NV vectors). Rows of `a` lie `stride` apart, or,
-// where kAdjacent, rows are adjacent and steps of the depth lie `stride` apart. Every loop over the sums is unrolled:
-// one that is not would keep them in memory around the products.
+// Computes c (MR rows, NV vectors) = or += a (MR, depth) x b (depth, NV vectors), where depth counts factors. Rows of
+// `a` lie `stride` apart, or, where kAdjacent, rows are adjacent and steps of the depth lie `stride` apart. Every loop
+// over the sums is unrolled: one that is not would keep them in memory around the products.
 template <typename T, int MR, int NV, bool kAdjacent>
-void micro(int64_t depth, const T* a, int64_t stride, const T* b, const RowsTo<T>& c, bool add) {
-  Vector<T> sum[MR][NV];
+void micro(int64_t depth, const Sum<T>* a, int64_t stride, const Sum<T>* b, const RowsTo<Sum<T>>& c, bool add) {
+  Vector<Sum<T>> sum[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
-    const T* const from = c.at(i);
+    const Sum<T>* const from = c.at(i);
 #pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) sum[i][v] = add ? load(from + v * kLanes<T>) : Vector<T>{};
+    for (int v = 0; v < NV; ++v) sum[i][v] = add ? load(from + v * kLanes<T>) : Vector<Sum<T>>{};
   }
   const auto step = [&](int64_t k) __attribute__((always_inline)) {
-    Vector<T> right[NV];
+    Vector<Sum<T>> right[NV];
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) right[v] = load(b + k * kPanel<T> + v * kLanes<T>);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      const T left = kAdjacent ? a[k * stride + i] : a[i * stride + k];
+      Sum<T> left;  // copied, since a pair is no float
+      __builtin_memcpy(&left, kAdjacent ? a + k * stride + i : a + i * stride + k, sizeof(left));
 #pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) sum[i][v] += left * right[v];
+      for (int v = 0; v < NV; ++v) multiply_add<T>(sum[i][v], left, right[v]);
     }
   };
   int64_t k = 0;
@@ -57,23 +58,23 @@ void micro(int64_t depth, const T* a, int64_t stride, const T* b, const RowsTo<T
   for (; k < depth; ++k) step(k);
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
-    T* const to = c.at(i);
+    Sum<T>* const to = c.at(i);
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) store(to + v * kLanes<T>, sum[i][v]);
   }
 }
 
 template <typename T, int NV, bool kAdjacent, int MR = kRows>
-FB_INLINE void micro_rows(int64_t rows, int64_t depth, const T* a, int64_t stride, const T* b, const RowsTo<T>& c,
-                          bool add) {
+FB_INLINE void micro_rows(int64_t rows, int64_t depth, const Sum<T>* a, int64_t stride, const Sum<T>* b,
+                          const RowsTo<Sum<T>>& c, bool add) {
   if (rows == MR) return micro<T, MR, NV, kAdjacent>(depth, a, stride, b, c, add);
   if constexpr (MR > 1) micro_rows<T, NV, kAdjacent, MR - 1>(rows, depth, a, stride, b, c, add);
 }
 
 // Computes one panel of columns. A panel of which only the first vector is in use costs half.
 template <typename T, bool kAdjacent>
-void panel_product(int64_t rows, int64_t used, int64_t depth, const T* a, int64_t stride, const T* b,
-                   const RowsTo<T>& c, bool add) {
+void panel_product(int64_t rows, int64_t used, int64_t depth, const Sum<T>* a, int64_t stride, const Sum<T>* b,
+                   const RowsTo<Sum<T>>& c, bool add) {
   if (used <= kLanes<T>) {
     micro_rows<T, 1, kAdjacent>(rows, depth, a, stride, b, c, add);
   } else {
@@ -84,13 +85,13 @@ void panel_product(int64_t rows, int64_t used, int64_t depth, const T* a, int64_
 // Computes c (rows, columns padded to panels) = or += a (rows, depth) x b, whose panels of depth x kPanel lie
 // `panel_stride` apart. A panel of b stays in the cache while the rows pass by.
 template <typename T>
-void product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const T* b,
-             int64_t panel_stride, const RowsTo<T>& c, bool add) {
+void product(int64_t rows, int64_t columns, int64_t depth, const Sum<T>* a, int64_t a_stride, const Sum<T>* b,
+             int64_t panel_stride, const RowsTo<Sum<T>>& c, bool add) {
   const int64_t strips = ceil_div(rows, kRows);
   for (int64_t from = 0; from < depth; from += kForwardDepth<T>) {
     const int64_t steps = smaller(kForwardDepth<T>, depth - from);
     for (int64_t j = 0; j < columns; j += kPanel<T>) {
-      const T* panel = b + j / kPanel<T> * panel_stride + from * kPanel<T>;
+      const Sum<T>* panel = b + j / kPanel<T> * panel_stride + from * kPanel<T>;
       for (int64_t strip = 0; strip < strips; ++strip) {
         // Strips of nearly equal height: one of a single row would wait on its own additions.
         const int64_t i = rows * strip / strips, height = rows * (strip + 1) / strips - i;
@@ -104,8 +105,8 @@ void product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a
 // Adds a^T x b to c (rows, columns), with a (depth, rows) and b's panels (depth, kPanel): the sum over a tile's
 // positions. c may be larger than the caches; it is walked row by row, which the hardware prefetches.
 template <typename T>
-void product_transposed(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const T* b,
-                        int64_t panel_stride, const RowsTo<T>& c) {
+void product_transposed(int64_t rows, int64_t columns, int64_t depth, const Sum<T>* a, int64_t a_stride,
+                        const Sum<T>* b, int64_t panel_stride, const RowsTo<Sum<T>>& c) {
   const int64_t strips = ceil_div(rows, kRows);
   for (int64_t strip = 0; strip < strips; ++strip) {
     const int64_t i = rows * strip / strips, height = rows * (strip + 1) / strips - i;

@@ -13,7 +13,7 @@ void gather_rows(const S* from, int64_t channel_stride, int64_t position_stride,
                  T* to) {
   if (channel_stride == 1) {
     for (int64_t p = 0; p < count; ++p) {
-      for (int64_t c = 0; c < channels; ++c) to[p * channels + c] = widen(from[p * position_stride + c]);
+      for (int64_t c = 0; c < channels; ++c) narrow(widen(from[p * position_stride + c]), to + p * channels + c);
     }
     return;
   }
@@ -22,14 +22,14 @@ void gather_rows(const S* from, int64_t channel_stride, int64_t position_stride,
   for (int64_t p = 0; p < count; p += L) {
     const int64_t used = smaller(L, count - p), whole = used == L ? squares : 0;
     for (int64_t c = 0; c < whole; c += L) {
-      Vector<T> square[L];
-      for (int64_t i = 0; i < L; ++i) square[i] = load_widened<T>(from + (c + i) * channel_stride + p);
-      transpose<T>(square);
-      for (int64_t i = 0; i < L; ++i) store(to + (p + i) * channels + c, square[i]);
+      Vector<Sum<T>> square[L];
+      for (int64_t i = 0; i < L; ++i) square[i] = load_widened<Sum<T>>(from + (c + i) * channel_stride + p);
+      transpose<Sum<T>>(square);
+      for (int64_t i = 0; i < L; ++i) store_exact(to + (p + i) * channels + c, square[i]);
     }
     for (int64_t c = whole; c < channels; ++c) {
       for (int64_t i = p; i < p + used; ++i) {
-        to[i * channels + c] = widen(from[c * channel_stride + i * position_stride]);
+        narrow(widen(from[c * channel_stride + i * position_stride]), to + i * channels + c);
       }
     }
   }
@@ -75,7 +75,7 @@ FB_INLINE void for_each_part(int64_t positions, int64_t begin, int64_t end, F f)
 
 template <typename T>
 void to_rows(const Strided& from, int64_t channels, int64_t positions, int64_t begin, int64_t end, T* to) {
-  with_storage(from.storage, T(0), [&](auto* kind) {
+  with_storage(from.storage, T{}, [&](auto* kind) {
     const auto* data = static_cast<decltype(kind)>(from.data);
     for_each_part(positions, begin, end, [&](int64_t image, int64_t place, int64_t count, int64_t at) {
       gather_rows(data + image * from.stride[0] + place * from.stride[2], from.stride[1], from.stride[2], channels,
@@ -86,7 +86,7 @@ void to_rows(const Strided& from, int64_t channels, int64_t positions, int64_t b
 
 template <typename T>
 void from_rows(const T* from, int64_t channels, int64_t positions, int64_t begin, int64_t end, const Strided& to) {
-  with_storage(to.storage, T(0), [&](auto* kind) {
+  with_storage(to.storage, T{}, [&](auto* kind) {
     auto* data = static_cast<decltype(kind)>(to.data);
     for_each_part(positions, begin, end, [&](int64_t image, int64_t place, int64_t count, int64_t at) {
       scatter_rows(from + at * channels, channels, channels, count, data + image * to.stride[0] + place * to.stride[2],

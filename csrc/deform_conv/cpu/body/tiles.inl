@@ -12,7 +12,9 @@ constexpr int32_t kNotFinite = -2;  // the sample is NaN
 // Returns the sample that either stands for.
 template <typename T>
 FB_INLINE T without_pixels(int32_t mark) {
-  return mark == kOutside ? T(0) : T(__builtin_nan(""));
+  T value;
+  narrow(mark == kOutside ? Sum<T>(0) : Sum<T>(__builtin_nan("")), &value);
+  return value;
 }
 
 // Names what the gradients of offset and mask need of a sample, besides its neighbours.
@@ -41,14 +43,15 @@ struct Tile {
   int64_t* pixels;     // where its image begins in the input
   int64_t* offset_at;  // where its offsets and masks lie in memory
   int64_t* mask_at;
-  T* row;  // where tap (0, 0) lies undeformed
-  T* column;
+  Sum<T>* row;  // where tap (0, 0) lies undeformed
+  Sum<T>* column;
   // Of each entry (offset group, tap) and position:
-  T* given;  // [entry][4][size]: offset of y, of x, mask, where they have to be copied; the fourth is empty, so that
-             // an entry's tables lie at the same distances for all of them (accesses 4 KiB apart wait for each other)
-  int32_t* at;  // [entry][4][size]: the four neighbours, as pixels of the image
-  T* weight;    // [entry][4][size]: times the mask
-  T* slopes;    // [entry][kSlopes][size], for a backward pass
+  // [entry][4][size]: offset of y, of x, mask, where they have to be copied; the fourth is empty, so that an entry's
+  // tables lie at the same distances for all of them (accesses 4 KiB apart wait for each other)
+  Sum<T>* given;
+  int32_t* at;     // [entry][4][size]: the four neighbours, as pixels of the image
+  Sum<T>* weight;  // [entry][4][size]: times the mask
+  Sum<T>* slopes;  // [entry][kSlopes][size], for a backward pass
 
   Tile(const Problem<T>& q, Arena& arena, bool backward) : size(tile_size(q, backward)) {
     image = arena.template take<int64_t>(size);
@@ -56,23 +59,24 @@ struct Tile {
     pixels = arena.template take<int64_t>(size);
     offset_at = arena.template take<int64_t>(size);
     mask_at = arena.template take<int64_t>(size);
-    row = arena.template take<T>(size);
-    column = arena.template take<T>(size);
+    row = arena.template take<Sum<T>>(size);
+    column = arena.template take<Sum<T>>(size);
     const int64_t entries = q.g.offset_groups * q.g.taps();
-    given = arena.template take<T>(entries * 4 * size);
+    given = arena.template take<Sum<T>>(entries * 4 * size);
     at = arena.template take<int32_t>(entries * 4 * size);
-    weight = arena.template take<T>(entries * 4 * size);
-    slopes = arena.template take<T>(backward ? entries * kSlopes * size : 0);
+    weight = arena.template take<Sum<T>>(entries * 4 * size);
+    slopes = arena.template take<Sum<T>>(backward ? entries * kSlopes * size : 0);
   }
 
   // Chooses how many positions a tile has, so that what belongs to it fits the cache. Forward with a small weight,
   // which stays in the second-level cache whatever happens, takes few: their columns then stay in the first, or leave
   // most of a large second to the pixels.
   static int64_t tile_size(const Problem<T>& q, bool backward) {
-    const int64_t entry = 4 * sizeof(int32_t) + (backward ? 8 + kSlopes + 3 : 8) * sizeof(T);
+    const int64_t entry = 4 * sizeof(int32_t) + (backward ? 8 + kSlopes + 3 : 8) * sizeof(Sum<T>);
     const int64_t outputs = q.gemm_groups() * q.padded(q.width());
     const int64_t depth = backward ? kDepth<T> : kForwardDepth<T>;
-    const int64_t each = q.g.offset_groups * q.g.taps() * entry + (depth + outputs) * sizeof(T);
+    const int64_t columns = depth * (backward ? sizeof(Sum<T>) : sizeof(T));
+    const int64_t each = q.g.offset_groups * q.g.taps() * entry + columns + outputs * sizeof(Sum<T>);
     const int64_t fitting = kTileBytes / each / kRows * kRows;
     const bool small_weight = q.weight_size() * int64_t(sizeof(T)) <= kTileBytes / 2;
     return larger(2 * kRows, smaller(fitting, small_weight && !backward ? kSmallTile : kMaxTile));
@@ -94,8 +98,8 @@ void place(const Problem<T>& q, int64_t begin, int64_t count, Tile<T>& tile) {
   for (int64_t p = 0; p < count; ++p) {
     tile.image[p] = n, tile.place[p] = at;
     tile.pixels[p] = n * g.height * g.width * g.channels;
-    tile.row[p] = T(tap_origin(y, g.stride_h, g.pad_h, 0, 0));
-    tile.column[p] = T(tap_origin(x, g.stride_w, g.pad_w, 0, 0));
+    tile.row[p] = Sum<T>(tap_origin(y, g.stride_h, g.pad_h, 0, 0));
+    tile.column[p] = Sum<T>(tap_origin(x, g.stride_w, g.pad_w, 0, 0));
     tile.offset_at[p] = n * q.offset.stride[0] + at * q.offset.stride[2];
     tile.mask_at[p] = n * q.mask.stride[0] + at * q.mask.stride[2];
     ++at;
@@ -104,13 +108,13 @@ void place(const Problem<T>& q, int64_t begin, int64_t count, Tile<T>& tile) {
   }
 }
 
-// Returns the values from[at[p] + shift] of all positions p: where they lie, if they do so as T beside each other, else
-// converted into `to`.
+// Returns the values from[at[p] + shift] of all positions p: where they lie, if they lie beside each other and need no
+// conversion, else copied into `to`.
 template <typename T>
-const T* read(const Strided& from, const int64_t* at, int64_t shift, int64_t count, T* to) {
+const Sum<T>* read(const Strided& from, const int64_t* at, int64_t shift, int64_t count, Sum<T>* to) {
   const bool consecutive = from.stride[2] == 1 && at[count - 1] - at[0] == count - 1;  // all of one image
-  const T* found = to;
-  with_storage(from.storage, T(0), [&](auto* kind) {
+  const Sum<T>* found = to;
+  with_storage(from.storage, T{}, [&](auto* kind) {
     const auto* data = static_cast<decltype(kind)>(from.data) + shift;
     if (!consecutive) {
       for (int64_t p = 0; p < count; ++p) to[p] = widen(data[at[p]]);
@@ -119,7 +123,7 @@ const T* read(const Strided& from, const int64_t* at, int64_t shift, int64_t cou
     data += at[0];
     // The next tile's: as many planes as there are of offsets are more streams than the hardware foresees.
     for (int64_t p = 0; p < count; p += 64 / sizeof(*data)) __builtin_prefetch(data + count + p);
-    if constexpr (sizeof(*kind) == sizeof(T)) {
+    if constexpr (sizeof(*kind) == sizeof(Sum<T>)) {
       found = data;  // no smaller type that has to be widened
     } else {
       for (int64_t p = 0; p < count; ++p) to[p] = widen(data[p]);
@@ -142,32 +146,34 @@ FB_INLINE int32_t marked(int32_t first, T y, T x, T mask, const AxisSample<T>& v
 // Computes all samples of one entry, in one sweep that vectorises.
 template <typename T, bool kBackward>
 void tabulate_entry(const Problem<T>& q, const Tile<T>& tile, int64_t entry) {
+  typedef Sum<T> S;
   const Geometry& g = q.g;
   const int64_t count = tile.count, size = tile.size, tap = entry % g.taps();
-  T* const given = tile.given + entry * 4 * size;
-  const T* const y_offset = read(q.offset, tile.offset_at, 2 * entry * q.offset.stride[1], count, given);
-  const T* const x_offset = read(q.offset, tile.offset_at, (2 * entry + 1) * q.offset.stride[1], count, given + size);
-  const T* mask = given + 2 * size;
+  S* const given = tile.given + entry * 4 * size;
+  const S* const y_offset = read<T>(q.offset, tile.offset_at, 2 * entry * q.offset.stride[1], count, given);
+  const S* const x_offset =
+      read<T>(q.offset, tile.offset_at, (2 * entry + 1) * q.offset.stride[1], count, given + size);
+  const S* mask = given + 2 * size;
   if (g.use_mask) {
-    mask = read(q.mask, tile.mask_at, entry * q.mask.stride[1], count, given + 2 * size);
+    mask = read<T>(q.mask, tile.mask_at, entry * q.mask.stride[1], count, given + 2 * size);
   } else {
-    fill(given + 2 * size, count, T(1));
+    fill(given + 2 * size, count, S(1));
   }
-  const T tap_y = T(tap / g.kernel_w * g.dilation_h), tap_x = T(tap % g.kernel_w * g.dilation_w);
+  const S tap_y = S(tap / g.kernel_w * g.dilation_h), tap_x = S(tap % g.kernel_w * g.dilation_w);
   const int32_t height = int32_t(g.height), width = int32_t(g.width);
-  const T* const row = tile.row;
-  const T* const column = tile.column;
+  const S* const row = tile.row;
+  const S* const column = tile.column;
   int32_t* const at = tile.at + entry * 4 * size;
-  T* const weight = tile.weight + entry * 4 * size;
-  T* const slopes = kBackward ? tile.slopes + entry * kSlopes * size : nullptr;
+  S* const weight = tile.weight + entry * 4 * size;
+  S* const slopes = kBackward ? tile.slopes + entry * kSlopes * size : nullptr;
 #pragma GCC ivdep
   for (int64_t p = 0; p < count; ++p) {
-    const T y = y_offset[p] + (row[p] + tap_y), x = x_offset[p] + (column[p] + tap_x), m = mask[p];
-    const AxisSample<T> v = sample_axis(y, height), h = sample_axis(x, width);
+    const S y = y_offset[p] + (row[p] + tap_y), x = x_offset[p] + (column[p] + tap_x), m = mask[p];
+    const AxisSample<S> v = sample_axis(y, height), h = sample_axis(x, width);
     const int32_t low = v.low * width, high = v.high * width;
     at[p] = marked(low + h.low, y, x, m, v, h), at[size + p] = low + h.high;
     at[2 * size + p] = high + h.low, at[3 * size + p] = high + h.high;
-    const T top = v.weight_low * m, bottom = v.weight_high * m;
+    const S top = v.weight_low * m, bottom = v.weight_high * m;
     weight[p] = top * h.weight_low, weight[size + p] = top * h.weight_high;
     weight[2 * size + p] = bottom * h.weight_low, weight[3 * size + p] = bottom * h.weight_high;
     if constexpr (kBackward) {
@@ -190,11 +196,11 @@ void tabulate(const Problem<T>& q, const Tile<T>& tile) {
 template <typename T>
 struct Neighbours {
   int64_t at[4];
-  T weight[4];
+  Sum<T> weight[4];
 
   FB_INLINE Neighbours(const Tile<T>& tile, int64_t channels, int64_t entry, int64_t p) {
     const int32_t* const first = tile.at + entry * 4 * tile.size + p;
-    const T* const weights = tile.weight + entry * 4 * tile.size + p;
+    const Sum<T>* const weights = tile.weight + entry * 4 * tile.size + p;
     const int64_t pixels = tile.pixels[p];
     for (int corner = 0; corner < 4; ++corner) {
       at[corner] = pixels + first[corner * tile.size] * channels;
@@ -220,7 +226,7 @@ struct Cut {
 
   FB_INLINE Cut(const Problem<T>& q, int64_t deepest) : groups(q.gemm_groups()) {
     const int64_t channels = q.g.channels / groups;
-    const bool whole = channels % kPanel<T> == 0, within_taps = whole && channels * int64_t(sizeof(T)) >= 1024;
+    const bool whole = channels % kPanel<T> == 0, within_taps = whole && channels * int64_t(sizeof(Sum<T>)) >= 1024;
     const int64_t unit = whole && !within_taps ? channels : kPanel<T>;
     span = within_taps ? channels : q.depth();
     spans = q.depth() / span;
@@ -237,10 +243,10 @@ struct Cut {
   }
 };
 
-// The distance between positions in a tile's columns: an odd number of lines, or they would crowd few sets of the
-// cache.
-template <typename T>
-constexpr int64_t kColumns = kForwardDepth<T> + 64 / int64_t(sizeof(T));
+// The distance between positions in a tile's columns, of numbers C: an odd number of lines, or they would crowd few
+// sets of the cache.
+template <typename C>
+constexpr int64_t kColumns = kForwardDepth<C> + 64 / int64_t(sizeof(C));
 
 // Names channels [channel, channel + length) of one tap and one offset group, in columns k, k + 1, ... of the block.
 struct Run {

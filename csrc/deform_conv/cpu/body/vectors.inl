@@ -7,6 +7,10 @@
 #define FB_ISA generic
 #endif
 
+#if defined(FB_PAIRS)
+#include <immintrin.h>
+#endif
+
 #define FB_INLINE inline __attribute__((always_inline))
 
 namespace flowers_bench::FB_ISA {
@@ -39,14 +43,14 @@ static_assert(alignof(Vector<float>) == kVectorBytes);
 #endif
 
 template <typename T>
-constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+constexpr int64_t kLanes = kVectorBytes / sizeof(Sum<T>);
 // The columns of a product's result that a microkernel computes.
 template <typename T>
 constexpr int64_t kPanel = 2 * kLanes<T>;
 // The deepest block of a backward pass: a panel of the weight this deep fits the first-level cache (or fills it, where
 // the second is large).
 template <typename T>
-constexpr int64_t kDepth = (kLargeCache ? 32768 : 16384) / (kPanel<T> * sizeof(T));
+constexpr int64_t kDepth = (kLargeCache ? 32768 : 16384) / (kPanel<T> * sizeof(Sum<T>));
 // The deepest block of a forward pass, and the deepest product: a panel comes from a large second-level cache in time,
 // and nine taps of 64 channels are one block.
 template <typename T>
@@ -68,9 +72,6 @@ FB_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // ---- Storage types: what tensors hold, converted to and from the type that is computed in ----
 
-struct BFloat16 {
-  uint16_t bits;
-};
 struct Float16 {
   uint16_t bits;
 };
@@ -97,6 +98,7 @@ FB_INLINE float widen(Float16 v) {
   return as_float(special | uint32_t(v.bits & 0x8000) << 16);
 }
 
+// Converts to the type that `to` points to.
 FB_INLINE void narrow(float v, float* to) { *to = v; }
 FB_INLINE void narrow(double v, double* to) { *to = v; }
 FB_INLINE void narrow(float v, BFloat16* to) {
@@ -124,6 +126,81 @@ template <typename F>
 FB_INLINE void with_storage(Storage, double, F f) {
   f(static_cast<double*>(nullptr));
 }
+template <typename F>
+FB_INLINE void with_storage(Storage, BFloat16, F f) {
+  f(static_cast<BFloat16*>(nullptr));
+}
+
+// ---- Factors: what a product takes from memory at once ----
+
+// Consecutive numbers, in what a product sums over, that make one factor: one, or a pair of bfloat16. A pair is as
+// large as a float, and travels as one.
+template <typename T>
+constexpr int64_t kFactor = sizeof(Sum<T>) / sizeof(T);
+
+template <typename T>
+FB_INLINE const Sum<T>* factors(const T* p) {
+  return reinterpret_cast<const Sum<T>*>(p);
+}
+
+// Returns where number k of the sum of output `o` lies in a panel, which has whole factors of its outputs side by side.
+template <typename T>
+FB_INLINE int64_t in_panel(int64_t k, int64_t o) {
+  return (k / kFactor<T> * kPanel<T> + o) * kFactor<T> + k % kFactor<T>;
+}
+
+typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint16_t LooseHalfBits __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+
+// Loads a vector of numbers as what they are summed in.
+FB_INLINE Vector<float> load_wide(const float* p) { return load(p); }
+FB_INLINE Vector<double> load_wide(const double* p) { return load(p); }
+FB_INLINE Vector<float> load_wide(const BFloat16* p) {
+  const HalfBits bits = *reinterpret_cast<const LooseHalfBits*>(p);
+  return (Vector<float>)(__builtin_convertvector(bits, Bits) << 16);
+}
+
+// Stores numbers that T can hold without rounding.
+FB_INLINE void store_exact(float* p, Vector<float> v) { store(p, v); }
+FB_INLINE void store_exact(double* p, Vector<double> v) { store(p, v); }
+FB_INLINE void store_exact(BFloat16* p, Vector<float> v) {
+  *reinterpret_cast<LooseHalfBits*>(p) = __builtin_convertvector((Bits)v >> 16, HalfBits);
+}
+
+// Stores number k of the sums of a vector of outputs, from `o` on, into a panel; of a pair, the first goes first.
+template <typename T>
+FB_INLINE void store_in_panel(T* panel, int64_t k, int64_t o, Vector<Sum<T>> v) {
+  Sum<T>* const to = reinterpret_cast<Sum<T>*>(panel) + k / kFactor<T> * kPanel<T> + o;
+  if constexpr (kFactor<T> == 1) {
+    store(to, v);
+  } else {
+    store(to, (Vector<float>)(k % 2 ? (Bits)load(to) | (Bits)v : (Bits)v >> 16));
+  }
+}
+
+// Adds left x right: of pairs, both products.
+template <typename T>
+FB_INLINE void multiply_add(Vector<Sum<T>>& sum, Sum<T> left, Vector<Sum<T>> right) {
+#if defined(FB_PAIRS)
+  if constexpr (kFactor<T> == 2) {
+    sum = (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(left), (__m512bh)right);
+    return;
+  }
+#endif
+  sum += left * right;
+}
+
+#if defined(FB_PAIRS)
+// Rounds two vectors to bfloat16, and makes pairs of an element of the one and an element of the other.
+FB_INLINE Vector<float> pairs(Vector<float> first, Vector<float> second) {
+  typedef uint16_t Lanes __attribute__((vector_size(64)));
+  const Lanes order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+  return (Vector<float>)_mm512_permutexvar_epi16((__m512i)order, both);
+}
+#endif
 
 // ---- Scratch memory ----
 

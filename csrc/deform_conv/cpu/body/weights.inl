@@ -39,7 +39,7 @@ void pack_panel(const Problem<T>& q, const Strided& weight, int64_t unit, int64_
   constexpr int64_t L = kLanes<T>;
   const int64_t panels = q.padded(q.width()) / kPanel<T>, row_stride = weight.stride[0], depth = k1 - k0;
   const int64_t first = unit % panels * kPanel<T>, used = smaller(kPanel<T>, q.width() - first);
-  with_storage(weight.storage, T(0), [&](auto* kind) {
+  with_storage(weight.storage, T{}, [&](auto* kind) {
     const auto* from = static_cast<decltype(kind)>(weight.data) + (unit / panels * q.width() + first) * row_stride + k0;
     // What to fetch meanwhile, more rows lying side by side than the hardware follows: further on in them, or, of a
     // part of K, the same part of the next panel.
@@ -47,20 +47,20 @@ void pack_panel(const Problem<T>& q, const Strided& weight, int64_t unit, int64_
     WeightWalk walk(q, weight);
     int64_t done = 0;
     for (; walk.dense() && used == kPanel<T> && done + L <= depth; done += L) {
-      Vector<T> squares[2][L];
+      Vector<Sum<T>> squares[2][L];
       for (int64_t i = 0; i < kPanel<T>; ++i) {
         __builtin_prefetch(from + i * row_stride + done + next);
-        squares[i / L][i % L] = load_widened<T>(from + i * row_stride + done);
+        squares[i / L][i % L] = load_widened<Sum<T>>(from + i * row_stride + done);
       }
-      transpose<T>(squares[0]), transpose<T>(squares[1]);
+      transpose<Sum<T>>(squares[0]), transpose<Sum<T>>(squares[1]);
       for (int64_t i = 0; i < L; ++i, walk.step()) {
-        store(to + walk.k * kPanel<T>, squares[0][i]), store(to + walk.k * kPanel<T> + L, squares[1][i]);
+        store_in_panel(to, walk.k, 0, squares[0][i]), store_in_panel(to, walk.k, L, squares[1][i]);
       }
     }
     for (; done < depth; ++done, walk.step()) {
-      T* row = to + walk.k * kPanel<T>;
-      for (int64_t o = 0; o < used; ++o) row[o] = widen(from[o * row_stride + walk.at]);
-      for (int64_t o = used; o < kPanel<T>; ++o) row[o] = T(0);
+      T* row = to + in_panel<T>(walk.k, 0);
+      for (int64_t o = 0; o < used; ++o) narrow(widen(from[o * row_stride + walk.at]), row + o * kFactor<T>);
+      for (int64_t o = used; o < kPanel<T>; ++o) row[o * kFactor<T>] = T{};
     }
   });
 }
@@ -74,11 +74,11 @@ int64_t forward_units(const Problem<T>& q) {
 // Packs the weight of a depthwise convolution as [tap][channel].
 template <typename T>
 void pack_depthwise(const Problem<T>& q, const Strided& weight, T* packed) {
-  with_storage(weight.storage, T(0), [&](auto* kind) {
+  with_storage(weight.storage, T{}, [&](auto* kind) {
     const auto* from = static_cast<decltype(kind)>(weight.data);
     for (int64_t c = 0; c < q.g.channels; ++c) {
       for (int64_t t = 0; t < q.g.taps(); ++t) {
-        packed[t * q.g.channels + c] = widen(from[c * weight.stride[0] + t * weight.stride[2]]);
+        narrow(widen(from[c * weight.stride[0] + t * weight.stride[2]]), packed + t * q.g.channels + c);
       }
     }
   });
@@ -109,18 +109,20 @@ void pack_backward(const Problem<T>& q, const Strided& weight, int64_t begin, in
   const int64_t channels = q.group_channels(), width = q.width(), taps = q.g.taps();
   const bool whole = channels % kPanel<T> == 0;
   const int64_t each = whole ? channels / kPanel<T> : q.padded(q.depth()) / kPanel<T>;
-  with_storage(weight.storage, T(0), [&](auto* kind) {
+  with_storage(weight.storage, T{}, [&](auto* kind) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t group = unit / each, panel = unit % each;
       const auto* from = static_cast<decltype(kind)>(weight.data) + group * width * weight.stride[0];
       T* to = packed + group * width * q.padded(q.depth());
       for (int64_t o = 0; o < width; ++o, from += weight.stride[0]) {
         for (int64_t t = 0; t < (whole ? taps : 1); ++t) {
-          T* row = to + (whole ? (t * each + panel) * width + o : panel * width + o) * kPanel<T>;
+          T* row = to + (whole ? t * each + panel : panel) * width * kPanel<T> + in_panel<T>(o, 0);
           for (int64_t lane = 0; lane < kPanel<T>; ++lane) {
             const int64_t k = (whole ? t * channels : 0) + panel * kPanel<T> + lane;
             const int64_t c = whole ? panel * kPanel<T> + lane : k % channels, tap = whole ? t : k / channels;
-            row[lane] = k < q.depth() ? widen(from[c * weight.stride[1] + tap * weight.stride[2]]) : T(0);
+            T& place = row[lane * kFactor<T>];
+            place = T{};
+            if (k < q.depth()) narrow(widen(from[c * weight.stride[1] + tap * weight.stride[2]]), &place);
           }
         }
       }
@@ -129,12 +131,12 @@ void pack_backward(const Problem<T>& q, const Strided& weight, int64_t begin, in
 }
 
 template <typename T>
-void unpack_depthwise(const Problem<T>& q, const T* buffers, int64_t parts, const Strided& weight) {
-  with_storage(weight.storage, T(0), [&](auto* kind) {
+void unpack_depthwise(const Problem<T>& q, const Sum<T>* buffers, int64_t parts, const Strided& weight) {
+  with_storage(weight.storage, T{}, [&](auto* kind) {
     auto* to = static_cast<decltype(kind)>(weight.data);
     for (int64_t c = 0; c < q.g.channels; ++c) {
       for (int64_t t = 0; t < q.g.taps(); ++t) {
-        T sum = 0;
+        Sum<T> sum = 0;
         for (int64_t part = 0; part < parts; ++part) sum += buffers[part * q.depth() + t * q.g.channels + c];
         narrow(sum, to + c * weight.stride[0] + t * weight.stride[2]);
       }
@@ -152,31 +154,32 @@ FB_INLINE Vector<T> sum_of_parts(const T* first, int64_t parts, int64_t distance
 
 // Adds up the parts of the gradient of the weight, panels [begin, end), and brings it into the weight's own order.
 template <typename T>
-void unpack_weight(const Problem<T>& q, const T* buffers, int64_t parts, int64_t begin, int64_t end,
+void unpack_weight(const Problem<T>& q, const Sum<T>* buffers, int64_t parts, int64_t begin, int64_t end,
                    const Strided& weight) {
   if (q.depthwise()) return unpack_depthwise(q, buffers, parts, weight);
   constexpr int64_t L = kLanes<T>;
   const int64_t padded = q.padded(q.width()), panels = padded / kPanel<T>, row_stride = weight.stride[0];
-  with_storage(weight.storage, T(0), [&](auto* kind) {
+  with_storage(weight.storage, T{}, [&](auto* kind) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t first = unit % panels * kPanel<T>, used = smaller(kPanel<T>, q.width() - first);
       auto* to = static_cast<decltype(kind)>(weight.data) + (unit / panels * q.width() + first) * row_stride;
-      const T* from = buffers + unit / panels * q.depth() * padded + first;
+      const Sum<T>* from = buffers + unit / panels * q.depth() * padded + first;
       const auto summed = [&](int64_t k, int64_t lane) {
         return sum_of_parts(from + k * padded + lane, parts, q.grad_weight_size());
       };
       WeightWalk walk(q, weight);
       int64_t done = 0;
       for (; walk.dense() && used == kPanel<T> && done + L <= q.depth(); done += L) {
-        Vector<T> squares[2][L];
+        Vector<Sum<T>> squares[2][L];
         for (int64_t i = 0; i < L; ++i, walk.step()) {
           squares[0][i] = summed(walk.k, 0), squares[1][i] = summed(walk.k, L);
         }
-        transpose<T>(squares[0]), transpose<T>(squares[1]);
-        for (int64_t i = 0; i < kPanel<T>; ++i) store_narrowed<T>(to + i * row_stride + done, squares[i / L][i % L]);
+        transpose<Sum<T>>(squares[0]), transpose<Sum<T>>(squares[1]);
+        for (int64_t i = 0; i < kPanel<T>; ++i)
+          store_narrowed<Sum<T>>(to + i * row_stride + done, squares[i / L][i % L]);
       }
       for (; done < q.depth(); ++done, walk.step()) {
-        T sum[kPanel<T>];
+        Sum<T> sum[kPanel<T>];
         store(sum, summed(walk.k, 0)), store(sum + L, summed(walk.k, L));
         for (int64_t o = 0; o < used; ++o) narrow(sum[o], to + o * row_stride + walk.at);
       }

@@ -1,0 +1,21 @@
+// Which kernels compute on this processor.
+#pragma once
+
+#include "kernel.h"
+
+namespace flowers_bench {
+
+// Returns what the operator `instruction_set` does: the place of the instruction set in INSTRUCTION_SETS of
+// ops/_build.py.
+int64_t instruction_set();
+
+// Return the kernels that compute with a type.
+const Kernel<float>& kernel_for(float);
+const Kernel<double>& kernel_for(double);
+const Kernel<BFloat16>& kernel_for(BFloat16);
+
+// Says whether bfloat16 tensors of these shapes are multiplied in pairs, by kernel_for(BFloat16); else they are
+// widened, and kernel_for(float) computes.
+bool multiplies_pairs(const Geometry& g);
+
+}  // namespace flowers_bench
