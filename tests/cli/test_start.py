@@ -86,7 +86,7 @@ def test_from_photographs_to_an_answer(flowers_bench, photos: Path, tmp_path: Pa
     done = flowers_bench("--data", "photos", "--yes", "--seeds", "2", "--data-dir", "cache", timeout=900)
     assert done.returncode == 0, done.stderr
     assert "so far, after " in done.stderr
-    assert done.stderr.index("knn/k5 seed") < done.stderr.index("transfer/k3 seed 0 epoch 1")
+    assert done.stderr.index("knn/k1 seed") < done.stderr.index("transfer/k3 seed 0 epoch 1")
     assert "Answer: photos: 3 classes, " in done.stdout
     assert " has the highest test accuracy: " in done.stdout
     assert (tmp_path / "runs" / "report.html").stat().st_size > 100_000
@@ -94,7 +94,7 @@ def test_from_photographs_to_an_answer(flowers_bench, photos: Path, tmp_path: Pa
     assert len(trials) == 6
     commands = {tuple(folder.run().command or ()) for folder in trials}
     (command,) = commands
-    assert command[:2] == ("--plugin", "knn/k5,linear-probe/logistic,transfer/k3")
+    assert command[:2] == ("--plugin", "knn/k1,linear-probe/logistic,transfer/k3")
 
     again = flowers_bench(*command, timeout=300)
     assert again.returncode == 0, again.stderr

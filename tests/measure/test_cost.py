@@ -42,6 +42,11 @@ def test_flops_of_convolutions_and_linear_layers_by_formula() -> None:
     assert flops(net, torch.zeros(1, 3, 16, 16)) == Flops(by_hand, ())
 
 
+def test_flops_where_a_module_is_called_with_a_trainable_tensor() -> None:
+    layer, prompt = nn.Linear(4, 5, bias=False), nn.Parameter(torch.zeros(3, 4))
+    assert flops(lambda image: layer(prompt), torch.zeros(1, 3, 8, 8)) == Flops(2 * 3 * 4 * 5, ())
+
+
 def test_flops_of_a_transformer_count_its_attention() -> None:
     dim, depth, tokens, hidden = 192, 12, 197, 768
     net = timm.create_model("vit_tiny_patch16_224", num_classes=10).eval()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.module_tracker import ModuleTracker
 
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.store.records import Cost, Epoch
@@ -53,10 +54,22 @@ def flops(run: Callable[[Tensor], object], image: Tensor) -> Flops:
     convolutions, deformable convolutions and attention."""
     seen = _Seen()
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    counter.mod_tracker = _OnlyTotals()
     with torch.inference_mode(), seen, counter:
         run(image)
     uncounted = {op for op in seen.ops if op._overloadpacket not in counter.flop_registry and not _is_per_element(op)}
     return Flops(int(counter.get_total_flops()), tuple(sorted({str(op._overloadpacket) for op in uncounted})))
+
+
+class _OnlyTotals(ModuleTracker):
+    """Follows no module, so that all is counted under `Global`: torch's own fails where a module is called with a trainable
+    tensor and no gradient is asked for."""
+
+    def __enter__(self) -> _OnlyTotals:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class _Seen(TorchDispatchMode):
