@@ -7,6 +7,7 @@ to the notebook become links to that page. A notebook is JSON, so that nothing n
 from __future__ import annotations
 
 import json
+import re
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -51,4 +52,6 @@ def _output(output: dict[str, Any]) -> str:
     data = output["data"]
     if "image/png" in data:
         return f"![what the code above draws](data:image/png;base64,{''.join(data['image/png']).strip()})"
+    if "text/html" in data:
+        return re.sub(r"<style.*?</style>\s*", "", "".join(data["text/html"]), flags=re.S)
     return f"```text\n{''.join(data['text/plain'])}\n```"
