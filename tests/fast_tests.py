@@ -43,6 +43,7 @@ NOT_FAST = (
     "report/test_comparison.py",
     "report/test_figures.py",
     "report/test_page.py",
+    "report/test_page_controls.py",
     "report/test_page_in_browser.py",
     "report/test_rows_of_one_name.py",
     "report/test_under_stress.py",

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import os
+import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from environments import own_environment
+from PIL import Image
 from stored import outcomes, store_trial
 
 from flowers_bench.testing import checks
@@ -48,6 +54,50 @@ def test_compare_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monkey
     store_trial(tmp_path / "runs", "deformable/stage3", 0, outcomes(0, 0.7))
     with pytest.raises(SystemExit, match="no finished trials of deformable/plain"):
         run_compare(monkeypatch, tmp_path, "deformable/stage3", "deformable/plain")
+
+
+def test_all_examples_are_listed() -> None:
+    text = (EXAMPLES / "README.md").read_text()
+    names = {path.name for path in EXAMPLES.iterdir() if not path.name.startswith(("_", "."))} - {"README.md"}
+    assert set(re.findall(r"\]\(([^)/]+)\)", text)) == names
+    for test in re.findall(r"`(tests/[^`]+)`", text):
+        assert (EXAMPLES.parent / test).is_file()
+
+
+def test_one_file_is_a_technique(flowers_bench) -> None:
+    quick = ("--seeds", "1", "--set", "epochs=1", "--set", "data.species=3", "--set", "data.size=32")
+    done = flowers_bench("--plugin", str(EXAMPLES / "mine.py"), *quick)
+    assert done.returncode == 0, done.stderr
+    assert "mine/smooth" in done.stdout
+    assert "mine/plain" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_own_folder_names_new_photographs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for folder, count in (("photos", 8), ("new", 2)):
+        for place, name in enumerate(("rose", "tulip", "daisy")):
+            where = tmp_path / folder / (name if folder == "photos" else ".")
+            where.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                pixels = rng.normal(np.eye(3)[place] * 150 + 50, 30, (40, 50, 3))
+                Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(where / f"{name}-{number}.png")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "SEEDS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    command = [str(EXAMPLES / "own_folder.sh"), "photos", "new"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "new.csv").open() as stream:
+        named = list(csv.DictReader(stream))
+    assert len(named) == 6
+    assert sum(Path(one["photograph"]).name.startswith(one["class"]) for one in named) >= 4
 
 
 def test_the_package_can_be_built_and_trained() -> None:

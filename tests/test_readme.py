@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import re
+import runpy
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 from stored import outcomes, store_trial
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+#: What the main job ends with, as the README shows it.
+SHOWN = re.search(r"It ends so:\n\n```text\n(.*?)```", README, re.S)[1]
 COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.S) for line in block.splitlines()]
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 RUNS = [line for line in COMMANDS if line.startswith("flowers-bench --plugin")]
 
 
@@ -51,22 +55,26 @@ def test_commands_that_read_results(flowers_bench, line: str, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
 
 
-def test_the_plugin_in_the_readme_runs(flowers_bench, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(next(block for block in PYTHON if "mine.py" in block))
-    quick = ("--seeds", "1", "--set", "epochs=1", "--set", "data.species=3", "--set", "data.size=32")
-    done = flowers_bench("--plugin", "./mine.py", *quick)
-    assert done.returncode == 0, done.stderr
-    assert "mine/smooth" in done.stdout
-    assert "mine/plain" in done.stdout
+def test_all_files_that_it_links_are_there() -> None:
+    links = re.findall(r"\]\(([^)#]+)", README)
+    assert len(links) > 15
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_imports_in_the_readme_work() -> None:
-    line = next(block for block in PYTHON if "flowers_bench.ops" in block)
-    subprocess.run([sys.executable, "-c", line], check=True)
+def test_the_picture_is_of_the_present_page() -> None:
+    """As large as it is drawn; what it shows is compared by the slow test below."""
+    with Image.open(ROOT / "docs" / "report.png") as picture:
+        assert picture.size == (1280, 800)
+
+
+def skeleton(sentence: str) -> str:
+    """A sentence of the answer without its numbers, which differ from machine to machine."""
+    return re.sub(r"[-+]?\d+(\.\d+)?( s| min)?", "#", " ".join(sentence.split()))
 
 
 @pytest.mark.slow
-def test_the_main_job(flowers_bench) -> None:
+def test_the_main_job(flowers_bench, tmp_path: Path) -> None:
+    """It ends as the README says, and the picture there is what its report looks like."""
     done = flowers_bench("--plugin", "deformable", timeout=1500)
     assert done.returncode == 0, done.stderr
     names = ("deformable/stages2-4", "deformable/plain-pretrained", "knn/untrained")
@@ -74,6 +82,25 @@ def test_the_main_job(flowers_bench) -> None:
     assert [row.split()[0] for row in board] == [*names]
     trained, twin, floor = (float(re.search(r"(\d+\.\d) \[", row)[1]) for row in board)
     assert min(trained, twin) > 60 > 20 > floor
-    assert "deformable/stages2-4 has the highest test accuracy" in done.stdout
     assert "top-1 % by what is known of each test image" in done.stdout
     assert "flowers-bench report -o report.html" in done.stdout
+    told = skeleton(done.stdout)
+    alike = [skeleton(line) in told for line in SHOWN.splitlines()]
+    assert len(alike) == 5
+    assert alike[0]
+    assert sum(alike) >= 4, "what would help may be another thing on another machine"
+    best = float(re.search(r"highest test accuracy: (\d+\.\d) %", SHOWN)[1])
+    assert trained == pytest.approx(best, abs=3)
+    script = runpy.run_path(str(ROOT / "docs" / "generate_picture.py"))
+    pictures = [
+        Image.open(ROOT / "docs" / "report.png"),
+        Image.open(io.BytesIO(script["first_screen"](tmp_path / "runs"))),
+    ]
+    assert difference(*pictures) < 4
+
+
+def difference(first: Image.Image, second: Image.Image) -> float:
+    """Mean difference of two pictures, of 255, where words and fonts are blurred away."""
+    assert first.size == second.size
+    blurred = [np.asarray(one.convert("L").filter(ImageFilter.GaussianBlur(12)), float) for one in (first, second)]
+    return float(np.abs(blurred[0] - blurred[1]).mean())

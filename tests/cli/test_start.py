@@ -89,6 +89,9 @@ def test_from_photographs_to_an_answer(flowers_bench, photos: Path, tmp_path: Pa
     assert done.stderr.index("knn/k1 seed") < done.stderr.index("transfer/k3 seed 0 epoch 1")
     assert "Answer: photos: 3 classes, " in done.stdout
     assert " has the highest test accuracy: " in done.stdout
+    assert "flowers-bench predict " in done.stdout
+    assert "flowers-bench report" not in done.stdout, "the page is written already"
+    assert done.stderr.rstrip().splitlines()[-1] == "report: runs/report.html"
     assert (tmp_path / "runs" / "report.html").stat().st_size > 100_000
     trials = Store(tmp_path / "runs").finished()
     assert len(trials) == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 from flowers_bench.contract.dataset import DataRequest
-from flowers_bench.data import folder
+from flowers_bench.data import folder, hashes
+from flowers_bench.data.hashes import image_contents, remember_contents
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.survey import survey
 from flowers_bench.util.errors import UsageError
@@ -120,3 +122,25 @@ def test_a_huge_photograph_is_refused_in_words(tmp_path: Path) -> None:
     Image.new("1", (10_000, 10_000)).save(tmp_path / "rose" / "huge.png")
     with pytest.raises(UsageError, match=r"huge.png is 10000 x 10000: more than [\d,]+ pixels"):
         survey(tmp_path, 32)
+
+
+def test_what_it_read_is_not_read_again_to_be_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashes, "SETTLED", 0)
+    for name in ("rose", "tulip"):
+        photographs(tmp_path / "photos" / name, 5)
+    found = survey(tmp_path / "photos", 36)
+    paths = list(found.looked)
+    expected = image_contents(tmp_path / "photos", paths, tmp_path / "elsewhere")
+    remember_contents(tmp_path / "photos", tmp_path / "cache", found.looked)
+    changed = tmp_path / "photos" / paths[2]
+    time.sleep(0.02)
+    changed.write_bytes(changed.read_bytes() + b" ")
+    read: list[str] = []
+    original = hashes.read_image
+    monkeypatch.setattr(hashes, "read_image", lambda file: [read.append(file), original(file)][1])
+    again = image_contents(tmp_path / "photos", paths, tmp_path / "cache")
+    assert read == [str(changed)]
+    assert {path: one for path, one in again.items() if path != paths[2]} == {
+        path: one for path, one in expected.items() if path != paths[2]
+    }
+    assert again[paths[2]] != expected[paths[2]]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from stored import CLASSES, cost, outcomes, store_trial
+from watched import DESK, Watched
 
 from flowers_bench.cli.report import report
 from flowers_bench.contract.dataset import DataRequest
@@ -103,3 +105,11 @@ def browser() -> Any:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def watched(browser: Any, page_file: Path) -> Iterator[Watched]:
+    """The page on a desk, which has to be quiet."""
+    watched = Watched(browser, page_file, DESK)
+    yield watched
+    watched.page.context.close()

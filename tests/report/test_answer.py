@@ -294,3 +294,11 @@ def test_the_page_begins_with_it(plant: Plant, tmp_path: Path) -> None:
     place = page.index("The answer</h3>")
     assert "a/x has the highest test accuracy: 90.3 % [" in page[place : place + 300]
     assert place < page.index("-board") or page.index("<table") > place
+
+
+def test_a_page_that_is_written_is_not_advised(plant: Plant, tmp_path: Path) -> None:
+    plant("a/x", 0.8, 0.81, 0.82)
+    found = [answer_of(tmp_path)]
+    advised = [step.command for step in steps(found, "runs")]
+    assert advised[-1] == "flowers-bench report -o report.html"
+    assert [step.command for step in steps(found, "runs", reported=True)] == advised[:-1]

@@ -9,10 +9,13 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
-from stored import outcomes, store_trial
+from scipy.stats import binomtest
+from stored import add_stress, outcomes, store_trial
 
 from flowers_bench.cli.report import report
+from flowers_bench.report.disagreement import Disagreement, vote
 from flowers_bench.report.explorer import hardest
 from flowers_bench.report.leaderboard import Leaderboard
 from flowers_bench.report.plots import curve, reliability, sweeps
@@ -123,7 +126,7 @@ def test_one_seed_colours_nothing_and_is_marked(tmp_path: Path) -> None:
     report(tmp_path, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     matrix = re.search(r'<table class="matrix">(.*?)</table>', text, re.S).group(1)
-    assert re.findall(r'<td class="(\w+)" style="--strength: (\d+)%">', matrix) == [("open", "0")] * 2
+    assert re.findall(r'<td class="(\w+)" data-column="\d" style="--strength: (\d+)%">', matrix) == [("open", "0")] * 2
     assert matrix.count("<span>one seed</span>") == 2
     assert "nothing is claimed about the techniques" in text
     verdicts = re.search(r"The answer</h3>(.*?)</div>", text, re.S).group(1)
@@ -168,6 +171,62 @@ def test_reliability_counts_every_prediction_once(runs: Path) -> None:
     assert sum(raw["n"]) == row.confidence.size
     weighted = sum(n * a for n, a in zip(raw["n"], raw["accuracy"], strict=True) if n)
     assert weighted / row.confidence.size == pytest.approx(row.top1.value, abs=1e-3)
+
+
+def test_bins_of_a_reliability_diagram_are_alike_and_have_wilsons_interval(tmp_path: Path) -> None:
+    store_trial(tmp_path, "wise/good", 0, outcomes(0, 0.8))
+    ((row,),) = [group.rows for group in Leaderboard.of(Store(tmp_path).finished()).groups]
+    raw = reliability(row)["raw"]
+    assert raw["n"] == [40] * 10
+    assert raw["confidence"] == sorted(raw["confidence"])
+    for n, share, low, high in zip(raw["n"], raw["accuracy"], raw["low"], raw["high"], strict=True):
+        wilson = binomtest(round(n * share), n).proportion_ci(method="wilson")
+        assert (low, high) == pytest.approx((wilson.low, wilson.high), abs=1e-3)
+
+
+def test_seeds_vote_and_the_first_decides() -> None:
+    predicted = np.array([[0, 1, 2, 3], [1, 1, 0, 2], [1, 2, 1, 2]])
+    assert vote(predicted).tolist() == [1, 1, 2, 2]
+
+
+def test_the_hardest_images_are_kept_where_not_all_fit(runs: Path) -> None:
+    rows = next(g.rows for g in Leaderboard.of(Store(runs).finished()).groups if g.title.startswith("meadow"))
+    everything, some = Disagreement.of(rows, 1 << 20), Disagreement.of(rows, 3000)
+    assert everything.kept["of"] == len(everything.places) == 400
+    assert 20 < len(some.places) < 200
+    assert sum(map(len, (*some.kept["keys"], some.kept["labels"], *some.votes[0].values()))) < 3000
+    share = np.mean([row.correct.mean(0) for row in rows], axis=0)
+    assert share[some.places].max() <= np.delete(share, some.places).min()
+
+
+def test_two_stores_make_one_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, seeds in (("one", (0, 1)), ("two", (1, 2))):
+        for seed in seeds:
+            store_trial(tmp_path / name, "wise/good", seed, outcomes(seed, 0.8))
+    store_trial(tmp_path / "two", "wise/plain", 0, outcomes(0, 0.7))
+    stores = {"the second": tmp_path / "two"}
+    assert report(tmp_path / "one", tmp_path / "report.html", store="the first", beside=stores) == 0
+    assert "report.html: 4 trials" in capsys.readouterr().out
+    text = (tmp_path / "report.html").read_text()
+    (group,) = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S).group(1)).values()
+    assert [(row["name"], row["seeds"]) for row in group["rows"]] == [("wise/good", 3), ("wise/plain", 1)]
+    details = re.search(r'<details class="row" id="g0r0".*?</details>', text, re.S).group()
+    assert re.findall(r"<td>(the \w+)</td>", details) == ["the first", "the first", "the second"]
+
+
+def test_of_a_trial_in_two_stores_the_richer_one_is_shown(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        folder = store_trial(tmp_path / name, "wise/good", 0, outcomes(0, 0.8))
+    add_stress(folder)
+    report(tmp_path / "one", tmp_path / "report.html", beside={"two": tmp_path / "two"})
+    assert "Under stress" in (tmp_path / "report.html").read_text()
+
+
+def test_two_stores_that_disagree_about_a_trial_are_refused(tmp_path: Path) -> None:
+    for name, accuracy in (("one", 0.8), ("two", 0.7)):
+        store_trial(tmp_path / name, "wise/good", 0, outcomes(0, accuracy))
+    with pytest.raises(UsageError, match=r"other predictions in .*two \(test 70.00 %\) than in .*one \(test 80.00 %\)"):
+        report(tmp_path / "one", tmp_path / "report.html", beside={"two": tmp_path / "two"})
 
 
 def test_rows_that_differ_in_one_number_are_a_sweep(tmp_path: Path) -> None:

@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from stored import outcomes, store_trial
+from watched import DESK, PHONE, Watched
 
 from flowers_bench.cli.report import report
 
-PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
-
-
-class Watched:
-    """A page and whatever it complained about or asked the network for."""
-
-    def __init__(self, browser: Any, file: Path, viewport: dict[str, int]) -> None:
-        self.page = browser.new_context(reduced_motion="reduce", viewport=viewport).new_page()
-        self.trouble: list[str] = []
-        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
-        self.page.on("console", lambda m: self.trouble.append(m.text) if m.type in ("error", "warning") else None)
-        self.page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else self.trouble.append(r.url))
-        self.page.goto(file.as_uri())
-
-    def draw_all(self) -> None:
-        """Bring every plot of the shown group into view, so that it is drawn."""
-        # A click on a group's name shows it a moment later.
-        self.page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
-        for plot in self.page.locator(".group:not([hidden]) .plot").all():
-            plot.scroll_into_view_if_needed()
-            plot.locator("svg.main-svg").first.wait_for()
-
-
-@pytest.fixture
-def watched(browser: Any, page_file: Path) -> Iterator[Watched]:
-    watched = Watched(browser, page_file, DESK)
-    yield watched
-    watched.page.context.close()
+#: The side of the drawn images: no picture is made larger than it is stored.
+DRAWN_SIDE = 32
 
 
 def test_everything_is_drawn_without_trouble(watched: Watched) -> None:
@@ -64,18 +39,21 @@ def test_hostile_names_show_as_text(watched: Watched) -> None:
     assert page.locator(".command code", has_text=hostile).count() > 0
 
 
-def test_axe_finds_nothing_serious(watched: Watched) -> None:
+def test_axe_finds_nothing(watched: Watched) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     page = watched.page
     page.locator(".groups a", has_text="meadow").click()
     watched.draw_all()
     page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    page.locator(".group:not([hidden]) .all-columns").check()
+    page.locator(".group:not([hidden]) .enlarge").first.click()
+    assert axe.Axe().run(page).response["violations"] == []
+    page.keyboard.press("Escape")
     for scheme, size in (("light", DESK), ("dark", DESK), ("dark", PHONE)):
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size(size)
         found = axe.Axe().run(page).response["violations"]
-        serious = [v for v in found if v["impact"] in ("serious", "critical")]
-        assert [(v["id"], v["nodes"][0]["html"][:200]) for v in serious] == [], (scheme, size)
+        assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == [], (scheme, size)
 
 
 def test_a_phone_scrolls_in_one_direction_only(browser: Any, page_file: Path) -> None:
@@ -133,7 +111,7 @@ def test_the_explorer_follows_its_menu(watched: Watched) -> None:
     watched.page.locator(".groups a", has_text="meadow").click()
     explorer = watched.page.locator(".group:not([hidden]) .explorer")
     before = explorer.inner_text()
-    assert explorer.locator("img").first.evaluate("(i) => i.decode().then(() => i.naturalWidth)") == 88
+    assert explorer.locator("img").first.evaluate("(i) => i.decode().then(() => i.naturalWidth)") == DRAWN_SIDE
     watched.page.locator(".group:not([hidden]) .explore").select_option("2")
     assert explorer.inner_text() != before
 
@@ -221,21 +199,28 @@ def test_the_theme_can_be_chosen(watched: Watched) -> None:
 def test_a_link_to_a_row_opens_it(watched: Watched) -> None:
     watched.page.locator(".groups a", has_text="meadow").click()
     watched.page.locator(".group:not([hidden]) .board tbody th a").first.click()
-    assert watched.page.locator("details.row[open] .command").first.is_visible()
+    watched.page.locator(".group:not([hidden]) details.row[open] .command").first.wait_for()
 
 
 @pytest.mark.slow
-def test_five_hundred_trials_open_in_two_seconds(browser: Any, tmp_path: Path) -> None:
+def test_five_hundred_trials_open_in_a_second(browser: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(167):
         for seed in range(3):
             accuracy = 0.5 + 0.4 * rng.random()
             store_trial(tmp_path / "runs", f"technique{number // 10}/variant{number}", seed, outcomes(seed, accuracy))
     report(tmp_path / "runs", tmp_path / "report.html")
-    assert (tmp_path / "report.html").stat().st_size < 10e6
+    assert (tmp_path / "report.html").stat().st_size < 1.5e6
+    page = browser.new_context(viewport=DESK).new_page()
+    session = page.context.new_cdp_session(page)
+    session.send(
+        "Performance.enable", {"timeDomain": "threadTicks"}
+    )  # of the processor: others may use the machine, too
+    page.goto((tmp_path / "report.html").as_uri())
+    spent = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}["TaskDuration"]
+    assert 0.01 < spent < 1
+    page.context.close()
     watched = Watched(browser, tmp_path / "report.html", DESK)
-    timing = watched.page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
-    assert timing < 2000
     watched.draw_all()
     assert watched.trouble == []
 

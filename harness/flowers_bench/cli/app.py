@@ -376,7 +376,10 @@ def compare(
 
 @app.command()
 def report(
-    runs: OldPlace = None,
+    stores: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="store", help="Run stores; several come into one page [default: --store]"),
+    ] = None,
     out: Out = "runs",
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write")] = Path("report.html"),
     margin: Margin = 1.0,
@@ -385,11 +388,12 @@ def report(
         typer.Option("--live", help="While a run goes on: write the page anew after each epoch, until all is finished"),
     ] = False,
 ) -> None:
-    """Write one self-contained page: leaderboard, cost, curves, comparisons, confusions, figures, every trial."""
+    """Write one self-contained page: the answer, leaderboard, cost, comparisons, disagreements, confusions, every trial."""
     from flowers_bench.cli import report as command
 
+    first, *others = stores or [out]
     write = command.follow if live else command.report
-    raise typer.Exit(write(_folder(runs or out), output, margin, runs or out))
+    raise typer.Exit(write(_folder(first), output, margin, first, {name: _folder(name) for name in others}))
 
 
 @app.command()

@@ -91,12 +91,15 @@ def print_results(
     format: str,
     unfit: Sequence[Unreadable] = (),
     datasets: Sequence[Dataset] = (),
+    *,
+    reported: bool = False,
 ) -> int:
     """Print the leaderboard of the trials that are finished, accuracy by what the `datasets` know of their test images, what
     all took, and the answer; name damaged and `unfit` trials; return the exit code.
 
     Args:
         place: what the user calls the store.
+        reported: whether the page is written already, and need not be advised.
     """
     from flowers_bench.report.answer import answers, markdown_lines
     from flowers_bench.report.answer import print_text as print_answers
@@ -118,7 +121,7 @@ def print_results(
         else:
             print_text(board, known, found)
             print()
-            print_answers(found, place)
+            print_answers(found, place, reported=reported)
     _print_total([*contents.finished, *contents.unfinished])
     return damaged
 

@@ -66,6 +66,7 @@ def start(options: StartOptions, timeout: float = 86400) -> int:
             trained then.
     """
     from flowers_bench.contract.host import discover
+    from flowers_bench.data.hashes import remember_contents
     from flowers_bench.data.pixels import stored_side
     from flowers_bench.data.survey import survey
     from flowers_bench.plan.starter import SIDE, choose, find_networks, measure_rates
@@ -89,6 +90,7 @@ def start(options: StartOptions, timeout: float = 86400) -> int:
     if not _agreed(options.yes):
         _say("nothing was run")
         return 0
+    remember_contents(options.folder, options.run_options.cache, found.looked)
     try:
         return _run(host, chosen, options, timeout)
     except KeyboardInterrupt:
@@ -200,7 +202,7 @@ def _run(host: Host, chosen: StarterSet, options: StartOptions, timeout: float) 
         if place + 1 < len(chosen.chosen):
             _interim(done, store, time.monotonic() - began)
             _write_report(options)
-    code = print_results(done, store, options.store, "text")
+    code = print_results(done, store, options.store, "text", reported=True)
     _write_report(options)
     return FAILED if failed else code
 

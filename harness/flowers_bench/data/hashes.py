@@ -81,6 +81,36 @@ def image_contents(
     )
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What was seen of an image: the stamp of its file before it was read, and what `image_contents` remembers of it."""
+
+    stamp: Stamp
+    row: list[Any]
+
+    @classmethod
+    def at(cls, root: Path, path: str) -> Looked:
+        """Read a file once. Raises `UsageError` where it cannot be read."""
+        stamp = _stamp(os.fspath(root), path)
+        return cls(stamp, _row(os.path.join(root, path)))
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the file, hexadecimal."""
+        return _content(self.row).sha256
+
+
+def remember_contents(root: Path, cache_dir: Path, looked: Mapping[str, Looked]) -> None:
+    """Spare `image_contents` the reading of files that were looked at just now, by path; changed ones are read anyway.
+
+    Raises:
+        UsageError: `cache_dir` cannot be written.
+    """
+    memory, settled = _memory(cache_dir, "contents", root), time.time_ns() - SETTLED
+    lasting = {path: (one.stamp, one.row) for path, one in looked.items() if one.stamp[2] < settled}
+    _remember(memory, {**_recall(memory, _content), **lasting})
+
+
 def copies_note(splits: Mapping[str, Iterable[str]]) -> list[str]:
     """Note how many byte-identical images stand in several splits; empty if there are none.
 

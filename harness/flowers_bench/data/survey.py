@@ -5,7 +5,6 @@ It reads every file once, and decodes a few to see how long that takes.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from flowers_bench.contract.dataset import Progress, silent
 from flowers_bench.data.decode import decode_image, image_size
 from flowers_bench.data.files import is_image, visible
-from flowers_bench.data.hashes import copies_note
+from flowers_bench.data.hashes import Looked, copies_note
 from flowers_bench.data.labelled import SPLITS, check_classes, uneven_note
 from flowers_bench.data.listing import Classes, list_splits, notes_on_files, reading
 from flowers_bench.data.splitting import shares_of, split_by_rule
@@ -53,6 +52,7 @@ class Survey:
         copies: how many images have the content of another one.
         seconds_to_decode: of one photograph, on one core, at `stored_side`; the median of a few.
         notes: what else is to be said: copies over splits, files passed over, classes without test images.
+        looked: what `hashes.remember_contents` takes, so that nothing is read again to be hashed.
     """
 
     root: Path
@@ -67,6 +67,7 @@ class Survey:
     copies: int
     seconds_to_decode: float
     notes: tuple[str, ...]
+    looked: Mapping[str, Looked]
 
     @property
     def total(self) -> int:
@@ -115,10 +116,9 @@ class Survey:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one file is: its digest, length and size in pixels; or why it cannot be read."""
+    """What one file is: its content and size in pixels; or why it cannot be read."""
 
-    sha256: str
-    bytes: int
+    looked: Looked | None
     size: tuple[int, int]
     error: str | None = None
 
@@ -142,7 +142,8 @@ def survey(root: Path, stored_side: int, progress: Progress = silent) -> Survey:
         zip(paths, progress(in_order(lambda path: _look(root, path), paths), "reading", len(paths)), strict=True)
     )
     _refuse_unreadable(root, seen)
-    digests = {path: one.sha256 for path, one in seen.items()}
+    looked = {path: one.looked for path, one in seen.items() if one.looked}
+    digests = {path: one.sha256 for path, one in looked.items()}
     splits = {split: listing.classes for split, listing in listings.items()}
     if not layout.splits:
         splits = split_by_rule(listings[""].classes, digests, *shares_of({}))
@@ -158,10 +159,11 @@ def survey(root: Path, stored_side: int, progress: Progress = silent) -> Survey:
         largest=max(sizes, key=lambda one: one.images),
         fewest_to_train=min(map(len, splits["train"].values())),
         sizes=tuple(one.size for one in seen.values()),
-        bytes=sum(one.bytes for one in seen.values()),
+        bytes=sum(one.stamp[0] for one in looked.values()),
         copies=len(digests) - len(set(digests.values())),
         seconds_to_decode=_decode_some(root, paths, stored_side),
         notes=tuple(notes),
+        looked=looked,
     )
 
 
@@ -178,13 +180,10 @@ def _refuse_loose(root: Path) -> None:
 
 
 def _look(root: Path, path: str) -> _Seen:
-    file = root / path
     try:
-        size = image_size(file)
-        content = file.read_bytes()
+        return _Seen(Looked.at(root, path), image_size(root / path))
     except (UsageError, OSError) as error:
-        return _Seen("", 0, (1, 1), str(error))
-    return _Seen(hashlib.sha256(content).hexdigest(), len(content), size)
+        return _Seen(None, (1, 1), str(error))
 
 
 def _refuse_unreadable(root: Path, seen: Mapping[str, _Seen]) -> None:

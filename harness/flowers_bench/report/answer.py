@@ -314,13 +314,14 @@ def answers(
     return tuple(Answer.of(group, unfinished, store, stores) for group in board.groups)
 
 
-def print_text(found: Sequence[Answer], store: str = DEFAULT_STORE) -> None:
-    """Print the answers to stdout, and what to do next; commands are not broken, so that they can be copied."""
+def print_text(found: Sequence[Answer], store: str = DEFAULT_STORE, *, reported: bool = False) -> None:
+    """Print the answers to stdout, and what to do next, `report` only if the page is not `reported` yet; commands are not
+    broken, so that they can be copied."""
     console = stdout()
     for answer in found:
         print_lines([f"Answer: {answer.title}", *(f"  {sentence}" for sentence in answer.sentences()), ""], console)
     print_lines(["Next:"], console)
-    for step in steps(found, store):
+    for step in steps(found, store, reported=reported):
         print_lines([f"  {step.purpose}:"], console)
         console.print(f"    {printable(step.command)}", markup=False, soft_wrap=True)
 
@@ -340,12 +341,12 @@ def json_text(found: Sequence[Answer], store: str = DEFAULT_STORE) -> str:
     return numbers.json_text([_record(answer, store) for answer in found])
 
 
-def steps(found: Sequence[Answer], store: str) -> list[Step]:
-    """List what makes sense next, each once: what the answers say, then the report of all."""
+def steps(found: Sequence[Answer], store: str, *, reported: bool = False) -> list[Step]:
+    """List what makes sense next, each once: what the answers say, then the report of all unless it is `reported`."""
     beside = "" if store == DEFAULT_STORE else f" --store {shlex.quote(store)}"
     report = Step(f"flowers-bench report{beside} -o report.html", "one page: every pair, curves, cost, mistakes")
     own = [step for answer in found for step in answer.steps]
-    return list({step.command: step for step in [*own, report]}.values())
+    return list({step.command: step for step in (own if reported else [*own, report])}.values())
 
 
 def _record(answer: Answer, store: str) -> dict[str, object]:

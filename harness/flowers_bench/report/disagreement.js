@@ -8,9 +8,10 @@ class Disagreement {
   constructor(root, data, changed) {
     [this.root, this.data, this.changed] = [root, data, changed];
     [this.menus, this.back, this.out] = [["a", "b"].map((name) => root.querySelector(`select.${name}`)), root.querySelector(".both"), root.querySelector(".differences")];
-    this.labels = unpacked(data.kept.labels, Uint16Array);
+    const OfClass = data.classes.length > 256 ? Uint16Array : Uint8Array;
+    this.labels = unpacked(data.kept.labels, OfClass);
     this.places = new Map(data.kept.keys.map((key, i) => [key, i]));
-    this.votes = data.rows.map(({ votes }) => ({ taken: unpacked(votes.taken, Uint16Array), sure: unpacked(votes.sure, Uint8Array), right: unpacked(votes.right, Uint8Array) }));
+    this.votes = data.rows.map(({ votes }) => ({ taken: unpacked(votes.taken, OfClass), sure: unpacked(votes.sure, Uint8Array), right: unpacked(votes.right, Uint8Array) }));
     this.cell = null;
     this.menus.forEach((menu) => menu.addEventListener("change", () => { this.cell = null; this.show(); changed(); }));
     this.back.addEventListener("click", () => { this.cell = null; this.show(); changed(); });

@@ -109,7 +109,10 @@ def explore(row: Row, examples: Examples, matrices: Matrices) -> Explored:
         "wrong": _pictured(row, wrong.all(0), sure),
         "right": _pictured(row, ~wrong.any(0), sure),
     }
-    examples.want(key for pair in pairs for key in (*pair["mistaken"], *pair["typical"]))
+    for pair in pairs:
+        examples.want((*pair["mistaken"], *pair["typical"]))
+        for keys in (pair["mistaken"], pair["typical"]):
+            keys[:] = [key for key in keys if key in examples.uris]  # the others have no picture to show
     examples.want(image["key"] for image in (*found["wrong"], *found["right"]))
     return found
 

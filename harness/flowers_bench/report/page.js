@@ -72,6 +72,8 @@
     /* The leaderboard's columns, and its order where there is no head to press. */
     board() {
       const [table, everything, order] = [".board", ".all-columns", ".sort-by"].map((query) => this.find(query)), heads = all(table, "thead th");
+      const labels = heads.map((head) => head.textContent.trim()); // a phone shows each row as a card of names and values
+      all(table, "tbody tr").forEach((line) => [...line.children].forEach((cell, i) => { if (cell.matches("td:not(.tick)")) cell.dataset.label = labels[i]; }));
       everything.addEventListener("change", () => { table.classList.toggle("whole", everything.checked); remember(); });
       order.append(...heads.flatMap((head, i) => (head.querySelector("button") ? [make("option", { value: i }, head.textContent.trim())] : [])));
       order.value = heads.findIndex((head) => head.hasAttribute("aria-sort"));

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.resources import files
+from types import MappingProxyType
 from typing import TypedDict
 
 from flowers_bench import __version__
@@ -191,6 +192,7 @@ class PageGroup:
     verdicts: list[str]
     steps: tuple[Step, ...]
     rows: list[PageRow]
+    common: Facts
     scale: Scale
     beside: list[Measure]
     costs: list[Measure]
@@ -232,7 +234,7 @@ def render(
     damaged: Sequence[Unreadable] = (),
     store: str = DEFAULT_STORE,
     live: str | None = None,
-    stores: Mapping[str, str] | None = None,
+    stores: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Render the whole page as HTML text.
 
@@ -259,9 +261,9 @@ def render(
     machines = _machines(board)
     share = max(1, len(board.groups))
     curves = families(board)
-    found = answers(board, unfinished, store, stores or {})
+    found = answers(board, unfinished, store, stores)
     groups = [
-        _group(place, group, answer, machines, share, curves.get(place), stores or {})
+        _group(place, group, answer, machines, share, curves.get(place), stores)
         for place, (group, answer) in enumerate(zip(board.groups, found, strict=True))
     ]
     return environment.get_template("page.html").render(
@@ -348,6 +350,8 @@ def _group(
     disagreement = Disagreement.of(rows, VOTES_BUDGET // groups)
     examples.want(disagreement.kept["keys"])
     costs = [measure for measure in (*COSTS, *SPEEDS) if measure.measured(rows)]
+    facts = [_facts(row) for row in rows]
+    common = [fact for fact in facts[0] if len(rows) > 1 and all(fact in others for others in facts)]
     data: GroupData = {
         "shots": shots_series(family) if family else None,
         "rows": [
@@ -372,7 +376,11 @@ def _group(
         overs=sorted({row.top1.over for row in rows}),
         verdicts=_verdicts(group, answer),
         steps=answer.steps,
-        rows=[_row(f"g{place}r{i}", row, machines, stores) for i, row in enumerate(rows)],
+        rows=[
+            _row(f"g{place}r{i}", row, [fact for fact in own if fact not in common], machines, stores)
+            for i, (row, own) in enumerate(zip(rows, facts, strict=True))
+        ],
+        common=common,
         scale=Scale(min(row.top1.low for row in rows), max(row.top1.high for row in rows)),
         beside=[measure for measure in costs if measure.key in BESIDE],
         costs=[measure for measure in costs if measure.key not in BESIDE],
@@ -417,7 +425,8 @@ def _accuracy(row: Row) -> str:
     return f"{percent(row.top1.value)} % {percent_interval(row.top1.low, row.top1.high)}"
 
 
-def _row(identifier: str, row: Row, machines: Mapping[str, Machine], stores: Mapping[str, str]) -> PageRow:
+def _facts(row: Row) -> Facts:
+    """List everything that was set, by name."""
     config = row.config
     facts: dict[str, object] = {
         "weights": config.weights.json(),
@@ -431,6 +440,13 @@ def _row(identifier: str, row: Row, machines: Mapping[str, Machine], stores: Map
         "recipe": in_use(config.recipe.json(), trained=row.trials[0].trained),
         "code": config.code,
     }
+    return _flat(facts)
+
+
+def _row(
+    identifier: str, row: Row, facts: Facts, machines: Mapping[str, Machine], stores: Mapping[str, str]
+) -> PageRow:
+    config = row.config
     return PageRow(
         id=identifier,
         name=row.name,
@@ -442,7 +458,7 @@ def _row(identifier: str, row: Row, machines: Mapping[str, Machine], stores: Map
         per_class=row.metrics["mean_per_class"],
         val=row.mean("val", "top1"),
         costs={m.key: (row.mean(*m.path), _cost_text(m, row)) for m in (*COSTS, *SPEEDS)},
-        facts=_flat(facts),
+        facts=facts,
         trials=[_trial(trial, machines, stores) for trial in row.trials],
     )
 

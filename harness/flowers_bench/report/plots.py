@@ -103,7 +103,7 @@ def series(row: Row) -> Series:
         "name": row.name,
         "backbone": row.config.backbone,
         "top1": rounded([row.top1.low, row.top1.value, row.top1.high]),
-        "costs": {measure.key: row.mean(*measure.path) for measure in COSTS},
+        "costs": {m.key: None if (value := row.mean(*m.path)) is None else float(f"{value:.6g}") for m in COSTS},
         "curves": {key: curve(histories, value) for key, (_, value) in CURVES.items()},
         "reliability": reliability(row),
         "stress": _stress(row),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowers_bench.store.decisions import bring_decisions, read_decisions
-from flowers_bench.store.folder import Store, TrialFolder, leave_places_behind, read_each
+from flowers_bench.store.folder import Contents, Store, TrialFolder, leave_places_behind, read_each
 from flowers_bench.store.identity import Label
 from flowers_bench.util.errors import Unreadable, UsageError
 
@@ -94,7 +94,7 @@ class _Transfer:
             found += sound
             for folder in sound:
                 other = chosen.get(folder.id)
-                chosen[folder.id] = folder if other is None else _better(other, folder)
+                chosen[folder.id] = folder if other is None else better_of(other, folder)
                 present += other is not None
             if root == target:
                 stays -= chosen.keys()
@@ -130,7 +130,25 @@ def _checked(root: Path, *, may_be_empty: bool) -> tuple[list[TrialFolder], list
     return sorted(sound, key=lambda folder: folder.id), contents.damaged
 
 
-def _better(first: TrialFolder, second: TrialFolder) -> TrialFolder:
+def united(stores: Iterable[Contents]) -> Contents:
+    """Put the contents of several stores together, each trial once, as `merge_stores` would choose it; nothing is written.
+
+    Raises:
+        UsageError: two finished trials of one id have other predictions.
+    """
+    found = list(stores)
+    chosen: dict[str, TrialFolder] = {}
+    for folder in (folder for contents in found for folder in (*contents.finished, *contents.unfinished)):
+        other = chosen.get(folder.id)
+        chosen[folder.id] = folder if other is None else better_of(other, folder)
+    together = read_each(chosen.values())  # once more: trials of one split must be about the same images in all stores
+    together.damaged[:0] = [error for contents in found for error in contents.damaged]
+    return together
+
+
+def better_of(first: TrialFolder, second: TrialFolder) -> TrialFolder:
+    """Choose of two folders of one trial the finished one, rather with `--stress`, or that with more epochs; the first, if they
+    have the same. Raises `UsageError` where both are finished and their predictions differ."""
     if first.finished() and second.finished():
         _refuse_contradiction(first, second)
     rank = [(folder.finished(), folder.stressed(), len(folder.history())) for folder in (first, second)]
