@@ -284,6 +284,8 @@ def test_study_small_trains_what_is_distinct(host: Host, tmp_path: Path) -> None
     [
         ("peft-small", "test_vit", TINY, 30, 30),
         ("peft", "test_vit", {"data": ["toy"], "image_size": ["32"]}, 30, 30),
+        ("fine-grained-small", "test_resnet", TINY, 24, 24),
+        ("fine-grained", "test_resnet", {"data": ["toy"], "image_size": ["32"]}, 24, 24),
         ("few-shot-small", "test_resnet", {**TINY, "shots": ["1", "2"]}, 66, 60),
         ("few-shot", "test_resnet", {"data": ["toy"], "image_size": ["16"]}, 99, 90),
     ],
@@ -298,8 +300,9 @@ def test_suites_of_techniques_run_on_any_data(
     labels = {label.text for item in items for label in item.labels}
     for item in items:  # nothing that predicts without training is trained, whatever the suite's epochs
         assert (item.trial.recipe.epochs == 0) == (item.trial.predictor != "classifier"), item.label
-    if name.startswith("peft"):
-        assert {label.baseline for item in items for label in item.labels} == {"peft/frozen", None}
+    twin = {"peft": "peft/frozen", "fine": "fine-grained/plain"}.get(name.partition("-")[0])
+    if twin:
+        assert {label.baseline for item in items for label in item.labels} == {twin, None}
         assert labels >= {name for figure in suite.figures for name in figure.technique}
 
 

@@ -148,6 +148,7 @@ def _of_model(part: Model, name: str, options: Options) -> tuple[list[float], li
             found += output.embedding[0, :2].tolist()
             if output.teacher is not None:
                 found.append(_projected("teacher", output.teacher))
+            found += [_projected(key, value) for key, value in output.more.items()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if trainable:
         (drawn("a", *output.logits.shape) * output.logits).sum().add(
@@ -232,7 +233,8 @@ def _of_loss(part: Loss, options: Options) -> list[float]:
             "embedding", len(labels), CLASSES if "class_embedding" in part.needs else DIM
         ).requires_grad_()
         torch.manual_seed(0)
-        loss = criterion(Output(logits, embedding, drawn("teacher", len(labels), CLASSES)), target)
+        teacher, effect = (drawn(name, len(labels), CLASSES) for name in ("teacher", "effect"))
+        loss = criterion(Output(logits, embedding, teacher, more={"effect": effect}), target)
         loss.backward()
         found.append(float(loss.detach()))
         found += [_projected("gradient", value.grad) for value in (logits, embedding) if value.grad is not None]

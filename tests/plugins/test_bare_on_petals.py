@@ -17,6 +17,8 @@ from flowers_bench.store.folder import Store
 HOST = discover(only_built_in=True)
 #: These start from a finished trial, whose id is given.
 FROM_A_TRIAL = {"distillation", "soup", "wise-ft"}
+#: These learn from images without labels, which `--shots` leaves out.
+WITHOUT_LABELS = {"fixmatch"}
 SMALL = {"data.species": "16", "data.train": "10", "data.val": "2", "data.test": "20", "data.size": "32"}
 #: No name is looked up there, and nobody answers.
 NOWHERE = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "http_proxy": "", "https_proxy": ""}
@@ -32,7 +34,9 @@ def test_a_bare_technique_is_planned_without_a_network(
 ) -> None:
     monkeypatch.setattr(source, "_downloaded", refuse_download)
     monkeypatch.setattr(source, "_cached", lambda repository: None)
-    found = plan(HOST, Request([technique], "petals", tmp_path, 1, settings=SMALL, store=tmp_path / "runs"), [])
+    shots = 2 if technique in WITHOUT_LABELS else None
+    request = Request([technique], "petals", tmp_path, 1, settings=SMALL, store=tmp_path / "runs", shots=shots)
+    found = plan(HOST, request, [])
     assert found
 
 
@@ -57,7 +61,8 @@ def run(tmp_path: Path, *arguments: str) -> None:
 @pytest.mark.parametrize("technique", sorted(set(HOST.techniques) - FROM_A_TRIAL))
 def test_a_bare_technique_runs_without_a_network(technique: str, tmp_path: Path) -> None:
     epochs = HOST.techniques[technique].value.recipe.epochs
-    run(tmp_path, "--plugin", technique, *(["--set", "epochs=2"] if epochs else []))
+    shots = ["--shots", "2"] if technique in WITHOUT_LABELS else []
+    run(tmp_path, "--plugin", technique, *shots, *(["--set", "epochs=2"] if epochs else []))
     assert Store(tmp_path / "runs").finished()
 
 

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from built import build
 from lives import live
-from pytorch_metric_learning.losses import SupConLoss
+from pytorch_metric_learning.losses import CrossBatchMemory, SupConLoss
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowers_bench_plugins.supcon.loss import supcon
+from flowers_bench.nn import Output
+from flowers_bench_plugins.supcon.loss import WithMemory, supcon
 
 
 def case(labels: list[int]) -> tuple[Tensor, Tensor]:
@@ -47,6 +48,44 @@ def test_it_is_the_papers_equation() -> None:
         counted += 1
     assert counted == 5
     assert float(supcon(z, target, 0.1)) == pytest.approx(total / 5, rel=1e-9)
+
+
+def test_with_a_memory_it_is_pytorch_metric_learnings() -> None:
+    """Whose memory of M has the batch itself, so that M - N past images are left."""
+    torch.manual_seed(0)
+    past, batch = 9, 6
+    ours = WithMemory(5, 4, 0.1, past).double()
+    theirs = CrossBatchMemory(SupConLoss(0.1), 4, memory_size=past + batch)
+    for _ in range(5):
+        embedding, target = torch.randn(batch, 5, dtype=torch.float64), torch.randint(0, 3, (batch,))
+        z = ours.projected(Output(embedding, embedding))
+        expected = theirs(z, target)  # the value alone: it takes the batch's own images for past ones
+        found = ours(Output(embedding, embedding), target)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_with_a_memory_slopes_are_those_of_differences() -> None:
+    x, target = case([0, 0, 1, 2])
+    memory, labels = torch.randn(5, 6, dtype=torch.float64), torch.tensor([1, 0, -1, 2, -1])
+    assert torch.autograd.gradcheck(lambda z: supcon(z, target, 0.5, memory, labels), (x,))
+    without = labels != -1  # what is not there has no part
+    expected = supcon(x, target, 0.5, memory[without], labels[without])
+    assert supcon(x, target, 0.5, memory, labels).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("memory", [2, 5, 6, 100])
+def test_the_memory_has_the_last_images(memory: int) -> None:
+    torch.manual_seed(0)
+    loss = WithMemory(5, 4, 0.1, memory).double()
+    seen: list[tuple[list[float], int]] = []
+    for _ in range(4):
+        output, target = Output(torch.empty(6, 0), torch.randn(6, 5, dtype=torch.float64)), torch.randint(0, 3, (6,))
+        loss(output, target).backward()
+        z = loss.projected(output).tolist()
+        seen += list(zip(z, target.tolist(), strict=True))
+        filled = loss.kept_labels >= 0
+        kept = list(zip(loss.kept[filled].tolist(), loss.kept_labels[filled].tolist(), strict=True))
+        assert sorted(kept) == sorted(seen[-memory:])
 
 
 def test_without_any_positive_it_is_zero_with_a_finite_slope() -> None:

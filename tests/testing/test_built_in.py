@@ -18,9 +18,10 @@ from flowers_bench.training.trial import run_trial
 
 torch.set_num_threads(1)
 #: What takes seconds a technique.
-SLOW = {"overfits one batch", "runs in a process of its own"}
+SLOW = {"overfits one batch", "runs in a process of its own", "two ranks agree with one"}
 #: Variants whose parts no technique's default variant has; that each of them can be planned is checked of all variants.
 MORE = {
+    "cal/attention",
     "cosine-loss/cosine",
     "focal-margin/frozen",
     "focal-margin/hybrid",
@@ -32,6 +33,8 @@ MORE = {
     "multiscale-vgg/full",
     "prompt-tuning/p10",
     "prototypical/cosine",
+    "supcon/memory",
+    "tip-adapter/tip-f",
     "transfer/scratch",
     "triplet/entropy",
     "triplet/random",

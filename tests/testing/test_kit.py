@@ -137,7 +137,11 @@ MISTAKES = [
 def test_a_correct_plugin_passes(tmp_path: Path) -> None:
     (tmp_path / "good.py").write_text(GOOD)
     for check in checks(tmp_path / "good.py"):
-        if check.name not in ("runs in a process of its own", "does not import torch to be listed"):
+        if check.name not in (
+            "runs in a process of its own",
+            "two ranks agree with one",
+            "does not import torch to be listed",
+        ):
             check()
 
 

@@ -41,6 +41,7 @@ Need = Literal[
     "conv3x3",  # the backbone has 3x3 convolutions in the chosen stage
     "stages",  # the backbone has timm's feature stages
     "second_view",  # the augmentation has a `second`
+    "effect",  # in training its output has `more["effect"]` (N, C): what attention adds to the logits
     "stage_logits",  # the model's output has logits of its last S stages, `more["stage1"]` to `more["stageS"]`
     "descriptions",  # the data say in words what each class looks like
 ]

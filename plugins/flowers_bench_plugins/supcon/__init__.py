@@ -8,9 +8,12 @@ images, P(i) the other images of i's class and A(i) all other images,
 g is a network of two layers that exists in training alone: what is kept is f, on which a linear classifier is fitted
 afterwards. That is the paper's two stages in one trial: `--predictor logistic` is its second stage, solved exactly, and `knn` asks the neighbours.
 
+With a memory (`memory`), A(i) and P(i) also have the last Q images before the batch, with the z that they had then, without gradient: the paper's queue (section 4, "a memory-based
+alternative"), as Wang et al. 2020 keep it ("Cross-batch memory for embedding learning", arXiv:1912.06798, algorithm 1).
+
 What differs from the paper: its batches have two views of each of thousands of images; here a batch has P classes with K images each, one view of
 each, so that every image has K - 1 positives. It trains from random weights by LARS for hundreds of epochs, here a pretrained
-network is tuned by Adam, as in `triplet`. T is its 0.1, g's output its 128. A memory of past batches is left out.
+network is tuned by Adam, as in `triplet`. T is its 0.1, g's output its 128. Its memory has MoCo's second network, which changes slowly; this one has none, as in XBM.
 """
 
 from __future__ import annotations
@@ -36,25 +39,50 @@ def build_supcon(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
     )
 
 
+def build_supcon_memory(context: LossContext) -> Callable[[Output, Tensor], Tensor]:
+    """Build the loss with its network g and its memory; targets are hard (N,)."""
+    from flowers_bench_plugins.supcon.loss import WithMemory
+
+    options = context.options
+    return WithMemory(
+        context.embedding_dim,
+        options.integer("projection_dim"),
+        options.number("contrast_temperature"),
+        options.integer("memory_size"),
+    )
+
+
 @hookimpl
 def register_losses() -> list[Loss]:
+    options = {
+        "contrast_temperature": Option(
+            0.1, "T: cosines are divided by it", minimum=1e-3, maximum=1e3, search=(0.02, 0.5)
+        ),
+        "projection_dim": Option(128, "how many values g gives", minimum=1, maximum=65536),
+        "images_per_class": Option(4, "K of the P x K batches, P = batch_size / K", minimum=2, maximum=1000),
+    }
+    memory = {"memory_size": Option(512, "Q, how many past images are kept", minimum=1, maximum=1000000)}
     return [
         Loss(
             "supcon",
             "images of one class attract each other, all others repel",
             needs=frozenset({"embedding", "hard_targets"}),
-            options={
-                "contrast_temperature": Option(
-                    0.1, "T: cosines are divided by it", minimum=1e-3, maximum=1e3, search=(0.02, 0.5)
-                ),
-                "projection_dim": Option(128, "how many values g gives", minimum=1, maximum=65536),
-                "images_per_class": Option(4, "K of the P x K batches, P = batch_size / K", minimum=2, maximum=1000),
-            },
+            options=options,
             build=build_supcon,
             sampler="pk",
             predictor="logistic",
             probabilities=False,
-        )
+        ),
+        Loss(
+            "supcon-memory",
+            "the same, with images of past batches too",
+            needs=frozenset({"embedding", "hard_targets"}),
+            options={**options, **memory},
+            build=build_supcon_memory,
+            sampler="pk",
+            predictor="logistic",
+            probabilities=False,
+        ),
     ]
 
 
@@ -65,7 +93,10 @@ def register_techniques() -> list[Technique]:
         Technique(
             name="supcon",
             summary="supervised contrastive learning, and a linear classifier on what it learned",
-            papers=("Khosla et al. 2020, Supervised contrastive learning, arXiv:2004.11362",),
+            papers=(
+                "Khosla et al. 2020, Supervised contrastive learning, arXiv:2004.11362",
+                "Wang et al. 2020, Cross-batch memory for embedding learning, arXiv:1912.06798",
+            ),
             model="embedding",
             loss="supcon",
             augmentation="standard",
@@ -74,6 +105,9 @@ def register_techniques() -> list[Technique]:
             variants={
                 "logistic": Variant(
                     "logistic regression on the features, as in the paper", options=kept, baseline="cross-entropy"
+                ),
+                "memory": Variant(
+                    "compared with the last 512 images too", options=kept, loss="supcon-memory", baseline="logistic"
                 ),
                 "knn": Variant("predicting by neighbours", options=kept, predictor="knn", baseline="cross-entropy"),
                 "cross-entropy": Variant(
