@@ -42,9 +42,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def printed(capsys: pytest.CaptureFixture[str], root: Path, *command: str) -> tuple[int | str | None, str, str]:
     """Run a command on the store; give exit code, stdout and stderr."""
     capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["flowers-bench", *command, "--store", str(root)])
-        main()
+        with pytest.raises(SystemExit) as exit:
+            main()
     return (exit.value.code or 0, *capsys.readouterr())
 
 
