@@ -79,7 +79,7 @@ class Index:
         return checked if before == state else None
 
     def note(self, folder: Path, checked: Checked) -> None:
-        """Remember what was found in a folder after `known` had looked at its state."""
+        """Keep what was found in a folder after `known` had looked at its state."""
         state = self._states.get(folder.name)
         if state is not None and self.loaded is not None:
             self.loaded[folder.name] = state, checked
