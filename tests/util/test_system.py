@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A system that has nothing of what only Linux has."""
-    for name in ("sched_getaffinity", "getloadavg", "sysconf"):
+    for name in ("sched_getaffinity", "getloadavg"):
         monkeypatch.delattr(os, name)
     monkeypatch.setattr(system, "PROC", tmp_path / "no proc")
     monkeypatch.setattr(system, "SYS", tmp_path / "no sys")

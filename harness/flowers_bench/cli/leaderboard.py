@@ -36,7 +36,11 @@ def print_leaderboard(out: Path, format: str, trials: bool, margin: float = 1.0,
     plans = sorted((out / DECISIONS).glob("*.json"))
     states = [(path.name, (s := path.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for path in plans]
     asked = (format, trials, margin, wide, terminal_width(), states)
-    key = index.key_of((folder.path for folder in contents.finished), *asked) if (out / index.FOLDER).is_dir() else None
+    key = (
+        index.key_of(((f.id, contents.states.get(f.id)) for f in contents.finished), *asked)
+        if (out / index.FOLDER).is_dir()
+        else None
+    )
     kept_as = f"leaderboard-{'trials' if trials else format}"
     text = index.kept(out, kept_as, key)
     if text is None:

@@ -23,7 +23,7 @@ def row_of(name: str, configuration: Configuration) -> Row:
     root, kept_as = folders[0].parent, f"row-{configuration.id}"
     if not (root / index.FOLDER).is_dir():
         return build_row(name, configuration)
-    key = index.key_of(folders)
+    key = index.key_of((folder.name, index.state_of(folder)) for folder in folders)
     if content := index.kept(root, kept_as, key):
         # Not of the form that is written below: as if there were none.
         with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):

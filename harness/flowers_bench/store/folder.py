@@ -34,7 +34,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -517,11 +517,13 @@ class Contents:
     Attributes:
         finished, unfinished: trials of which every file can be read.
         damaged: an error for each of the others: which file cannot be read, why, and what to do.
+        states: by id, the state of a trial's files before they were read, as `index.state_of` gives it.
     """
 
     finished: list[TrialFolder]
     unfinished: list[TrialFolder]
     damaged: list[Unreadable]
+    states: dict[str, str | None] = field(default_factory=dict)
 
 
 def read_each(folders: Iterable[TrialFolder]) -> Contents:
@@ -544,6 +546,7 @@ def read_each(folders: Iterable[TrialFolder]) -> Contents:
             images[folder] = found.images
             together.setdefault(found.split, []).append(folder)
     for index in indexes.values():
+        contents.states.update(index.states)
         index.save()
     for alike in together.values():
         counts = Counter(images[folder] for folder in alike).most_common(2)

@@ -60,27 +60,25 @@ class Index:
         root: the store.
         loaded: what the file said, and what was found since; None until it is needed.
         changed: whether there is something to write.
+        states: of each trial that was looked at, as `state_of` gives it.
     """
 
     root: Path
     loaded: dict[str, tuple[str, Checked]] | None = None
     changed: bool = False
-    _states: dict[str, str] = field(default_factory=dict)
+    states: dict[str, str | None] = field(default_factory=dict)
 
     def known(self, folder: Path) -> Checked | None:
         """Say what was found in a trial's folder, if its files are as they were then."""
         if self.loaded is None:
             self.loaded = _read_trials(self.root)
-        state = state_of(folder)
-        if state is None:
-            return None
-        self._states[folder.name] = state
+        state = self.states[folder.name] = state_of(folder)
         before, checked = self.loaded.get(folder.name, ("", None))
-        return checked if before == state else None
+        return checked if state is not None and before == state else None
 
     def note(self, folder: Path, checked: Checked) -> None:
         """Keep what was found in a folder after `known` had looked at its state."""
-        state = self._states.get(folder.name)
+        state = self.states.get(folder.name)
         if state is not None and self.loaded is not None:
             self.loaded[folder.name] = state, checked
             self.changed = True
@@ -147,13 +145,13 @@ def code() -> str:
     return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
-def key_of(folders: Iterable[Path], *more: object) -> str | None:
-    """Compute the key of something that follows from the files of these trials, this version's source, and `more`; None
-    where a trial's state cannot be told."""
-    states = [(folder.name, state_of(folder)) for folder in folders]
-    if any(state is None for _, state in states):
+def key_of(states: Iterable[tuple[str, str | None]], *more: object) -> str | None:
+    """Compute the key of something that follows from trials in these states (by id), this version's source, and `more`;
+    None where a state cannot be told."""
+    found = list(states)
+    if any(state is None for _, state in found):
         return None
-    return hashlib.sha256(repr((code(), states, more)).encode()).hexdigest()
+    return hashlib.sha256(repr((code(), found, more)).encode()).hexdigest()
 
 
 def keep(root: Path, name: str, key: str | None, content: bytes) -> None:
