@@ -94,13 +94,13 @@ def _let_go(stream: object) -> None:
 
 def _refuse_little_memory() -> None:
     """Exit if a limit leaves less memory than the libraries need to load, because OpenBLAS would retry for ever."""
-    import resource
+    from flowers_bench.util.system import address_space
 
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    limit = address_space()
     threads = os.environ.get("OMP_NUM_THREADS", "")
     count = int(threads) if threads.isdecimal() else os.cpu_count() or 1
     least = _LEAST + count * _LEAST_OF_A_THREAD
-    if 0 <= limit < least:
+    if limit is not None and limit < least:
         _say(
             f"error: there is not enough memory: ulimit -v leaves {limit >> 20} MiB of {least >> 20} that loading the libraries "
             f"takes with {count} threads (OMP_NUM_THREADS)"

@@ -78,6 +78,12 @@ DataOfTrial = Annotated[
 Cache = Annotated[
     Path | None, typer.Option("--data-dir", help="Where downloads and caches lie [default: the user's cache]")
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda or mps: what to compute on, and nothing else [default: cuda where there is it, else cpu]"
+    ),
+]
 Margin = Annotated[
     float,
     typer.Option(
@@ -198,6 +204,7 @@ def run(
     devices: Annotated[
         int, typer.Option(min=1, max=1024, help="GPUs that each trial is divided among; without GPUs, processes")
     ] = 1,
+    device: Device = None,
     executor: Annotated[str, typer.Option(help="local, or ray: on the nodes of a Ray cluster")] = "local",
     address: Annotated[
         str | None, typer.Option(help="HOST:PORT of the Ray cluster's head [default: this machine's cluster]")
@@ -255,6 +262,7 @@ def run(
         stress=stress,
         track=track,
         devices=devices,
+        device=device,
         decide=decide,
         seeds_max=seeds_max,
         budget=budget,
@@ -434,11 +442,12 @@ def predict(
     plugin: OfTrial = None,
     data: DataOfTrial = None,
     data_dir: Cache = None,
+    device: Device = None,
 ) -> None:
     """Predict with a finished trial's model what images show: the likeliest classes, with calibrated probabilities."""
     from flowers_bench.cli import predict as command
 
-    raise typer.Exit(command.predict(trial, images, top, format, _folder(out), plugin or [], data, data_dir))
+    raise typer.Exit(command.predict(trial, images, top, format, _folder(out), plugin or [], data, data_dir, device))
 
 
 @app.command()

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowers_bench.util.errors import unknown_name
+
+if TYPE_CHECKING:
+    from flowers_bench.store.folder import TrialFolder
+
+FORMATS = ("text", "md", "latex", "csv", "json")
 
 
 def print_leaderboard(out: Path, format: str, trials: bool, margin: float = 1.0, *, wide: bool = False) -> int:
@@ -18,17 +26,37 @@ def print_leaderboard(out: Path, format: str, trials: bool, margin: float = 1.0,
         UsageError: the store is empty, or the format is unknown.
     """
     from flowers_bench.cli.damage import read_store
-    from flowers_bench.report.leaderboard import Leaderboard
-    from flowers_bench.report.text import FORMATS, print_text, trials_table
+    from flowers_bench.report.table import terminal_width
+    from flowers_bench.store import index
+    from flowers_bench.store.decisions import FOLDER as DECISIONS
 
-    if format != "text" and format not in FORMATS:
-        raise unknown_name("format", format, ["text", *FORMATS])
+    if format not in FORMATS:
+        raise unknown_name("format", format, FORMATS)
     contents, code = read_store(out)
-    folders = contents.finished
-    if trials:
-        print(trials_table(folders))
-    elif format == "text":
-        print_text(Leaderboard.of(folders, margin=margin / 100), wide=wide)
-    else:
-        print(FORMATS[format](Leaderboard.of(folders, margin=margin / 100)))
+    plans = sorted((out / DECISIONS).glob("*.json"))
+    states = [(path.name, (s := path.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for path in plans]
+    asked = (format, trials, margin, wide, terminal_width(), states)
+    key = (
+        index.key_of(((f.id, contents.states.get(f.id)) for f in contents.finished), *asked)
+        if (out / index.FOLDER).is_dir()
+        else None
+    )
+    kept_as = f"leaderboard-{'trials' if trials else format}"
+    text = index.kept(out, kept_as, key)
+    if text is None:
+        text = _text(contents.finished, format, trials, margin, wide=wide).encode()
+        index.keep(out, kept_as, key, text)
+    sys.stdout.write(text.decode())
     return code
+
+
+def _text(folders: Sequence[TrialFolder], format: str, trials: bool, margin: float, *, wide: bool) -> str:
+    """Compute what `print_leaderboard` prints."""
+    from flowers_bench.report.leaderboard import Leaderboard
+    from flowers_bench.report.text import FORMATS as WRITERS
+    from flowers_bench.report.text import text, trials_table
+
+    if trials:
+        return trials_table(folders) + "\n"
+    board = Leaderboard.of(folders, margin=margin / 100)
+    return text(board, wide=wide) if format == "text" else WRITERS[format](board) + "\n"

@@ -120,6 +120,7 @@ class RunOptions:
         jobs: how many trials run at once; None lets the plan choose.
         threads: threads of each trial, or None if not given.
         devices: how many devices each trial is divided among.
+        device: what trials compute on: cpu, cuda or mps; None for CUDA where there is it, else the processor.
         executor: `local` or `ray`; `address` of the cluster and `gpus` of each trial go with `ray`.
         store: folder or URL of the run store.
         shots: training images of each class; empty for the whole training split, or for the suite's numbers.
@@ -148,6 +149,7 @@ class RunOptions:
     stress: bool
     trackers: Sequence[str]
     devices: int
+    device: str | None
     decide: Deciding | None
 
     @classmethod
@@ -173,6 +175,7 @@ class RunOptions:
         stress: bool = False,
         track: str = "",
         devices: int = 1,
+        device: str | None = None,
         decide: float | None = None,
         seeds_max: int | None = None,
         budget: str = "",
@@ -208,6 +211,7 @@ class RunOptions:
             stress=stress,
             trackers=list(dict.fromkeys(name.strip() for name in track.split(",") if name.strip())),
             devices=devices,
+            device=device,
             decide=deciding,
         )
 
@@ -258,11 +262,22 @@ def check_executor(options: RunOptions) -> None:
 
 
 def check_devices(options: RunOptions) -> None:
-    """Check that there are enough devices for each trial, and that no other option divides them.
+    """Check that there are enough devices for each trial, that no other option divides them, and that the one that was
+    asked for is there. On a cluster, its nodes tell.
 
     Raises:
         UsageError: it is not so.
     """
+    if options.device is not None:
+        from flowers_bench.training.process import DEVICES, choose_device
+
+        if options.device not in DEVICES:
+            raise unknown_name("device", options.device, DEVICES)
+        same = options.executor != "local" or choose_device(options.device) == choose_device(None)
+        if options.devices > 1 and not same:
+            raise UsageError(
+                "--devices divides a trial among GPUs, or without any among processes. Leave --device out."
+            )
     if options.devices == 1:
         return
     if options.executor != "local":

@@ -52,6 +52,7 @@ def predict(
     plugins: Sequence[Path] = (),
     data: Path | None = None,
     cache: Path | None = None,
+    device: str | None = None,
 ) -> int:
     """Print the `top` classes of each image with their probabilities; for a folder, of each image in it.
 
@@ -59,6 +60,7 @@ def predict(
 
     Args:
         plugins, data, cache: where the trial's code and images may come from, as in `training.trained.Sources`.
+        device: what to compute on, as `training.process.choose_device` takes it.
 
     Raises:
         UsageError: there is no such trial, none of the images can be read, or a plugin file of the trial was not named.
@@ -76,6 +78,7 @@ def predict(
     pixels = _decoded(paths, folder.config())
     import torch
 
+    from flowers_bench.training.process import choose_device
     from flowers_bench.training.trained import Sources, Trained
 
     readable = [(path, array) for path, array in zip(paths, pixels, strict=True) if not isinstance(array, UsageError)]
@@ -83,7 +86,7 @@ def predict(
     if not readable:
         raise UsageError("\n".join(failures))
     sources = Sources.named(folder, plugins, data, cache)
-    trained = Trained.load(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"), sources)
+    trained = Trained.load(folder, choose_device(device), sources)
     probabilities = trained.probabilities(torch.from_numpy(array.copy()).permute(2, 0, 1) for _, array in readable)
     seen = [
         Seen(str(path), trained.temperature is not None, _top(row, trained.class_names, top))

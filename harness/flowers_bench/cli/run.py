@@ -140,6 +140,7 @@ def _request(options: RunOptions) -> Request:
         jobs=options.jobs or 1,
         threads=options.threads_of_a_trial,
         devices=options.devices,
+        device=options.device,
     )
 
 

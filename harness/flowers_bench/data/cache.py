@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from flowers_bench.contract.dataset import Images, Progress, silent
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.files import open_regular
+from flowers_bench.util.system import unreserved_mapping
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,7 +171,7 @@ def _mapped(path: Path) -> np.ndarray:
     with open_regular(path) as stream:
         if os.fstat(stream.fileno()).st_size == 0:
             return np.empty(0, np.uint8)
-        flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000 if os.uname().sysname == "Linux" else 0)
+        flags = mmap.MAP_PRIVATE | unreserved_mapping()
         pixels = mmap.mmap(stream.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     return np.frombuffer(pixels, np.uint8)
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from flowers_bench.util.system import available_cores
+
 A = TypeVar("A")
 B = TypeVar("B")
 #: Results that may wait per thread. Executor.map has no such bound and would hold a whole decoded data set.
 _AHEAD = 8
-
-
-def available_cores() -> int:
-    """Count the cores that this process may use: fewer than the machine has, under a job scheduler or in a container."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,6 +15,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.store.records import Cost, Epoch
+from flowers_bench.util.system import peak_memory
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -94,22 +93,23 @@ def _is_per_element(op: Any) -> bool:
 class PeakMemory:
     """Peak memory in bytes: of the process (resident set), and of the allocator on CUDA, if there is one."""
 
-    rss: int
+    rss: int | None
     cuda: int | None
 
     @classmethod
     def so_far(cls, device: torch.device) -> PeakMemory:
         """Read that of this process."""
-        # ru_maxrss is in kibibytes on Linux and in bytes on macOS.
-        unit = 1 if sys.platform == "darwin" else 1024
-        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return cls(rss, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
+        return cls(peak_memory(), torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
 
     @classmethod
     def of_all(cls, peaks: Sequence[PeakMemory]) -> PeakMemory:
         """Combine several processes: resident memory in sum (pages that they share count in each), CUDA memory of the device that
         needed most."""
-        return cls(sum(peak.rss for peak in peaks), max((p.cuda for p in peaks if p.cuda is not None), default=None))
+        known = [peak.rss for peak in peaks if peak.rss is not None]
+        return cls(
+            sum(known) if len(known) == len(peaks) else None,
+            max((p.cuda for p in peaks if p.cuda is not None), default=None),
+        )
 
 
 def training_cost(model: nn.Module, history: Sequence[Epoch], best_epoch: int, fit_seconds: float) -> Cost:

@@ -14,16 +14,15 @@ from pathlib import Path
 
 import torch
 
-RAPL = Path("/sys/class/powercap")
+from flowers_bench.util.system import energy_zones
 
 
 class Meter:
     """Joules between two calls of `lap`, by counter: `package_joules` (all processor packages) and `gpu_joules`."""
 
-    def __init__(self, device: torch.device, rapl: Path = RAPL) -> None:
+    def __init__(self, device: torch.device, rapl: Path | None = None) -> None:
         self._counters: list[_Counter] = []
-        # `intel-rapl:0` is a package (AMD's too), `intel-rapl:0:1` a part of it that is in its count already.
-        for zone in sorted(zone for zone in rapl.glob("intel-rapl:*") if zone.name.count(":") == 1):
+        for zone in energy_zones(rapl):
             with contextlib.suppress(OSError, ValueError):  # no permission, or no such file: not exposed
                 read, turn = _microjoules(zone / "energy_uj"), _microjoules(zone / "max_energy_range_uj")
                 self._counters.append(_Counter("package_joules", read, turn(), read()))

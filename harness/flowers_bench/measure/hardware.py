@@ -6,10 +6,10 @@ import os
 import platform
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowers_bench.store.records import Environment
+from flowers_bench.util.system import load_average, processor_name, processor_words
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +24,12 @@ def environment(device: torch.device, devices: int | None = None) -> Environment
     import torch  # here, so that reading results needs none
 
     return Environment(
-        processor=_processor(),
+        processor=processor_name(),
         cores=os.cpu_count(),
         threads=torch.get_num_threads(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        load_average=list(os.getloadavg()),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        load_average=load_average(),
         system=platform.platform(terse=True),
         python=platform.python_version(),
         versions={name: version(name) for name in ("flowers-bench", "torch", "torchvision", "timm", "numpy", "pluggy")},
@@ -50,21 +50,8 @@ def bfloat16_in_hardware(device: torch.device) -> bool:
         import torch
 
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return platform.processor() or platform.machine()
+    # Of MPS nothing was measured: where nothing is known, it is not assumed.
+    return device.type == "cpu" and not processor_words().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def describe_hardware(machine: Environment) -> str:

@@ -7,10 +7,8 @@ promise too much. Beside them stands the machine's state, above all what else it
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from flowers_bench.measure.hardware import bfloat16_in_hardware
 from flowers_bench.store.records import Bounded, Inference, Latency, Speed, Throughput
+from flowers_bench.util.system import OtherLoad, governor
 
 #: A measurement repeats for so many seconds, and at least so many times: fewer give no 95 % interval of a median.
 SECONDS, RUNS = 0.2, 10
@@ -110,7 +109,8 @@ def timings(run: Run, images: Tensor, seconds: float, runs: int) -> np.ndarray:
     """Measure the seconds of each call, after two that are not counted, for `seconds` seconds and at least `runs`
     times."""
     found: list[float] = []
-    wait: Callable[[], object] = torch.cuda.synchronize if images.device.type == "cuda" else (lambda: None)
+    kind = images.device.type  # the processor has computed when a call returns
+    wait: Callable[[], object] = (lambda: None) if kind == "cpu" else getattr(torch, kind).synchronize
     for _ in range(2):
         run(images)
     wait()
@@ -128,35 +128,3 @@ def quantile(values: np.ndarray, p: float) -> tuple[float, float | None, float |
     interval = quantile_test(values, q=0, p=p).confidence_interval(0.95)
     low, high = (float(bound) if np.isfinite(bound) else None for bound in (interval.low, interval.high))
     return float(np.quantile(values, p)), low, high
-
-
-def governor() -> str | None:
-    """Read the processor's frequency governor, such as `performance`; None where it is not readable."""
-    try:
-        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
-    except OSError:
-        return None
-
-
-class OtherLoad:
-    """Measures, from when it is made, how many cores other processes keep busy."""
-
-    def __init__(self) -> None:
-        self._busy, self._own, self._start = _busy_seconds(), time.process_time(), time.perf_counter()
-
-    def cores_busy(self) -> float | None:
-        """Tell, on average so far; None where the system does not tell (it takes Linux)."""
-        busy, elapsed = _busy_seconds(), time.perf_counter() - self._start
-        if self._busy is None or busy is None or elapsed <= 0:
-            return None
-        return max(0.0, (busy - self._busy - (time.process_time() - self._own)) / elapsed)
-
-
-def _busy_seconds() -> float | None:
-    """Read the processor time, in seconds, that the whole machine has spent on work since it started."""
-    try:
-        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-        user, nice, system, _, _, irq, softirq, *_ = map(int, fields)
-        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError):
-        return None

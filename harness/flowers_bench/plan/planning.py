@@ -42,6 +42,7 @@ from flowers_bench.training import optimizer
 from flowers_bench.training.epochs import has_begin_epoch
 from flowers_bench.training.finished import TrialFinder
 from flowers_bench.util.errors import UsageError, unknown_name
+from flowers_bench.util.system import available_cores
 
 #: At most so many parameters, and images of at most so many pixels a side, make a small network: see `side_by_side`.
 SMALL, SMALL_SIDE = 2_000_000, 96
@@ -65,6 +66,7 @@ class Request:
         threads: threads of each trial. If None, `OMP_NUM_THREADS` is used where it is set, else that share.
         devices: how many devices each trial is divided among. The number is not in the trial's id, because its batches
             stay the same.
+        device: what trials compute on, one of `DEVICES`; None for CUDA where there is it, else the processor.
         recipe: fields that replace those of the technique and the variant. The dataset's recipe and `settings` replace
             these in turn.
         label: what a suite calls these trials; None for `technique/variant`.
@@ -88,6 +90,7 @@ class Request:
     jobs: int = 1
     threads: int | None = None
     devices: int = 1
+    device: str | None = None
     recipe: Mapping[str, object] = field(default_factory=dict)
     label: Label | None = None
     floor: bool = False
@@ -228,6 +231,7 @@ def plan(
             plugin_files=[str(file.resolve()) for file in plugin_files],
             threads=request.threads or threads_of_environment() or _share_of_threads(request.jobs),
             devices=request.devices,
+            device=request.device,
             weights_path=None,
         )
         dataset = few_shot(loaded.datasets[key], request.shots, 0)
@@ -282,7 +286,7 @@ def threads_of_environment() -> int | None:
 
 def _share_of_threads(jobs: int) -> int | None:
     """Compute the threads of each of `jobs` trials that run at once; None (torch chooses) if there is only one."""
-    return max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 else None
+    return max(1, available_cores() // jobs) if jobs > 1 else None
 
 
 def side_by_side(planned: Sequence[TrialPlan]) -> tuple[int, list[TrialPlan]]:
@@ -291,10 +295,10 @@ def side_by_side(planned: Sequence[TrialPlan]) -> tuple[int, list[TrialPlan]]:
     One for each core where every network is `SMALL`: a batch of such a network does not keep two threads busy. Else one,
     and where there is a GPU.
     """
-    import torch
+    from flowers_bench.training.process import choose_device
 
     small = all(item.parameters <= SMALL and item.trial.recipe.image_size <= SMALL_SIDE for item in planned)
-    jobs = len(os.sched_getaffinity(0)) if small and not torch.cuda.is_available() else 1
+    jobs = available_cores() if small and choose_device(planned[0].run.device).type == "cpu" else 1
     jobs = max(1, min(jobs, len(planned)))
     share = _share_of_threads(jobs)
     return jobs, [replace(i, run=replace(i.run, threads=i.run.threads or share)) for i in planned]

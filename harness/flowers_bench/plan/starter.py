@@ -5,7 +5,6 @@ What they take is computed from a short measurement: how fast this machine runs 
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,13 +14,13 @@ from pathlib import Path
 from flowers_bench.contract.host import Host
 from flowers_bench.data.pixels import stored_side
 from flowers_bench.data.survey import Survey
-from flowers_bench.data.threads import available_cores
 from flowers_bench.models.backbones import Backbone, check_backbone, vision_transformer
 from flowers_bench.models.network import bare_network
 from flowers_bench.models.weights import Weights, shipped
 from flowers_bench.models.weights.files import check_file
 from flowers_bench.models.weights.source import cached_weights, hub_answers
 from flowers_bench.util.errors import UsageError
+from flowers_bench.util.system import available_cores, load_average
 from flowers_bench.util.text import counted
 
 #: Networks that are looked for on this machine, the one preferred first, and fetched where none is here: small ones.
@@ -226,7 +225,9 @@ def measure_rates(network: Network, classes: int) -> Rates:
     """Run the network on noise for a second or two, forward, and forward and back."""
     import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    from flowers_bench.training.process import choose_device
+
+    device = choose_device(None)
     model = Backbone(network.backbone, Weights(), classes, network.image_size).create().to(device)
     images = torch.rand(_BATCH, 3, network.image_size, network.image_size, device=device)
     labels = torch.zeros(_BATCH, dtype=torch.long, device=device)
@@ -313,7 +314,7 @@ def _notes(survey: Survey, networks: Sequence[Network]) -> Iterable[str]:
     if survey.images["train"] < FEWEST_TO_TUNE * survey.classes:
         mean = survey.images["train"] / survey.classes
         yield f"fine-tuning is left out: there are {mean:.3g} training photographs of each class; from {FEWEST_TO_TUNE} on it is tried"
-    busy, cores = os.getloadavg()[0], available_cores()
+    (busy, *_), cores = load_average() or [0.0], available_cores()
     if busy > cores:
         yield f"other programs keep this machine busy (load {busy:.0f} on {counted(cores, 'core')}): alone it would be quicker"
     if survey.images["test"] < 100:

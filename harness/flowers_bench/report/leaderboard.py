@@ -12,13 +12,13 @@ from flowers_bench.report.aggregate import (
     Finished,
     LabelsById,
     Row,
-    build_row,
     by_configuration,
     protocol,
     search_budget,
     start,
 )
 from flowers_bench.report.comparison import MARGIN, Comparison, Pair
+from flowers_bench.report.kept_rows import row_of
 from flowers_bench.report.names import disambiguate, distinct_names, factors
 from flowers_bench.store.folder import TrialFolder
 
@@ -101,7 +101,7 @@ def _unlabelled(rows: Sequence[Row]) -> tuple[str, list[str]]:
 def _group(trials: Sequence[Finished], margin: float) -> Group:
     configurations = by_configuration(trials)
     names = distinct_names([configuration.config for configuration in configurations])
-    rows = sorted(map(build_row, names, configurations), key=lambda row: -row.top1.value)
+    rows = sorted(map(row_of, names, configurations), key=lambda row: -row.top1.value)
     data = trials[0].config.dataset
     shots = trials[0].config.protocol.shots
     train = f"{data.n_train} train ({shots} of each class)" if shots else f"{data.n_train} train"

@@ -49,9 +49,15 @@ def stdout() -> Console:
     return _Stdout(highlight=False, emoji=False)
 
 
+def terminal_width(console: Console | None = None) -> int | None:
+    """Give the width of the terminal that stdout is; None where it is none."""
+    console = console or stdout()
+    return console.width if console.is_terminal else None
+
+
 def print_table(table: Table, console: Console) -> None:
     """Print the table and its notes, as wide as the terminal; where there is no terminal, as wide as it takes."""
-    width = console.width if console.is_terminal else None
+    width = terminal_width(console)
     for line in [*layout(table, width), *(text for note in table.notes for text in wrapped(note, width))]:
         _print(line, console)
 
@@ -59,7 +65,7 @@ def print_table(table: Table, console: Console) -> None:
 def print_lines(lines: Iterable[str], console: Console) -> None:
     """Print lines of text, broken between words where the terminal ends; what follows is indented like the beginning."""
     for line in lines:
-        for part in wrapped(line, console.width if console.is_terminal else None) or [""]:
+        for part in wrapped(line, terminal_width(console)) or [""]:
             _print(part, console)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+
+from rich.console import Console
 
 from flowers_bench.measure.statistics import Interval
 from flowers_bench.report import formatting as numbers
@@ -188,8 +190,19 @@ def print_text(
     board: Leaderboard, more: Sequence[Table] = (), found: Sequence[Answer] = (), *, wide: bool = False
 ) -> None:
     """Print the tables, and then `more` tables, to stdout; `found` are the answers that follow them."""
+    _print_tables((*tables(board, found, wide=wide), *more), stdout())
+
+
+def text(board: Leaderboard, *, wide: bool = False) -> str:
+    """Write the tables as `print_text` prints them."""
     console = stdout()
-    for place, table in enumerate((*tables(board, found, wide=wide), *more)):
+    with console.capture() as captured:
+        _print_tables(tables(board, wide=wide), console)
+    return captured.get()
+
+
+def _print_tables(shown: Iterable[Table], console: Console) -> None:
+    for place, table in enumerate(shown):
         if place:
             console.print()
         print_table(table, console)

@@ -16,6 +16,7 @@ runs/<trial id>/config.json         the trial: the id is a hash of this
                 files.json          SHA-256 of each file, of a trial that was pushed to a URL
                 log.txt             what the trial's process printed
                 figures/            pictures
+runs/.index/                        what was computed of the trials; may be removed at any time
 runs/decisions/                     plans of `--decide`, by which seeds were added
 runs/search/                        a run store of its own: trials of `--search`, which have no test metrics
 ```
@@ -33,7 +34,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ from filelock import FileLock
 
 from flowers_bench.store import tables
 from flowers_bench.store.identity import Label, Trial, config_id, short_hash, trial_from_config
+from flowers_bench.store.index import Checked, Index
 from flowers_bench.store.mirror import WEIGHTS, fetch_weights
 from flowers_bench.store.reading import SCHEMA_VERSION, damaged, read_lines, read_record, read_versioned
 from flowers_bench.store.records import (
@@ -329,6 +331,13 @@ class TrialFolder:
         images = zip(*(table.column(name).to_pylist() for name in ("split", "key", "label")), strict=True)
         return hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
 
+    def checked(self, index: Index) -> Checked:
+        """Check the trial, and note in the store's index that it is whole. Raises `Unreadable`."""
+        images, data = self.check(), self.config().dataset
+        found = Checked(self.finished(), images, f"{data.split_checksum} {data.n_val} {data.n_test}")
+        index.note(self.path, found)
+        return found
+
     def digests(self) -> Mapping[str, str]:
         """Read the SHA-256 of its files, by name; empty for a trial that was never pushed to a URL. Raises
         `Unreadable`."""
@@ -508,11 +517,13 @@ class Contents:
     Attributes:
         finished, unfinished: trials of which every file can be read.
         damaged: an error for each of the others: which file cannot be read, why, and what to do.
+        states: by id, the state of a trial's files before they were read, as `index.state_of` gives it.
     """
 
     finished: list[TrialFolder]
     unfinished: list[TrialFolder]
     damaged: list[Unreadable]
+    states: dict[str, str | None] = field(default_factory=dict)
 
 
 def read_each(folders: Iterable[TrialFolder]) -> Contents:
@@ -521,19 +532,22 @@ def read_each(folders: Iterable[TrialFolder]) -> Contents:
     more frequent than others."""
     contents = Contents([], [], [])
     images: dict[TrialFolder, str] = {}
+    together: dict[str, list[TrialFolder]] = {}
+    indexes: dict[Path, Index] = {}
     for folder in folders:
+        index = indexes.setdefault(folder.path.parent, Index(folder.path.parent))
         try:
-            digest = folder.check()
+            found = index.known(folder.path) or folder.checked(index)
         except Unreadable as error:
             contents.damaged.append(error)
             continue
-        (contents.finished if folder.finished() else contents.unfinished).append(folder)
-        if digest:
-            images[folder] = digest
-    together: dict[str, list[TrialFolder]] = {}
-    for folder in images:
-        data = folder.config().dataset
-        together.setdefault(f"{data.split_checksum} {data.n_val} {data.n_test}", []).append(folder)
+        (contents.finished if found.finished else contents.unfinished).append(folder)
+        if found.images:
+            images[folder] = found.images
+            together.setdefault(found.split, []).append(folder)
+    for index in indexes.values():
+        contents.states.update(index.states)
+        index.save()
     for alike in together.values():
         counts = Counter(images[folder] for folder in alike).most_common(2)
         usual = counts[0][0] if len(counts) == 1 or counts[0][1] > counts[1][1] else None

@@ -176,6 +176,7 @@ class Run(Record):
         plugin_files: the plugin files that the user named.
         threads: how many the trial has; None: as many as torch takes.
         devices: how many the trial is divided among.
+        device: what it was asked to compute on; None: CUDA where there is it, else the processor.
         baseline: the variant that it is to be compared with, in schema 1.
         command: what the user typed after `flowers-bench`.
         stress: whether it is measured on changed images too.
@@ -195,6 +196,7 @@ class Run(Record):
     command: Sequence[Words] | None = None
     stress: bool | None = None
     track: Sequence[Name] | None = None
+    device: Name | None = None
 
 
 #: Fields of `Run` that hold places of the machine where the trial ran.

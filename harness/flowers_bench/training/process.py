@@ -8,17 +8,47 @@ from collections.abc import Callable
 
 import torch
 
+from flowers_bench.util.errors import UsageError, unknown_name
+
+#: What a trial may be asked to compute on.
+DEVICES = ("cpu", "cuda", "mps")
+
 
 class Interrupted(Exception):
     """The user stopped the trial; the last finished epoch is on disk."""
 
 
-def prepare_process(threads: int | None, processes: int = 1) -> torch.device:
+def choose_device(asked: str | None) -> torch.device:
+    """Find the device that was asked for; for None, CUDA where there is it, else the processor.
+
+    Raises:
+        UsageError: it is no device, or it is not there: nothing else is taken in its stead.
+    """
+    if asked is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if asked not in DEVICES:
+        raise unknown_name("device", asked, DEVICES)
+    there = [name for name, found in _found().items() if found]
+    if asked not in there:
+        raise UsageError(
+            f"--device {asked}: this torch ({torch.__version__}) finds none here. Choose one of: {', '.join(there)}."
+        )
+    return torch.device(asked)
+
+
+def _found() -> dict[str, bool]:
+    return {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+
+
+def prepare_process(threads: int | None, processes: int = 1, device: str | None = None) -> torch.device:
     """Make torch calculate reproducibly, with the `threads` that the trial is allotted, divided among its `processes`;
     None for as many as torch takes.
 
     Returns:
-        the device to calculate on.
+        the device to calculate on: `device`, as `choose_device` finds it.
+
+    Raises:
+        UsageError: that device is not there.
     """
     # Read at the first product on CUDA, which then computes sums in one order.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -28,7 +58,7 @@ def prepare_process(threads: int | None, processes: int = 1) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False  # with it, a float32 convolution keeps only ten bits of its factors
     if threads or processes > 1:
         torch.set_num_threads(max(1, (threads or torch.get_num_threads()) // processes))
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return choose_device(device)
 
 
 def interrupt_flag() -> Callable[[], bool]:

@@ -29,7 +29,7 @@ def stress_trial(folder: TrialFolder, emit: Emit) -> None:
         UsageError: data or plugins are not what the trial saw, or the trial is not finished.
     """
     run = folder.run()
-    device = prepare_process(run.threads)
+    device = prepare_process(run.threads, device=run.device)
     stop_requested = interrupt_flag()
     files = list(map(Path, run.plugin_files or ()))
     dataset = load_dataset(discover(files), folder.trial(), DataPlace.of(run))

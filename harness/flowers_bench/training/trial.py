@@ -47,7 +47,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
         raise does_not_match(config.json(), trial.id)
     place, places = DataPlace.of(run), Places.of(run)
     trust_cache(place.cache)  # the weights of a teacher in a mirror there may still have to be downloaded
-    device = prepare_process(run.threads, ranks.count)
+    device = prepare_process(run.threads, ranks.count, run.device)
     host = discover(places.plugins)
     host.tracking = run.track or ()
     dataset = load_dataset(host, trial, place)
