@@ -338,8 +338,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "link": lambda plan: (plan.rename(plan.parent.parent / "plan"), plan.symlink_to(plan.parent.parent / "plan")),
     "plans are a pipe": lambda plan: (shutil.rmtree(plan.parent), os.mkfifo(plan.parent)),
     "plans are a link": lambda plan: (
-        plan.parent.rename(plan.parent.parent.parent / "elsewhere"),
-        plan.parent.symlink_to(plan.parent.parent.parent / "elsewhere"),
+        plan.parent.rename(plan.parent.parent.parent / "plans"),
+        plan.parent.symlink_to(plan.parent.parent.parent / "plans"),
     ),
 }
 
@@ -380,12 +380,12 @@ def test_a_store_with_a_damaged_plan_is_shown_without_claims(
 
 def test_a_plan_is_not_written_where_a_link_leads(machine: Callable[..., Machine], tmp_path: Path) -> None:
     found = machine("a/good", "c/bad")
-    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "plans").mkdir()
     found.root.mkdir(exist_ok=True)
-    (found.root / "decisions").symlink_to(tmp_path / "elsewhere")
+    (found.root / "decisions").symlink_to(tmp_path / "plans")
     with pytest.raises(Unreadable, match="decisions is a link"):
         found.decide()
-    assert not any((tmp_path / "elsewhere").iterdir())
+    assert not any((tmp_path / "plans").iterdir())
 
 
 @pytest.mark.parametrize(
