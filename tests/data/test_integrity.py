@@ -91,6 +91,21 @@ def test_every_flipped_byte_of_a_tiffs_deflated_pixels_is_found(tmp_path: Path, 
             decoded(tmp_path, bytes(damaged))
 
 
+@pytest.mark.parametrize("compression", ["tiff_adobe_deflate", "tiff_deflate"])
+def test_a_tiff_without_lengths_is_checked_all_the_same(tmp_path: Path, compression: str) -> None:
+    """libtiff guesses the lengths that are 0, and reads on."""
+    content = saved(noise(16), "TIFF", compression=compression)
+    (tmp_path / "x.tif").write_bytes(content)
+    with Image.open(tmp_path / "x.tif") as image:
+        (start,), (count,) = image.tag_v2[273], image.tag_v2[279]  # type: ignore[attr-defined]
+    without = content.replace(struct.pack("<HHII", 279, 4, 1, count), struct.pack("<HHII", 279, 4, 1, 0))
+    assert without != content
+    np.testing.assert_array_equal(decoded(tmp_path, without), decoded(tmp_path, content))
+    for written in (count // 2, count - 1):
+        with pytest.raises(UsageError):
+            decoded(tmp_path, without[: start + written] + bytes(count - written) + without[start + count :])
+
+
 def with_pixels(data: bytes) -> bytes:
     """A PNG of 2 x 2 pixels with this IDAT chunk, right checksum and all."""
     return png(2, 2, b"").replace(chunk(b"IDAT", zlib.compress(b"")), chunk(b"IDAT", data))

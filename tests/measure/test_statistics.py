@@ -504,3 +504,10 @@ def test_seeds_needed_gives_the_power_it_promises() -> None:
     found = np.mean([paired_p_value(*differences(rng, asked, spread, gap, images)) < 0.05 for _ in range(300)])
     assert 3 <= asked <= 30
     assert 0.65 <= found <= 0.95
+
+
+def test_images_that_ask_for_nothing_do_not_narrow_an_interval_of_equal_values() -> None:
+    """Two of four images have another one of their class: recall@1 of 100 % is 2 of 2."""
+    low, high = image_mean(np.ones((1, 4)), 1.0, 2).low, image_mean(np.ones((1, 4)), 1.0, 2).high
+    assert (low, high) == pytest.approx((0.3424, 1.0), abs=1e-4)
+    assert image_mean(np.ones((3, 4)), 1.0).low == pytest.approx(0.5101, abs=1e-4)

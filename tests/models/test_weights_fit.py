@@ -147,6 +147,13 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float, en
     assert f"not finite (NaN or infinite in float32) in {name}" in refused(tmp_path, values)
 
 
+def test_variances_below_zero_are_refused(tmp_path: Path) -> None:
+    values = state()
+    name = next(name for name in values if name.endswith("running_var"))
+    values[name] = values[name] - 2
+    assert f"variances below zero in {name}" in refused(tmp_path, values)
+
+
 def test_what_is_not_finite_and_not_used_does_not_matter(tmp_path: Path) -> None:
     values = state()
     assert_loads(tmp_path, {**values, "fc.weight": values["fc.weight"] * float("nan")}, values)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 from stored import cost, finish, outcomes, store_trial
 
+from flowers_bench import cli
 from flowers_bench.cli import execute
 from flowers_bench.cli.compare import compare, rows_of
 from flowers_bench.cli.decide import decide
@@ -319,9 +323,69 @@ def test_a_damaged_plan_is_named(machine: Callable[..., Machine], change: dict[s
     found.decide()
     (path,) = (found.root / "decisions").iterdir()
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    rows = rows_of(["a/good", "c/bad"], found.root)
+    contents = Store(found.root).read()
+    assert len(contents.finished) == len(found.ran)
+    assert [bool(re.search(words, str(error))) for error in contents.damaged] == [True]
     with pytest.raises(Unreadable, match=words):
-        Comparison.all_of(rows)
+        merge_stores([found.root], found.root.parent / "merged")
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": lambda plan: plan.write_text(plan.read_text()[:99]),
+    "renamed": lambda plan: plan.rename(plan.with_name("0" * 16 + ".json")),
+    "pipe": lambda plan: (plan.unlink(), os.mkfifo(plan)),
+    "folder": lambda plan: (plan.unlink(), plan.mkdir()),
+    "link": lambda plan: (plan.rename(plan.parent.parent / "plan"), plan.symlink_to(plan.parent.parent / "plan")),
+    "plans are a pipe": lambda plan: (shutil.rmtree(plan.parent), os.mkfifo(plan.parent)),
+    "plans are a link": lambda plan: (
+        plan.parent.rename(plan.parent.parent.parent / "plans"),
+        plan.parent.symlink_to(plan.parent.parent.parent / "plans"),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_store_with_a_damaged_plan_is_shown_without_claims(
+    machine: Callable[..., Machine],
+    damage: Callable[[Path], object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Seeds were added until something was claimed: without the plan, nobody knows at which level."""
+    found = machine("a/good", "c/bad")
+    found.decide()
+    (plan,) = (found.root / "decisions").iterdir()
+    damage(plan)
+    for command, shown in {
+        "leaderboard --format csv": "c/bad",
+        "answer": "Not compared with it: c/bad",
+        "compare": "",
+        "compare a/good c/bad": "",
+        f"report -o {found.root.parent / 'page.html'}": "page.html",
+        f"figures -o {found.root.parent / 'pictures'}": "pictures",
+    }.items():
+        capsys.readouterr()
+        monkeypatch.setattr("sys.argv", ["flowers-bench", *command.split(), "--store", str(found.root)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        printed = capsys.readouterr()
+        assert end.value.code == 1, command
+        assert shown in printed.out, command
+        assert "left out: " in printed.err, command
+        assert "nothing can be claimed" in printed.err, command
+    comparison = Comparison.all_of(rows_of(["a/good", "c/bad"], found.root))
+    assert not comparison.pairs
+    assert "nothing can be claimed" in comparison.refused[0].reasons[0]
+
+
+def test_a_plan_is_not_written_where_a_link_leads(machine: Callable[..., Machine], tmp_path: Path) -> None:
+    found = machine("a/good", "c/bad")
+    (tmp_path / "plans").mkdir()
+    found.root.mkdir(exist_ok=True)
+    (found.root / "decisions").symlink_to(tmp_path / "plans")
+    with pytest.raises(Unreadable, match="decisions is a link"):
+        found.decide()
+    assert not any((tmp_path / "plans").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,15 @@ def test_names_in_a_linked_folder_are_not_read(folder: TrialFolder, tmp_path: Pa
     (folder.path / "labels").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Unreadable, match="is a link"):
         folder.check()
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, Path.touch])
+def test_what_is_no_folder_of_names_is_named(folder: TrialFolder, put: Callable[[Path], object]) -> None:
+    """It would be called by its parts, as another technique."""
+    shutil.rmtree(folder.path / "labels", ignore_errors=True)
+    put(folder.path / "labels")
+    with pytest.raises(Unreadable, match=r"labels cannot be read: .*Remove its folder"):
+        folder.labels()
 
 
 def test_merge_unites_names_in_both_directions(folder: TrialFolder, tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def compare(
         else Comparison.against(rows[:-1], rows[-1], margin / 100)
     )
     if not comparison.pairs:
-        raise UsageError("\n".join(refusal(refused) for refused in comparison.refused))
+        reasons = "\n".join(refusal(refused) for refused in comparison.refused)
+        raise (Unreadable if code else UsageError)(reasons)
     pairs = itertools.combinations(rows, 2) if against is None else ((row, rows[-1]) for row in rows[:-1])
     # CSV has no columns for changed images.
     stressed = [found for pair in pairs if (found := under_stress(*pair))] if format != "csv" else []
@@ -84,7 +85,9 @@ def _compare_all(out: Path, format: str, margin: float, *, wide: bool) -> int:
     contents, code = read_store(out)
     found = [group for group in Leaderboard.of(contents.finished, margin=margin / 100).groups if group.compared.pairs]
     if not found:
-        raise UsageError(f"{out} has no two techniques that can be compared: of one dataset, split and protocol.")
+        raise (Unreadable if code else UsageError)(
+            f"{out} has no two techniques that can be compared: of one dataset, split and protocol."
+        )
     if format in ("csv", "json"):  # one table, whose column `family` says what each claim is adjusted for
         first, *others = [group.compared for group in found]
         print(FORMATS[format](first, others=others))

@@ -28,12 +28,12 @@ def print_leaderboard(out: Path, format: str, trials: bool, margin: float = 1.0,
     from flowers_bench.cli.damage import read_store
     from flowers_bench.report.table import terminal_width
     from flowers_bench.store import index
-    from flowers_bench.store.decisions import FOLDER as DECISIONS
+    from flowers_bench.store.reading import PLANS
 
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
     contents, code = read_store(out)
-    plans = sorted((out / DECISIONS).glob("*.json"))
+    plans = sorted((out / PLANS).glob("*.json"))
     states = [(path.name, (s := path.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for path in plans]
     asked = (format, trials, margin, wide, terminal_width(), states)
     key = (

@@ -166,7 +166,7 @@ def _check_tiff(content: bytes, image: TiffImageFile) -> None:
     for offset, count in zip(offsets, counts, strict=False):
         if offset + count > len(content):
             raise Damaged("it ends before its pixels do")
-        part = content[offset : offset + count]
+        part = content[offset : offset + count] if count else content[offset:]  # without a length libtiff guesses one
         if part and compression in _TIFF_DEFLATE and tags.get(266, 1) == 1:  # its bits are in the usual order
             _inflated([part], 16 * image.width * image.height + _SURPLUS)
         elif part and compression in _TIFF_JPEG:

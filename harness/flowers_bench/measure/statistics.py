@@ -66,7 +66,7 @@ def accuracy_interval(correct: np.ndarray) -> Interval:
     return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
-def image_mean(values: np.ndarray, most: float) -> Interval:
+def image_mean(values: np.ndarray, most: float, judged: int | None = None) -> Interval:
     """Estimate the mean of a number of each test image that is not 0 or 1 alone, between 0 and `most`, from `values`
     (S, N).
 
@@ -78,6 +78,10 @@ def image_mean(values: np.ndarray, most: float) -> Interval:
     A metric that is no mean over images (macro-F1, calibration error, recall@1) has one here if `values` are its
     images' shares of it, by which it changes when the images are weighted: the infinitesimal jackknife, to first
     order the bootstrap (Efron 1982, "The Jackknife, the Bootstrap and Other Resampling Plans", chapter 6).
+
+    Args:
+        judged: of how many images the metric is made, where some have no value of their own (recall@1: images that are
+            alone in their class ask for nothing); None: of all.
     """
     seeds, images = values.shape
     if seeds == 1:
@@ -89,7 +93,7 @@ def image_mean(values: np.ndarray, most: float) -> Interval:
     centre = float(values.mean())
     over = "seeds and test images (Student's t)" if seeds > 1 else "test images, one seed (Student's t)"
     if np.ptp(values) == 0:
-        unseen = _wilson(0.0, images)[1]
+        unseen = _wilson(0.0, images if judged is None else judged)[1]
         high = centre + unseen * (most - centre) if np.isfinite(most) else centre
         return Interval(centre, centre - unseen * centre, high, over, seeds, images)
     return Interval(centre, max(0.0, centre - half), min(most, centre + half), over, seeds, images)

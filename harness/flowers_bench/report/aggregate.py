@@ -228,7 +228,10 @@ def build_row(name: str, configuration: Configuration) -> Row:
         if_calibrated |= calibrated.if_calibrated("_calibrated")
     retrieved = [trial.folder.retrieval_shares() for trial in trials]
     if all(retrieved):
-        metrics |= {key: image_mean(np.stack([found[key] for found in retrieved]), 1.0) for key in retrieved[0]}
+        queries = int((counts[labels] > 1).sum())
+        metrics |= {
+            key: image_mean(np.stack([found[key] for found in retrieved]), 1.0, queries) for key in retrieved[0]
+        }
     return Row(
         id=configuration.id,
         name=name,

@@ -145,7 +145,8 @@ class Answer:
         at_chance: names of the rows that are not shown to be better than a guess, or than a network that has learned nothing.
         nothing_learned: whether the best one is among these.
         cheapest: of the best row and those that cannot be told apart from it, the one that trains in the shortest time; None
-            if there is but one, or if they ran on different machines.
+            if there is but one, if they ran on different machines, or if the best one is not shown to have learned
+            anything.
         same: a sentence for rows that share trials.
         missing: a sentence for trials that are not in the answer.
         far: a sentence for each seed that lies far off, of the rows that the answer names.
@@ -280,7 +281,7 @@ class Answer:
         return [_open_words(chance, would_help, alike) for (chance, would_help), alike in found.items()]
 
     def _cheap(self) -> list[str]:
-        if not self.alike:
+        if not self.alike or self.nothing_learned:
             return []
         if self.cheapest is None:
             return ["Which of these is the cheapest is not known: they ran on different machines."]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from flowers_bench.measure.statistics import (
 )
 from flowers_bench.report.aggregate import FarSeed, Row, are_twins, obstacles, protocol
 from flowers_bench.report.names import factors, seedless_id
-from flowers_bench.store.decisions import Decision, PairRecord, read_decisions
+from flowers_bench.store.decisions import Decision, PairRecord, read_each_decision
 
 #: Two techniques are the same for practical purposes where they are within this of each other: one point. It is also the
 #: difference that `Pair.needed` is about.
@@ -159,8 +160,10 @@ class Comparison:
     ) -> Comparison:
         """Compare these pairs, with Holm's correction over all of them."""
         compared, refused = [], []
-        for first, second in pairs:
-            reasons = _reasons(first, second)
+        asked = list(pairs)
+        damaged = _damaged_plans(asked)
+        for first, second in asked:
+            reasons = _reasons(first, second) + _without_plan(first, second, damaged)
             if reasons:
                 refused.append(Refusal((first.id, second.id), first.name, second.name, tuple(reasons)))
             else:
@@ -207,14 +210,32 @@ def _key(pair: tuple[Row, Row]) -> frozenset[str]:
 def _plans(pairs: Sequence[tuple[Row, Row]]) -> dict[frozenset[str], tuple[Decision, PairRecord]]:
     """Find the pairs that were looked at while seeds were added; of several plans of a pair, that with most pairs."""
     wanted = set(map(_key, pairs))
-    roots = {row.trials[0].folder.path.parent for pair in pairs for row in pair}
-    decisions = [decision for root in sorted(roots) for decision in read_decisions(root)]
+    decisions = [decision for root in _stores(pairs) for decision in read_each_decision(root)[0]]
     return {
         key: (decision, pair)
         for decision in sorted(decisions, key=lambda decision: len(decision.pairs))
         for pair in decision.pairs
         if pair.p and (key := frozenset((pair.first, pair.second))) in wanted
     }
+
+
+def _stores(pairs: Iterable[tuple[Row, Row]]) -> list[Path]:
+    return sorted({_store(row) for pair in pairs for row in pair})
+
+
+def _store(row: Row) -> Path:
+    return row.trials[0].folder.path.parent
+
+
+def _damaged_plans(pairs: Iterable[tuple[Row, Row]]) -> dict[Path, str]:
+    """Name a plan that cannot be read, for each store that has one."""
+    return {root: str(damaged[0]) for root in _stores(pairs) if (damaged := read_each_decision(root)[1])}
+
+
+def _without_plan(first: Row, second: Row, damaged: Mapping[Path, str]) -> list[str]:
+    """Say why nothing can be claimed about a pair that a damaged plan may be about: its seeds may have been added until
+    something was."""
+    return [damaged[root] for root in sorted({_store(first), _store(second)}) if root in damaged]
 
 
 def _adjusted(

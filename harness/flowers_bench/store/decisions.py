@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Annotated
 
 from flowers_bench.store.identity import short_hash
-from flowers_bench.store.reading import read_record
+from flowers_bench.store.reading import PLANS, damaged, read_record
 from flowers_bench.store.records import Count, Id, Name, Positive, Share
 from flowers_bench.store.schema import Number, Record, Text
 from flowers_bench.util.errors import Unreadable, UsageError
 from flowers_bench.util.files import write_json
-
-FOLDER = "decisions"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +86,43 @@ def decision_id(techniques: Iterable[str]) -> str:
 
 def read_decision(root: Path, techniques: Iterable[str]) -> Decision | None:
     """Read the plan for these techniques; None if there is none. Raises `Unreadable`."""
-    path = root / FOLDER / f"{decision_id(techniques)}.json"
+    path = root / PLANS / f"{decision_id(techniques)}.json"
     return _read(path) if os.path.lexists(path) else None
 
 
 def read_decisions(root: Path) -> list[Decision]:
     """Read all plans of a store, by id. Raises `Unreadable`."""
-    return [_read(path) for path in sorted((root / FOLDER).glob("*.json")) if not path.name.startswith(".")]
+    found, unreadable = read_each_decision(root)
+    if unreadable:
+        raise unreadable[0]
+    return found
+
+
+def read_each_decision(root: Path) -> tuple[list[Decision], list[Unreadable]]:
+    """Read the plans of a store that can be read, by id; and an error for each of the others."""
+    found, unreadable = [], []
+    try:
+        for path in _files(root):
+            try:
+                found.append(_read(path))
+            except Unreadable as error:
+                unreadable.append(error)
+    except Unreadable as error:
+        unreadable.append(error)
+    return found, unreadable
+
+
+def _files(root: Path) -> list[Path]:
+    """List the plans' files. Raises `Unreadable` where the place of their folder has something else, or it is locked."""
+    folder = root / PLANS
+    if not os.path.lexists(folder):
+        return []
+    if folder.is_symlink() or not folder.is_dir():
+        raise damaged(folder, "is no folder")
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".json" and not path.name.startswith("."))
+    except OSError as error:
+        raise damaged(folder, f"cannot be read: {error.strerror or error}") from error
 
 
 def _read(path: Path) -> Decision:
@@ -112,10 +140,7 @@ def _read(path: Path) -> Decision:
     }
     for what, fit in fits.items():
         if not fit:
-            raise Unreadable(
-                f"{path} is damaged: {what} cannot be. It is the plan by which seeds were added: remove it only together with "
-                "the trials."
-            )
+            raise damaged(path, f"is damaged: {what} cannot be")
     return found
 
 
@@ -129,8 +154,11 @@ def bring_decisions(sources: Iterable[Path], target: Path) -> None:
 
 
 def write_decision(root: Path, decision: Decision) -> None:
-    """Write the plan. Raises `UsageError` where the store cannot be written."""
-    path = root / FOLDER / f"{decision.id}.json"
+    """Write the plan. Raises `UsageError` where the store cannot be written, or its folder of plans
+    leads elsewhere."""
+    path = root / PLANS / f"{decision.id}.json"
+    if path.parent.is_symlink():
+        raise damaged(path.parent, "is a link: a run store has plain files only")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, decision.json())

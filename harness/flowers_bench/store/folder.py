@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from flowers_bench.store import tables
+from flowers_bench.store.decisions import read_each_decision
 from flowers_bench.store.identity import Label, Trial, config_id, short_hash, trial_from_config
 from flowers_bench.store.index import Checked, Index
 from flowers_bench.store.mirror import WEIGHTS, fetch_weights
@@ -182,7 +183,11 @@ class TrialFolder:
         folder = self.path / "labels"
         if folder.is_symlink():
             raise damaged(folder, "is a link: a run store has plain files only")
-        found = [read_label(path) for path in folder.glob("*.json") if not path.name.startswith(".")]
+        try:
+            files = list(folder.iterdir()) if os.path.lexists(folder) else []
+        except OSError as error:
+            raise damaged(folder, f"cannot be read: {error.strerror or error}") from error
+        found = [read_label(path) for path in files if path.suffix == ".json" and not path.name.startswith(".")]
         return tuple(sorted(found, key=lambda label: label.text))
 
     def add_labels(self, labels: Iterable[Label]) -> list[Label]:
@@ -516,7 +521,8 @@ class Contents:
 
     Attributes:
         finished, unfinished: trials of which every file can be read.
-        damaged: an error for each of the others: which file cannot be read, why, and what to do.
+        damaged: an error for each of the others, and for each damaged plan of looks: which file cannot be read, why, and
+            what to do.
         states: by id, the state of a trial's files before they were read, as `index.state_of` gives it.
     """
 
@@ -598,8 +604,10 @@ class Store:
                 yield TrialFolder(path)
 
     def read(self) -> Contents:
-        """Read every trial of the store; see `read_each`."""
-        return read_each(self.trials())
+        """Read every trial of the store (see `read_each`) and every plan by which seeds were added."""
+        contents = read_each(self.trials())
+        contents.damaged.extend(read_each_decision(self.root)[1])
+        return contents
 
     def of_searches(self) -> Store:
         """Give the store of the trials of `--search`, which have no test accuracy. It may not exist."""

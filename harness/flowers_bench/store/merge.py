@@ -38,10 +38,11 @@ def merge_stores(sources: Sequence[Path], target: Path) -> Merged:
     the most finished epochs.
 
     Raises:
-        UsageError: a source is no store, or a trial contradicts another of its id; nothing is written then.
+        UsageError: a source is no store, a trial contradicts another of its id, or a plan of looks is damaged; nothing is
+            written then.
     """
-    for root in sources:
-        read_decisions(root)  # a damaged one is found before anything is written
+    for root in (*sources, target):
+        read_decisions(root)  # without its plan no trial may come along, and nothing is written yet
     searches = [search.root for root in sources if any((search := Store(root).of_searches()).trials())]
     transfers = [_Transfer.of(sources, target)]
     if searches:

@@ -22,6 +22,8 @@ LARGEST = 64 << 20
 DEEPEST = 32
 #: Most digits of a whole number: so many always fit a floating-point number.
 DIGITS = 300
+#: The folder of a store that has its plans of looks (`decisions.py`).
+PLANS = "decisions"
 #: Schema version of `result.json` and `config.json`. Readers refuse a newer one.
 SCHEMA_VERSION = 2
 
@@ -62,9 +64,17 @@ def _made(path: Path, value: Any, record: type[R], where: str = "") -> R:
 
 
 def damaged(path: Path, what: str) -> Unreadable:
-    """Make the error for a file of a trial that cannot be used; its message says what to do."""
-    side_file = path.name in _SIDE_FILES or "figures" in (path.name, path.parent.name)
-    cure = "Remove it: the trial does not need it." if side_file else "Remove its folder to run that trial again."
+    """Make the error for a file of a run store that cannot be used; its message says what to do."""
+    places = (path.name, path.parent.name)
+    if PLANS in places:
+        cure = (
+            "By such a plan seeds were added, and without it nothing can be claimed about them: copy it again from where the "
+            "trials ran, or remove it together with the trials."
+        )
+    elif path.name in _SIDE_FILES or "figures" in places:
+        cure = "Remove it: the trial does not need it."
+    else:
+        cure = "Remove its folder to run that trial again."
     return Unreadable(f"{path} {what.rstrip('.')}. {cure}")
 
 

@@ -23,10 +23,10 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from flowers_bench.store.decisions import FOLDER as DECISIONS
 from flowers_bench.store.decisions import bring_decisions
 from flowers_bench.store.folder import Store, TrialFolder, leave_places_behind, read_label
 from flowers_bench.store.mirror import WEIGHTS, FilesAt, is_url, make_mirror
+from flowers_bench.store.reading import PLANS
 from flowers_bench.store.records import Manifest
 from flowers_bench.util.errors import Unreadable, UsageError
 from flowers_bench.util.files import file_sha256, write_json
@@ -105,7 +105,7 @@ class RemoteStore:
     def push_decision(self, decision_id: str) -> None:
         """Send a plan of looks to the URL, in place of what is there."""
         with self.files.errors_said():
-            self._put_file(self.mirror / DECISIONS / f"{decision_id}.json", DECISIONS, f"{decision_id}.json")
+            self._put_file(self.mirror / PLANS / f"{decision_id}.json", PLANS, f"{decision_id}.json")
 
     def _put(self, folder: TrialFolder, names: Sequence[str]) -> None:
         for name in names:
@@ -139,9 +139,9 @@ class RemoteStore:
     def _pull_decisions(self) -> None:
         """Download the plans of looks; of one that the mirror has too, that with more looks stays."""
         with tempfile.TemporaryDirectory(dir=self.mirror, prefix=".pull-") as temporary:
-            arrived = Path(temporary) / DECISIONS
+            arrived = Path(temporary) / PLANS
             arrived.mkdir()
-            for path in self.files.system.glob(self.files.place(DECISIONS, "*.json")):
+            for path in self.files.system.glob(self.files.place(PLANS, "*.json")):
                 name = path.rpartition("/")[2]
                 if re.fullmatch(r"[0-9a-f]{16}\.json", name):
                     self.files.system.get_file(path, str(arrived / name))

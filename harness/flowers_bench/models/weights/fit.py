@@ -97,7 +97,7 @@ def fitted(weights: Weights, network: Network) -> tuple[dict[str, Tensor], Weigh
     used = {
         name: _as_float32(tensor) for name, tensor in chosen.body.items() if name in own and _alike(own[name], tensor)
     }
-    _refuse_non_finite(path, {**used, **more})
+    _refuse_impossible(path, {**used, **more})
     unexpected = tuple(name for name in chosen.body if name not in own and not _counts(name))
     understood = tuple(_understood(tensors, chosen, whole[1:], own, unexpected))
     return used, WeightsReport(loaded=len(used), unexpected=unexpected, beyond=tuple(more), understood=understood)
@@ -202,12 +202,19 @@ def _as_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _refuse_non_finite(path: Path, used: Tensors) -> None:
+def _refuse_impossible(path: Path, used: Tensors) -> None:
+    """Raise `UsageError` for values that no training leaves: not finite, or a variance below zero."""
     bad = [n for n, t in used.items() if t.is_floating_point() and not t.is_meta and not bool(t.isfinite().all())]
     if bad:
         raise UsageError(
             f"weights file {path} has values that are not finite (NaN or infinite in float32) in {_some(bad)}: "
             "the training that wrote it had failed, or the file is damaged. Use another one."
+        )
+    negative = [n for n, t in used.items() if n.endswith("running_var") and not t.is_meta and bool((t < 0).any())]
+    if negative:
+        raise UsageError(
+            f"weights file {path} has variances below zero in {_some(negative)}, of which the network would take the root: "
+            "the file is damaged. Use another one."
         )
 
 
