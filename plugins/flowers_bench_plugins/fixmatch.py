@@ -72,7 +72,7 @@ def strong(context: AugmentationContext) -> Callable[[Tensor], Tensor]:
 
 
 def covered(image: Tensor) -> Tensor:
-    """Cover a square of uint8 (3, S, S), of a side from 0 to S / 2 around a random place, with grey."""
+    """Put a grey square on uint8 (3, S, S), of a side from 0 to S / 2, around a random place."""
     import torch
 
     side = image.shape[-1]

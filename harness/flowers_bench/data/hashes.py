@@ -101,7 +101,7 @@ class Looked:
 
 
 def remember_contents(root: Path, cache_dir: Path, looked: Mapping[str, Looked]) -> None:
-    """Spare `image_contents` the reading of files that were looked at just now, by path; changed ones are read anyway.
+    """Write down what was seen of files, by path, so that `image_contents` does not read them again; changed ones it reads anyway.
 
     Raises:
         UsageError: `cache_dir` cannot be written.

@@ -15,7 +15,7 @@ UNDER_ROOT, LENGTH = 1e-6, 100.0
 
 
 def attention_pooling(features: Tensor, maps: Tensor) -> Tensor:
-    """Pool features (N, D, H, W) where maps (N, M, H, W) look: (N, M * D), with signed roots, of length 1."""
+    """Compute features (N, D, H, W) pooled where maps (N, M, H, W) look: (N, M * D), with signed roots, of length 1."""
     places = features.shape[2] * features.shape[3]
     pooled = (maps.flatten(2) @ features.flatten(2).mT / places).flatten(1)
     return F.normalize(pooled.sign() * (pooled.abs() + UNDER_ROOT).sqrt(), dim=1)

@@ -89,7 +89,7 @@ def _head(features: int, hidden: int, num_classes: int) -> nn.Module:
 
 
 def jigsaw(images: Tensor, grid: int) -> Tensor:
-    """Cut images (N, C, S, S) into grid x grid pieces, and put them together in another order, by chance, the same for all images.
+    """Divide images (N, C, S, S) into grid x grid pieces, and put them together in another order, by chance, the same for all images.
 
     Where S is no multiple of `grid`, what is left over at the right and at the bottom stays where it is.
     """
