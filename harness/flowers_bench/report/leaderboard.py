@@ -147,9 +147,15 @@ def _same(rows: Sequence[Row]) -> Iterator[str]:
     for alike in names.values():
         if len(alike) > 1:
             yield f"{' and '.join(alike)} are one and the same training under several names: not compared with each other"
-    for one, other in itertools.combinations(rows, 2):
+    having: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        for trial in row.ids:
+            having.setdefault(trial, []).append(place)
+    # Only rows that share a trial are looked at: of thousands of rows, all pairs would take minutes.
+    for first, second in sorted({pair for places in having.values() for pair in itertools.combinations(places, 2)}):
+        one, other = rows[first], rows[second]
         shared = one.ids & other.ids
-        if shared and one.ids != other.ids:
+        if one.ids != other.ids:
             seeds = ", ".join(
                 str(seed) for seed, trial in zip(one.seeds, one.trials, strict=True) if trial.folder.id in shared
             )
