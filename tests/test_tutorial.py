@@ -121,5 +121,5 @@ def test_from_the_first_line_to_the_wheel(tmp_path: Path) -> None:
                 told += own(line, cwd=cwd)
     assert "poly/poly" in told
     assert "checks passed, 0 failed" in told
-    assert re.search(r"^poly +0\.1\.0 +poly +ok +register_losses", told, re.M)
+    assert re.search(r"^poly +0\.1\.0 +2 +poly +ok +register_losses", told, re.M)
     assert [path.name for path in (cwd / "dist").iterdir()] == ["poly-0.1.0-py3-none-any.whl"]

@@ -123,7 +123,7 @@ def test_it_learns_from_pretrained_weights(
         (
             ("lora/qv", "test_vit", "pretrained"),
             ("lora/frozen", "test_vit", "pretrained"),
-            {"epochs": "30", "lr": "1e-2"},
+            {"epochs": "30", "lr": "1e-2", "min_scale": "0.35", "jitter": "0.3"},
             2,
         ),
     ],
