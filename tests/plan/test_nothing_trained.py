@@ -14,7 +14,7 @@ from flowers_bench.contract.host import discover
 from flowers_bench.plan.planning import Request
 from flowers_bench.report.aggregate import Configuration, Finished, Row, build_row
 from flowers_bench.report.comparison import Comparison
-from flowers_bench.report.page import Machine, _row, _trial
+from flowers_bench.report.page import Machine, _facts, _trial
 
 UNUSED = ("optimizer", "lr", "epochs", "warmup_epochs", "batch_size", "weight_decay", "schedule")
 
@@ -45,11 +45,11 @@ def test_a_comparison_does_not_speak_of_what_only_one_uses(rows: dict[str, Row])
 
 def test_the_report_lists_what_was_used(rows: dict[str, Row]) -> None:
     machines = {key: Machine(1, "", []) for key in map(_key, rows.values())}
-    facts = dict(_row("r", rows["knn"], machines).facts)
+    facts = dict(_facts(rows["knn"]))
     assert facts["recipe.image_size"] == "16"
     assert not [name for name in UNUSED if f"recipe.{name}" in facts]
-    assert dict(_row("r", rows["trained"], machines).facts)["recipe.epochs"] == "1"
-    assert _trial(rows["knn"].trials[0], machines).epochs == "none"
+    assert dict(_facts(rows["trained"]))["recipe.epochs"] == "1"
+    assert _trial(rows["knn"].trials[0], machines, {}).epochs == "none"
 
 
 def _key(row: Row) -> str:
