@@ -95,8 +95,10 @@ def right(name):
 
 
 one, other = right("linear-probe/logistic"), right("transfer/k3")
-print(f"{len(one)} test images: both right {(one & other).sum()}, only the probe {(one & ~other).sum()}, "
-      f"only the trained network {(other & ~one).sum()}, neither {(~one & ~other).sum()}")""",
+print(
+    f"{len(one)} test images: both right {(one & other).sum()}, only the probe {(one & ~other).sum()}, "
+    f"only the trained network {(other & ~one).sum()}, neither {(~one & ~other).sum()}"
+)""",
     ),
     (
         "markdown",

@@ -218,9 +218,9 @@ def test_the_page_has_each_name_where_its_row_is(group: Group, runs: Path, tmp_p
     (data,) = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S).group(1)).values()
     assert [(row["id"], row["name"]) for row in data["rows"]] == [(row.id, row.name) for row in group.rows]
     matrix = re.search(r'<table class="matrix">(.*?)</table>', text, re.S).group(1)
-    heads = [html.unescape(name.replace("<wbr>", "")) for name in re.findall(r'<th scope="col">(.*?)</th>', matrix)]
+    heads = [html.unescape(name.replace("<wbr>", "")) for name in re.findall(r'<th scope="col"[^>]*><span>(.*?)</span></th>', matrix)]
     assert heads == [row.name for row in group.rows]
-    assert matrix.count('<td class="self"></td>') == 8
+    assert matrix.count('<td class="self"') == 8
 
 
 def test_legends_of_figures_tell_rows_apart(runs: Path, tmp_path: Path) -> None:

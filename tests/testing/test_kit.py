@@ -289,7 +289,7 @@ def test_in_pytest_every_check_is_a_test_and_a_failure_is_only_its_words(tmp_pat
     test = conformance_tests(tmp_path / "bad.py")
     (mark,) = test.pytestmark  # type: ignore[attr-defined]
     by_name = {str(check): check for check in mark.args[1]}
-    assert len(by_name) == 21
+    assert len(by_name) == 22
     test(by_name["bad/plain: loss is a finite scalar"])
     with pytest.raises(pytest.fail.Exception, match=r"no gradient reaches lost\.bias, lost\.weight") as caught:
         test(by_name["bad/plain: gradients reach every trainable parameter"])
