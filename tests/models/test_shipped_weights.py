@@ -39,7 +39,7 @@ def on_petals(tmp_path: Path, name: str, weights: str | None = None, **settings:
 
 def test_they_are_small_and_finite_and_say_what_they_have_seen() -> None:
     files = shipped()
-    assert backbones() == ["petals_vit", "test_resnet"]
+    assert backbones() == ["petals_vit", "test_efficientnet", "test_resnet"]
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 6e6
     for weights in files:
         assert weights.provenance is not None
@@ -70,7 +70,7 @@ def test_species_that_they_have_seen_are_refused(tmp_path: Path) -> None:
 
 def test_a_backbone_without_any_is_told_which_have_some(tmp_path: Path) -> None:
     request = Request(["transfer/k0"], "petals", tmp_path, 1, backbone="resnet18", weights="petals", settings=SMALL)
-    with pytest.raises(UsageError, match=r"none for backbone resnet18\. Valid: --backbone petals_vit, test_resnet"):
+    with pytest.raises(UsageError, match=r"none for backbone resnet18\. Valid: --backbone petals_vit, test_efficientnet, test_resnet"):
         plan(discover(only_built_in=True), request, [])
 
 
