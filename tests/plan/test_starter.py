@@ -27,6 +27,7 @@ PHOTOS = Survey(
     copies=0,
     seconds_to_decode=0.01,
     notes=(),
+    looked={},
 )
 CNN = Network("resnet18", "pretrained", "here", 224, 11_000_000, transformer=False)
 VIT = Network("vit_tiny_patch16_224", "pretrained", "here", 224, 5_000_000, transformer=True)
