@@ -86,9 +86,8 @@ def test_the_main_job(flowers_bench, tmp_path: Path) -> None:
     assert "flowers-bench report -o report.html" in done.stdout
     told = skeleton(done.stdout)
     alike = [skeleton(line) in told for line in SHOWN.splitlines()]
-    assert len(alike) == 5
-    assert alike[0]
-    assert sum(alike) >= 4, "what would help may be another thing on another machine"
+    assert len(alike) == 6
+    assert sum(alike) >= 5, "what would help may be another thing on another machine"
     best = float(re.search(r"highest test accuracy: (\d+\.\d) %", SHOWN)[1])
     assert trained == pytest.approx(best, abs=3)
     script = runpy.run_path(str(ROOT / "docs" / "generate_picture.py"))

@@ -70,7 +70,9 @@ def test_species_that_they_have_seen_are_refused(tmp_path: Path) -> None:
 
 def test_a_backbone_without_any_is_told_which_have_some(tmp_path: Path) -> None:
     request = Request(["transfer/k0"], "petals", tmp_path, 1, backbone="resnet18", weights="petals", settings=SMALL)
-    with pytest.raises(UsageError, match=r"none for backbone resnet18\. Valid: --backbone petals_vit, test_efficientnet, test_resnet"):
+    with pytest.raises(
+        UsageError, match=r"none for backbone resnet18\. Valid: --backbone petals_vit, test_efficientnet, test_resnet"
+    ):
         plan(discover(only_built_in=True), request, [])
 
 

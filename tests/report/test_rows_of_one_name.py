@@ -218,7 +218,10 @@ def test_the_page_has_each_name_where_its_row_is(group: Group, runs: Path, tmp_p
     (data,) = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S).group(1)).values()
     assert [(row["id"], row["name"]) for row in data["rows"]] == [(row.id, row.name) for row in group.rows]
     matrix = re.search(r'<table class="matrix">(.*?)</table>', text, re.S).group(1)
-    heads = [html.unescape(name.replace("<wbr>", "")) for name in re.findall(r'<th scope="col"[^>]*><span>(.*?)</span></th>', matrix)]
+    heads = [
+        html.unescape(name.replace("<wbr>", ""))
+        for name in re.findall(r'<th scope="col"[^>]*><span>(.*?)</span></th>', matrix)
+    ]
     assert heads == [row.name for row in group.rows]
     assert matrix.count('<td class="self"') == 8
 
