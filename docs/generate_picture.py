@@ -1,4 +1,4 @@
-"""Draws docs/report.png anew, the first screen of a report: `python docs/generate_picture.py runs`.
+"""Draws docs/report.png anew, the first screen of a report: `python docs/generate_picture.py runs`, or another file after that.
 
 `runs` is what `flowers-bench --plugin deformable` stores. Needs Chromium and playwright (`pip install ".[test]"`).
 """
@@ -37,4 +37,5 @@ def first_screen(store: Path) -> bytes:
 
 
 if __name__ == "__main__":
-    TARGET.write_bytes(first_screen(Path(sys.argv[1])))
+    target = Path(sys.argv[2]) if len(sys.argv) > 2 else TARGET
+    target.write_bytes(first_screen(Path(sys.argv[1])))

@@ -132,8 +132,9 @@ def runs_in_a_process_of_its_own(subject: Subject) -> None:
 
 
 #: How far the weights of two ranks may be from those of one process, as a share of how far training moved these; and the step
-#: size at which the order of sums, and a ReLU that it turns, stay far below that.
-APART, SMALL_STEP = 0.05, 1e-3
+#: size at which the order of sums, and a ReLU that it turns, stay below that: 0.072 at most, with the four steps of PMG. A rank
+#: that takes another's share of the gradient, or all of it, is 0.5 or more away.
+APART, SMALL_STEP = 0.1, 1e-3
 
 
 def two_ranks_agree_with_one(subject: Subject) -> None:
