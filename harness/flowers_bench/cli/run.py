@@ -13,6 +13,7 @@ from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
 from flowers_bench.cli.options import LONGEST, RunOptions, check_devices, check_executor
 from flowers_bench.cli.progress import TrialProgress, messages, track
 from flowers_bench.contract.host import Host, Registered, discover
+from flowers_bench.executors.local import begin_importing
 from flowers_bench.util.errors import TrialDisturbed, TrialFailed, UsageError, unknown_name
 from flowers_bench.util.text import printable
 
@@ -48,6 +49,8 @@ def run(options: RunOptions, format: str, timeout: float) -> int:
             "--plugin is empty or missing: name a technique (`flowers-bench list` shows them), or a suite: run study-small; or let "
             "flowers-bench start FOLDER choose for your photographs"
         )
+    if options.executor == "local":
+        begin_importing()
     host = discover(options.plugin_files)
     host.refuse_unfit_trackers(options.trackers)
     for status in host.broken():

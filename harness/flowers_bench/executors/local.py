@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 
 from flowers_bench.executors import worker
@@ -49,6 +51,26 @@ class Outcome:
     def untrainable(self) -> bool:
         """Whether it failed by itself, and would again: nothing from outside ended it."""
         return self.kind == TrialFailed.__name__
+
+
+def begin_importing() -> None:
+    """Start the server that trials are forked from, and return at once: it imports what they need beside whatever comes
+    before the first trial, such as reading the data."""
+    _server()
+    # Its imports would print a traceback on Ctrl-C. A trial's process takes the signal again.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _server() -> ForkServerContext:
+    # Threads that wait by spinning bring a machine to a crawl as soon as anything else runs on it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
 
 
 def run_all(folders: Sequence[TrialFolder], on_event: OnEvent, timeout: float, jobs: int = 1) -> list[Outcome]:
@@ -151,10 +173,7 @@ class Run:
         return _outcome(folder, process.exitcode or 0, self._timeout if clock.ran_out else None), seconds
 
     def _start(self, folder: TrialFolder) -> tuple[BaseProcess, Connection]:
-        # Threads that wait by spinning bring a machine to a crawl as soon as anything else runs on it.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOAD)
+        context = _server()
         # One at a time: a child started in between would inherit this pipe's other end, and hide this process's death.
         with self._lock:
             reader, writer = context.Pipe(duplex=False)
