@@ -120,6 +120,7 @@ class StarterSet:
         left_out: what would take longer than `LONGEST`.
         notes: what is to be said about the choice.
         decoding: seconds to decode all photographs once.
+        shared: seconds that several of `chosen` count, for features that are computed once.
         cache_bytes: what the decoded photographs take.
         store_bytes: what the trained networks take in the store, and a checkpoint beside them.
         download_bytes: what is fetched first.
@@ -129,6 +130,7 @@ class StarterSet:
     left_out: tuple[Starter, ...]
     notes: tuple[str, ...]
     decoding: float
+    shared: float
     cache_bytes: int
     store_bytes: int
     download_bytes: int
@@ -136,7 +138,7 @@ class StarterSet:
     @property
     def seconds(self) -> float:
         """What all of it takes, at most."""
-        return self.decoding + sum(one.seconds for one in self.chosen)
+        return self.decoding + sum(one.seconds for one in self.chosen) - self.shared
 
 
 def find_networks(weights: Sequence[str], backbone: str | None) -> list[Network]:
@@ -270,11 +272,16 @@ def choose(host: Host, survey: Survey, networks: Sequence[Network], rates: Seque
     cores = available_cores()
     tuned = [one for one in chosen if not _frozen(one.label)]
     largest = max(network.bytes for network in networks)
+    shared = sum(
+        survey.total / speed.forward * (sum(one.network == network and _frozen(one.label) for one in chosen) - 1)
+        for network, speed in zip(networks, rates, strict=True)
+    )
     return StarterSet(
         chosen=tuple(chosen),
         left_out=tuple(one for one in every if one not in chosen),
         notes=tuple(_notes(survey, networks)),
         decoding=len(sides) * survey.total * survey.seconds_to_decode / cores,
+        shared=shared,
         cache_bytes=sum(survey.decoded_bytes(side) for side in sides),
         store_bytes=seeds * sum(one.network.bytes for one in tuned) + (4 * largest if tuned else 0),
         download_bytes=sum(network.bytes for network in networks if network.fetched),
@@ -288,12 +295,13 @@ def _frozen(label: str) -> bool:
 def _starters(
     host: Host, survey: Survey, network: Network, speed: Rates, seeds: int, *, first: bool
 ) -> Iterable[Starter]:
-    once = seeds * (survey.total / speed.forward + OVERHEAD)
+    features = survey.total / speed.forward
+    frozen = features + seeds * OVERHEAD  # the first training keeps what frozen layers give, for all others
     if first:
         k = 5 if survey.fewest_to_train >= 5 else 1
         neighbours = "5 most similar photographs vote" if k == 5 else "most similar photograph decides"
-        yield Starter(f"knn/k{k}", network, once, f"nothing is trained: the {neighbours}")
-    yield Starter("linear-probe/logistic", network, once, "a linear classifier on what the network sees already")
+        yield Starter(f"knn/k{k}", network, frozen, f"nothing is trained: the {neighbours}")
+    yield Starter("linear-probe/logistic", network, frozen, "a linear classifier on what the network sees already")
     if survey.images["train"] >= FEWEST_TO_TUNE * survey.classes:
         label, why = ("transfer/k3", "fine-tuning, the first three stages frozen")
         if network.transformer:
@@ -302,7 +310,7 @@ def _starters(
         _, variant = technique.variant(label.partition("/")[2])
         epochs = technique.recipe.changed(**variant.recipe).epochs
         epoch = survey.images["train"] / speed.training + survey.images["val"] / speed.forward
-        yield Starter(label, network, seeds * (epochs * epoch + survey.total / speed.forward + OVERHEAD), why)
+        yield Starter(label, network, seeds * (epochs * epoch + features + OVERHEAD), why)
 
 
 def _notes(survey: Survey, networks: Sequence[Network]) -> Iterable[str]:
