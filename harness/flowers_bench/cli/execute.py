@@ -112,7 +112,8 @@ def print_results(
     contents = read_each(folder for folder in folders if folder.path.is_dir())
     damaged = print_damaged(list({str(error): error for error in (*unfit, *contents.damaged)}.values()))
     if contents.finished:
-        board = Leaderboard.of(contents.finished, {item.trial.id: item.labels for item in planned})
+        labels = {item.trial.id: item.labels for item in planned}
+        board = Leaderboard.of(contents.finished, labels, states=contents.states)
         known = factor_tables(board, datasets)
         found = answers(board, contents.unfinished, place)
         if format == "md":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from flowers_bench.measure.hardware import describe_hardware
 from flowers_bench.report.aggregate import (
@@ -19,6 +20,7 @@ from flowers_bench.report.aggregate import (
 )
 from flowers_bench.report.comparison import MARGIN, Comparison, Pair
 from flowers_bench.report.kept_rows import row_of
+from flowers_bench.report.kept_trials import load_each
 from flowers_bench.report.names import disambiguate, distinct_names, factors
 from flowers_bench.store.folder import TrialFolder
 
@@ -71,12 +73,16 @@ class Leaderboard:
 
     @classmethod
     def of(
-        cls, folders: Sequence[TrialFolder], labels: LabelsById | None = None, margin: float = MARGIN
+        cls,
+        folders: Sequence[TrialFolder],
+        labels: LabelsById | None = None,
+        margin: float = MARGIN,
+        states: Mapping[str, str | None] = MappingProxyType({}),
     ) -> Leaderboard:
         """Group finished trials by protocol: under every name that they have, or only under the names in `labels`; with
-        claims of being within `margin`, a share, of each other."""
+        claims of being within `margin`, a share, of each other. `states` are those of `Contents`, where they are known."""
         groups: dict[str, list[Finished]] = {}
-        for trial in Finished.each(folders, labels):
+        for trial in load_each(folders, labels, states):
             key = json.dumps(protocol(trial.config), sort_keys=True)
             groups.setdefault(key, []).append(trial)
         found = [_group(trials, margin) for _, trials in sorted(groups.items())]

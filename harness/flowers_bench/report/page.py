@@ -287,7 +287,9 @@ def _total(board: Leaderboard, others: Sequence[TrialFolder]) -> str | None:
     """Sum the time of all trials, including repeated attempts and the `others`; None if it was not recorded."""
     from flowers_bench.measure.cost import total_cost
 
-    seconds = total_cost([*_folders(board), *others]).seconds
+    trials = (trial for group in board.groups for row in group.rows for trial in row.trials)
+    spent = {trial.folder: trial.spent for trial in trials}  # each once, even if it has several names
+    seconds = sum(spent.values()) + total_cost(others).seconds
     return duration(seconds) if seconds else None
 
 
