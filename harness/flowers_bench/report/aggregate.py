@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.special import log_softmax
@@ -19,7 +20,7 @@ from flowers_bench.measure.quality import (
 )
 from flowers_bench.measure.statistics import Interval, accuracy_interval, far_off, image_mean
 from flowers_bench.models.weights import shipped
-from flowers_bench.report.names import configuration_id
+from flowers_bench.report.names import chosen, configuration_id, kinds
 from flowers_bench.store.folder import STRESS_REVISION, Scores, TrialFolder, under_name
 from flowers_bench.store.identity import Label
 from flowers_bench.store.records import AtLevel, Config, Result, Run
@@ -100,6 +101,11 @@ class Finished:
     def trained(self) -> bool:
         """Whether at least one epoch was trained."""
         return self.result.cost.epochs > 0
+
+    @cached_property
+    def kinds(self) -> list[dict[str, str]]:
+        """All facts that may distinguish its configuration from others, as `names.kinds` gives them."""
+        return kinds(self.config, self.configuration)
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,12 @@ class Row:
         """The seeds of the trials, in ascending order."""
         return tuple(trial.config.seed for trial in self.trials)
 
-    @property
+    @cached_property
+    def factors(self) -> dict[str, str]:
+        """Everything that was chosen for the configuration, as `names.factors` gives it."""
+        return chosen(self.trials[0].kinds)
+
+    @cached_property
     def ids(self) -> frozenset[str]:
         """The ids of the trials. Rows with different names may share ids, because a trial may have several names."""
         return frozenset(trial.folder.id for trial in self.trials)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -68,14 +68,14 @@ def _load(root: Path, folders: Sequence[TrialFolder], states: Mapping[str, str |
     """Read trials of one store: those that its index knows from there, the others from their files."""
     if not (root / index.FOLDER).is_dir():
         return {folder: _read(folder, None) for folder in folders}
-    kept = _Kept.of(root)
+    lines = index.Lines.of(root, _FILE)
     now = {f: states[f.id] if f.id in states else index.state_of(f.path) for f in folders}
-    found = kept.known({folder: state for folder, state in now.items() if state is not None})
+    found = _known(lines, now)
     for folder, state in now.items():
         if folder not in found:
             found[folder] = _read(folder, state)
-            kept.note(folder, found[folder])
-    kept.save()
+            lines.put(folder.id, state, _packed(found[folder]))
+    lines.save(lambda trial: os.path.lexists(root / trial))
     return found
 
 
@@ -88,53 +88,17 @@ def _read(folder: TrialFolder, state: str | None) -> _Known:
     return _Known(state, records, configurations)
 
 
-@dataclass
-class _Kept:
-    """What the index of a store has, by the trial's id: the state of its files, and JSON text of what they said.
-
-    Attributes:
-        changed: whether there is something to write.
-    """
-
-    root: Path
-    lines: dict[str, tuple[str, bytes]] = field(default_factory=dict)
-    changed: bool = False
-
-    @classmethod
-    def of(cls, root: Path) -> _Kept:
-        content = index.kept(root, _FILE, index.code()) or b""
-        lines = {}
-        with contextlib.suppress(ValueError):  # of another form: as if there were none
-            for line in content.splitlines():
-                name, state, text = line.split(b" ", 2)
-                lines[name.decode()] = state.decode(), text
-        return cls(root, lines)
-
-    def known(self, states: Mapping[TrialFolder, str]) -> dict[TrialFolder, _Known]:
-        """Give those trials whose files are in the state in which they were read."""
-        wanted = [folder for folder, state in states.items() if self.lines.get(folder.id, ("", b""))[0] == state]
-        found: dict[TrialFolder, _Known] = {}
-        for start in range(0, len(wanted), _TOGETHER):
-            some = wanted[start : start + _TOGETHER]
-            text = b",".join(self.lines[folder.id][1] for folder in some)
-            # Not of the form that is written below: as if there were none.
-            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
-                parsed = json.loads(b"[" + text + b"]")
-                found |= {f: _unpacked(states[f], value) for f, value in zip(some, parsed, strict=True)}
-        return found
-
-    def note(self, folder: TrialFolder, known: _Known) -> None:
-        if known.state is not None and folder.id.isalnum():  # a name with a space would not be read again
-            self.lines[folder.id] = known.state, json.dumps(_packed(known), separators=(",", ":")).encode()
-            self.changed = True
-
-    def save(self) -> None:
-        if self.changed:
-            there = {name: kept for name, kept in self.lines.items() if os.path.lexists(self.root / name)}
-            content = b"".join(
-                b"%s %s %s\n" % (name.encode(), state.encode(), text) for name, (state, text) in there.items()
-            )
-            index.keep(self.root, _FILE, index.code(), content)
+def _known(lines: index.Lines, states: Mapping[TrialFolder, str | None]) -> dict[TrialFolder, _Known]:
+    """Give those trials whose files are in the state in which they were read."""
+    texts = {folder: text for folder, state in states.items() if (text := lines.get(folder.id, state)) is not None}
+    wanted, found = list(texts), dict[TrialFolder, _Known]()
+    for start in range(0, len(wanted), _TOGETHER):
+        some = wanted[start : start + _TOGETHER]
+        # Not of the form that is written below: as if there were none.
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            parsed = json.loads(b"[" + b",".join(texts[folder] for folder in some) + b"]")
+            found |= {folder: _unpacked(states[folder], value) for folder, value in zip(some, parsed, strict=True)}
+    return found
 
 
 def _packed(known: _Known) -> dict[str, object]:
@@ -152,7 +116,7 @@ def _packed(known: _Known) -> dict[str, object]:
     }
 
 
-def _unpacked(state: str, value: Any) -> _Known:  # JSON that was checked before it was kept
+def _unpacked(state: str | None, value: Any) -> _Known:  # JSON that was checked before it was kept
     labels = [Label(technique, variant, baseline) for technique, variant, baseline, _ in value["labels"]]
     records = Records(
         labels=tuple(labels),
