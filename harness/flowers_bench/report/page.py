@@ -286,7 +286,7 @@ def render(
 
 def _total(board: Leaderboard, others: Sequence[TrialFolder]) -> str | None:
     """Sum the time of all trials, including repeated attempts and the `others`; None if it was not recorded."""
-    from flowers_bench.measure.cost import total_cost
+    from flowers_bench.measure.total_cost import total_cost
 
     trials = (trial for group in board.groups for row in group.rows for trial in row.trials)
     spent = {trial.folder: trial.spent for trial in trials}  # each once, even if it has several names

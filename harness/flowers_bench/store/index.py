@@ -15,8 +15,8 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,11 +45,21 @@ class Checked:
         finished: whether it has a result.
         images: SHA-256 of both splits' keys and labels; None for a trial without predictions.
         split: which split they must be of.
+        labels: its names that have a file in `labels`, as `technique/variant`.
+        searched: whether it is of a search.
+        stressed: whether it was measured on changed images, changed as this version does it.
+        kind: what of its configuration decides how much memory it takes.
+        peak: bytes of memory at its peak; None where it is not finished, or that was not measured.
     """
 
     finished: bool
     images: str | None
     split: str
+    labels: Sequence[str]
+    searched: bool
+    stressed: bool
+    kind: Sequence[str | int | None]
+    peak: int | None
 
 
 @dataclass
@@ -88,7 +98,7 @@ class Index:
         if not self.changed or self.loaded is None or len(self.loaded) < LEAST:
             return
         there = {name: found for name, found in self.loaded.items() if os.path.lexists(self.root / name)}
-        lines = {name: [state, one.finished, one.images, one.split] for name, (state, one) in there.items()}
+        lines = {name: {"state": state, **asdict(one)} for name, (state, one) in there.items()}
         with contextlib.suppress(OSError):
             (self.root / FOLDER).mkdir(exist_ok=True)
             keep(self.root, "trials", code(), json.dumps(lines).encode())
@@ -140,12 +150,10 @@ class Lines:
 def _read_trials(root: Path) -> dict[str, tuple[str, Checked]]:
     content = kept(root, "trials", code())
     with contextlib.suppress(
-        ValueError, TypeError, AttributeError, RecursionError
+        ValueError, TypeError, KeyError, AttributeError, RecursionError
     ):  # of another form: as if there were none
         lines = json.loads(content or b"{}")
-        return {
-            name: (state, Checked(finished, images, split)) for name, (state, finished, images, split) in lines.items()
-        }
+        return {name: (line.pop("state"), Checked(**line)) for name, line in lines.items()}
     return {}
 
 
