@@ -31,7 +31,7 @@ def page_parts(rows: Sequence[Row]) -> list[Part]:
     for row in rows:
         root = row.trials[0].folder.path.parent
         if root not in kept:
-            kept[root] = index.Lines.of(root, _FILE) if row.key is not None else index.Lines(root, _FILE)
+            kept[root] = index.Lines.of(root, _FILE)
         part = _known(kept[root], row)
         if part is None:
             part = Part(series=series(row), mistakes=mistakes(row))

@@ -37,7 +37,7 @@ def row_of(name: str, configuration: Configuration) -> Row:
 def _packed(row: Row) -> bytes:
     """Write what `build_row` computes: a line of JSON, then the arrays' bytes."""
     arrays = {name: found for name in _ARRAYS if (found := getattr(row, name)) is not None}
-    for measure in (*EVERYTHING, *coarser([row])):
+    for measure in (*EVERYTHING, *coarser([row])):  # every table and plot asks for some of these means
         row.mean(*measure.path)
     head = {
         "arrays": [(name, array.dtype.str, array.shape) for name, array in arrays.items()],
