@@ -24,6 +24,9 @@ class Part(TypedDict):
     mistakes: Mistakes
 
 
+_SERIES, _MISTAKES = Series.__annotations__.keys(), Mistakes.__annotations__.keys()
+
+
 def page_parts(rows: Sequence[Row]) -> list[Part]:
     """Make the parts of these rows, from the store's index where that has them. Raises `Unreadable` for a damaged history."""
     kept: dict[Path, index.Lines] = {}
@@ -48,8 +51,9 @@ def page_parts(rows: Sequence[Row]) -> list[Part]:
 def _known(lines: index.Lines, row: Row) -> Part | None:
     text = lines.get(row.id, row.key)
     # Not of the form that is written above: as if there were none.
-    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-        if text is not None:
-            found = json.loads(text)
-            return Part(series=Series(**found["series"]), mistakes=Mistakes(**found["mistakes"]))
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        found = json.loads(text) if text is not None else {}
+        part: Part = {"series": found["series"], "mistakes": found["mistakes"]}
+        if part["series"].keys() == _SERIES and part["mistakes"].keys() == _MISTAKES:
+            return part
     return None
