@@ -16,10 +16,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from flowers_bench.measure import inference
-from flowers_bench.measure.cost import Flops, PeakMemory, TotalCost, flops, total_cost, training_cost
+from flowers_bench.measure.cost import Flops, PeakMemory, flops, training_cost
 from flowers_bench.measure.energy import Meter
 from flowers_bench.measure.hardware import bfloat16_in_hardware
 from flowers_bench.measure.inference import OtherLoad, inference_cost, quantile, speed, timings
+from flowers_bench.measure.total_cost import TotalCost, total_cost
 from flowers_bench.ops import DeformConv2d
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.store.records import Epoch

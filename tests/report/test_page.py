@@ -6,6 +6,8 @@ import html
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -244,3 +246,16 @@ def test_rows_that_differ_in_one_number_are_a_sweep(tmp_path: Path) -> None:
 
 def test_the_page_is_small_before_its_images(text: str) -> None:
     assert len(re.sub(r"data:image/[^\"]*", "", text)) < 1_500_000
+
+
+def test_a_page_without_images_needs_no_torch(tmp_path: Path) -> None:
+    for name in ("rose/plain", "rose/double"):
+        store_trial(tmp_path / "runs", name, 0, outcomes(0, 0.7, 60))
+    code = (
+        "import sys; from pathlib import Path; from flowers_bench.cli.report import report\n"
+        f"code = report(Path({str(tmp_path / 'runs')!r}), Path({str(tmp_path / 'page.html')!r}))\n"
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the images are not at hand" in (tmp_path / "page.html").read_text()

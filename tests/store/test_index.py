@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from stored import outcomes, store_trial
 
 from flowers_bench.cli import main
-from flowers_bench.report import kept_rows
+from flowers_bench.cli.execute import name_again, prepared
+from flowers_bench.executors import memory
+from flowers_bench.plan.planning import TrialPlan
+from flowers_bench.report import kept_page, kept_rows
+from flowers_bench.report.aggregate import Records
 from flowers_bench.store import index
 from flowers_bench.store.folder import Store, TrialFolder
+from flowers_bench.store.identity import Label
+from flowers_bench.util.files import write_json
 
 COMMANDS = [
     ["leaderboard"],
@@ -51,16 +59,26 @@ def printed(capsys: pytest.CaptureFixture[str], root: Path, *command: str) -> tu
 
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From the call on, reading a whole trial or computing a row fails."""
+    """From the call on, reading a whole trial or its small files, or computing a row or what the page says of it, fails."""
 
     def fail(*_: object) -> None:
         raise AssertionError("this was to come from the index")
 
     def start() -> None:
         monkeypatch.setattr(TrialFolder, "check", fail)
+        monkeypatch.setattr(Records, "read", fail)
         monkeypatch.setattr(kept_rows, "build_row", fail)
+        monkeypatch.setattr(kept_page, "series", fail)
+        monkeypatch.setattr(kept_page, "mistakes", fail)
 
     return start
+
+
+def page(capsys: pytest.CaptureFixture[str], root: Path) -> tuple[int | str | None, list[str]]:
+    """Write the report of the store; give the exit code and the page's lines, without the time at which it was made."""
+    output = root.parent / "page.html"
+    code = printed(capsys, root, "report", "--output", str(output))[0]
+    return code, re.sub(r"Made [^.]* UTC", "", output.read_text()).splitlines()
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -79,19 +97,102 @@ def test_every_output_is_the_same_without_an_index_with_a_new_and_with_an_old_on
     assert without[0] == 0
 
 
-def test_the_page_is_the_same_too(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pages = []
-    for name in ("without", "new", "old"):
-        if name == "without":
-            (store / index.FOLDER).write_text("no folder can be made here")
-        page = tmp_path / f"{name}.html"
-        assert printed(capsys, store, "report", "--output", str(page))[0] == 0
-        lines = page.read_text().splitlines()
-        pages.append([line for line in lines if "UTC" not in line])  # when it was made
-        if name == "without":
-            (store / index.FOLDER).unlink()
-    assert (store / index.FOLDER / "trials").is_file()
-    assert pages[0] == pages[1] == pages[2]
+def test_the_page_is_the_same_too(store: Path, capsys: pytest.CaptureFixture[str], unread: Callable[[], None]) -> None:
+    (store / index.FOLDER).write_text("no folder can be made here")
+    without = page(capsys, store)
+    (store / index.FOLDER).unlink()
+    new = page(capsys, store)
+    assert {"trials", "records", "page"} <= {path.name for path in (store / index.FOLDER).iterdir()}
+    unread()
+    assert without == new == page(capsys, store)
+    assert without[0] == 0
+
+
+def _change_result(root: Path) -> None:
+    folder = Store(root).finished()[0]
+    result = folder.result()
+    write_json(folder.path / "result.json", replace(result, cost=replace(result.cost, seconds=777.0)).json())
+
+
+def _change_history(root: Path) -> None:
+    folder = Store(root).finished()[0]
+    folder.write_history([replace(epoch, val_top1=0.123) for epoch in folder.history()])
+
+
+def _change_prediction(root: Path) -> None:
+    folder = Store(root).finished()[0]
+    table = folder.predictions()
+    folder.write_predictions(table.assign(logits=table["logits"].map(lambda values: list(reversed(values)))))
+
+
+def _change_command(root: Path) -> None:
+    folder = Store(root).finished()[0]
+    write_json(folder.run_path, replace(folder.run(), command=["--plugin", "tulip"]).json())
+
+
+def _note_attempt(root: Path) -> None:
+    Store(root).finished()[0].note_attempt(7200.0, "finished")
+
+
+def _add_name(root: Path) -> None:
+    Store(root).finished()[0].add_labels([Label("aster", "plain")])
+
+
+def _add_trial(root: Path) -> None:
+    store_trial(root, "rose/double", 5, outcomes(5, 0.9, 60))
+
+
+def _remove_trial(root: Path) -> None:
+    shutil.rmtree(Store(root).finished()[0].path)
+
+
+def _damage_trial(root: Path) -> None:
+    path = Store(root).finished()[0].path / "result.json"
+    path.write_text(path.read_text()[:-9])
+
+
+CHANGES = (
+    _change_result,
+    _change_history,
+    _change_prediction,
+    _change_command,
+    _note_attempt,
+    _add_name,
+    _add_trial,
+    _remove_trial,
+    _damage_trial,
+)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.strip("_"))
+def test_the_page_shows_what_has_changed(
+    change: Callable[[Path], None], store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = page(capsys, store)
+    change(store)
+    after = page(capsys, store)
+    shutil.rmtree(store / index.FOLDER)
+    assert before != after == page(capsys, store)
+    assert after[0] == (1 if change is _damage_trial else 0)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b"\xff", b'{"series": 1}', b'{"config": {}}', b"[" * 100_000, None]
+)
+def test_a_page_with_a_damaged_index_is_the_same(
+    content: bytes | None, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = page(capsys, store)
+    for file in ("records", "page"):
+        lines = index.Lines.of(store, file)
+        assert len(lines.lines) == (6 if file == "records" else 2)
+        for name, (state, _) in lines.lines.items():
+            lines.lines[name] = state, content or b""
+        lines.changed = True
+        lines.save(lambda name: True)
+        if content is None:  # not the lines, but the file as a whole
+            (store / index.FOLDER / file).write_bytes(b"nonsense")
+    assert page(capsys, store) == before
 
 
 def test_what_has_changed_is_read_again(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,3 +322,48 @@ def test_a_removed_trial_leaves_the_index(store: Path) -> None:
     store_trial(store, "rose/double", 7, outcomes(7, 0.9, 60))
     Store(store).read()
     assert folders[0].id.encode() not in (store / index.FOLDER / "trials").read_bytes()
+
+
+def test_run_looks_up_what_is_finished(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = Store(store).read().finished
+    names = {folder.id: folder.labels() for folder in folders}
+    planned = [TrialPlan(folder.trial(), names[folder.id], folder.run()) for folder in folders]
+    with monkeypatch.context() as patch:
+        for method in ("config", "labels", "any_result", "refuse_links"):
+            patch.delattr(TrialFolder, method)  # whatever reads a file of a trial fails
+        assert name_again(planned, Store(store)) == []
+        assert prepared(planned, Store(store)) == ([], [])
+    again = replace(planned[0], labels=(*planned[0].labels, Label("aster", "plain")))
+    assert [folder.id for folder in name_again([again, *planned[1:]], Store(store))] == [again.trial.id]
+    assert name_again([again, *planned[1:]], Store(store)) == []
+    (Store(store).folder(again.trial.id).path / "result.json").unlink()
+    assert [folder.id for folder in prepared(planned, Store(store))[0]] == [again.trial.id]
+    # None of them was measured on changed images.
+    assert len(prepared(planned, Store(store), stress=True)[0]) == 6
+
+
+def test_a_finished_trial_loses_its_checkpoint_with_an_index_too(store: Path) -> None:
+    folder = Store(store).read().finished[0]
+    folder.checkpoint_path.write_bytes(b"left by a killed process")
+    assert prepared([TrialPlan(folder.trial(), folder.labels(), folder.run())], Store(store)) == ([], [])
+    assert not folder.checkpoint_path.exists()
+
+
+def test_expected_memory_is_looked_up(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget() -> None:  # as a new process would begin
+        memory._measured.cache_clear()
+        memory._index.cache_clear()
+
+    forget()
+    first, *_ = Store(store).finished()
+    without = memory.expected_peak(first)
+    Store(store).read()
+    forget()
+    with monkeypatch.context() as patch:
+        patch.delattr(TrialFolder, "any_result")
+        assert memory.expected_peak(first) == without
+    result = first.result()
+    write_json(first.path / "result.json", replace(result, cost=replace(result.cost, peak_rss_bytes=9 << 40)).json())
+    forget()
+    assert memory.expected_peak(first) == 9 << 40
+    forget()

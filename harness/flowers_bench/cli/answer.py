@@ -26,7 +26,9 @@ def answer(root: Path, store: str, format: str, margin: float = 1.0) -> int:
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
     contents, code = read_store(root)
-    found = answers(Leaderboard.of(contents.finished, margin=margin / 100), contents.unfinished, store)
+    found = answers(
+        Leaderboard.of(contents.finished, margin=margin / 100, states=contents.states), contents.unfinished, store
+    )
     if format == "json":
         print(json_text(found, store))
     elif format == "md":

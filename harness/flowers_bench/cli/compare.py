@@ -83,7 +83,8 @@ def _compare_all(out: Path, format: str, margin: float, *, wide: bool) -> int:
     from flowers_bench.report.leaderboard import Leaderboard
 
     contents, code = read_store(out)
-    found = [group for group in Leaderboard.of(contents.finished, margin=margin / 100).groups if group.compared.pairs]
+    board = Leaderboard.of(contents.finished, margin=margin / 100, states=contents.states)
+    found = [group for group in board.groups if group.compared.pairs]
     if not found:
         raise (Unreadable if code else UsageError)(
             f"{out} has no two techniques that can be compared: of one dataset, split and protocol."
@@ -111,13 +112,14 @@ def rows_of(names: Sequence[str], out: Path, folders: Sequence[TrialFolder] | No
     Raises:
         UsageError: a name is unknown or ambiguous, or two names mean the same row.
     """
-    from flowers_bench.report.aggregate import Finished, build_row, by_configuration
+    from flowers_bench.report.aggregate import build_row, by_configuration
+    from flowers_bench.report.kept_trials import load_each
     from flowers_bench.report.names import distinct_names
     from flowers_bench.store.folder import Store
 
     if folders is None:
         folders = Store(out).read().finished
-    configurations = by_configuration(Finished.each(folders))
+    configurations = by_configuration(load_each(folders))
     chosen = _together([_matching(name, configurations, out) for name in names])
     for name, found in zip(names, chosen, strict=True):
         if len(found) > 1:

@@ -112,7 +112,8 @@ def print_results(
     contents = read_each(folder for folder in folders if folder.path.is_dir())
     damaged = print_damaged(list({str(error): error for error in (*unfit, *contents.damaged)}.values()))
     if contents.finished:
-        board = Leaderboard.of(contents.finished, {item.trial.id: item.labels for item in planned})
+        labels = {item.trial.id: item.labels for item in planned}
+        board = Leaderboard.of(contents.finished, labels, states=contents.states)
         known = factor_tables(board, datasets)
         found = answers(board, contents.unfinished, place)
         if format == "md":
@@ -194,10 +195,16 @@ def name_again(planned: Sequence[TrialPlan], store: Store) -> list[TrialFolder]:
     Returns:
         The folders of the trials that got a name.
     """
+    from flowers_bench.store.index import Index
+
     named: list[TrialFolder] = []
+    index = Index(store.root)
     for item in planned:
         folder = store.folder(item.trial.id)
         if not folder.finished():
+            continue
+        found = index.known(folder.path)
+        if found and {label.text for label in item.labels} <= set(found.labels):
             continue
         try:
             before = folder.labels()
@@ -234,14 +241,19 @@ def prepared(
         These folders; and errors for trials that cannot run, because their files are damaged or are links to elsewhere.
     """
     from flowers_bench.plan.planning import in_order
+    from flowers_bench.store.index import Index
 
+    index = Index(store.root)
     todo: list[TrialFolder] = []
     unfit: list[Unreadable] = []
     for item in in_order(planned):
         folder = store.folder(item.trial.id)
+        found = index.known(folder.path)
         if folder.finished():  # its process may have been killed after it wrote the result, before it removed the rest
             with contextlib.suppress(OSError, UsageError):  # read-only or damaged: reported where it matters
-                folder.discard_leftovers()
+                folder.discard_leftovers(searched=found.searched if found else None)
+        if found and found.finished and (found.stressed or not stress):
+            continue
         try:
             if not folder.complete(stress=stress):
                 run = replace(item.run, command=list(command or sys.argv[1:]), stress=stress, track=list(track))
@@ -252,7 +264,7 @@ def prepared(
 
 
 def _print_total(folders: Sequence[TrialFolder]) -> None:
-    from flowers_bench.measure.cost import total_cost
+    from flowers_bench.measure.total_cost import total_cost
     from flowers_bench.report.formatting import duration
 
     total = total_cost(folders)

@@ -59,7 +59,7 @@ def _of_store(runs: Path, output: Path) -> int:
     from flowers_bench.report.table import stdout
 
     contents, code = read_store(runs)
-    board = Leaderboard.of(contents.finished)
+    board = Leaderboard.of(contents.finished, states=contents.states)
     try:
         output.mkdir(parents=True, exist_ok=True)
         drawn = draw_store(board, output)

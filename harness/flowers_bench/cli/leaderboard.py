@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowers_bench.util.errors import unknown_name
 
 if TYPE_CHECKING:
-    from flowers_bench.store.folder import TrialFolder
+    from flowers_bench.store.folder import Contents
 
 FORMATS = ("text", "md", "latex", "csv", "json")
 
@@ -44,19 +43,19 @@ def print_leaderboard(out: Path, format: str, trials: bool, margin: float = 1.0,
     kept_as = f"leaderboard-{'trials' if trials else format}"
     text = index.kept(out, kept_as, key)
     if text is None:
-        text = _text(contents.finished, format, trials, margin, wide=wide).encode()
+        text = _text(contents, format, trials, margin, wide=wide).encode()
         index.keep(out, kept_as, key, text)
     sys.stdout.write(text.decode())
     return code
 
 
-def _text(folders: Sequence[TrialFolder], format: str, trials: bool, margin: float, *, wide: bool) -> str:
+def _text(contents: Contents, format: str, trials: bool, margin: float, *, wide: bool) -> str:
     """Compute what `print_leaderboard` prints."""
     from flowers_bench.report.leaderboard import Leaderboard
     from flowers_bench.report.text import FORMATS as WRITERS
     from flowers_bench.report.text import text, trials_table
 
     if trials:
-        return trials_table(folders) + "\n"
-    board = Leaderboard.of(folders, margin=margin / 100)
+        return trials_table(contents.finished) + "\n"
+    board = Leaderboard.of(contents.finished, margin=margin / 100, states=contents.states)
     return text(board, wide=wide) if format == "text" else WRITERS[format](board) + "\n"

@@ -126,7 +126,7 @@ def write_report(
     if not output.parent.is_dir():
         raise UsageError(f"{output} cannot be written: there is no folder {output.parent}.")
     text = render(
-        Leaderboard.of(contents.finished, margin=margin / 100),
+        Leaderboard.of(contents.finished, margin=margin / 100, states=contents.states),
         contents.unfinished,
         [*searches.finished, *searches.unfinished],
         damaged=[*contents.damaged, *searches.damaged, *pictures],

@@ -263,7 +263,8 @@ def _interim(done: Sequence[TrialPlan], store: Store, seconds: float) -> None:
     folders = [folder for item in done if (folder := store.folder(item.trial.id)).finished()]
     contents = read_each(folders)
     if contents.finished:
-        board = Leaderboard.of(contents.finished, {item.trial.id: item.labels for item in done})
+        labels = {item.trial.id: item.labels for item in done}
+        board = Leaderboard.of(contents.finished, labels, states=contents.states)
         for answer in answers(board):
             _say(f"so far, after {duration(seconds)}:", *(f"  {text}" for text in answer.sentences()))
 

@@ -11,18 +11,17 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 
 from flowers_bench.store.folder import Store, TrialFolder
-from flowers_bench.store.records import Config
+from flowers_bench.store.index import Index
 from flowers_bench.util.errors import UsageError
 
 #: Bytes that a trial is expected to need while nothing has been measured in its store.
 UNKNOWN = 2 * 2**30
 _LOOK_AGAIN = 2.0  # seconds between two looks at the free memory
-#: Model, backbone, image size, batch size and precision: these determine how much memory a trial takes.
-_Kind = tuple[str, str, int, int, str | None]
 
 
 class MemoryGuard:
@@ -69,7 +68,7 @@ def _descendants() -> Iterator[psutil.Process]:
 
 def expected_peak(folder: TrialFolder) -> int:
     """Estimate the bytes that this trial will need at its peak, from what its store knows."""
-    kind = _kind(folder.config())
+    kind = folder.config().memory_kind
     same: list[int] = []
     others: list[int] = []
     for other in Store(folder.path.parent).finished():
@@ -81,11 +80,15 @@ def expected_peak(folder: TrialFolder) -> int:
 
 
 @functools.cache
-def _measured(folder: TrialFolder) -> tuple[_Kind, int | None]:
+def _index(root: Path) -> Index:
+    """Give the index of a store, which is read once; each trial's files are looked at for whether it still holds."""
+    return Index(root)
+
+
+@functools.cache
+def _measured(folder: TrialFolder) -> tuple[tuple[str | int | None, ...], int | None]:
     """Read kind and peak (bytes) of a finished trial, only once, since it does not change any more."""
-    return _kind(folder.config()), folder.any_result().cost.peak_rss_bytes
-
-
-def _kind(config: Config) -> _Kind:
-    recipe = config.recipe
-    return (config.model, config.backbone, recipe.image_size, recipe.batch_size, recipe.precision)
+    known = _index(folder.path.parent).known(folder.path)
+    if known and known.finished:
+        return tuple(known.kind), known.peak
+    return folder.config().memory_kind, folder.any_result().cost.peak_rss_bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from torch.utils.module_tracker import ModuleTracker
 
-from flowers_bench.store.folder import TrialFolder
 from flowers_bench.store.records import Cost, Epoch
 from flowers_bench.util.system import peak_memory
 
@@ -147,26 +146,3 @@ def _sum_of_all(values: Sequence[float | None]) -> float | None:
     """Add up what every epoch measured; None where one did not, or there is none."""
     measured = [value for value in values if value is not None]
     return sum(measured) if measured and len(measured) == len(values) else None
-
-
-@dataclass(frozen=True)
-class TotalCost:
-    """What it took to get some trials, those that failed or that a search discarded included.
-
-    Attributes:
-        failed: how many of the `trials` failed at their last attempt.
-        seconds: from the start of each attempt's process to its end, whatever that end was.
-    """
-
-    trials: int
-    failed: int
-    attempts: int
-    seconds: float
-
-
-def total_cost(folders: Iterable[TrialFolder]) -> TotalCost:
-    """Add up what it took to get these trials."""
-    listed = list(folders)
-    attempts = [attempt for folder in listed for attempt in folder.attempts()]
-    failed = sum(folder.failure() is not None for folder in listed)
-    return TotalCost(len(listed), failed, len(attempts), sum(attempt.seconds for attempt in attempts))

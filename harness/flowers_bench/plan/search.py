@@ -20,7 +20,7 @@ from flowers_bench.contract.dataset import silent
 from flowers_bench.contract.host import Host
 from flowers_bench.contract.options import Option
 from flowers_bench.contract.technique import Recipe
-from flowers_bench.measure.cost import total_cost
+from flowers_bench.measure.total_cost import total_cost
 from flowers_bench.plan.planning import Loaded, Request, TrialPlan, plan, searchable
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.identity import derive_seed

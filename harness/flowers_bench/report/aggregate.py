@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.special import log_softmax
@@ -19,8 +20,8 @@ from flowers_bench.measure.quality import (
 )
 from flowers_bench.measure.statistics import Interval, accuracy_interval, far_off, image_mean
 from flowers_bench.models.weights import shipped
-from flowers_bench.report.names import configuration_id
-from flowers_bench.store.folder import STRESS_REVISION, Scores, TrialFolder
+from flowers_bench.report.names import chosen, configuration_id, kinds
+from flowers_bench.store.folder import STRESS_REVISION, Scores, TrialFolder, under_name
 from flowers_bench.store.identity import Label
 from flowers_bench.store.records import AtLevel, Config, Result, Run
 
@@ -29,11 +30,42 @@ LabelsById = Mapping[str, Sequence[Label]]
 
 
 @dataclass(frozen=True)
+class Records:
+    """What the small files of a finished trial say.
+
+    Attributes:
+        labels: the trial's names, in alphabetical order.
+        config: `config.json` as it is, under no name since schema 2.
+        result: without results under stress of another revision of the changes: they are not comparable with those of this
+            revision, and `--stress` measures them again.
+        spent: seconds of all attempts to run it.
+    """
+
+    labels: tuple[Label, ...]
+    config: Config
+    result: Result
+    run: Run
+    spent: float
+
+    @classmethod
+    def read(cls, folder: TrialFolder) -> Records:
+        """Read them. Raises `Unreadable`."""
+        result = folder.result()
+        if result.has("stress_revision") and result.stress_revision != STRESS_REVISION:
+            result = replace(result, stress_revision=None, stress=None, robustness=None)
+        spent = sum(attempt.seconds for attempt in folder.attempts())
+        return cls(folder.labels(), folder.config(), result, folder.run(), spent)
+
+
+@dataclass(frozen=True)
 class Finished:
     """A finished trial under one of its names, with its files read.
 
     Attributes:
         config: the configuration with technique and variant, as `TrialFolder.described` gives it.
+        configuration: `configuration_id` of that.
+        spent: seconds of all attempts to run it.
+        state: of its files before they were read, as `index.state_of` gives it; None where that is not known.
     """
 
     folder: TrialFolder
@@ -41,33 +73,39 @@ class Finished:
     config: Config
     result: Result
     run: Run
+    configuration: str
+    spent: float
+    state: str | None = None
 
     @classmethod
     def load(cls, folder: TrialFolder, label: Label | None = None) -> Finished:
-        """Read everything but the predictions, under `label` or the first name that the trial has.
-
-        Results under stress are left out if another revision of the changes made them: they are not comparable with those
-        of this revision, and `--stress` measures them again.
-        """
-        result = folder.result()
-        if result.has("stress_revision") and result.stress_revision != STRESS_REVISION:
-            result = replace(result, stress_revision=None, stress=None, robustness=None)
-        label = label or folder.labels()[0]
-        return cls(folder, label, folder.described(label), result, folder.run())
+        """Read everything but the predictions, under `label` or the first name that the trial has. Raises `Unreadable`."""
+        return cls.of(folder, Records.read(folder), label)
 
     @classmethod
-    def each(cls, folders: Iterable[TrialFolder], labels: LabelsById | None = None) -> list[Finished]:
-        """Read every trial once for each of its names; a trial that is in `labels` only for the names given there."""
-        return [
-            cls.load(folder, label)
-            for folder in folders
-            for label in ((labels or {}).get(folder.id) or folder.labels())
-        ]
+    def of(
+        cls,
+        folder: TrialFolder,
+        records: Records,
+        label: Label | None = None,
+        configuration: str | None = None,
+        state: str | None = None,
+    ) -> Finished:
+        """Put together what was read of a trial, under `label` or the first name that it has."""
+        label = label or records.labels[0]
+        config = under_name(records.config, label)
+        configuration = configuration or configuration_id(config)
+        return cls(folder, label, config, records.result, records.run, configuration, records.spent, state)
 
     @property
     def trained(self) -> bool:
         """Whether at least one epoch was trained."""
         return self.result.cost.epochs > 0
+
+    @cached_property
+    def kinds(self) -> list[dict[str, str]]:
+        """All facts that may distinguish its configuration from others, as `names.kinds` gives them."""
+        return kinds(self.config, self.configuration)
 
 
 @dataclass(frozen=True)
@@ -86,7 +124,7 @@ class Configuration:
     def of(cls, trials: Iterable[Finished]) -> Configuration:
         """Make the configuration of trials that have everything but the seed in common."""
         ordered = tuple(sorted(trials, key=lambda trial: trial.config.seed))
-        return cls(configuration_id(ordered[0].config), ordered)
+        return cls(ordered[0].configuration, ordered)
 
     @classmethod
     def alone(cls, trial: Finished) -> Configuration:
@@ -132,6 +170,8 @@ class Row:
         top1: test accuracy with its interval.
         metrics: other metrics of the test images with their intervals, by their keys in `measures`; and `mean_per_class`.
         if_calibrated: by the key of a calibration error, the value to expect if all confidences were true, mean over seeds.
+        key: what an index of the store knows the trials' files by, as they were read; None where it cannot know them.
+        means: what `mean` has computed so far.
     """
 
     id: str
@@ -146,6 +186,8 @@ class Row:
     top1: Interval
     metrics: Mapping[str, Interval]
     if_calibrated: Mapping[str, float]
+    key: str | None = field(default=None, compare=False)
+    means: dict[tuple[str, ...], float | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def config(self) -> Config:
@@ -157,7 +199,12 @@ class Row:
         """The seeds of the trials, in ascending order."""
         return tuple(trial.config.seed for trial in self.trials)
 
-    @property
+    @cached_property
+    def factors(self) -> dict[str, str]:
+        """Everything that was chosen for the configuration, as `names.factors` gives it."""
+        return chosen(self.trials[0].kinds)
+
+    @cached_property
     def ids(self) -> frozenset[str]:
         """The ids of the trials. Rows with different names may share ids, because a trial may have several names."""
         return frozenset(trial.folder.id for trial in self.trials)
@@ -179,8 +226,10 @@ class Row:
 
     def mean(self, *path: str) -> float | None:
         """Compute the mean over seeds of a number in `result.json`; None if it was not measured."""
-        numbers = [value for value in (at(trial.result, path) for trial in self.trials) if value is not None]
-        return float(np.mean(numbers)) if numbers else None
+        if path not in self.means:  # a table, its plots and its other formats ask for the same
+            numbers = [value for value in (at(trial.result, path) for trial in self.trials) if value is not None]
+            self.means[path] = float(np.mean(numbers)) if numbers else None
+        return self.means[path]
 
 
 def at(value: object, path: Sequence[str]) -> float | None:
@@ -310,7 +359,7 @@ def by_configuration(trials: Iterable[Finished]) -> list[Configuration]:
     """Group the trials to configurations, which ignore the seed; in order of first appearance."""
     found: dict[str, list[Finished]] = {}
     for trial in trials:
-        found.setdefault(configuration_id(trial.config), []).append(trial)
+        found.setdefault(trial.configuration, []).append(trial)
     return list(map(Configuration.of, found.values()))
 
 

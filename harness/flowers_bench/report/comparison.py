@@ -23,7 +23,7 @@ from flowers_bench.measure.statistics import (
     won_and_lost,
 )
 from flowers_bench.report.aggregate import FarSeed, Row, are_twins, obstacles, protocol
-from flowers_bench.report.names import factors, seedless_id
+from flowers_bench.report.names import seedless_id
 from flowers_bench.store.decisions import Decision, PairRecord, read_each_decision
 
 #: Two techniques are the same for practical purposes where they are within this of each other: one point. It is also the
@@ -383,7 +383,7 @@ def _differing(first: Row, second: Row) -> tuple[str, ...]:
 
     If one of the rows trains nothing, its recipe belongs to the technique, and is not listed.
     """
-    one, other = factors(first.config), factors(second.config)
+    one, other = first.factors, second.factors
     both_trained = first.trials[0].trained and second.trials[0].trained
     recipe = in_use({**first.config.recipe.json(), **second.config.recipe.json()}, trained=both_trained)
     keys = ["backbone", "weights", *recipe]

@@ -27,16 +27,19 @@ class Matrices:
     def __init__(self, budget: int) -> None:
         self._left = budget
 
-    def take(self, matrix: csr_array) -> list[int] | None:
-        """Convert a matrix to a flat list with two numbers for each entry that is not zero, row by row.
+    def take(self, row: Row) -> list[int] | None:
+        """Convert a row's confusion matrix to a flat list with two numbers for each entry that is not zero, line by line.
 
         The numbers are the distance from the entry before, and the count of images. None once the budget is spent.
         """
+        if self._left <= 0:
+            return None
+        matrix = _confusions(row)
         entries = matrix.tocoo()  # in order of rows, without zeros
         places = entries.row.astype(np.int64) * matrix.shape[1] + entries.col
         steps = np.diff(places, prepend=0)
         flat: list[int] = np.stack([steps, entries.data], axis=1).ravel().tolist()
-        self._left -= len(str(flat)) if self._left > 0 else 0
+        self._left -= len(str(flat))
         return flat if self._left > 0 else None
 
 
@@ -64,14 +67,19 @@ class Example(TypedDict):
     sure: float
 
 
-class Explored(TypedDict):
-    """What a row mistakes for what; `matrix` is from `Matrices.take`, `per_class` from `_per_class`."""
+class Mistakes(TypedDict):
+    """What a row mistakes for what, with more keys of images than there may be pictures of; `per_class` is from `_per_class`."""
 
     confused: list[ConfusedPair]
-    matrix: list[int] | None
     per_class: list[list[float | None]]
     wrong: list[Example]
     right: list[Example]
+
+
+class Explored(Mistakes):
+    """The same with the images that there are pictures of, and `matrix` from `Matrices.take`."""
+
+    matrix: list[int] | None
 
 
 @dataclass(frozen=True)
@@ -83,11 +91,15 @@ class Hard:
     share: str
 
 
-def explore(row: Row, examples: Examples, matrices: Matrices) -> Explored:
+def _confusions(row: Row) -> csr_array:
+    return confusion_counts(row.predicted, row.labels, len(row.trials[0].result.class_names))
+
+
+def mistakes(row: Row) -> Mistakes:
     """Find the pairs of classes that a row confuses most, and images that it gets right and wrong with most confidence."""
     wrong = row.predicted != row.labels
     sure = row.confidence.mean(0)
-    matrix = confusion_counts(row.predicted, row.labels, len(row.trials[0].result.class_names))
+    matrix = _confusions(row)
     pairs: list[ConfusedPair] = []
     for label, taken, images in most_confused(matrix, CONFUSED):
         mistaken = (row.labels == label) & (row.predicted == taken).any(0)
@@ -102,14 +114,18 @@ def explore(row: Row, examples: Examples, matrices: Matrices) -> Explored:
                 "typical": _keys(row, typical, sure, EXAMPLES - 1),
             }
         )
-    found: Explored = {
+    return {
         "confused": pairs,
-        "matrix": matrices.take(matrix),
         "per_class": _per_class(matrix, len(row.seeds)),
         "wrong": _pictured(row, wrong.all(0), sure),
         "right": _pictured(row, ~wrong.any(0), sure),
     }
-    for pair in pairs:
+
+
+def explore(row: Row, known: Mistakes, examples: Examples, matrices: Matrices) -> Explored:
+    """Add the confusion matrix to a row's mistakes, ask for pictures of their images, and leave out pairs' images without."""
+    found = Explored(**known, matrix=matrices.take(row))
+    for pair in found["confused"]:
         examples.want((*pair["mistaken"], *pair["typical"]))
         for keys in (pair["mistaken"], pair["typical"]):
             keys[:] = [key for key in keys if key in examples.uris]  # the others have no picture to show

@@ -10,6 +10,7 @@ from pathlib import Path
 from flowers_bench.plan.suites import Figure
 from flowers_bench.report.aggregate import Finished, Row, build_row, by_configuration, protocol
 from flowers_bench.report.drawings import DRAWINGS, Panel
+from flowers_bench.report.kept_trials import load_each
 from flowers_bench.report.names import disambiguate, distinct_names
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.store.records import Config
@@ -27,7 +28,7 @@ class Drawn:
 
 def draw_figures(figures: Sequence[Figure], folders: Iterable[TrialFolder], directory: Path) -> list[Drawn]:
     """Write each figure to `directory`: one file for each dataset, protocol and backbone that it has trials of."""
-    trials = Finished.each(folders)
+    trials = load_each(folders)
     rows: dict[str, Row] = {}  # by id: a row is read once, even if several figures show it
     return [_draw(figure, trials, rows, directory) for figure in figures]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 
 import numpy as np
 
 from flowers_bench.measure.statistics import Interval
 from flowers_bench.report.aggregate import Configuration, Row, build_row
+from flowers_bench.report.measures import EVERYTHING, coarser
 from flowers_bench.store import index
 
 _ARRAYS = ("labels", "predicted", "confidence", "calibrated", "correct")
@@ -19,16 +20,16 @@ _ARRAYS = ("labels", "predicted", "confidence", "calibrated", "correct")
 
 def row_of(name: str, configuration: Configuration) -> Row:
     """Make the row of a configuration, as `build_row`: from the store's index where that has it."""
-    folders = [trial.folder.path for trial in configuration.trials]
-    root, kept_as = folders[0].parent, f"row-{configuration.id}"
-    if not (root / index.FOLDER).is_dir():
+    trials = configuration.trials
+    root, kept_as = trials[0].folder.path.parent, f"row-{configuration.id}"
+    key = index.key_of((trial.folder.id, trial.state) for trial in trials)
+    if key is None:
         return build_row(name, configuration)
-    key = index.key_of((folder.name, index.state_of(folder)) for folder in folders)
     if content := index.kept(root, kept_as, key):
         # Not of the form that is written below: as if there were none.
         with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-            return _unpacked(content, name, configuration)
-    row = build_row(name, configuration)
+            return _unpacked(content, name, configuration, key)
+    row = replace(build_row(name, configuration), key=key)
     index.keep(root, kept_as, key, _packed(row))
     return row
 
@@ -36,17 +37,20 @@ def row_of(name: str, configuration: Configuration) -> Row:
 def _packed(row: Row) -> bytes:
     """Write what `build_row` computes: a line of JSON, then the arrays' bytes."""
     arrays = {name: found for name in _ARRAYS if (found := getattr(row, name)) is not None}
+    for measure in (*EVERYTHING, *coarser([row])):  # every table and plot asks for some of these means
+        row.mean(*measure.path)
     head = {
         "arrays": [(name, array.dtype.str, array.shape) for name, array in arrays.items()],
         "keys": json.dumps(row.keys),
         "top1": asdict(row.top1),
         "metrics": {name: asdict(found) for name, found in row.metrics.items()},
         "if_calibrated": dict(row.if_calibrated),
+        "means": list(row.means.items()),
     }
     return json.dumps(head, default=float).encode() + b"\n" + b"".join(a.tobytes() for a in arrays.values())
 
 
-def _unpacked(content: bytes, name: str, configuration: Configuration) -> Row:
+def _unpacked(content: bytes, name: str, configuration: Configuration, key: str) -> Row:
     """Read what `_packed` wrote. Where it is something else, raises `ValueError`, `TypeError`, `KeyError` or `RecursionError`."""
     line, _, data = content.partition(b"\n")
     head = json.loads(line)
@@ -69,6 +73,8 @@ def _unpacked(content: bytes, name: str, configuration: Configuration) -> Row:
         top1=Interval(**head["top1"]),
         metrics={measure: Interval(**found) for measure, found in head["metrics"].items()},
         if_calibrated=head["if_calibrated"],
+        key=key,
+        means={tuple(path): mean for path, mean in head["means"]},
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from flowers_bench.measure.hardware import describe_hardware
 from flowers_bench.report.aggregate import (
@@ -19,7 +20,8 @@ from flowers_bench.report.aggregate import (
 )
 from flowers_bench.report.comparison import MARGIN, Comparison, Pair
 from flowers_bench.report.kept_rows import row_of
-from flowers_bench.report.names import disambiguate, distinct_names, factors
+from flowers_bench.report.kept_trials import load_each
+from flowers_bench.report.names import disambiguate
 from flowers_bench.store.folder import TrialFolder
 
 #: How many rows, from the best one, are compared with each other; `flowers-bench compare` takes any rows.
@@ -71,12 +73,16 @@ class Leaderboard:
 
     @classmethod
     def of(
-        cls, folders: Sequence[TrialFolder], labels: LabelsById | None = None, margin: float = MARGIN
+        cls,
+        folders: Sequence[TrialFolder],
+        labels: LabelsById | None = None,
+        margin: float = MARGIN,
+        states: Mapping[str, str | None] = MappingProxyType({}),
     ) -> Leaderboard:
         """Group finished trials by protocol: under every name that they have, or only under the names in `labels`; with
-        claims of being within `margin`, a share, of each other."""
+        claims of being within `margin`, a share, of each other. `states` are those of `Contents`, where they are known."""
         groups: dict[str, list[Finished]] = {}
-        for trial in Finished.each(folders, labels):
+        for trial in load_each(folders, labels, states):
             key = json.dumps(protocol(trial.config), sort_keys=True)
             groups.setdefault(key, []).append(trial)
         found = [_group(trials, margin) for _, trials in sorted(groups.items())]
@@ -100,7 +106,8 @@ def _unlabelled(rows: Sequence[Row]) -> tuple[str, list[str]]:
 
 def _group(trials: Sequence[Finished], margin: float) -> Group:
     configurations = by_configuration(trials)
-    names = distinct_names([configuration.config for configuration in configurations])
+    labels = [configuration.label for configuration in configurations]
+    names = disambiguate(labels, [configuration.trials[0].kinds for configuration in configurations])
     rows = sorted(map(row_of, names, configurations), key=lambda row: -row.top1.value)
     data = trials[0].config.dataset
     shots = trials[0].config.protocol.shots
@@ -115,7 +122,10 @@ def _group(trials: Sequence[Finished], margin: float) -> Group:
         title += f"; recipes searched: {budget}"
     machines = [trial.result.hardware for trial in trials]
     hardware = {f"{describe_hardware(machine)}, kernel {machine.kernel or 'not used'}" for machine in machines}
-    with_baselines = [(row, other) for row in rows if (other := _baseline(row, rows)) is not None]
+    called: dict[str, list[Row]] = {}
+    for row in rows:
+        called.setdefault(row.trials[0].label.text, []).append(row)
+    with_baselines = [(row, other) for row in rows if (other := _baseline(row, called)) is not None]
     return Group(
         title,
         (*data.notes, *notes),
@@ -162,12 +172,12 @@ def _same(rows: Sequence[Row]) -> Iterator[str]:
             yield f"{one.name} and {other.name} are one and the same trial for seed {seeds}: not compared with each other"
 
 
-def _baseline(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Find the row of its baseline with the same backbone and weights; of several, the one with the most similar recipe."""
+def _baseline(row: Row, called: Mapping[str, Sequence[Row]]) -> Row | None:
+    """Find the row of its baseline, by what rows are `called`, with the same backbone and weights; of several, the one with the
+    most similar recipe."""
     found = [
         other
-        for other in rows
-        if other is not row and other.trials[0].label.text == row.baseline and start(other.config) == start(row.config)
+        for other in called.get(row.baseline or "", ())
+        if other is not row and start(other.config) == start(row.config)
     ]
-    own = factors(row.config).items()
-    return max(found, key=lambda other: len(own & factors(other.config).items()), default=None)
+    return max(found, key=lambda other: len(row.factors.items() & other.factors.items()), default=None)

@@ -35,11 +35,14 @@ def seedless_id(config: Config) -> str:
     return short_hash({key: value for key, value in determining(config.json()).items() if key != "seed"})
 
 
-def kinds(config: Config) -> list[dict[str, str]]:
+def kinds(config: Config, configuration: str | None = None) -> list[dict[str, str]]:
     """Give all facts that may distinguish configurations, as text, by kind, in the order in which names use them.
 
     The kinds are: backbone; name of the weights; file of the weights; data and protocol; settings, which are parts, recipe
     fields and options; code; the images of the dataset; and the configuration's id, `row`.
+
+    Args:
+        configuration: that id, where it is known already.
     """
     protocol = config.protocol.json()
     about = {
@@ -62,14 +65,19 @@ def kinds(config: Config) -> list[dict[str, str]]:
         settings,
         code,
         _under("dataset", _without_name(config.dataset)),
-        {"row": configuration_id(config)},
+        {"row": configuration or configuration_id(config)},
     ]
     return [{one_line(key): _text(value) for key, value in kind.items()} for kind in found]
 
 
 def factors(config: Config) -> dict[str, str]:
     """Give everything that was chosen for a trial, as text by key; not the dataset's images, which follow from it, nor `row`."""
-    return merged(kinds(config)[:-2])
+    return chosen(kinds(config))
+
+
+def chosen(found: Sequence[Facts]) -> dict[str, str]:
+    """Give those of the facts of `kinds` that `factors` has."""
+    return merged(found[:-2])
 
 
 def facts_without(config: Config, *keys: str) -> list[dict[str, str]]:
@@ -153,4 +161,4 @@ def _under(prefix: str, values: Mapping[str, object]) -> dict[str, object]:
 def _text(value: object) -> str:
     """Convert a value to text on one line; a checksum to its first eight digits."""
     text = one_line(str(value))
-    return text[:8] if re.fullmatch("[0-9a-f]{64}", text) else text
+    return text[:8] if len(text) == 64 and re.fullmatch("[0-9a-f]{64}", text) else text

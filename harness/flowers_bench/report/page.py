@@ -26,11 +26,12 @@ from flowers_bench.report.comparison_text import family_words, far_off, points, 
 from flowers_bench.report.disagreement import VOTES_BUDGET, Disagreement, Kept, Votes
 from flowers_bench.report.explorer import MATRICES_BUDGET, Explored, Matrices, explore, hardest
 from flowers_bench.report.formatting import duration, p_value, percent, percent_interval, plain, points_interval
+from flowers_bench.report.kept_page import page_parts
 from flowers_bench.report.leaderboard import COMPARED, Group, Leaderboard
 from flowers_bench.report.measures import COSTS, QUALITY, SPEEDS, Kind, Measure, kinds
 from flowers_bench.report.names import distinct_names
 from flowers_bench.report.pictures import FIGURES_BUDGET, IMAGES_BUDGET, Examples, Picture, figures
-from flowers_bench.report.plots import CURVES, Series, ShotsCurve, Sweep, series, shots_series, sweeps
+from flowers_bench.report.plots import CURVES, Series, ShotsCurve, Sweep, shots_series, sweeps
 from flowers_bench.report.robustness import sentences, table, under_stress
 from flowers_bench.report.shots import Family, families
 from flowers_bench.report.table import Table
@@ -285,9 +286,11 @@ def render(
 
 def _total(board: Leaderboard, others: Sequence[TrialFolder]) -> str | None:
     """Sum the time of all trials, including repeated attempts and the `others`; None if it was not recorded."""
-    from flowers_bench.measure.cost import total_cost
+    from flowers_bench.measure.total_cost import total_cost
 
-    seconds = total_cost([*_folders(board), *others]).seconds
+    trials = (trial for group in board.groups for row in group.rows for trial in row.trials)
+    spent = {trial.folder: trial.spent for trial in trials}  # each once, even if it has several names
+    seconds = sum(spent.values()) + total_cost(others).seconds
     return duration(seconds) if seconds else None
 
 
@@ -346,7 +349,8 @@ def _group(
     hard, swept = hardest(rows), sweeps(rows)
     examples.want(image.key for image in hard)
     matrices = Matrices(MATRICES_BUDGET // groups)
-    explored = [explore(row, examples, matrices) for row in rows]
+    parts = page_parts(rows)
+    explored = [explore(row, part["mistakes"], examples, matrices) for row, part in zip(rows, parts, strict=True)]
     disagreement = Disagreement.of(rows, VOTES_BUDGET // groups)
     examples.want(disagreement.kept["keys"])
     costs = [measure for measure in (*COSTS, *SPEEDS) if measure.measured(rows)]
@@ -355,8 +359,8 @@ def _group(
     data: GroupData = {
         "shots": shots_series(family) if family else None,
         "rows": [
-            RowData(**series(row), **found, votes=votes, seeds=len(row.seeds))
-            for row, found, votes in zip(rows, explored, disagreement.votes, strict=True)
+            RowData(**part["series"], **found, votes=votes, seeds=len(row.seeds))
+            for row, part, found, votes in zip(rows, parts, explored, disagreement.votes, strict=True)
         ],
         "classes": names,
         "costs": [_axis(measure, rows) for measure in COSTS if measure.measured(rows)],

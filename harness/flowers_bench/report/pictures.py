@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from flowers_bench.data.decode import MAX_PIXELS
 from flowers_bench.report.aggregate import Finished, Row
 from flowers_bench.store.reading import damaged
-from flowers_bench.util.errors import Unreadable
+from flowers_bench.util.errors import Unreadable, UsageError
 from flowers_bench.util.files import read_regular
 from flowers_bench.util.text import printable
 
@@ -69,13 +69,13 @@ def _dataset(trial: Finished) -> Dataset:
     Raises:
         UsageError: the caches are not on this machine, or have another split.
     """
-    from flowers_bench.contract.host import discover
-    from flowers_bench.data.reopen import DataPlace, reopen
-    from flowers_bench.util.errors import UsageError
-
     run = trial.run
     if not run.cache_dir or not Path(run.cache_dir).is_dir():
         raise UsageError(f"{run.cache_dir or 'their cache'} is not there: the trials ran on another machine.")
+    # All plugins and torch come with these: only where there are images to show.
+    from flowers_bench.contract.host import discover
+    from flowers_bench.data.reopen import DataPlace, reopen
+
     host = discover(only_built_in=True)
     if run.data_source not in host.datasets:
         raise UsageError("they are of a dataset that comes with a plugin.")

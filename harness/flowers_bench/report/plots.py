@@ -11,7 +11,7 @@ from flowers_bench.measure.quality import adaptive_bins
 from flowers_bench.measure.statistics import share_interval
 from flowers_bench.report.aggregate import Row
 from flowers_bench.report.measures import COSTS
-from flowers_bench.report.names import disambiguate, factors, facts_without
+from flowers_bench.report.names import disambiguate, facts_without
 from flowers_bench.report.shots import Family
 from flowers_bench.store.records import Epoch
 
@@ -116,10 +116,12 @@ def sweeps(rows: Sequence[Row]) -> list[Sweep]:
     for row in {
         (row.config.technique, row.ids): row for row in rows
     }.values():  # each trial once, even if it has several names
-        own = {key: value for key, value in factors(row.config).items() if key not in ("variant", "harness_revision")}
+        own = {key: value for key, value in row.factors.items() if key not in ("variant", "harness_revision")}
+        ordered = tuple(sorted(own.items()))
+        places = {key: place for place, (key, _) in enumerate(ordered)}
         for key, value in own.items():
             if not key.startswith("weights.") and (number := finite(value)) is not None:
-                rest = tuple(sorted((k, v) for k, v in own.items() if k != key))
+                rest = ordered[: places[key]] + ordered[places[key] + 1 :]
                 found.setdefault((row.config.technique, key, rest), []).append((number, row))
     swept = []
     for (technique, key, _), points in found.items():

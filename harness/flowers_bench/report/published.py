@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowers_bench.plan.suites import PlannedTable, PublishedResult
-from flowers_bench.report.aggregate import Configuration, Finished, Row, build_row, search_budget
+from flowers_bench.report.aggregate import Configuration, Row, build_row, search_budget
 from flowers_bench.report.formatting import percent, percent_interval
+from flowers_bench.report.kept_trials import load_each
 from flowers_bench.report.names import distinct_names
 from flowers_bench.report.table import Table, markdown_lines, print_table, stdout
 from flowers_bench.store.folder import Store, read_each
@@ -48,7 +49,7 @@ def beside_reported(tables: Sequence[PlannedTable], store: Store) -> list[Beside
         name = next(names) if item.planned else item.requests[0].title
         labels = {planned.trial.id: planned.labels for planned in item.planned}
         folders = (folder for folder in map(store.folder, labels) if folder.finished())
-        trials = Finished.each(read_each(folders).finished, labels)
+        trials = load_each(read_each(folders).finished, labels)
         row = build_row(name, Configuration.of(trials)) if trials else None
         found.append(Beside(reported, name, row))
     return found

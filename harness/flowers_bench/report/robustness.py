@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from flowers_bench.measure.statistics import ALPHA, Interval, holm, paired_difference, paired_p_value
 from flowers_bench.report.aggregate import Finished, Row, obstacles
 from flowers_bench.report.formatting import p_value, points_interval
 from flowers_bench.report.table import Table
 from flowers_bench.store.records import StressLevel
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = (
     "change",

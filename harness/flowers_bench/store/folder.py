@@ -338,8 +338,19 @@ class TrialFolder:
 
     def checked(self, index: Index) -> Checked:
         """Check the trial, and note in the store's index that it is whole. Raises `Unreadable`."""
-        images, data = self.check(), self.config().dataset
-        found = Checked(self.finished(), images, f"{data.split_checksum} {data.n_val} {data.n_test}")
+        images, config = self.check(), self.config()
+        result = self.any_result() if self.finished() else None
+        data = config.dataset
+        found = Checked(
+            finished=result is not None,
+            images=images,
+            split=f"{data.split_checksum} {data.n_val} {data.n_test}",
+            labels=[label.text for label in self.stored_labels()],
+            searched=config.searched,
+            stressed=isinstance(result, Result) and result.stress_revision == STRESS_REVISION,
+            kind=config.memory_kind,
+            peak=result.cost.peak_rss_bytes if result else None,
+        )
         index.note(self.path, found)
         return found
 
@@ -407,10 +418,11 @@ class TrialFolder:
             if not path.name.startswith((".config.json.", ".run.json.")):
                 path.unlink(missing_ok=True)
 
-    def discard_leftovers(self) -> None:
-        """Remove what a finished trial no longer needs: the checkpoint, and the weights that a search does not keep."""
+    def discard_leftovers(self, *, searched: bool | None = None) -> None:
+        """Remove what a finished trial no longer needs: the checkpoint, and the weights that a search does not keep. Whether it
+        is of a search, `config.json` says where it is not known."""
         self.checkpoint_path.unlink(missing_ok=True)
-        if self.config().searched:
+        if self.config().searched if searched is None else searched:
             self.best_path.unlink(missing_ok=True)
 
     def predictions(self) -> pd.DataFrame:

@@ -15,8 +15,8 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,11 +45,21 @@ class Checked:
         finished: whether it has a result.
         images: SHA-256 of both splits' keys and labels; None for a trial without predictions.
         split: which split they must be of.
+        labels: its names that have a file in `labels`, as `technique/variant`.
+        searched: whether it is of a search.
+        stressed: whether it was measured on changed images, changed as this version does it.
+        kind: what of its configuration decides how much memory it takes.
+        peak: bytes of memory at its peak; None where it is not finished, or that was not measured.
     """
 
     finished: bool
     images: str | None
     split: str
+    labels: Sequence[str]
+    searched: bool
+    stressed: bool
+    kind: Sequence[str | int | None]
+    peak: int | None
 
 
 @dataclass
@@ -88,21 +98,62 @@ class Index:
         if not self.changed or self.loaded is None or len(self.loaded) < LEAST:
             return
         there = {name: found for name, found in self.loaded.items() if os.path.lexists(self.root / name)}
-        lines = {name: [state, one.finished, one.images, one.split] for name, (state, one) in there.items()}
+        lines = {name: {"state": state, **asdict(one)} for name, (state, one) in there.items()}
         with contextlib.suppress(OSError):
             (self.root / FOLDER).mkdir(exist_ok=True)
             keep(self.root, "trials", code(), json.dumps(lines).encode())
 
 
+@dataclass
+class Lines:
+    """A file of the index with a line for each of many things: its name, the state for which the line holds, and JSON text.
+
+    Attributes:
+        lines: state and text by name; neither name nor state has a space.
+        changed: whether there is something to write.
+    """
+
+    root: Path
+    file: str
+    lines: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    changed: bool = False
+
+    @classmethod
+    def of(cls, root: Path, file: str) -> Lines:
+        """Read the file; where there is none that can be believed, there are no lines."""
+        lines = {}
+        with contextlib.suppress(ValueError):  # of another form: as if there were none
+            for line in (kept(root, file, code()) or b"").splitlines():
+                name, state, text = line.split(b" ", 2)
+                lines[name.decode()] = state.decode(), text
+        return cls(root, file, lines)
+
+    def get(self, name: str, state: str | None) -> bytes | None:
+        """Give the JSON text of what is of this name, if it is of this state."""
+        before, text = self.lines.get(name, ("", b""))
+        return text if state is not None and before == state else None
+
+    def put(self, name: str, state: str | None, value: object) -> None:
+        """Keep a JSON value; not where its state cannot be told, or its name has something else than letters and digits."""
+        if state is not None and name.isalnum():
+            self.lines[name] = state, json.dumps(value, separators=(",", ":")).encode()
+            self.changed = True
+
+    def save(self, there: Callable[[str], bool]) -> None:
+        """Write what has changed, without the lines of names that are not `there` any more."""
+        if self.changed:
+            lines = [(name, *line) for name, line in self.lines.items() if there(name)]
+            content = b"".join(b"%s %s %s\n" % (name.encode(), state.encode(), text) for name, state, text in lines)
+            keep(self.root, self.file, code(), content)
+
+
 def _read_trials(root: Path) -> dict[str, tuple[str, Checked]]:
     content = kept(root, "trials", code())
     with contextlib.suppress(
-        ValueError, TypeError, AttributeError, RecursionError
+        ValueError, TypeError, KeyError, AttributeError, RecursionError
     ):  # of another form: as if there were none
         lines = json.loads(content or b"{}")
-        return {
-            name: (state, Checked(finished, images, split)) for name, (state, finished, images, split) in lines.items()
-        }
+        return {name: (line.pop("state"), Checked(**line)) for name, line in lines.items()}
     return {}
 
 
@@ -156,9 +207,9 @@ def key_of(states: Iterable[tuple[str, str | None]], *more: object) -> str | Non
 
 def keep(root: Path, name: str, key: str | None, content: bytes) -> None:
     """Keep `content` for `key` under a name, in the place of what it had; only where the store has an index."""
-    if key is None or not (root / FOLDER).is_dir():
-        return
     body = f"{key}\n".encode() + content
+    if key is None or len(body) > LARGEST - 32 or not (root / FOLDER).is_dir():
+        return
     with contextlib.suppress(OSError):
         path = root / FOLDER / name
         write_atomically(

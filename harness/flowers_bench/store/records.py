@@ -131,6 +131,12 @@ class Config(Record):
         return f"{self.technique}/{self.variant}"
 
     @property
+    def memory_kind(self) -> tuple[str | int | None, ...]:
+        """What decides how much memory it takes: model, backbone, image size, batch size and precision."""
+        recipe = self.recipe
+        return (self.model, self.backbone, recipe.image_size, recipe.batch_size, recipe.precision)
+
+    @property
     def searched(self) -> bool:
         """Whether it is a trial of a search, which never reads the test split."""
         return self.protocol.report == "none"

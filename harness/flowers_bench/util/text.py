@@ -9,6 +9,8 @@ def printable(text: str) -> str:
 
     Names of classes, trials and plugins come from folders, results and code of others.
     """
+    if text.isprintable():
+        return text
     return "".join(
         c if c in "\n\t" or c.isprintable() or (c.isspace() and ord(c) > 0xA0) else _escaped(c) for c in text
     )
