@@ -11,7 +11,7 @@ from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, 
 from flowers_bench.contract.optimizer import Optimizer, OptimizerContext, Schedule
 from flowers_bench.contract.options import Option, Options, OptionValue
 from flowers_bench.contract.pictures import FigureContext
-from flowers_bench.contract.predictor import Features, Predictor, PredictorContext
+from flowers_bench.contract.predictor import Features, Predictor, PredictorContext, ViewsContext
 from flowers_bench.contract.step import Batch, Step, StepContext
 from flowers_bench.contract.technique import (
     Augmentation,
@@ -83,6 +83,7 @@ __all__ = [
     "TrialFailed",
     "UsageError",
     "Variant",
+    "ViewsContext",
     "__version__",
     "file_name",
     "flatten",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowers_bench.contract.host import Host
 from flowers_bench.contract.optimizer import SCHEDULES, OptimizerContext, Schedule
-from flowers_bench.contract.predictor import Predictor, PredictorContext
+from flowers_bench.contract.predictor import Predictor, PredictorContext, ViewsContext
 from flowers_bench.contract.step import Batch, Step, StepContext, take_usual_step
 from flowers_bench.contract.technique import Augmentation, AugmentationContext, Loss, LossContext, Model, ModelContext
 from flowers_bench.data.pixels import Normalizer
@@ -23,7 +23,7 @@ from flowers_bench.models.weights.files import read_metadata
 from flowers_bench.models.weights.provenance import provenance_of
 from flowers_bench.store.identity import Trial, derive_seed
 from flowers_bench.store.records import Run
-from flowers_bench.training.evaluation import Evaluator
+from flowers_bench.training.evaluation import Evaluator, Views
 from flowers_bench.training.finished import TrialFinder
 from flowers_bench.training.frozen_prefix import CachedActivations
 from flowers_bench.training.optimizer import Make
@@ -153,7 +153,7 @@ def build_parts(
         batch_transform=augmentation.batch(context) if augmentation.batch else None,
         image_transform=augmentation.image(context),
         normalize=normalize,
-        evaluator=Evaluator(predictor, predicting, size, normalize),
+        evaluator=Evaluator(predictor, predicting, size, normalize, _views(predictor, predicting, size)),
         probabilities=predictor.gives_probabilities(loss.probabilities),
         views=augmentation.views(context) if augmentation.views else None,
         drawing={"augmentation": trial.augmentation, "options": dict(context.options), "code": code},
@@ -167,6 +167,10 @@ def build_parts(
         inherited=finder,
     )
     return parts, backbone
+
+
+def _views(predictor: Predictor, context: PredictorContext, size: int) -> Views | None:
+    return predictor.views(ViewsContext(size, context.options)) if predictor.views else None
 
 
 def _make_optimizer(host: Host, trial: Trial) -> Make | None:

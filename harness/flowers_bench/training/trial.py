@@ -105,7 +105,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     measured = measure_splits(trial, parts, predict, dataset)
     folder.write_predictions(measured.predictions)
     test_seconds = time.perf_counter() - test_started
-    flops, inference = prediction_cost(trial, parts, predict, dataset)
+    flops, inference = prediction_cost(parts, predict, dataset)
     result = Result(
         schema_version=SCHEMA_VERSION,
         id=trial.id,
