@@ -82,4 +82,4 @@ def test_averages_of_finished_trials_run_without_a_network(tmp_path: Path) -> No
     run(tmp_path, "--plugin", "text-probe/full", "--set", "epochs=2")
     (tuned,) = (f.id for f in Store(tmp_path / "runs").finished() if f.trial().model == "text-probe")
     run(tmp_path, "--plugin", "wise-ft/half", "--set", f"fine_tuned={tuned}")
-    assert len(Store(tmp_path / "runs").finished()) == 5
+    assert len(Store(tmp_path / "runs").finished()) == 6  # the greedy soup has its uniform twin

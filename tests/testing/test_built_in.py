@@ -83,6 +83,21 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return store, folder.id
 
 
+@pytest.mark.parametrize(
+    ("variant", "left_out"), [("greedy", SLOW), pytest.param("uniform", set(), marks=pytest.mark.slow)]
+)
+def test_soup(teacher: tuple[Path, str], variant: str, left_out: set[str]) -> None:
+    store, trial = teacher
+    planned = Subject(HOST, "transfer/scratch", settings={"lr": "0.001"}).planned
+    folder = Store(store).prepare(planned.trial, replace(planned.run, command=[]))
+    if not folder.finished():
+        run_trial(folder, lambda event: None)
+        torch.use_deterministic_algorithms(False)
+    for check in checks(f"soup/{variant}", settings={"ingredients": f"{trial},{folder.id}"}, store=store):
+        if check.name not in left_out and not check.excuse:
+            check()
+
+
 DISTILLATION = HOST.techniques["distillation"].value
 
 
