@@ -130,7 +130,12 @@ def _of_model(part: Model, name: str, options: Options) -> tuple[list[float], li
     plain = {key: value.shape for key, value in backbone.create().state_dict().items()}
     tuned = "text-probe" if "fine_tuned" in options else "classifier"
     with mock.patch.object(FinishedTrial, "find", return_value=_Teacher(Path(tuned), {}, "classifier", 16)):
-        trials = {"teacher": "0" * 16, "fine_tuned": "0" * 16, "ingredients": f"{'0' * 16},{'1' * 16}"}
+        trials = {
+            "teacher": "0" * 16,
+            "trained": "0" * 16,
+            "fine_tuned": "0" * 16,
+            "ingredients": f"{'0' * 16},{'1' * 16}",
+        }
         options = Options({**options, **{name: value for name, value in trials.items() if name in options}})
         finder = TrialFinder(Path(), {})
         model = part.build(

@@ -16,7 +16,7 @@ from flowers_bench.store.folder import Store
 
 HOST = discover(only_built_in=True)
 #: These start from a finished trial, whose id is given.
-FROM_A_TRIAL = {"distillation", "soup", "wise-ft"}
+FROM_A_TRIAL = {"distillation", "fixres", "soup", "wise-ft"}
 #: These learn from images without labels, which `--shots` leaves out.
 WITHOUT_LABELS = {"fixmatch"}
 SMALL = {"data.species": "16", "data.train": "10", "data.val": "2", "data.test": "20", "data.size": "32"}
@@ -71,6 +71,14 @@ def test_a_student_of_a_finished_trial_runs_without_a_network(tmp_path: Path) ->
     run(tmp_path, "--plugin", "transfer/k0", "--set", "epochs=2")
     (teacher,) = Store(tmp_path / "runs").finished()
     run(tmp_path, "--plugin", "distillation", "--set", "epochs=2", "--set", f"teacher={teacher.id}")
+    assert len(Store(tmp_path / "runs").finished()) == 3
+
+
+@pytest.mark.slow
+def test_a_network_trained_on_smaller_images_runs_without_a_network(tmp_path: Path) -> None:
+    run(tmp_path, "--plugin", "transfer/k0", "--set", "epochs=2", "--set", "image_size=24")
+    (smaller,) = Store(tmp_path / "runs").finished()
+    run(tmp_path, "--plugin", "fixres", "--set", "epochs=2", "--set", "image_size=32", "--set", f"trained={smaller.id}")
     assert len(Store(tmp_path / "runs").finished()) == 3
 
 
