@@ -14,7 +14,7 @@ from flowers_bench.contract import technique
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Split
 from flowers_bench.contract.optimizer import Optimizer, OptimizerContext, Schedule
 from flowers_bench.contract.pictures import FigureContext
-from flowers_bench.contract.predictor import Features, Predictor, PredictorContext
+from flowers_bench.contract.predictor import Features, Predictor, PredictorContext, ViewsContext
 from flowers_bench.contract.step import Batch, Step, StepContext
 from flowers_bench.contract.technique import (
     Augmentation,
@@ -36,7 +36,7 @@ VALUES = {
     "What a model, a loss and an augmentation are": (
         Model, Loss, Augmentation, Option, ModelContext, LossContext, AugmentationContext, Output,
     ),
-    "What a predictor is": (Predictor, PredictorContext, Features),
+    "What a predictor is": (Predictor, PredictorContext, Features, ViewsContext),
     "What a step is": (Step, StepContext, Batch),
     "What an optimiser and a schedule are": (Optimizer, OptimizerContext, Schedule),
     "What a technique is": (Technique, Variant, Recipe),

@@ -11,7 +11,7 @@ from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, 
 from flowers_bench.contract.optimizer import Optimizer, OptimizerContext, Schedule
 from flowers_bench.contract.options import Option, Options, OptionValue
 from flowers_bench.contract.pictures import FigureContext
-from flowers_bench.contract.predictor import Features, Predictor, PredictorContext
+from flowers_bench.contract.predictor import Features, Predictor, PredictorContext, ViewsContext
 from flowers_bench.contract.step import Batch, Step, StepContext
 from flowers_bench.contract.technique import (
     Augmentation,
@@ -25,8 +25,9 @@ from flowers_bench.contract.technique import (
     Variant,
 )
 from flowers_bench.data.official import OFFICIAL_SETS
-from flowers_bench.data.options import FOLDER_OPTIONS, HUB_OPTIONS, PETALS_OPTIONS
+from flowers_bench.data.options import FOLDER_OPTIONS, HUB_OPTIONS, PETALS_OPTIONS, SHARD_OPTIONS
 from flowers_bench.data.sources import (
+    holds_shards,
     hub_options,
     load_flowers102,
     load_folder,
@@ -34,6 +35,8 @@ from flowers_bench.data.sources import (
     load_manifest,
     load_official,
     load_petals,
+    load_shards,
+    shard_options,
 )
 from flowers_bench.hookspecs import OLDEST_PLUGIN_API, PLUGIN_API, hookimpl
 from flowers_bench.store.results import flatten, load_results, metrics_of
@@ -53,6 +56,7 @@ __all__ = [
     "OLDEST_PLUGIN_API",
     "PETALS_OPTIONS",
     "PLUGIN_API",
+    "SHARD_OPTIONS",
     "Augmentation",
     "AugmentationContext",
     "Batch",
@@ -83,9 +87,11 @@ __all__ = [
     "TrialFailed",
     "UsageError",
     "Variant",
+    "ViewsContext",
     "__version__",
     "file_name",
     "flatten",
+    "holds_shards",
     "hookimpl",
     "hub_options",
     "load_flowers102",
@@ -95,6 +101,8 @@ __all__ = [
     "load_official",
     "load_petals",
     "load_results",
+    "load_shards",
     "metrics_of",
+    "shard_options",
     "split_checksum",
 ]

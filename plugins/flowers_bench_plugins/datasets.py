@@ -10,7 +10,9 @@ from flowers_bench import (
     HUB_OPTIONS,
     OFFICIAL_SETS,
     PETALS_OPTIONS,
+    SHARD_OPTIONS,
     DatasetSource,
+    holds_shards,
     hookimpl,
     hub_options,
     load_flowers102,
@@ -19,6 +21,8 @@ from flowers_bench import (
     load_manifest,
     load_official,
     load_petals,
+    load_shards,
+    shard_options,
 )
 
 
@@ -69,6 +73,14 @@ def register_datasets() -> list[DatasetSource]:
             load=load_hub,
             options=HUB_OPTIONS,
             named=hub_options,
+        ),
+        DatasetSource(
+            name="wds",
+            summary="WebDataset shards: .tar files with images and labels (--data wds:FOLDER, or the folder itself)",
+            load=load_shards,
+            options=SHARD_OPTIONS,
+            recognises=holds_shards,
+            named=shard_options,
         ),
         DatasetSource(
             name="manifest",

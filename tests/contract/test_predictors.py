@@ -113,7 +113,7 @@ def test_the_command_line_comes_before_the_variant_and_the_loss(tmp_path: Path) 
         (
             "transfer/k0",
             "near",
-            r"unknown predictor 'near'.*'nearest'.* Valid choices: classifier, knn, ",
+            r"unknown predictor 'near'.*'nearest'.* Valid choices: classifier, five-crops, flips, knn, ",
         ),
         ("knn/k5", "classifier", r"knn/k5: predicts by its classifier, and model 'embedding' has none"),
     ],

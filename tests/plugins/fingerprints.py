@@ -36,6 +36,7 @@ from flowers_bench import (
     Predictor,
     PredictorContext,
     UsageError,
+    ViewsContext,
 )
 from flowers_bench.backbones import Backbone, Weights
 from flowers_bench.contract.host import Host, discover
@@ -43,6 +44,7 @@ from flowers_bench.contract.predictor import CLASSIFIER
 from flowers_bench.contract.technique import Part
 from flowers_bench.data.petal_words import describe
 from flowers_bench.data.petals import species
+from flowers_bench.data.pixels import stored_side
 from flowers_bench.nn import Output, train_mode
 from flowers_bench.training.finished import TrialFinder
 
@@ -128,7 +130,12 @@ def _of_model(part: Model, name: str, options: Options) -> tuple[list[float], li
     plain = {key: value.shape for key, value in backbone.create().state_dict().items()}
     tuned = "text-probe" if "fine_tuned" in options else "classifier"
     with mock.patch.object(FinishedTrial, "find", return_value=_Teacher(Path(tuned), {}, "classifier", 16)):
-        trials = {"teacher": "0" * 16, "fine_tuned": "0" * 16, "ingredients": f"{'0' * 16},{'1' * 16}"}
+        trials = {
+            "teacher": "0" * 16,
+            "trained": "0" * 16,
+            "fine_tuned": "0" * 16,
+            "ingredients": f"{'0' * 16},{'1' * 16}",
+        }
         options = Options({**options, **{name: value for name, value in trials.items() if name in options}})
         finder = TrialFinder(Path(), {})
         model = part.build(
@@ -275,12 +282,26 @@ def _of_predictor(part: Predictor, options: Options) -> list[float]:
     embedding = (drawn("embedding", len(labels), DIM) + labels[:, None]).float()
     width = CLASSES if "logits" in part.needs else 0
     output = Output(drawn("logits", len(labels), CLASSES)[:, :width].float(), embedding)
+    if part.views is not None:
+        return _of_views(part, options)
     score = part.fit(PredictorContext(["a", "b", "c"], options), Features(output, labels))
     others = drawn("queries", 5, DIM).float()
     asked = score(Output(drawn("other logits", 5, CLASSES)[:, :width].float(), others), None)
     rows = torch.tensor([0, 5, 11])
     among = score(Output(output.logits[rows], embedding[rows]), rows)
     return [_projected("asked", asked), _projected("among", among), *asked[0].tolist(), *among[0].tolist()]
+
+
+def _of_views(part: Predictor, options: Options) -> list[float]:
+    """Compute each view of drawn images, and the scores of drawn logits of so many views."""
+    assert part.views is not None
+    side = stored_side(SIDE) if part.margin else SIDE
+    views = part.views(ViewsContext(SIDE, options))(drawn("images", 2, 3, side, side))
+    logits = drawn("view logits", 5, len(views), CLASSES).float()
+    nothing = Features(Output(torch.empty(0, CLASSES), torch.empty(0, DIM)), torch.empty(0).long())
+    score = part.fit(PredictorContext(["a", "b", "c"], options), nothing)
+    asked = score(Output(logits, drawn("view queries", 5, len(views), DIM).float()), None)
+    return [*(_projected("view", view) for view in views), _projected("asked", asked), *asked[0].tolist()]
 
 
 def stored() -> dict[str, Fingerprint]:

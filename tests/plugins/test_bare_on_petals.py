@@ -16,7 +16,9 @@ from flowers_bench.store.folder import Store
 
 HOST = discover(only_built_in=True)
 #: These start from a finished trial, whose id is given.
-FROM_A_TRIAL = {"distillation", "soup", "wise-ft"}
+FROM_A_TRIAL = {"distillation", "fixres", "soup", "wise-ft"}
+#: This starts from a file of another project's, which does not come with the package.
+FROM_A_FILE = {"clip"}
 #: These learn from images without labels, which `--shots` leaves out.
 WITHOUT_LABELS = {"fixmatch"}
 SMALL = {"data.species": "16", "data.train": "10", "data.val": "2", "data.test": "20", "data.size": "32"}
@@ -28,7 +30,7 @@ def refuse_download(repository: str, name: str) -> Path:
     raise AssertionError(f"{name} would be downloaded")
 
 
-@pytest.mark.parametrize("technique", sorted(set(HOST.techniques) - FROM_A_TRIAL))
+@pytest.mark.parametrize("technique", sorted(set(HOST.techniques) - FROM_A_TRIAL - FROM_A_FILE))
 def test_a_bare_technique_is_planned_without_a_network(
     technique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,7 +60,7 @@ def run(tmp_path: Path, *arguments: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("technique", sorted(set(HOST.techniques) - FROM_A_TRIAL))
+@pytest.mark.parametrize("technique", sorted(set(HOST.techniques) - FROM_A_TRIAL - FROM_A_FILE))
 def test_a_bare_technique_runs_without_a_network(technique: str, tmp_path: Path) -> None:
     epochs = HOST.techniques[technique].value.recipe.epochs
     shots = ["--shots", "2"] if technique in WITHOUT_LABELS else []
@@ -75,6 +77,14 @@ def test_a_student_of_a_finished_trial_runs_without_a_network(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_a_network_trained_on_smaller_images_runs_without_a_network(tmp_path: Path) -> None:
+    run(tmp_path, "--plugin", "transfer/k0", "--set", "epochs=2", "--set", "image_size=24")
+    (smaller,) = Store(tmp_path / "runs").finished()
+    run(tmp_path, "--plugin", "fixres", "--set", "epochs=2", "--set", "image_size=32", "--set", f"trained={smaller.id}")
+    assert len(Store(tmp_path / "runs").finished()) == 3
+
+
+@pytest.mark.slow
 def test_averages_of_finished_trials_run_without_a_network(tmp_path: Path) -> None:
     run(tmp_path, "--plugin", "transfer/k0", "--set", "epochs=2", "--seeds", "2")
     ids = ",".join(folder.id for folder in Store(tmp_path / "runs").finished())
@@ -82,4 +92,4 @@ def test_averages_of_finished_trials_run_without_a_network(tmp_path: Path) -> No
     run(tmp_path, "--plugin", "text-probe/full", "--set", "epochs=2")
     (tuned,) = (f.id for f in Store(tmp_path / "runs").finished() if f.trial().model == "text-probe")
     run(tmp_path, "--plugin", "wise-ft/half", "--set", f"fine_tuned={tuned}")
-    assert len(Store(tmp_path / "runs").finished()) == 5
+    assert len(Store(tmp_path / "runs").finished()) == 6  # the greedy soup has its uniform twin

@@ -43,12 +43,12 @@ def plant(tmp_path: Path) -> Callable[..., list[TrialFolder]]:
 Plant = Callable[..., list[TrialFolder]]
 
 
-def untrained(folders: list[TrialFolder]) -> None:
-    """Make trials of a network that has learned nothing of them."""
+def untrained(folders: list[TrialFolder], **cost: object) -> None:
+    """Make trials of a network that has learned nothing of them; `cost` is added to theirs."""
     for folder in folders:
         (folder.path / "history.jsonl").unlink()
         result = json.loads((folder.path / "result.json").read_text())
-        result |= {"best_epoch": 0, "cost": {**result["cost"], "epochs": 0}}
+        result |= {"best_epoch": 0, "cost": {**result["cost"], "epochs": 0, **cost}}
         write_json(folder.path / "result.json", result)
 
 
@@ -143,6 +143,12 @@ def test_the_floor_is_named_as_what_it_is(plant: Plant, tmp_path: Path) -> None:
     untrained(plant("knn/untrained", 0.35, 0.36, 0.35, salt=1))
     text = " ".join(answer_of(tmp_path).sentences())
     assert "It is better than knn/untrained, a network that has learned nothing, (+55.0 points [" in text
+
+
+def test_what_is_built_of_finished_trials_has_learned_something(plant: Plant, tmp_path: Path) -> None:
+    plant("a/x", 0.9, 0.9, 0.91)
+    untrained(plant("soup/uniform", 0.35, 0.36, 0.35, salt=1), inherited={"0" * 16: 3.0})
+    assert "learned nothing" not in " ".join(answer_of(tmp_path).sentences())
 
 
 def test_at_chance_nothing_is_best(plant: Plant, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def every_check() -> list[object]:
     for name, registered in HOST.techniques.items():
         if name in (
             "distillation",
+            "fixres",
             "soup",
             "wise-ft",
         ):  # these start from finished trials: below, and test_bare_on_petals.py
@@ -81,6 +82,46 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     run_trial(folder, lambda event: None)
     torch.use_deterministic_algorithms(False)
     return store, folder.id
+
+
+@pytest.mark.parametrize(
+    ("variant", "left_out"), [("greedy", SLOW), pytest.param("uniform", set(), marks=pytest.mark.slow)]
+)
+def test_soup(teacher: tuple[Path, str], variant: str, left_out: set[str]) -> None:
+    store, trial = teacher
+    planned = Subject(HOST, "transfer/scratch", settings={"lr": "0.001"}).planned
+    folder = Store(store).prepare(planned.trial, replace(planned.run, command=[]))
+    if not folder.finished():
+        run_trial(folder, lambda event: None)
+        torch.use_deterministic_algorithms(False)
+    for check in checks(f"soup/{variant}", settings={"ingredients": f"{trial},{folder.id}"}, store=store):
+        if check.name not in left_out and not check.excuse:
+            check()
+
+
+@pytest.fixture(scope="module")
+def smaller(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A store with a finished trial on images of half the kit's size."""
+    store = tmp_path_factory.mktemp("smaller")
+    planned = Subject(HOST, "transfer/scratch", settings={"image_size": "16"}).planned
+    folder = Store(store).prepare(planned.trial, replace(planned.run, command=[]))
+    run_trial(folder, lambda event: None)
+    torch.use_deterministic_algorithms(False)
+    return store, folder.id
+
+
+@pytest.mark.parametrize(
+    ("variant", "left_out"),
+    [
+        ("last-norm", SLOW),
+        *(pytest.param(v, set(), marks=pytest.mark.slow) for v in HOST.techniques["fixres"].value.variants),
+    ],
+)
+def test_fixres(smaller: tuple[Path, str], variant: str, left_out: set[str]) -> None:
+    store, trial = smaller
+    for check in checks(f"fixres/{variant}", settings={"trained": trial}, store=store):
+        if check.name not in left_out and not check.excuse:
+            check()
 
 
 DISTILLATION = HOST.techniques["distillation"].value

@@ -91,6 +91,9 @@ PREDICTOR_MISTAKES = [
     ("[embedding[labels", "[embedding.mul_(2)[labels", "writes to the features that it is fitted on"),
     (SCORES, f"torch.from_numpy(({SCORES}).numpy())", "cannot be exported"),
     (SCORES, f"({SCORES} if rows is None else means[:, :1])", "on training images gave scores"),
+    ("fit=fit", "fit=fit, views=lambda context: lambda images: [images, images[..., 1:]]", "return tensors of shape (3, 3, 32, 32)"),
+    ("fit=fit", "fit=fit, views=lambda context: lambda images: [images.sub_(1)]", "writes to the images that it makes views of"),
+    ("fit=fit", "fit=fit, views=lambda context: lambda images: [images - images.mean(0)]", "depend on the images beside it, or on chance"),
 ]  # fmt: skip
 FORWARD = "return Output(self.fc(embedding), embedding)"
 LOSS = "return lambda output, target: F.cross_entropy(output.logits, target)"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from flowers_bench.contract.options import Options, ReadsOptions
 from flowers_bench.contract.technique import Part
+from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,11 +33,20 @@ class PredictorContext(ReadsOptions):
 
 
 @dataclass(frozen=True)
+class ViewsContext(ReadsOptions):
+    """What a predictor's `views` receives: S, the side of the model's square input in pixels, and the predictor's options."""
+
+    image_size: int
+    options: Options
+
+
+@dataclass(frozen=True)
 class Features:
     """What the trained model gives for the N images of the training split, without augmentation.
 
     Attributes:
-        output: its logits (N, C), or (N, 0) of a model that only embeds, and its embedding (N, D): float32, on the CPU.
+        output: its logits (N, C), or (N, 0) of a model that only embeds, and its embedding (N, D): float32, on the CPU. Of a
+            predictor with V `views` of each image: (N, V, C) and (N, V, D).
         labels: class indices, int64 (N,).
     """
 
@@ -55,11 +65,27 @@ class Predictor(Part):
         probabilities: whether softmax of the scores is meant as probabilities: True, False, or None for what the loss's
             `probabilities` says.
         exportable: whether `torch.export` can follow that function, so that a trial can be exported whole.
+        needs_features: whether it is fitted at all. If not, `fit` is given features of no image, and nothing passes over the
+            training split for it.
+        views: makes the function from a batch of images to V views of each, V tensors (N, 3, S, S), which the model sees one
+            after the other; None: it sees the image. What is computed for an image then has an axis more: logits (N, V, C),
+            embedding (N, V, D). Training sees none of it; the cost of prediction is V times as high, and is counted so.
+        margin: whether views are cut from the image with the margin that evaluation leaves off: the images that `views` is
+            given are (N, 3, R, R) with R = 8/7 of S, rounded, and not (N, 3, S, S).
     """
 
     fit: Callable[[PredictorContext, Features], Callable[[Output, Tensor | None], Tensor]] = field(kw_only=True)
     probabilities: bool | None = field(default=None, kw_only=True)
     exportable: bool = field(default=True, kw_only=True)
+    needs_features: bool = field(default=True, kw_only=True)
+    views: Callable[[ViewsContext], Callable[[Tensor], Sequence[Tensor]]] | None = field(default=None, kw_only=True)
+    margin: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.margin and self.views is None:
+            raise UsageError(
+                f"predictor {self.name!r}: margin=True is for views, and it has none. Give `views`, or leave it out."
+            )
 
     def gives_probabilities(self, trained: bool) -> bool:
         """Say whether softmax of the scores is meant as probabilities, after a loss that `trained` them to be, or not."""
@@ -77,4 +103,5 @@ CLASSIFIER = Predictor(
     "the model's own classifier",
     needs=frozenset({"logits"}),
     fit=lambda context, features: classifier_scores,
+    needs_features=False,
 )

@@ -185,6 +185,7 @@ class ModelContext(ReadsOptions):
         class_names: C names, index = label.
         descriptions: C texts, index = label, for models that need `descriptions`.
         finder: what `trial` asks; the host's.
+        validation: what `validation_top1` asks; the host's.
     """
 
     backbone: Backbone
@@ -197,6 +198,17 @@ class ModelContext(ReadsOptions):
     class_names: Sequence[str] = ()
     finder: Callable[[str], FinishedTrial] | None = field(default=None, repr=False, compare=False)
     descriptions: Sequence[str] = ()
+    validation: Callable[[nn.Module], float] | None = field(default=None, repr=False, compare=False)
+
+    def validation_top1(self, model: nn.Module) -> float | None:
+        """Measure top-1 accuracy, from 0 to 1, of a model's classifier on the validation split: for a `build` that chooses among
+        models. How long that takes is counted as fitting. The model is left on the trial's device, in evaluation mode.
+
+        Returns:
+            None where there are no images: while a run is planned, and when a finished trial is loaded again. What is built then may
+            have any values: nobody looks at them, or the stored weights take their place.
+        """
+        return None if self.validation is None else self.validation(model)
 
     def trial(self, id: str) -> FinishedTrial:
         """Find a finished trial of the run store by its whole id. What it took is counted in this trial's cost, as inherited.

@@ -21,6 +21,13 @@ FOLDER_OPTIONS: Mapping[str, Option] = {
     "test": Option(0.2, "share of the images for the test, above 0 and below 1", minimum=0, maximum=1),
     "split_seed": Option(0, "another number gives another split"),
 }
+#: What `load_shards` takes. `--data wds:FOLDER` sets the first.
+SHARD_OPTIONS: Mapping[str, Option] = {
+    "folder": Option("", "the folder that holds the shards"),
+    "image": Option("", "what the names of images end with, such as jpg, where samples have several"),
+    "label": Option("", "where the label stands: cls, txt or json.KEY, where that does not tell"),
+    **FOLDER_OPTIONS,
+}
 #: What `load_hub` takes. `--data hf:NAME@REVISION` sets the first two.
 HUB_OPTIONS: Mapping[str, Option] = {
     "name": Option("", "the dataset's name on the hub, or the folder that holds it"),

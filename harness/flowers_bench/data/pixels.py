@@ -50,6 +50,22 @@ class _EvaluationTransform:
         return cropped
 
 
+def whole_square(image_size: int) -> Callable[[Tensor], Tensor]:
+    """Make the transform of evaluation with its margin left on, uint8 (3, H, W) to uint8 (3, R, R), R = `stored_side(image_size)`:
+    what crops are cut from. Small images are enlarged to it."""
+    return _WholeSquare(stored_side(image_size))
+
+
+@dataclass(frozen=True)
+class _WholeSquare:
+    side: int
+
+    def __call__(self, image: Tensor) -> Tensor:
+        resized = functional.resize(middle(image), [self.side], antialias=True)
+        cropped: Tensor = functional.center_crop(resized, [self.side, self.side])
+        return cropped
+
+
 def middle(image: Tensor) -> Tensor:
     """Give the image (3, H, W), or the middle of one that is more than `LONGEST` times as long as wide: a view."""
     limit = LONGEST * min(image.shape[-2:])
@@ -116,9 +132,10 @@ class Normalizer:
         return self(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8))
 
 
-def evaluation_batches(images: Images, image_size: int, normalize: Normalizer, batch_size: int) -> Iterator[Tensor]:
-    """Give all images in order, in batches, ready for the model."""
-    transform = evaluation_transform(image_size)
+def evaluation_batches(
+    images: Images, transform: Callable[[Tensor], Tensor], normalize: Normalizer, batch_size: int
+) -> Iterator[Tensor]:
+    """Give all images in order, in batches, ready for the model; `transform` makes each (3, S, S)."""
     for start in range(0, len(images), batch_size):
         stop = min(start + batch_size, len(images))
         yield normalize(torch.stack([transform(images[i]) for i in range(start, stop)]))

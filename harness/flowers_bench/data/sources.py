@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from flowers_bench.contract.dataset import DataRequest, Dataset
 from flowers_bench.data.official import OfficialSet
 
@@ -60,3 +62,25 @@ def hub_options(text: str) -> dict[str, str]:
     from flowers_bench.data import hub
 
     return hub.named(text)
+
+
+def load_shards(request: DataRequest) -> Dataset:
+    """Read the WebDataset shards of `request.path`, or of the folder that `request.options` name, or what was read of them before.
+    Raises `UsageError` for a shard that is damaged, and for samples or splits that do not tell what to train on."""
+    from flowers_bench.data import shards
+
+    return shards.load(request)
+
+
+def holds_shards(folder: Path) -> bool:
+    """Tell whether a folder holds WebDataset shards, itself or in train/ val/ test/, and no folders of anything else."""
+    from flowers_bench.data import shards
+
+    return shards.holds_shards(folder)
+
+
+def shard_options(text: str) -> dict[str, str]:
+    """Read what stands behind `wds:`, a folder, as options. Raises `UsageError` if it holds no shards."""
+    from flowers_bench.data import shards
+
+    return shards.named(text)

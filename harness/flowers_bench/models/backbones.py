@@ -60,6 +60,13 @@ class Backbone:
         self.created.append(model)
         return model
 
+    def file_tensors(self) -> dict[str, Tensor]:
+        """Read every tensor of the weights' file by the file's own names, those too that `create` leaves out, such as a text tower's;
+        empty of weights without a file. Raises `UsageError` if it is damaged."""
+        from flowers_bench.models.weights.files import read_tensors
+
+        return {} if self.weights.path is None else read_tensors(self.weights.path)
+
     def load_beyond(self) -> None:
         """Load what only the trained model has, such as the offsets of deformable convolutions, once `create`'s model was
         changed in place to what it was. Raises `UsageError` if the model has no such tensors."""

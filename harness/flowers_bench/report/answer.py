@@ -68,7 +68,9 @@ class Standing:
     def of(cls, row: Row, names: Iterable[str]) -> Standing:
         """Describe the row; `names` are those of all rows that are the same trials."""
         chosen = max(row.trials, key=lambda trial: trial.result.val.top1)
-        untrained = not row.trials[0].trained and row.config.weights.name == "none"
+        first = row.trials[0]
+        # What is built of finished trials, as a soup is, has learned what they had.
+        untrained = not first.trained and row.config.weights.name == "none" and not first.result.cost.inherited
         return cls(
             row=row.id,
             name=" = ".join(names),

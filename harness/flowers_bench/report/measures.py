@@ -210,8 +210,8 @@ KINDS = (
             Measure("map_at_r", "MAP@R %", ("retrieval", "map_at_r"), percent, True),
         ),
         # The embedding of a classifier is a by-product, which is of no interest where only classifiers are compared.
-        # Nor is that under a regression, which is a classifier that was fitted afterwards.
-        lambda row: row.config.predictor not in ("classifier", "logistic"),
+        # Nor is that under a regression, which is a classifier that was fitted afterwards, or behind several views of an image.
+        lambda row: row.config.predictor not in ("classifier", "logistic", "flips", "five-crops", "ten-crops"),
     ),
     Kind(
         "Under stress",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from flowers_bench.contract.step import Batch
     from flowers_bench.models.layers import Output
+    from flowers_bench.training.build import Parts
 
 
 def loss_says_what_it_needs(subject: Subject) -> None:
@@ -120,6 +121,8 @@ def predictor_keeps_its_word(subject: Subject) -> None:
     evaluator, predictor = parts.evaluator, parts.evaluator.predictor
     if predictor.name == CLASSIFIER.name:
         return
+    if evaluator.views is not None:
+        _require_views(subject, parts, predictor.name)
     features = evaluator.features(parts.model, subject.data.train)
     before, kept = features.output.each(torch.clone), features.labels.clone()
     queries = evaluator.forward(parts.model, subject.data.test.images)
@@ -141,6 +144,29 @@ def predictor_keeps_its_word(subject: Subject) -> None:
     )
     if predictor.exportable:
         _require_exportable(score, queries, predictor.name)
+
+
+def _require_views(subject: Subject, parts: Parts, name: str) -> None:
+    """Check that each view is of every image, in the model's size, that images are left as they are, and none takes part in
+    another's views."""
+    import torch
+
+    evaluator, size = parts.evaluator, parts.evaluator.image_size
+    assert evaluator.views is not None
+    images = next(iter(evaluator.batches(subject.data.test.images)))[:3]
+    before = images.clone()
+    views = evaluator.views(images)
+    require(
+        len(views) > 0 and all(view.shape == (len(images), 3, size, size) for view in views),
+        f"predictor {name!r} made views {[tuple(view.shape) for view in views]} of images {tuple(images.shape)}: return "
+        f"tensors of shape {(len(images), 3, size, size)}.",
+    )
+    require(torch.equal(images, before), f"predictor {name!r} writes to the images that it makes views of.")
+    alone = evaluator.views(images[1:2])
+    require(
+        len(alone) == len(views) and all(torch.equal(one, view[1:2]) for one, view in zip(alone, views, strict=True)),
+        f"predictor {name!r}: the views of an image depend on the images beside it, or on chance. Take them image by image.",
+    )
 
 
 def _require_scores(subject: Subject, scores: Tensor, images: int, whose: str) -> None:

@@ -170,9 +170,9 @@ class Subject:
 
         from flowers_bench.training.build import Places, build_parts
 
-        places, names = Places.of(self.planned.run), self.data.class_names
-        cpu, described = torch.device("cpu"), self.data.descriptions
-        return build_parts(self.host, self.planned.trial, places, names, cpu, described)[0]
+        places, data = Places.of(self.planned.run), self.data
+        trial, cpu = self.planned.trial, torch.device("cpu")
+        return build_parts(self.host, trial, places, data.class_names, cpu, data.descriptions, data.val)[0]
 
     def rows(self) -> Any:
         """Draw one batch with the loss's sampler, as row numbers of the training split (N,)."""

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from flowers_bench.contract.dataset import Split
 from flowers_bench.contract.host import Host
 from flowers_bench.contract.optimizer import SCHEDULES, OptimizerContext, Schedule
-from flowers_bench.contract.predictor import Predictor, PredictorContext
+from flowers_bench.contract.predictor import Predictor, PredictorContext, ViewsContext
 from flowers_bench.contract.step import Batch, Step, StepContext, take_usual_step
 from flowers_bench.contract.technique import Augmentation, AugmentationContext, Loss, LossContext, Model, ModelContext
 from flowers_bench.data.pixels import Normalizer
@@ -23,10 +24,11 @@ from flowers_bench.models.weights.files import read_metadata
 from flowers_bench.models.weights.provenance import provenance_of
 from flowers_bench.store.identity import Trial, derive_seed
 from flowers_bench.store.records import Run
-from flowers_bench.training.evaluation import Evaluator
+from flowers_bench.training.evaluation import Evaluator, Views
 from flowers_bench.training.finished import TrialFinder
 from flowers_bench.training.frozen_prefix import CachedActivations
 from flowers_bench.training.optimizer import Make
+from flowers_bench.training.validation import Validation
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.files import file_sha256
 
@@ -53,6 +55,7 @@ class Parts:
         make_optimizer: of a registered optimiser; None: the recipe names torch's or timm's.
         schedule: how the learning rate goes.
         inherited: finds, and knows, the finished trials that it builds on.
+        validation: measured models while the model was built, where its `build` asked for that; None without images.
     """
 
     model: nn.Module
@@ -73,6 +76,7 @@ class Parts:
     make_optimizer: Make | None = None
     schedule: Schedule = SCHEDULES[0]
     inherited: TrialFinder | None = None
+    validation: Validation | None = None
 
     def changing(self) -> tuple[object, ...]:
         """Give every part that may have `begin_epoch`."""
@@ -108,12 +112,14 @@ def build_parts(
     class_names: Sequence[str],
     device: torch.device,
     descriptions: Sequence[str] = (),
+    val: Split | None = None,
 ) -> tuple[Parts, Backbone]:
     """Build what is trained, initialised from the trial's seed, on `device`.
 
     Args:
         class_names: C names, index = label.
         descriptions: C texts, for models that need them.
+        val: the validation split, for models that choose by it; None where the model's values do not matter.
 
     Returns:
         the parts; and the backbone, which says how its weights met the model.
@@ -125,7 +131,8 @@ def build_parts(
     backbone = Backbone(trial.backbone, _weights(trial, places.weights), num_classes, size)
     torch.manual_seed(derive_seed(trial.seed, "initialisation"))
     finder = TrialFinder(places.store, trial.dataset, places.plugins)
-    model = _build_model(host, trial, backbone, class_names, descriptions, finder)
+    validation = Validation(val, size, device) if val is not None else None
+    model = _build_model(host, trial, backbone, class_names, descriptions, finder, validation)
     backbone.load_beyond()
     model = model.to(device).to(memory_format=torch.channels_last)
     normalize = Normalizer(*mean_and_std(model), device)
@@ -153,7 +160,7 @@ def build_parts(
         batch_transform=augmentation.batch(context) if augmentation.batch else None,
         image_transform=augmentation.image(context),
         normalize=normalize,
-        evaluator=Evaluator(predictor, predicting, size, normalize),
+        evaluator=Evaluator(predictor, predicting, size, normalize, _views(predictor, predicting, size)),
         probabilities=predictor.gives_probabilities(loss.probabilities),
         views=augmentation.views(context) if augmentation.views else None,
         drawing={"augmentation": trial.augmentation, "options": dict(context.options), "code": code},
@@ -165,8 +172,13 @@ def build_parts(
         make_optimizer=_make_optimizer(host, trial),
         schedule=host.find("schedule", host.schedules, trial.recipe.schedule).value,
         inherited=finder,
+        validation=validation,
     )
     return parts, backbone
+
+
+def _views(predictor: Predictor, context: PredictorContext, size: int) -> Views | None:
+    return predictor.views(ViewsContext(size, context.options)) if predictor.views else None
 
 
 def _make_optimizer(host: Host, trial: Trial) -> Make | None:
@@ -192,6 +204,7 @@ def _build_model(
     class_names: Sequence[str],
     descriptions: Sequence[str],
     finder: TrialFinder,
+    validation: Validation | None,
 ) -> nn.Module:
     part: Model = host.find("model", host.models, trial.model).value
     values, size = part.option_values(trial.options), trial.recipe.image_size
@@ -207,6 +220,7 @@ def _build_model(
             class_names,
             finder,
             descriptions,
+            validation,
         )
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flowers_bench.contract.dataset import Images, Split
-from flowers_bench.contract.predictor import CLASSIFIER, Features, Predictor, PredictorContext, classifier_scores
-from flowers_bench.data.pixels import Normalizer, evaluation_batches
+from flowers_bench.contract.predictor import CLASSIFIER, Features, Predictor, PredictorContext
+from flowers_bench.data.pixels import Normalizer, evaluation_batches, evaluation_transform, stored_side, whole_square
 from flowers_bench.models.layers import Output
 from flowers_bench.training.frozen_prefix import CachedActivations
 from flowers_bench.util.errors import UsageError
@@ -20,6 +20,8 @@ from flowers_bench.util.errors import UsageError
 EVALUATION_BATCH = 64
 #: A fitted predictor: what the model gives for Q images, and their rows in the training split (Q,) or None, to scores (Q, C).
 Score = Callable[[Output, Tensor | None], Tensor]
+#: A batch of images to the V views of them that the model sees, (N, 3, S, S) each.
+Views = Callable[[Tensor], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Predictions:
 
     Attributes:
         logits: scores (N, C) float32: larger is more likely.
-        embeddings: (N, D) float32.
+        embeddings: (N, D) float32; of several views of an image, their mean.
     """
 
     logits: np.ndarray
@@ -55,18 +57,18 @@ class Fitted:
         return self._predictions(self.evaluator.forward(self.model, images), rows)
 
     def batches(self, batches: Iterable[Tensor]) -> Predictions:
-        """Predict batches (N, 3, S, S), normalised as the model takes them."""
-        return self._predictions(forward(self.model, batches), None)
+        """Predict batches made by the evaluator's `transform`, normalised as the model takes them."""
+        return self._predictions(forward(self.model, batches, self.evaluator.views), None)
 
     def _predictions(self, output: Output, rows: np.ndarray | None) -> Predictions:
         scores = self.score(output, None if rows is None else torch.from_numpy(rows))
         self.evaluator.refuse_other_scores(scores, len(output.embedding))
-        return Predictions(scores.numpy(), output.embedding.numpy())
+        embeddings = output.embedding if self.evaluator.views is None else output.embedding.mean(1)
+        return Predictions(scores.numpy(), embeddings.numpy())
 
     def scores(self, batch: Tensor) -> Tensor:
-        """Compute scores (N, C) of one batch (N, 3, S, S), as `batches` does, of a model that is in evaluation mode
-        already."""
-        output = self.model(batch)
+        """Compute scores (N, C) of one batch, as `batches` does, of a model that is in evaluation mode already."""
+        output = seen(self.model, batch, self.evaluator.views)
         return self.score(Output(output.logits.float().cpu(), output.embedding.float().cpu()), None)
 
 
@@ -79,31 +81,46 @@ class Evaluator:
         context: the classes, and the predictor's options.
         image_size: pixels.
         normalize: uses the backbone's mean and standard deviation.
+        views: what the model sees of an image, where that is not the image itself.
     """
 
     predictor: Predictor
     context: PredictorContext
     image_size: int
     normalize: Normalizer
+    views: Views | None = None
+
+    @property
+    def side(self) -> int:
+        """The side of the squares that images are prepared as, in pixels: S, or R where views are cut from a margin too."""
+        return stored_side(self.image_size) if self.predictor.margin else self.image_size
+
+    @property
+    def transform(self) -> Callable[[Tensor], Tensor]:
+        """What prepares a decoded image, uint8 (3, H, W) to uint8 (3, side, side)."""
+        return (whole_square if self.predictor.margin else evaluation_transform)(self.image_size)
 
     def batches(self, images: Images) -> Iterable[Tensor]:
-        """Load images in order, as batches (N, 3, S, S) of evaluation crops, normalised."""
-        return evaluation_batches(images, self.image_size, self.normalize, EVALUATION_BATCH)
+        """Load images in order, prepared by `transform`, as normalised batches."""
+        return evaluation_batches(images, self.transform, self.normalize, EVALUATION_BATCH)
 
     def forward(self, model: nn.Module, images: Images) -> Output:
         """Compute logits and embeddings of images, as the function `forward` does."""
         model.eval()
         if isinstance(images, CachedActivations):
             return forward(images.prefix.tail(model), images.batches(EVALUATION_BATCH))
-        return forward(model, self.batches(images))
+        return forward(model, self.batches(images), self.views)
 
     def fit(self, model: nn.Module, train: Split | None) -> Fitted:
-        """Fit what the predictor needs on the training split; a classifier needs nothing, so that `train` may be
+        """Fit what the predictor needs on the training split; where it needs nothing, as a classifier, `train` may be
         None."""
-        if self.predictor.name == CLASSIFIER.name:
-            return Fitted(self, model, classifier_scores)
+        if not self.predictor.needs_features:
+            return Fitted(self, model, self.predictor.fit(self.context, self._no_features()))
         assert train is not None, f"{self.predictor.name} is fitted on training images"
         return Fitted(self, model, self.predictor.fit(self.context, self.features(model, train)))
+
+    def _no_features(self) -> Features:
+        return Features(Output(torch.empty(0, self.context.num_classes), torch.empty(0, 0)), torch.empty(0).long())
 
     def features(self, model: nn.Module, train: Split) -> Features:
         """Compute what the predictor is fitted on."""
@@ -126,14 +143,26 @@ class Evaluator:
         return self.fit(model, train)(images).logits
 
 
-def forward(model: nn.Module, batches: Iterable[Tensor]) -> Output:
-    """Compute logits (N, C) and embeddings (N, D) of batches of images (N, 3, S, S), in evaluation mode; both are
-    float32 on the CPU. A model that only embeds gives logits (N, 0)."""
+def seen(model: nn.Module, batch: Tensor, views: Views | None) -> Output:
+    """Compute what the model gives for a batch (N, 3, S, S): logits (N, C) and embedding (N, D); of V views of each image
+    logits (N, V, C) and embedding (N, V, D)."""
+    if views is None:
+        output: Output = model(batch)
+        return output
+    outputs = [model(view) for view in views(batch)]
+    return Output(
+        torch.stack([output.logits for output in outputs], 1), torch.stack([output.embedding for output in outputs], 1)
+    )
+
+
+def forward(model: nn.Module, batches: Iterable[Tensor], views: Views | None = None) -> Output:
+    """Compute what `seen` gives for batches of images, in evaluation mode; float32 on the CPU. A model that only embeds gives
+    logits (N, 0)."""
     model.eval()
     logits, embeddings = [], []
     with torch.inference_mode():
         for batch in batches:
-            output = model(batch)
+            output = seen(model, batch, views)
             logits.append(output.logits.float().cpu())
             embeddings.append(output.embedding.float().cpu())
     return Output(torch.cat(logits), torch.cat(embeddings))

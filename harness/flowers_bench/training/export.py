@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowers_bench.data.pixels import LONGEST, evaluation_transform, stored_side
+from flowers_bench.data.pixels import LONGEST, stored_side
 from flowers_bench.store.folder import TrialFolder
 from flowers_bench.training.trained import Sources, Trained, dataset_of
 from flowers_bench.util.errors import UsageError
@@ -88,9 +88,9 @@ def export_trial(folder: TrialFolder, format: str, path: Path, sources: Sources)
     with torch.no_grad():
         trained = Trained.load(folder, torch.device("cpu"), sources, dataset)
         _require_exportable(trained)
-        side = trained.trial.recipe.image_size
+        side = trained.fitted.evaluator.side
         rows = np.unique(np.linspace(0, len(dataset.test) - 1, CHECKED).astype(int))
-        transform = evaluation_transform(side)
+        transform = trained.fitted.evaluator.transform
         images = torch.stack([transform(dataset.test.images[int(row)]) for row in rows])
         expected = trained.fitted.batches([trained.normalize(images)]).logits
         write, open_, where = FORMATS[format]
@@ -142,7 +142,8 @@ def _compared(expected: np.ndarray, found: np.ndarray, side: int, where: str) ->
 
 def _facts(folder: TrialFolder, trained: Trained) -> dict[str, object]:
     """Collect what a program that runs the file must know."""
-    config, side = folder.config(), trained.trial.recipe.image_size
+    config, evaluator = folder.config(), trained.fitted.evaluator
+    side = evaluator.side
     return {
         "trial": folder.id,
         "technique": folder.labels()[0].text,
@@ -153,7 +154,7 @@ def _facts(folder: TrialFolder, trained: Trained) -> dict[str, object]:
             "dtype": "uint8",
             "shape": ["batch", 3, side, side],
             "colour": "RGB",
-            "resize_shortest_side": stored_side(side),
+            "resize_shortest_side": stored_side(evaluator.image_size),
             "interpolation": "bilinear, antialiased",
             "center_crop": side,
             "long_images": f"of one longer than {LONGEST} times its shortest side, only the middle {LONGEST} are used",

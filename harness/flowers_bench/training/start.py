@@ -13,10 +13,12 @@ from flowers_bench.store.identity import Trial
 from flowers_bench.training.build import Parts
 from flowers_bench.training.epochs import has_begin_epoch
 from flowers_bench.training.events import Emit, Storing
-from flowers_bench.training.frozen_prefix import CachedActivations, Prefix, PrefixUse, find_cut
+from flowers_bench.training.frozen_prefix import CachedActivations, Cut, Prefix, PrefixUse, find_cut
 
 #: Why nothing is stored of a model that has `begin_epoch`.
 CHANGES = "what is frozen may change with the epoch"
+#: Why nothing is stored of a model whose predictor shows it several views of an image.
+VIEWS = "the predictor shows the model several views of an image"
 
 
 def start_from_prefix(
@@ -29,7 +31,7 @@ def start_from_prefix(
         result, which is completed while the trial runs.
     """
     size = trial.recipe.image_size
-    cut = CHANGES if has_begin_epoch(parts.model) else find_cut(parts.model, parts.normalize.blank(size))
+    cut = _cut(parts, size)
     if isinstance(cut, str):
         return dataset, PrefixUse(None, cut)
     prefix = Prefix.of(
@@ -66,3 +68,9 @@ def start_from_prefix(
             identity = {**named("train", dataset.train), "inputs": dict(parts.drawing)}
             parts.stored = CachedActivations(prefix, given, inputs, identity, trial.recipe.precision)
     return dataset, prefix.use
+
+
+def _cut(parts: Parts, size: int) -> Cut | str:
+    if has_begin_epoch(parts.model):
+        return CHANGES
+    return VIEWS if parts.evaluator.views else find_cut(parts.model, parts.normalize.blank(size))

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 
 from flowers_bench.contract.dataset import Dataset, Split
-from flowers_bench.data.pixels import evaluation_transform
 from flowers_bench.data.samplers import held_out_classes
 from flowers_bench.measure.cost import Flops, flops
 from flowers_bench.measure.episodic import episodic_accuracy
@@ -128,7 +127,7 @@ def _mixed(trial: Trial, parts: Parts, predict: Fitted, test: Split) -> Mixed:
     """Measure how many of the mixed classes are found in test images that are mixed as the training images were."""
     assert parts.batch_transform is not None
     order = np.random.default_rng(derive_seed(trial.seed, "mixed")).permutation(len(test))[:MIXED_SAMPLE]
-    transform, labels = evaluation_transform(trial.recipe.image_size), np.asarray(test.labels)
+    transform, labels = parts.evaluator.transform, np.asarray(test.labels)
     targets: list[torch.Tensor] = []
 
     def batches() -> Iterator[torch.Tensor]:
@@ -157,7 +156,7 @@ def _prediction_table(name: str, split: Split, logits: np.ndarray) -> pd.DataFra
     )
 
 
-def prediction_cost(trial: Trial, parts: Parts, predict: Fitted, dataset: Dataset) -> tuple[Flops, Inference]:
-    """Count and time the prediction of one image, from the tensor that the model takes to its scores."""
-    image = parts.normalize(evaluation_transform(trial.recipe.image_size)(dataset.test.images[0])[None])
+def prediction_cost(parts: Parts, predict: Fitted, dataset: Dataset) -> tuple[Flops, Inference]:
+    """Count and time the prediction of one image, from its tensor to its scores: of several views, all of them."""
+    image = parts.normalize(parts.evaluator.transform(dataset.test.images[0])[None])
     return flops(predict.scores, image), inference_cost(predict.scores, image)

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from flowers_bench.contract.dataset import Dataset
 from flowers_bench.contract.host import Host, discover_for, files_of_trial
-from flowers_bench.contract.predictor import CLASSIFIER
-from flowers_bench.data.pixels import Normalizer, evaluation_transform
+from flowers_bench.data.pixels import Normalizer
 from flowers_bench.data.reopen import DataPlace, load_dataset
 from flowers_bench.measure.quality import fit_temperature
 from flowers_bench.models.backbones import Backbone, check_backbone
@@ -75,7 +74,7 @@ class Trained:
     def load(
         cls, folder: TrialFolder, device: torch.device, sources: Sources, dataset: Dataset | None = None
     ) -> Trained:
-        """Load a finished trial from its folder. A predictor that is no classifier is fitted again, on the training
+        """Load a finished trial from its folder. A predictor that is fitted on features is fitted again, on the training
         images of `dataset`, or of the trial's own (`dataset_of`) if None.
 
         Raises:
@@ -84,7 +83,7 @@ class Trained:
         trial = folder.trial()
         host = discover_for(folder.id, trial.code, sources.plugins)
         parts, _ = load_parts(folder, device, host, sources.plugins)
-        if dataset is None and trial.predictor != CLASSIFIER.name:
+        if dataset is None and parts.evaluator.predictor.needs_features:
             dataset = dataset_of(folder, sources, host)
         fitted = parts.evaluator.fit(parts.model, dataset.train if dataset else None)
         names = folder.result().class_names
@@ -92,7 +91,7 @@ class Trained:
 
     def scores(self, images: Iterable[Tensor]) -> np.ndarray:
         """Predict scores (N, C) float32 of decoded images, uint8 (3, H, W) each."""
-        transform = evaluation_transform(self.trial.recipe.image_size)
+        transform = self.fitted.evaluator.transform
         return self.fitted.batches(self.normalize(transform(image)[None]) for image in images).logits
 
     def probabilities(self, images: Iterable[Tensor]) -> np.ndarray:

@@ -52,7 +52,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     host.tracking = run.track or ()
     dataset = load_dataset(host, trial, place)
     described = dataset.descriptions if "descriptions" in host.models[trial.model].value.needs else ()
-    parts, backbone = build_parts(host, trial, places, dataset.class_names, device, described)
+    parts, backbone = build_parts(host, trial, places, dataset.class_names, device, described, dataset.val)
     image = parts.normalize.blank(trial.recipe.image_size)
     refuse_undefined_gradients(parts.model, image, trial.recipe.precision)
     dataset, prefix = start_from_prefix(trial, parts, dataset, place.cache, emit)
@@ -80,12 +80,13 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     folder.write_history(training.history)
 
     emit(Testing())
+    chosen_in = parts.validation.seconds if parts.validation else 0.0
     fit_started = time.perf_counter()
     predict = parts.evaluator.fit(model, dataset.train)
     test_started = time.perf_counter()
     peak = PeakMemory.of_all([PeakMemory.so_far(device), *others])
     cost = replace(
-        training_cost(model, training.history, training.best_epoch, test_started - fit_started),
+        training_cost(model, training.history, training.best_epoch, chosen_in + test_started - fit_started),
         peak_rss_bytes=peak.rss,
         peak_cuda_bytes=peak.cuda,
         inherited=(parts.inherited.inherited() if parts.inherited else None) or None,
@@ -105,7 +106,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     measured = measure_splits(trial, parts, predict, dataset)
     folder.write_predictions(measured.predictions)
     test_seconds = time.perf_counter() - test_started
-    flops, inference = prediction_cost(trial, parts, predict, dataset)
+    flops, inference = prediction_cost(parts, predict, dataset)
     result = Result(
         schema_version=SCHEMA_VERSION,
         id=trial.id,
