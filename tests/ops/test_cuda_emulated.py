@@ -35,7 +35,7 @@ class Pointers(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in INPUTS + OUTPUTS]
 
 
-def compiled(folder: Path, *flags: str) -> ctypes.CDLL:
+def compiled(folder: Path, *flags: str, source: str = "emulate.cpp", libraries: tuple[str, ...] = ()) -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if not compiler:
         pytest.skip("no C++ compiler here")
@@ -44,7 +44,7 @@ def compiled(folder: Path, *flags: str) -> ctypes.CDLL:
     command = [
         compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", *flags,
         f"-I{_build.source_root() / 'deform_conv'}", "-isystem", str(headers),
-        str(Path(__file__).with_name("emulate.cpp")), "-o", str(library),
+        str(Path(__file__).with_name(source)), "-o", str(library), *libraries,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -179,7 +179,7 @@ struct Gather {
   using Params = GatherPlan<T>;
   struct Shared {};
   struct Registers {};
-  static constexpr int kResident = 4;
+  static constexpr int kResident = 3;
 
   static FB_DEVICE void run(const Params& q, int64_t block, const Team<Gather>& team) {
     const Chunk<T>& c = q.chunk;
