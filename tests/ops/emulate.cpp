@@ -83,12 +83,11 @@ class Memory {
 };
 
 template <typename T>
-bool emulate_columns_as(const Geometry& g, const Pointers& t, int64_t limit) {
+void emulate_columns_as(const Geometry& g, const Pointers& t, int64_t limit) {
   // The input's gradient has its own type here, and the weight lies as (OC, taps, channels of a group).
   Pointers others = t;
   others.grad_input = nullptr, others.weight = others.weight_t = nullptr;
   Problem<T> p = problem_of<T>(g, others, true, true);
-  if (!takes_columns(p)) return false;
   const auto* weight = static_cast<const T*>(t.weight);
   const auto room = ColumnsRoom<T>::of(p, t.grad_input, p.grad_weight, p.grad_bias, limit);
   Memory columns(room.columns), index(room.index()), sums(room.weight), bias(room.bias);
@@ -96,7 +95,6 @@ bool emulate_columns_as(const Geometry& g, const Pointers& t, int64_t limit) {
   if (p.out) run_forward_by_columns(p, weight, room, memory, HostProducts{}, {});
   std::memset(columns.as<char>(), 0xff, room.columns);
   if (p.grad) run_backward_by_columns(p, weight, static_cast<T*>(t.grad_input), room, memory, HostProducts{}, {});
-  return true;
 }
 
 Geometry geometry_from(const int64_t* n, const Pointers& t) {
@@ -120,15 +118,24 @@ extern "C" void emulate(int type, const int64_t* counts, const flowers_bench::Po
   run(g, *t, out_rows, deterministic);
 }
 
-// The same by columns, of which at most `limit` bytes exist at once; says whether such a call can be computed so.
-extern "C" bool emulate_columns(int type, const int64_t* counts, const flowers_bench::Pointers* t, int64_t limit,
+// The same by columns, of which at most `limit` bytes exist at once; not for float64.
+extern "C" void emulate_columns(int type, const int64_t* counts, const flowers_bench::Pointers* t, int64_t limit,
                                 bool reversed) {
   using namespace flowers_bench;
   emulation::reversed = reversed;
-  const Geometry g = geometry_from(counts, *t);
-  if (type == kFloat64) return takes_columns(problem_of<double>(g, *t, true, true));
   const auto run = type == kBFloat16  ? emulate_columns_as<BFloat16>
                    : type == kFloat16 ? emulate_columns_as<Half>
                                       : emulate_columns_as<float>;
-  return run(g, *t, limit);
+  run(geometry_from(counts, *t), *t, limit);
+}
+
+// Says whether a call can be computed by columns.
+extern "C" bool can_take_columns(int type, const int64_t* counts) {
+  using namespace flowers_bench;
+  const Pointers none = {};
+  const Geometry g = geometry_from(counts, none);
+  return type == kFloat64    ? takes_columns(problem_of<double>(g, none, true, true))
+         : type == kBFloat16 ? takes_columns(problem_of<BFloat16>(g, none, true, true))
+         : type == kFloat16  ? takes_columns(problem_of<Half>(g, none, true, true))
+                             : takes_columns(problem_of<float>(g, none, true, true));
 }

@@ -7,6 +7,7 @@ both orders. Backwards, samples come to their cells in another order too: equal 
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,28 +29,25 @@ from test_cuda_emulated import (
     reference,
 )
 
-Run = Callable[..., bool]
+from flowers_bench.ops._cuda import Shape, takes_columns
+
+Run = Callable[..., None]
 HALVES_AND_FLOAT = [torch.float32, torch.float16, torch.bfloat16]
 EVERYTHING = 2**40  # bytes: all columns at once
 ONE_IMAGE = 1
 
 
 @pytest.fixture(scope="module")
-def emulate(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run: Run = compiled(tmp_path_factory.mktemp("columns")).emulate_columns
-    run.restype = ctypes.c_bool  # type: ignore[attr-defined]
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    built = compiled(tmp_path_factory.mktemp("columns"))
+    built.can_take_columns.restype = ctypes.c_bool
+    return built
+
+
+@pytest.fixture(scope="module")
+def emulate(library: ctypes.CDLL) -> Run:
+    run: Run = library.emulate_columns
     return run
-
-
-def taken(emulate: Run, c: Call, dtype: torch.dtype) -> bool:
-    """Whether the kernels say that they can compute such a call; computes nothing."""
-    return emulate(
-        TYPES[dtype], (ctypes.c_int64 * 17)(*c.counts()), ctypes.byref(Pointers()), *ending(EVERYTHING, False)
-    )
-
-
-def ending(limit: int, reverse: bool) -> tuple[ctypes.c_int64, ctypes.c_bool]:
-    return ctypes.c_int64(limit), ctypes.c_bool(reverse)
 
 
 def run(
@@ -76,7 +74,7 @@ def run(
             setattr(pointers, name, memory.put(torch.full(shape, torch.nan, dtype=dtype)))
             results[name] = memory.last().view(shape)
     counts = (ctypes.c_int64 * 17)(*c.counts())
-    assert emulate(TYPES[dtype], counts, ctypes.byref(pointers), *ending(limit, reverse)), "not a call for columns"
+    emulate(TYPES[dtype], counts, ctypes.byref(pointers), ctypes.c_int64(limit), ctypes.c_bool(reverse))
     memory.check()
     return {name: t.permute(0, 3, 1, 2) if name in ("out", "grad_input") else t for name, t in results.items()}
 
@@ -220,13 +218,38 @@ def test_torchvision_agrees(emulate: Run, case: str) -> None:
     compare(run(emulate, c, torch.float32), expected, torch.float32)
 
 
+def agreed(library: ctypes.CDLL, shape: Shape) -> bool:
+    """What C++ and Python both say of a 3x3 call with padding 1, or raise."""
+    batch, channels, height, width = shape.input
+    outputs, _, kernel_h, kernel_w = shape.weight
+    side = math.isqrt(shape.positions)  # not that of the call, but as many positions
+    places = (side, shape.positions // side, kernel_h, kernel_w, 1, 1, 1, 1, 1, 1)
+    counts = (batch, channels, height, width, outputs, *places, shape.groups, shape.offset_groups)
+    assert side * (shape.positions // side) == shape.positions
+    in_cpp = library.can_take_columns(TYPES[shape.dtype], (ctypes.c_int64 * 17)(*counts))
+    assert in_cpp == takes_columns(shape)
+    return bool(in_cpp)
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("case", {**CASES, **TAKEN})
-def test_what_columns_take(emulate: Run, case: str, dtype: torch.dtype) -> None:
-    """Packs of 16 bytes within one weight group and one offset group; no float64."""
+def test_what_columns_take(library: ctypes.CDLL, case: str, dtype: torch.dtype) -> None:
+    """Packs of 16 bytes within one weight group and one offset group; no float64. Python and C++ agree."""
     c = call_of(**{**CASES, **TAKEN}[case])
-    channels = c.input.shape[1]
-    in_group, in_offset_group = c.weight.shape[1], channels // (c.offset.shape[1] // (2 * c.weight[0, 0].numel()))
+    in_group, in_offset_group = c.weight.shape[1], 2 * c.weight[0, 0].numel() * c.input.shape[1] // c.offset.shape[1]
     packed = all(n * dtype.itemsize % 16 == 0 for n in (in_group, in_offset_group))
-    assert taken(emulate, c, dtype) == (packed and dtype != torch.float64)
-    assert case not in TAKEN or dtype == torch.float64 or packed
+    found = library.can_take_columns(TYPES[dtype], (ctypes.c_int64 * 17)(*c.counts()))
+    assert found == (packed and dtype != torch.float64)
+    assert found == takes_columns(Shape.of(c.input.to(dtype), c.offset, c.weight))
+    assert found or case not in TAKEN or dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("batch", "side", "fits"), [(31, 1024, True), (32, 1024, False), (1, 2730, True), (1, 2731, False)]
+)
+def test_two_gibibytes_are_too_many(library: ctypes.CDLL, batch: int, side: int, fits: bool) -> None:
+    """Of the input, 64 MiB an image here; or of one image's columns, 9 times as many."""
+    channels = 16 if side == 1024 else 8
+    positions = 16 if side == 1024 else side * side
+    shape = Shape(torch.float32, (batch, channels, side, side), (4, channels, 3, 3), positions, 1)
+    assert agreed(library, shape) == fits
