@@ -262,11 +262,14 @@ struct Columns {
       int32_t i = run.begin;
       for (; i + 1 < end; i += 2) {
         Pack<T> pixels[2][4];
+        FB_UNROLL(2)
         for (int point = 0; point < 2; ++point) {
+          FB_UNROLL(4)
           for (int corner = 0; corner < 4; ++corner) {
             pixels[point][corner] = load_pixel(slice.from, s.points[i + point].pixels.at[corner]);
           }
         }
+        FB_UNROLL(2)
         for (int point = 0; point < 2; ++point) {
           store_pack(slice.at(s.sample[i + point]), blended(pixels[point], s.points[i + point]));
         }
@@ -283,6 +286,7 @@ struct Columns {
 
   static FB_DEVICE Pack<T> blended(const Pack<T> (&pixels)[4], const Point& point) {
     float sum[Pack<T>::kCount] = {};
+    FB_UNROLL(4)
     for (int corner = 0; corner < 4; ++corner) {
       float value[Pack<T>::kCount];
       widen_pack(pixels[corner], value);
