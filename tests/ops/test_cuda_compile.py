@@ -138,6 +138,8 @@ def test_kernels_by_columns_load_128_bits_and_add_by_no_atomics(entries: dict[st
                 assert not atomics, (kernel, dtype, atomics)
             wide = len(re.findall(r"ld\.global(?:\.nc)?\.v4\.[bfsu]32", code))
             assert wide >= {"Columns": 8, "BackwardSamples": 5, "Gather": 2}.get(kernel, 0), (kernel, dtype, wide)
+            stores = len(re.findall(r"st\.global\.v4\.[bfsu]32", code))
+            assert stores >= {"Columns": 2, "BackwardSamples": 1, "Gather": 1}.get(kernel, 0), (kernel, dtype, stores)
             assert not re.search(r"\.local\.", code), (kernel, dtype)
 
 

@@ -150,9 +150,11 @@ template <typename T>
 struct Slice {
   const T* from;  // of the input's first pixel
   T* to;          // of the chunk's first sample
-  int32_t row;    // values from sample to sample
+  uint32_t row;   // bytes from sample to sample; all of a chunk's fit 32 bits
 
-  FB_DEVICE T* at(int32_t sample) const { return to + int64_t(sample) * row; }
+  FB_DEVICE T* at(int32_t sample) const {
+    return reinterpret_cast<T*>(reinterpret_cast<char*>(to) + static_cast<uint32_t>(sample) * row);
+  }
 };
 
 template <typename T>
@@ -160,7 +162,8 @@ FB_DEVICE Slice<T> slice_of(const Chunk<T>& c, int32_t offset_group, int32_t pac
   const int32_t channel = offset_group * c.p.offset_channels + pack * Pack<T>::kCount;
   const int32_t group = c.p.g.groups == 1 ? 0 : channel / c.p.group_channels;
   const int64_t first = int64_t(group) * c.rows() * c.p.g.taps() * c.p.group_channels;
-  return {c.p.input + channel, c.columns + first + (channel - group * c.p.group_channels), c.p.group_channels};
+  return {c.p.input + channel, c.columns + first + (channel - group * c.p.group_channels),
+          static_cast<uint32_t>(c.p.group_channels * sizeof(T))};
 }
 
 // ---- How blocks share the positions ----
@@ -253,7 +256,7 @@ struct Columns {
     }
   }
 
-  // Two points travel at once: eight loads of 128 bits in flight.
+  // Two points in a turn: the second's loads travel while the first is blended.
   static FB_DEVICE void write(const Chunk<T>& c, const Turn& turn, const Shared& s, int thread) {
     const Run run = Run::of(thread, c.lanes, turn.count);
     const int32_t end = run.begin + run.length < turn.count ? run.begin + run.length : turn.count;
