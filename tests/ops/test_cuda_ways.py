@@ -100,6 +100,15 @@ def compiled_kernel() -> None:
         pytest.skip("no compiled kernel here")
 
 
+def test_a_way_is_forced_for_a_while() -> None:
+    with _cuda.forced(Way.COLUMNS):
+        assert _cuda.choose(shape_of()) == Way.COLUMNS
+        with _cuda.forced(Way.GENERAL):
+            assert _cuda.choose(shape_of()) == Way.GENERAL
+        assert _cuda.choose(shape_of(dtype=torch.float64)) == Way.COLUMNS
+    assert _cuda.choose(shape_of(dtype=torch.float64)) == Way.GENERAL
+
+
 def tensors(masked: bool = True, layout: torch.memory_format = torch.contiguous_format) -> list[Tensor | None]:
     """input, offset, weight, bias, mask in float32, and the output's gradient."""
     c = call_of(channels=8, outputs=4, groups=2, offset_groups=2, masked=masked)

@@ -6,7 +6,8 @@ the faster of our general kernels and torchvision's (docs/performance/gpu.md); c
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -27,6 +28,19 @@ class Way(Enum):
 
 #: What has computed calls in this process.
 used: set[Way] = set()
+_forced: Way | None = None
+
+
+@contextmanager
+def forced(way: Way) -> Iterator[None]:
+    """Let `way` compute every call on a GPU, in all threads, as long as this lasts: for tests and benchmarks. A call that it
+    cannot compute raises `RuntimeError`."""
+    global _forced
+    before, _forced = _forced, way
+    try:
+        yield
+    finally:
+        _forced = before
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,8 @@ def choose(shape: Shape, backward: Sequence[bool] | None = None) -> Way:
     Args:
         backward: which gradients are wanted, of input, offset, weight, bias and mask; None for the forward pass.
     """
+    if _forced is not None:
+        return _forced
     if torch.are_deterministic_algorithms_enabled():
         return Way.COLUMNS if takes_columns(shape) and _products_are_deterministic() else Way.GENERAL
     # torchvision computes all gradients or none.
