@@ -152,8 +152,8 @@ _CHANNELS_APART, _POSITIONS_APART = 1.5, 4.0
 def torchvision_is_faster(shape: Shape, backward: bool) -> bool:
     """Say whether torchvision's kernels were faster at the nearest shape that was measured.
 
-    float16 stays with ours whatever was measured: torchvision rounds its coordinates to half, which at 56 pixels makes
-    results some 70 times less exact. It has no bfloat16.
+    float16 stays with ours whatever was measured: torchvision rounds its coordinates to half, which alone makes results some
+    20 times less exact at 56 pixels (docs/kernel.md). It has no bfloat16.
     """
     batch, channels, _, _ = shape.input
     outputs, _, height, width = shape.weight
