@@ -27,9 +27,8 @@ struct Sampled {
     return {list, number, spot.inside ? cell : -1, spot};
   }
 
-  FB_DEVICE static Sampled by_tap(const Chunk<T>& c, int64_t i) {
-    const auto list = static_cast<int32_t>(i / c.samples());
-    const auto rest = static_cast<int32_t>(i - int64_t(list) * c.samples());
+  FB_DEVICE static Sampled by_tap(const Chunk<T>& c, int32_t i) {
+    const int32_t list = i / c.samples(), rest = i - list * c.samples();
     const auto positions = static_cast<int32_t>(c.p.g.positions()), taps = static_cast<int32_t>(c.p.g.taps());
     const int32_t tap = rest / positions;
     return of(c, list, (rest - tap * positions) * taps + tap);
@@ -46,12 +45,12 @@ struct CountCells {
   struct Registers {};
   static constexpr int kResident = 4;
 
-  static int64_t blocks(const Params& c) { return ceil_div(int64_t(c.lists()) * c.samples(), kThreads); }
+  static int64_t blocks(const Params& c) { return ceil_div(c.all_samples(), kThreads); }
 
   static FB_DEVICE void run(const Params& c, int64_t block, const Team<CountCells>& team) {
     team.phase([&](int thread, Registers&) {
-      const int64_t i = block * kThreads + thread;
-      if (i >= int64_t(c.lists()) * c.samples()) return;
+      const auto i = static_cast<int32_t>(block * kThreads) + thread;
+      if (i >= c.all_samples()) return;
       const auto sample = Sampled<T>::by_tap(c, i);
       c.ranks[i] = sample.cell < 0 ? -1 : count_up(sample.starts(c) + sample.cell);
     });
@@ -119,10 +118,10 @@ struct FillCells {
 
   static FB_DEVICE void run(const Params& c, int64_t block, const Team<FillCells>& team) {
     team.phase([&](int thread, Registers&) {
-      const int64_t i = block * kThreads + thread;
-      if (i >= int64_t(c.lists()) * c.samples() || c.ranks[i] < 0) return;
+      const auto i = static_cast<int32_t>(block * kThreads) + thread;
+      if (i >= c.all_samples() || c.ranks[i] < 0) return;
       const auto sample = Sampled<T>::by_tap(c, i);
-      c.found[int64_t(sample.list) * c.samples() + sample.starts(c)[sample.cell] + c.ranks[i]] = sample.number;
+      c.found[sample.list * c.samples() + sample.starts(c)[sample.cell] + c.ranks[i]] = sample.number;
     });
   }
 };
@@ -139,10 +138,9 @@ struct SortCells {
 
   static FB_DEVICE void run(const Params& c, int64_t block, const Team<SortCells>& team) {
     team.phase([&](int thread, Registers&) {
-      const int64_t i = block * kThreads + thread;
-      if (i >= int64_t(c.lists()) * c.samples()) return;
-      const auto list = static_cast<int32_t>(i / c.samples());
-      const int64_t first = int64_t(list) * c.samples();
+      const auto i = static_cast<int32_t>(block * kThreads) + thread;
+      if (i >= c.all_samples()) return;
+      const int32_t list = i / c.samples(), first = list * c.samples();
       if (i - first >= c.starts[int64_t(list) * (c.cells() + 1) + c.cells()]) return;
       const auto sample = Sampled<T>::of(c, list, c.found[i]);
       const int32_t begin = sample.starts(c)[sample.cell], end = sample.starts(c)[sample.cell + 1];
@@ -215,7 +213,7 @@ struct Gather {
     const int32_t cell = (y + below) * static_cast<int32_t>(c.p.g.width + 1) + x;
     const int32_t* const starts = c.starts + int64_t(list) * (c.cells() + 1) + cell;
     const int32_t begin = starts[0], right = starts[1], end = starts[2];
-    const Entry* const entries = c.entries + int64_t(list) * c.samples();
+    const Entry* const entries = c.entries + list * c.samples();
     FB_UNROLL(4)
     for (int32_t i = begin; i < end; ++i) {
       const Entry entry = entries[i];

@@ -45,6 +45,8 @@ struct Chunk {
   FB_HD int32_t samples() const { return static_cast<int32_t>(p.g.positions() * p.g.taps()); }
   FB_HD int32_t cells() const { return static_cast<int32_t>((p.g.height + 1) * (p.g.width + 1)); }
   FB_HD int32_t lists() const { return images * static_cast<int32_t>(p.g.offset_groups); }
+  // Each has 16 bytes of columns at least.
+  FB_HD int32_t all_samples() const { return lists() * samples(); }
 };
 
 // Says whether the kernels of this file and of cells.cuh can compute a call: packs of one weight group and one offset
