@@ -103,8 +103,15 @@ struct Team {
   }
 };
 
+// Blocks that a multiprocessor can hold by its threads: 1,024 on Turing, more on all later ones.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kMostResident = 1024 / kThreads;
+#else
+constexpr int kMostResident = 1536 / kThreads;
+#endif
+
 template <typename Kernel>
-__global__ void __launch_bounds__(kThreads, Kernel::kResident)
+__global__ void __launch_bounds__(kThreads, Kernel::kResident < kMostResident ? Kernel::kResident : kMostResident)
     run_blocks(typename Kernel::Params params, int64_t blocks) {
   __shared__ typename Kernel::Shared shared;
   typename Kernel::Registers registers;
