@@ -154,9 +154,8 @@ struct Slice {
   T* to;          // of the chunk's first sample
   uint32_t row;   // bytes from sample to sample; all of a chunk's fit 32 bits
 
-  FB_DEVICE T* at(int32_t sample) const {
-    return reinterpret_cast<T*>(reinterpret_cast<char*>(to) + static_cast<uint32_t>(sample) * row);
-  }
+  FB_DEVICE T* at(int32_t sample) const { return at_bytes(static_cast<uint32_t>(sample) * row); }
+  FB_DEVICE T* at_bytes(uint32_t bytes) const { return reinterpret_cast<T*>(reinterpret_cast<char*>(to) + bytes); }
 };
 
 template <typename T>
@@ -233,7 +232,7 @@ struct Columns {
   };
   struct Shared {
     Point points[kColumnPoints];
-    int32_t sample[kColumnPoints];
+    uint32_t at[kColumnPoints];  // bytes from the first sample's columns
   };
   struct Registers {};
   static constexpr int kResident = 5;
@@ -254,37 +253,25 @@ struct Columns {
         s.points[i].weight[corner] = corner_weight(spot.y, spot.x, corner) * spot.scale;
       }
       s.points[i].pixels = pixels_of(c.p, place, spot);
-      s.sample[i] = position * static_cast<int32_t>(c.p.g.taps()) + tap;
+      const auto sample = static_cast<uint32_t>(position * static_cast<int32_t>(c.p.g.taps()) + tap);
+      s.at[i] = sample * static_cast<uint32_t>(c.p.group_channels * sizeof(T));
     }
   }
 
-  // Two points in a turn: the second's loads travel while the first is blended.
+  // A point's four loads travel at once; enough warps are there to hide the wait.
   static FB_DEVICE void write(const Chunk<T>& c, const Turn& turn, const Shared& s, int thread) {
     const Run run = Run::of(thread, c.lanes, turn.count);
     const int32_t end = run.begin + run.length < turn.count ? run.begin + run.length : turn.count;
     for (int32_t pack = run.lane; pack < c.packs; pack += c.lanes) {
       const Slice<T> slice = slice_of(c, turn.offset_group, pack);
-      int32_t i = run.begin;
-      for (; i + 1 < end; i += 2) {
-        Pack<T> pixels[2][4];
-        FB_UNROLL(2)
-        for (int point = 0; point < 2; ++point) {
-          FB_UNROLL(4)
-          for (int corner = 0; corner < 4; ++corner) {
-            pixels[point][corner] = load_pixel(slice.from, s.points[i + point].pixels.at[corner]);
-          }
-        }
-        FB_UNROLL(2)
-        for (int point = 0; point < 2; ++point) {
-          store_pack(slice.at(s.sample[i + point]), blended(pixels[point], s.points[i + point]));
-        }
-      }
-      if (i < end) {
+      FB_UNROLL(2)
+      for (int32_t i = run.begin; i < end; ++i) {
         Pack<T> pixels[4];
+        FB_UNROLL(4)
         for (int corner = 0; corner < 4; ++corner) {
           pixels[corner] = load_pixel(slice.from, s.points[i].pixels.at[corner]);
         }
-        store_pack(slice.at(s.sample[i]), blended(pixels, s.points[i]));
+        store_pack(slice.at_bytes(s.at[i]), blended(pixels, s.points[i]));
       }
     }
   }
