@@ -126,7 +126,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_kernels_by_columns_load_128_bits_and_add_by_no_atomics(entries: dict[str, str]) -> None:
-    """Two points' eight corners are loads of 128 bits; cells are counted in whole numbers, and nothing else is atomic."""
+    """Corners are loaded and columns stored by 128 bits; cells are counted in whole numbers, and nothing else is atomic."""
     for kernel in BY_COLUMNS:
         for dtype in NARROW:
             (code,) = (text for name, text in entries.items() if re.search(rf"\d{kernel}I{dtype}E", name))
