@@ -2,12 +2,15 @@
 
 Calls are replayed as CUDA graphs, so that only the device is timed: the time that Python and the dispatcher take for a
 call, which dominates small calls, is not included. Peers take turns within each round; a cell is the median over the
-rounds. All peers compute float32 without TF32.
+rounds. All peers compute float32 without TF32. "ours" are the general kernels and "columns" ours by columns, whichever
+the operator would choose (harness/flowers_bench/ops/_cuda.py); "deterministic" are the general kernels with sums in one
+order. Those by columns always have one order.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +22,8 @@ from roofline import Gpu, Work
 from roofline import backward as backward_work
 from roofline import forward as forward_work
 from tables import Table
+
+from flowers_bench.ops._cuda import Way, forced
 
 
 def replayed(run: Call, calls: int) -> Call:
@@ -90,6 +95,16 @@ def deterministically(run: Call) -> Call:
     return run_deterministically
 
 
+def computed_by(way: Way, run: Call) -> Call:
+    """Wrap `run`, a call of ours, so that `way` computes it."""
+
+    def run_so() -> object:
+        with forced(way):
+            return run()
+
+    return run_so
+
+
 def least(direction: Callable[..., Call], stage: int, batch: int, dtype: torch.dtype, gpu: Gpu) -> float:
     """Compute the least time that the peaks allow, in seconds (docs/roofline.md)."""
     works: list[Callable[[int, int, int], Work]] = [forward_work]
@@ -114,6 +129,11 @@ def rows(rounds: int, gpu: Gpu) -> Table:
             "NCHW / channels-last",
             "deterministic / ours",
             "ours / least",
+            "columns us",
+            "columns / conv2d",
+            "torchvision / columns",
+            "ours / columns",
+            "deterministic / columns",
         ]
     )
     for stage in STAGES:
@@ -124,12 +144,17 @@ def rows(rounds: int, gpu: Gpu) -> Table:
                     runs = {
                         peer: direction(case, peer) for peer in PEERS if not why_not(peer, direction, dtype, "cuda")
                     }
-                    planes = Case(stage, batch, dtype, torch.contiguous_format, "cuda")
-                    runs["nchw"] = direction(planes, "flowers_bench")
+                    call = runs["flowers_bench"]
+                    planes = direction(Case(stage, batch, dtype, torch.contiguous_format, "cuda"), "flowers_bench")
+                    runs["flowers_bench"] = computed_by(Way.GENERAL, call)
+                    runs["columns"] = computed_by(Way.COLUMNS, call)
+                    runs["nchw"] = computed_by(Way.GENERAL, planes)
                     if direction is forward_backward:
                         runs["deterministic"] = deterministically(runs["flowers_bench"])
                     found = interleaved(runs, rounds)
-                    ours, plain = (1e6 * statistics.median(found[peer]) for peer in ("flowers_bench", "conv2d"))
+                    ours, plain, columns = (
+                        1e6 * statistics.median(found[peer]) for peer in ("flowers_bench", "conv2d", "columns")
+                    )
                     bound = ours / (1e6 * least(direction, stage, batch, dtype, gpu))
                     table.add(
                         stage, batch, name, direction.__name__, f"{ours:.1f}", f"{plain:.1f}",
@@ -138,6 +163,11 @@ def rows(rounds: int, gpu: Gpu) -> Table:
                         cell(ratio(found, "nchw", "flowers_bench")),
                         cell(ratio(found, "deterministic", "flowers_bench"), 1),
                         f"{bound:.1f}",
+                        f"{columns:.1f}",
+                        cell(ratio(found, "columns", "conv2d")),
+                        cell(ratio(found, "torchvision", "columns"), 1),
+                        cell(ratio(found, "flowers_bench", "columns"), 1),
+                        cell(ratio(found, "deterministic", "columns"), 1),
                     )  # fmt: skip
     return table
 
@@ -148,6 +178,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--csv", type=Path, help="write the table here too")
     options = parser.parse_args()
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # as trials have it
     torch.backends.cudnn.allow_tf32 = False
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as trials have it
     torch.backends.cudnn.benchmark = True  # let cuDNN choose the fastest plain convolution

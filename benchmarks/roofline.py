@@ -142,7 +142,7 @@ def page() -> str:
     )
     return "\n".join(
         [
-            "# Roofline of the CUDA kernels",
+            "# Roofline of the general CUDA kernels",
             "",
             "Written by `python benchmarks/roofline.py`; a test compares. **Nothing on this page was measured**: for that see",
             "[performance.md](performance.md#the-deformable-convolution-on-a-gpu). The numbers are counted from the source, for the",
@@ -155,7 +155,8 @@ def page() -> str:
             f"- *sampling*: interpolation in float32 outside tensor cores, repeated for every {TILE} outputs ({2 * TILE} of half types),",
             "  since each tile samples for itself; backward adds the scatter and the dot products for offset and mask.",
             "- *least*: each tensor crosses device memory once. *with columns*: what a column matrix in device memory would add",
-            "  (im2col, as torchvision does it); *ratio* is between the two. Ours keeps columns in shared memory.",
+            "  (im2col, as torchvision does it, and ours by columns); *ratio* is between the two. The general kernels, which",
+            "  this page counts, keep columns in shared memory.",
             "- *loads*: bytes that load instructions ask for, wherever they are found. Where this is many times *least*, the",
             "  kernel lives on its caches: a sample's four corners overlap its neighbours', and weights fit L2.",
             "- *atomics*: bytes added to the input's gradient in L2; half types add in float32. No published peak bounds these,",

@@ -1,6 +1,6 @@
 // The operators' schemas, on libtorch's stable ABI: one build serves every torch >= 2.10 and every Python.
 //
-// Autograd, fake tensors and the rest live in Python (harness/flowers_bench/ops/_deform_conv.py); these two are
+// Autograd, fake tensors and the rest live in Python (harness/flowers_bench/ops/_deform_conv.py); these are
 // what it calls once the arguments are checked. CUDA registers itself in cuda/ where it is built.
 #include <torch/csrc/stable/library.h>
 
@@ -15,6 +15,14 @@ STABLE_TORCH_LIBRARY(flowers_bench_kernel, m) {
   // The CUDA backward pass with sums in a fixed order, for torch.use_deterministic_algorithms; the CPU's always are.
   m.def(
       "backward_deterministic(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? mask, int[] stride, "
+      "int[] padding, int[] dilation, bool need_input, bool need_offset, bool need_weight, bool need_bias, "
+      "bool need_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // CUDA alone: through a column matrix and a library's products, of chunks of images, with sums in a fixed order.
+  m.def(
+      "forward_columns(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, int[] stride, "
+      "int[] padding, int[] dilation) -> Tensor");
+  m.def(
+      "backward_columns(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? mask, int[] stride, "
       "int[] padding, int[] dilation, bool need_input, bool need_offset, bool need_weight, bool need_bias, "
       "bool need_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // 0 generic, 1 AVX2, 2 AVX-512: what the CPU kernels run on here, or are told to by FLOWERS_BENCH_KERNEL.

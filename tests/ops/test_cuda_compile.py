@@ -21,13 +21,16 @@ from flowers_bench.ops import _build
 pytestmark = [pytest.mark.cuda_compile, pytest.mark.timeout(1500)]
 
 ARCHITECTURES = os.environ.get("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0;12.0")
+#: The kernels of csrc/deform_conv/cuda/columns.cuh and cells.cuh, and how their types are called in names.
+BY_COLUMNS = ("Columns", "BackwardSamples", "CountCells", "ScanCells", "FillCells", "SortCells", "Gather")
+NARROW = ("f", "6__half", "13__nv_bfloat16")
 STRICT = "-Werror all-warnings -Xcompiler -Wall,-Wextra -Xptxas -v"
 LOAD = """
 import torch
 from flowers_bench.ops import _build, kernel
 _build._prebuilt = lambda: None
 print(kernel())
-for name in ("forward", "backward", "backward_deterministic"):
+for name in ("forward", "forward_columns", "backward", "backward_deterministic", "backward_columns"):
     print(name, torch._C._dispatch_has_kernel_for_dispatch_key(f"flowers_bench_kernel::{name}", "CUDA"))
 """
 
@@ -65,7 +68,8 @@ def kernels(log: str) -> Iterator[tuple[str, str, str]]:
 def test_the_library_loads_and_registers_the_cuda_operators(compiled: Compiled) -> None:
     first, *registered = compiled.said.splitlines()
     assert first.endswith("+cuda")
-    assert registered == ["forward True", "backward True", "backward_deterministic True"]
+    names = ("forward", "forward_columns", "backward", "backward_deterministic", "backward_columns")
+    assert registered == [f"{name} True" for name in names]
 
 
 def test_every_kernel_was_compiled_for_every_architecture(compiled: Compiled) -> None:
@@ -78,6 +82,10 @@ def test_every_kernel_was_compiled_for_every_architecture(compiled: Compiled) ->
         for kernel in ("Forward", "AddTaps", "BackwardColumns", "BackwardWeight", "BackwardBias", "AddParts"):
             for dtype in ("f", "d", "6__half", "13__nv_bfloat16"):
                 assert any(re.search(rf"\d{kernel}I{dtype}", name) for name in names), (kernel, dtype)
+        for kernel in BY_COLUMNS:
+            compiled_for = [dtype for dtype in NARROW if any(re.search(rf"\d{kernel}I{dtype}E", n) for n in names)]
+            assert compiled_for == list(NARROW), kernel
+            assert not any(re.search(rf"\d{kernel}IdE", name) for name in names), "it is not for float64"
 
 
 def test_kernels_fit_their_block_and_keep_their_values_in_registers(compiled: Compiled) -> None:
@@ -90,14 +98,53 @@ def test_kernels_fit_their_block_and_keep_their_values_in_registers(compiled: Co
         assert int(re.search(r"(\d+) bytes spill stores", said)[1]) <= 128, where  # type: ignore[index]
 
 
-def test_device_code_uses_wide_loads_vector_atomics_and_tensor_cores(tmp_path: Path) -> None:
-    """Read off the PTX for Hopper: what the source asks for is what the compiler made of it."""
+def test_kernels_by_columns_leave_registers_for_many_warps(compiled: Compiled) -> None:
+    """Five blocks of `Columns` on a multiprocessor, three or four of the others; values never leave their registers."""
+    for architecture, name, said in kernels(compiled.log):
+        kernel = next((k for k in BY_COLUMNS if re.search(rf"\d{k}I", name)), None)
+        if kernel is None:
+            continue
+        where = f"{name} for {architecture}: {said}"
+        # Turing has room for four blocks of any kernel.
+        most = {"Columns": 64 if architecture == "sm_75" else 48, "Gather": 85}.get(kernel, 64)
+        assert int(re.search(r"Used (\d+) registers", said)[1]) <= most, where  # type: ignore[index]
+        assert re.search(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", said), where
+        shared = re.search(r"(\d+) bytes smem", said)
+        assert shared is None or int(shared[1]) <= 16 * 1024, where
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Each kernel's PTX for Hopper by its mangled name."""
+    tmp_path = tmp_path_factory.mktemp("ptx")
     home = _build.cuda_home() or pytest.skip("no CUDA toolkit")
     headers = Path(torch.__file__).parent / "include"
     source, listing = _build.source_root() / "deform_conv/cuda/op.cu", tmp_path / "op.ptx"
     flags = [*_build.NVCC_FLAGS, "-std=c++20", "-arch=compute_90", "-isystem", str(headers)]
     subprocess.run([home / "bin/nvcc", *flags, "-ptx", source, "-o", listing], check=True)
-    entries = dict(re.findall(r"\.entry (\w+)\((.*?)(?=\.visible|\Z)", listing.read_text(), flags=re.DOTALL))
+    return dict(re.findall(r"\.entry (\w+)\((.*?)(?=\.visible|\Z)", listing.read_text(), flags=re.DOTALL))
+
+
+def test_kernels_by_columns_load_128_bits_and_add_by_no_atomics(entries: dict[str, str]) -> None:
+    """Corners are loaded and columns stored by 128 bits; cells are counted in whole numbers, and nothing else is atomic."""
+    for kernel in BY_COLUMNS:
+        for dtype in NARROW:
+            (code,) = (text for name, text in entries.items() if re.search(rf"\d{kernel}I{dtype}E", name))
+            atomics = re.findall(r"\b(?:atom|red)\.[\w.:]+", code)
+            if kernel == "CountCells":
+                assert atomics
+                assert all(re.search(r"\.add\.[su]32$", name) for name in atomics), atomics
+            else:
+                assert not atomics, (kernel, dtype, atomics)
+            wide = len(re.findall(r"ld\.global(?:\.nc)?\.v4\.[bfsu]32", code))
+            assert wide >= {"Columns": 8, "BackwardSamples": 5, "Gather": 2}.get(kernel, 0), (kernel, dtype, wide)
+            stores = len(re.findall(r"st\.global\.v4\.[bfsu]32", code))
+            assert stores >= {"Columns": 2, "BackwardSamples": 1, "Gather": 1}.get(kernel, 0), (kernel, dtype, stores)
+            assert not re.search(r"\.local\.", code), (kernel, dtype)
+
+
+def test_device_code_uses_wide_loads_vector_atomics_and_tensor_cores(entries: dict[str, str]) -> None:
+    """Read off the PTX for Hopper: what the source asks for is what the compiler made of it."""
 
     def code(kernel: str) -> str:
         return "".join(text for name, text in entries.items() if re.search(kernel, name))

@@ -35,7 +35,7 @@ class Pointers(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in INPUTS + OUTPUTS]
 
 
-def compiled(folder: Path, *flags: str) -> Callable[..., None]:
+def compiled(folder: Path, *flags: str, source: str = "emulate.cpp", libraries: tuple[str, ...] = ()) -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if not compiler:
         pytest.skip("no C++ compiler here")
@@ -44,16 +44,16 @@ def compiled(folder: Path, *flags: str) -> Callable[..., None]:
     command = [
         compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", *flags,
         f"-I{_build.source_root() / 'deform_conv'}", "-isystem", str(headers),
-        str(Path(__file__).with_name("emulate.cpp")), "-o", str(library),
+        str(Path(__file__).with_name(source)), "-o", str(library), *libraries,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(library)).emulate
+    return ctypes.CDLL(str(library))
 
 
 @pytest.fixture(scope="module")
 def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    return compiled(tmp_path_factory.mktemp("emulated"))
+    return compiled(tmp_path_factory.mktemp("emulated")).emulate
 
 
 @dataclass
@@ -225,7 +225,7 @@ def test_every_result_equals_the_float64_reference(emulate: Callable[..., None],
 
 def test_bfloat16_without_tensor_cores(tmp_path: Path) -> None:
     """Turing multiplies it as it does float32."""
-    emulate = compiled(tmp_path, "-DFLOWERS_BENCH_TURING")
+    emulate = compiled(tmp_path, "-DFLOWERS_BENCH_TURING").emulate
     for case in ("several tiles", "odd"):
         c = call_of(**CASES[case]).rounded(torch.bfloat16)
         compare(run(emulate, c, torch.bfloat16), reference(c), torch.bfloat16)

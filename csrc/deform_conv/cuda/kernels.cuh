@@ -88,24 +88,34 @@ void run_backward_columns(Problem<T> p, Stream stream) {
   if (p.grad_input || p.grad_offset || p.grad_mask) launch_plan<Unordered>(Unordered::plan(p), stream);
 }
 
+// Adds up the parts of the weight's gradient.
+template <typename T>
+void add_weight_parts(const Problem<T>& p, const Accumulator<T>* parts, int64_t count, Stream stream) {
+  using Add = AddParts<T>;
+  const typename Add::Params add = {parts,           count,        p.g.groups, p.g.taps(), p.group_channels,
+                                    p.group_outputs, p.grad_weight};
+  launch<Add>(add, Add::blocks(add), stream);
+}
+
+template <typename T>
+void run_backward_bias(const Problem<T>& p, Stream stream) {
+  using Add = AddParts<T>;
+  const Plan<T> plan = BackwardBias<T>::plan(p);
+  launch_plan<BackwardBias<T>>(plan, stream);
+  const typename Add::Params add = {p.parts, plan.parts, 1, 1, 1, p.g.out_channels, p.grad_bias};
+  launch<Add>(add, Add::blocks(add), stream);
+}
+
 template <typename T>
 void run_backward(Problem<T> p, Stream stream) {
-  using Add = AddParts<T>;
   p.wide ? run_backward_columns<T, true>(p, stream) : run_backward_columns<T, false>(p, stream);
   if (p.grad_weight) {
     const Plan<T> plan = weight_plan(p);
     with_kernel<BackwardWeight>(p, [&](auto kernel) { launch_plan<decltype(kernel)>(plan, stream); });
-    const typename Add::Params add = {p.parts,          plan.parts,      p.g.groups,   p.g.taps(),
-                                      p.group_channels, p.group_outputs, p.grad_weight};
-    launch<Add>(add, Add::blocks(add), stream);
+    add_weight_parts(p, p.parts, plan.parts, stream);
     p.parts += plan.parts * p.weight_size();
   }
-  if (p.grad_bias) {
-    const Plan<T> plan = BackwardBias<T>::plan(p);
-    launch_plan<BackwardBias<T>>(plan, stream);
-    const typename Add::Params add = {p.parts, plan.parts, 1, 1, 1, p.g.out_channels, p.grad_bias};
-    launch<Add>(add, Add::blocks(add), stream);
-  }
+  if (p.grad_bias) run_backward_bias(p, stream);
 }
 
 }  // namespace flowers_bench

@@ -5,7 +5,8 @@
 // executed by the block's threads at once; on the host by a loop over them, each with registers of its own, so that
 // no fibers are needed and a debugger or a sanitizer sees ordinary C++. What `run` does between phases must be the
 // same for all threads of the block. `emulation::reversed` runs the threads backwards: a phase whose result depends
-// on their order has a race.
+// on their order has a race. `team.step` is a phase without the barrier, for what reads nothing that
+// another thread writes in a step; `team.lane_sum` adds up registers of neighbouring threads between two steps.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define FB_DEVICE __device__ __forceinline__
+#define FB_PRAGMA(text) _Pragma(#text)
+#define FB_UNROLL(times) FB_PRAGMA(unroll times)
 #else
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -26,6 +29,7 @@
 #include <cstring>
 #include <memory>
 #define FB_DEVICE inline
+#define FB_UNROLL(times)
 #endif
 
 namespace flowers_bench {
@@ -62,6 +66,9 @@ FB_DEVICE void atomic_add(A* to, const A (&value)[N]) {
   }
 }
 
+// Adds 1 and returns what was there before: who comes when is not fixed, the last sum is.
+FB_DEVICE int32_t count_up(int32_t* to) { return atomicAdd(to, 1); }
+
 template <typename Kernel>
 struct Team {
   typename Kernel::Shared& shared;
@@ -73,6 +80,22 @@ struct Team {
     __syncthreads();
   }
 
+  template <typename F>
+  FB_DEVICE void step(const F& f) const {
+    f(static_cast<int>(threadIdx.x), registers);
+  }
+
+  // Sums `values(registers)`, an array, over each `lanes` neighbours (a power of two, at most a warp), in a fixed tree:
+  // all of them get the same bits.
+  template <int N, typename F>
+  FB_DEVICE void lane_sum(int lanes, const F& values) const {
+    float (&value)[N] = values(registers);
+    for (int apart = lanes / 2; apart > 0; apart /= 2) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) value[i] += __shfl_xor_sync(0xffffffffu, value[i], apart);
+    }
+  }
+
   // Runs a phase from which all threads learn whether it is true for any.
   template <typename F>
   FB_DEVICE bool any(const F& f) const {
@@ -80,13 +103,25 @@ struct Team {
   }
 };
 
+// Blocks that a multiprocessor can hold by its threads: 1,024 on Turing, more on all later ones.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kMostResident = 1024 / kThreads;
+#else
+constexpr int kMostResident = 1536 / kThreads;
+#endif
+
 template <typename Kernel>
-__global__ void __launch_bounds__(kThreads, Kernel::kResident)
+__global__ void __launch_bounds__(kThreads, Kernel::kResident < kMostResident ? Kernel::kResident : kMostResident)
     run_blocks(typename Kernel::Params params, int64_t blocks) {
   __shared__ typename Kernel::Shared shared;
   typename Kernel::Registers registers;
   const Team<Kernel> team{shared, registers};
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) Kernel::run(params, block, team);
+}
+
+// Enqueues zeros; the caller asks for cudaGetLastError.
+inline void fill_zero(void* to, int64_t bytes, Stream stream) {
+  if (bytes > 0) cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), stream);
 }
 
 // Enqueues `blocks` blocks; the caller asks for cudaGetLastError.
@@ -118,6 +153,10 @@ void atomic_add(A* to, const A (&value)[N]) {
   if (N > 1 && reinterpret_cast<uintptr_t>(to) % (N * sizeof(A)) != 0) to[0] = A(NAN);
 }
 
+inline int32_t count_up(int32_t* to) { return (*to)++; }
+
+inline void fill_zero(void* to, int64_t bytes, Stream) { std::memset(to, 0, static_cast<size_t>(bytes)); }
+
 namespace emulation {
 inline bool reversed = false;
 }
@@ -132,6 +171,25 @@ struct Team {
     for (int i = 0; i < kThreads; ++i) {
       const int thread = emulation::reversed ? kThreads - 1 - i : i;
       f(thread, registers[thread]);
+    }
+  }
+
+  template <typename F>
+  void step(const F& f) const {
+    phase(f);
+  }
+
+  // The device's tree: every thread adds what its partner had.
+  template <int N, typename F>
+  void lane_sum(int lanes, const F& values) const {
+    for (int apart = lanes / 2; apart > 0; apart /= 2) {
+      float before[kThreads][N];
+      for (int thread = 0; thread < kThreads; ++thread) {
+        for (int i = 0; i < N; ++i) before[thread][i] = values(registers[thread])[i];
+      }
+      for (int thread = 0; thread < kThreads; ++thread) {
+        for (int i = 0; i < N; ++i) values(registers[thread])[i] += before[thread ^ apart][i];
+      }
     }
   }
 
@@ -240,10 +298,14 @@ FB_DEVICE Pack<T> narrowed_pack(const Accumulator<T> (&from)[Pack<T>::kCount]) {
   return pack;
 }
 
-// Stores to an aligned address.
+// Stores to an aligned address. On the device by a type of CUDA's own: of ours, nvcc 13 makes four stores at times.
 template <typename T>
 FB_DEVICE void store_pack(T* to, const Pack<T>& pack) {
+#if defined(__CUDACC__)
+  *reinterpret_cast<uint4*>(to) = make_uint4(pack.word[0], pack.word[1], pack.word[2], pack.word[3]);
+#else
   *reinterpret_cast<Pack<T>*>(to) = pack;
+#endif
 }
 
 // ---- Tensor cores: 16x16x16 products that a warp computes together ----

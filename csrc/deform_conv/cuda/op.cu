@@ -4,7 +4,8 @@
 #include <torch/csrc/stable/macros.h>
 
 #include "../arguments.h"
-#include "kernels.cuh"
+#include "by_columns.cuh"
+#include "torch_products.h"
 
 namespace flowers_bench {
 namespace {
@@ -141,6 +142,88 @@ Gradients backward_as(const Tensor& grad, const Call& c, const Geometry& g, cons
   return {input, offset, weight, bias, mask};
 }
 
+// ---- By columns ----
+
+Tensor bytes_beside(const Tensor& t, int64_t count) { return empty_as(t, {count}, ScalarType::Byte); }
+
+// Holds a call by columns: its problem, its channels-last weight, and the memory beside its tensors.
+template <typename T>
+struct ByColumns {
+  Prepared<T> prepared;
+  Tensor weight, columns, index, sums, bias_sums;
+  ColumnsRoom<T> room;
+  ColumnsMemory memory;
+  TorchProducts<CudaLibrary> products;
+
+  ByColumns(const Call& c, const Geometry& g) : prepared(c, g), weight(rows(c.weight)), products{c.input.device()} {
+    // A view may begin between two packs of 128 bits.
+    if (reinterpret_cast<uintptr_t>(prepared.p.input) % 16 != 0) {
+      prepared.input = torch::stable::clone(prepared.input);
+      prepared.p.input = read<T>(prepared.input);
+    }
+  }
+
+  // Allocates; to be called once the problem names its results.
+  void allocate(const Tensor& like, bool need_input) {
+    Problem<T>& p = prepared.p;
+    complete(p);
+    STD_TORCH_CHECK(takes_columns(p),
+                    "deform_conv2d: columns need channels of a weight group and of an offset group in packs of 16 "
+                    "bytes, an input below 2 GiB and columns of one image below 2 GiB");
+    room = ColumnsRoom<T>::of(p, need_input, p.grad_weight != nullptr, p.grad_bias != nullptr, kColumnBytes);
+    columns = bytes_beside(like, room.columns), index = bytes_beside(like, room.index());
+    sums = bytes_beside(like, room.weight), bias_sums = bytes_beside(like, room.bias);
+    memory = {columns.mutable_data_ptr(), index.mutable_data_ptr(), written<float>(sums), written<float>(bias_sums)};
+  }
+};
+
+template <typename T>
+Tensor forward_columns_as(const Call& c, const Geometry& g) {
+  const ScalarType type = c.input.scalar_type();
+  const std::vector<int64_t> shape = {g.batch, g.out_channels, g.out_height, g.out_width};
+  const Tensor out_rows = empty_as(c.input, shape, type, true);
+  ByColumns<T> call(c, g);
+  Problem<T>& p = call.prepared.p;
+  std::optional<Tensor> bias;
+  if (c.bias) {
+    bias = torch::stable::contiguous(*c.bias);
+    p.bias = read<T>(*bias);
+  }
+  p.out = written<T>(out_rows);
+  p.out_rows = true;
+  call.allocate(c.input, false);
+  run_forward_by_columns(p, read<T>(call.weight), call.room, call.memory, call.products, current_stream(c.input));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  if (is_channels_last(c.input)) return out_rows;
+  Tensor out = empty_as(c.input, shape, type);
+  return torch::stable::copy_(out, out_rows);
+}
+
+template <typename T>
+Gradients backward_columns_as(const Tensor& grad, const Call& c, const Geometry& g, const Needs& needs) {
+  const ScalarType type = c.input.scalar_type();
+  const bool in_rows = is_channels_last(c.input);
+  Tensor input = gradient_like(c.input, needs.input, in_rows);
+  const Tensor offset = gradient_like(c.offset, needs.offset), weight = gradient_like(c.weight, needs.weight);
+  const Tensor mask = gradient_like(c.mask.value_or(c.input), needs.mask);
+  const Tensor bias = empty_as(c.input, {needs.bias ? g.out_channels : 0}, type);
+  const Tensor input_rows = needs.input && !in_rows ? empty_as(c.input, sizes_of(c.input), type, true) : input;
+  const Tensor grad_rows = rows(grad);
+  ByColumns<T> call(c, g);
+  Problem<T>& p = call.prepared.p;
+  p.grad = read<T>(grad_rows);
+  if (needs.offset) p.grad_offset = written<T>(offset);
+  if (needs.mask) p.grad_mask = written<T>(mask);
+  if (needs.weight) p.grad_weight = written<T>(weight);
+  if (needs.bias) p.grad_bias = written<T>(bias);
+  call.allocate(c.input, needs.input);
+  run_backward_by_columns(p, read<T>(call.weight), needs.input ? written<T>(input_rows) : nullptr, call.room,
+                          call.memory, call.products, current_stream(c.input));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  if (needs.input && !in_rows) torch::stable::copy_(input, input_rows);
+  return {input, offset, weight, bias, mask};
+}
+
 // ---- Entry points ----
 
 // Calls f with a value of the tensor's element type.
@@ -156,15 +239,35 @@ auto dispatch(const Tensor& t, const F& f) {
   return f(float{});
 }
 
+// The same, for what has no float64.
+template <typename F>
+auto dispatch_narrow(const Tensor& t, const F& f) {
+  STD_TORCH_CHECK(t.scalar_type() != ScalarType::Double, "deform_conv2d: columns are not for float64");
+  switch (t.scalar_type()) {
+    case ScalarType::Half: return f(Half{});
+    case ScalarType::BFloat16: return f(BFloat16{});
+    default: break;
+  }
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, "deform_conv2d: expected a floating-point tensor");
+  return f(float{});
+}
+
+template <bool ByColumns>
 Tensor forward(Tensor input, Tensor offset, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> mask,
                std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation) {
   const Call c = {input, offset, weight, bias, mask, stride, padding, dilation};
   const Geometry g = geometry_of(c);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  return dispatch(input, [&](auto value) { return forward_as<decltype(value)>(c, g); });
+  if constexpr (ByColumns) {
+    return dispatch_narrow(input, [&](auto value) { return forward_columns_as<decltype(value)>(c, g); });
+  } else {
+    return dispatch(input, [&](auto value) { return forward_as<decltype(value)>(c, g); });
+  }
 }
 
-template <bool Deterministic>
+enum class Way { kAnyOrder, kDeterministic, kColumns };
+
+template <Way way>
 Gradients backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, std::optional<Tensor> mask,
                    std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
                    bool need_input, bool need_offset, bool need_weight, bool need_bias, bool need_mask) {
@@ -173,14 +276,22 @@ Gradients backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, std:
   const Needs needs = {need_input, need_offset, need_weight, need_bias, need_mask};
   check_backward(grad, c, g, needs);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  return dispatch(input, [&](auto value) { return backward_as<decltype(value)>(grad, c, g, needs, Deterministic); });
+  if constexpr (way == Way::kColumns) {
+    return dispatch_narrow(input, [&](auto value) { return backward_columns_as<decltype(value)>(grad, c, g, needs); });
+  } else {
+    constexpr bool kOrdered = way == Way::kDeterministic;
+    return dispatch(input, [&](auto value) { return backward_as<decltype(value)>(grad, c, g, needs, kOrdered); });
+  }
 }
 
 }  // namespace
 }  // namespace flowers_bench
 
 STABLE_TORCH_LIBRARY_IMPL(flowers_bench_kernel, CUDA, m) {
-  m.impl("forward", TORCH_BOX(&flowers_bench::forward));
-  m.impl("backward", TORCH_BOX(&flowers_bench::backward<false>));
-  m.impl("backward_deterministic", TORCH_BOX(&flowers_bench::backward<true>));
+  using namespace flowers_bench;
+  m.impl("forward", TORCH_BOX(&forward<false>));
+  m.impl("forward_columns", TORCH_BOX(&forward<true>));
+  m.impl("backward", TORCH_BOX(&backward<Way::kAnyOrder>));
+  m.impl("backward_deterministic", TORCH_BOX(&backward<Way::kDeterministic>));
+  m.impl("backward_columns", TORCH_BOX(&backward<Way::kColumns>));
 }

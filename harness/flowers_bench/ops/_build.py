@@ -96,7 +96,8 @@ def instruction_set() -> str:
 def kernel() -> str:
     """Say what computes `deform_conv2d` here.
 
-    "cpu-avx512bf16", "cpu-avx512", "cpu-avx2" or "cpu-generic", with "+cuda" where the CUDA kernel is there too; or "reference",
+    "cpu-avx512bf16", "cpu-avx512", "cpu-avx2" or "cpu-generic", with "+cuda" where the CUDA kernel is there too, followed by
+    "+columns", "+general" or "+torchvision" for what has computed on a GPU in this process (docs/kernel.md); or "reference",
     the slow PyTorch composite, where nothing could be compiled or FLOWERS_BENCH_KERNEL=reference asks for it.
     Compiles the kernel if that has not been done yet.
     """
@@ -104,8 +105,11 @@ def kernel() -> str:
         return "reference"
     import torch
 
+    from flowers_bench.ops import _cuda
+
     instructions = INSTRUCTION_SETS[torch.ops.flowers_bench_kernel.instruction_set()]
-    return f"cpu-{instructions}" + ("+cuda" if has_kernel("cuda") else "")
+    ways = "".join(f"+{name}" for name in sorted(way.value for way in _cuda.used))
+    return f"cpu-{instructions}" + (f"+cuda{ways}" if has_kernel("cuda") else "")
 
 
 @cache

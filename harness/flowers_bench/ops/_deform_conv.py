@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from flowers_bench.ops import _build
+from flowers_bench.ops import _build, _cuda
+from flowers_bench.ops._cuda import Shape, Way
 from flowers_bench.ops._reference import Pair, deform_conv2d_reference
 
 _SCHEMA = (
@@ -213,12 +214,27 @@ def _compute(
 ) -> Tensor:
     _check_arguments(input, offset, weight, bias, mask, stride, padding, dilation)
     if _build.has_kernel(input.device.type):
-        computed: Tensor = torch.ops.flowers_bench_kernel.forward(
-            input, offset, weight, bias, mask, stride, padding, dilation
-        )
-        return computed
+        way = _cuda.choose(Shape.of(input, offset, weight)) if input.is_cuda else Way.GENERAL
+        return _forward_by(way, input, offset, weight, bias, mask, stride, padding, dilation)
     out = deform_conv2d_reference(input, offset, weight, bias, mask, stride, padding, dilation)
     return out.contiguous(memory_format=_memory_format(input))
+
+
+def _forward_by(way: Way, input: Tensor, offset: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    """Compute the output, in the input's memory format, by one of the compiled kernels."""
+    _note(way, input)
+    if way is Way.TORCHVISION:
+        return _cuda.torchvision_forward(input, offset, weight, *others).contiguous(memory_format=_memory_format(input))
+    kernels = torch.ops.flowers_bench_kernel
+    forward = kernels.forward_columns if way is Way.COLUMNS else kernels.forward
+    computed: Tensor = forward(input, offset, weight, *others)
+    return computed
+
+
+def _note(way: Way, input: Tensor) -> None:
+    """Remember what computed on a GPU, for `kernel()`."""
+    if input.is_cuda:
+        _cuda.used.add(way)
 
 
 def _compute_backward(
@@ -237,16 +253,44 @@ def _compute_backward(
     _check_shape("grad", grad, shape)
     _check(mask is not None or not needs[4], lambda: "Expected a mask where its gradient is asked for")
     if _build.has_kernel(input.device.type):
-        kernels = torch.ops.flowers_bench_kernel
-        # The CUDA kernel's fastest way adds in any order; the CPU's order is always the same.
-        ordered = input.is_cuda and torch.are_deterministic_algorithms_enabled()
-        backward = kernels.backward_deterministic if ordered else kernels.backward
-        gradients: tuple[Tensor, ...] = backward(grad, input, offset, weight, mask, stride, padding, dilation, *needs)
-        return gradients
+        way = _cuda.choose(Shape.of(input, offset, weight), needs) if input.is_cuda else Way.GENERAL
+        return _backward_by(way, grad, input, offset, weight, mask, stride, padding, dilation, needs)
     with _autograd_inside_a_kernel():
         computed = _reference_gradients(grad, input, offset, weight, mask, stride, padding, dilation, needs)
     blank = _gradient_layout(grad, input, offset, weight, mask, needs)
     return tuple(e if g is None else e.copy_(g) for e, g in zip(blank, computed, strict=True))
+
+
+def _backward_by(
+    way: Way,
+    grad: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Compute the gradients, in the layouts of `_gradient_layout`, by one of the compiled kernels."""
+    _note(way, input)
+    if way is Way.TORCHVISION:
+        found = _cuda.torchvision_backward(grad, input, offset, weight, mask, stride, padding, dilation)
+        formats = (_memory_format(input), *[torch.contiguous_format] * 4)
+        return tuple(
+            g.contiguous(memory_format=layout) if need else input.new_empty(0)
+            for g, need, layout in zip(found, needs, formats, strict=True)
+        )
+    kernels = torch.ops.flowers_bench_kernel
+    if way is Way.COLUMNS:
+        backward = kernels.backward_columns
+    elif input.is_cuda and torch.are_deterministic_algorithms_enabled():
+        backward = kernels.backward_deterministic  # the CPU's sums always have one order
+    else:
+        backward = kernels.backward
+    gradients: tuple[Tensor, ...] = backward(grad, input, offset, weight, mask, stride, padding, dilation, *needs)
+    return gradients
 
 
 def _autograd_inside_a_kernel() -> AbstractContextManager[None]:
