@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flowers_bench.ops import deform_conv2d, kernel
 
-paired = pytest.mark.skipif(kernel() != "cpu-avx512bf16", reason="bfloat16 is not multiplied in pairs here")
+paired = pytest.mark.skipif(kernel() not in ("cpu-avx512bf16", "cpu-avx512amx"), reason="bfloat16 is not multiplied in pairs here")
 #: What rounding to bfloat16 changes at most, as a share; and what float32's sums do, as a share of the sum of magnitudes.
 ROUNDING, SUMS = 2.0**-8, 2.0**-16
 NAMES = ("input", "offset", "weight", "bias", "mask")

@@ -1,8 +1,8 @@
 // What the instruction-set-specific kernels take and give: plain pointers and shapes, no torch, no allocation.
 //
-// Four translation units (kernel_generic.cpp, kernel_avx2.cpp, kernel_avx512.cpp, kernel_avx512_bf16.cpp) compile the
-// same body/ for their instruction set; dispatch.cpp picks one at run time, op.cpp prepares memory and splits the work
-// over threads.
+// Five translation units (kernel_generic.cpp, kernel_avx2.cpp, kernel_avx512.cpp, and for bfloat16
+// kernel_avx512_bf16.cpp and kernel_avx512_amx.cpp) compile the same body/ for their instruction set; dispatch.cpp
+// picks one at run time, op.cpp prepares memory and splits the work over threads.
 #pragma once
 
 #include <cstdint>
@@ -127,10 +127,15 @@ const Kernels& kernels();
 namespace avx512 {
 const Kernels& kernels();
 }
-// The products of pairs of bfloat16 that AVX512-BF16 adds; what else there is to compute, avx512 does.
+// The products of bfloat16 that AVX512-BF16 and AMX add; what else there is to compute, avx512 does.
 namespace avx512bf16 {
 const Kernel<BFloat16>& kernel();
 }
+#if defined(FB_HAS_AMX)
+namespace avx512amx {
+const Kernel<BFloat16>& kernel();
+}
+#endif
 #endif
 
 }  // namespace flowers_bench

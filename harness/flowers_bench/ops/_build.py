@@ -34,7 +34,7 @@ SUFFIXES = (".h", ".inl", ".cpp", ".cu", ".cuh")  # of what is compiled or inclu
 _SECONDS = 25  # what a compilation takes on two slow cores, for the message; with CUDA much longer
 #: From the plainest; the kernel's operator `instruction_set` counts them so. The last is compiled with the one before,
 #: and chosen at run time.
-INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16")
+INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16", "avx512amx")
 COMPILED = INSTRUCTION_SETS[:3]
 
 

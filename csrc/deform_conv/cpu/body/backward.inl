@@ -8,6 +8,15 @@
 namespace flowers_bench::FB_ISA {
 namespace {
 
+// Positions that the gradient of the weight is summed over at once; a last few are made up with zeros.
+#if defined(FB_AMX)
+template <typename T>
+constexpr int64_t kTogether = kSquareDepth;
+#else
+template <typename T>
+constexpr int64_t kTogether = kFactor<T>;
+#endif
+
 template <typename T>
 struct BackwardBuffers {
   Tile<T> tile;
@@ -20,9 +29,9 @@ struct BackwardBuffers {
   BackwardBuffers(const Problem<T>& q, Arena& arena)
       : tile(q, arena, true),
         size(tile.size),
-        // With a row behind, which pairs with the last of an odd number.
-        columns(arena.template take<Sum<T>>((size + kFactor<T> - 1) * kColumns<Sum<T>>)),
-        grad(arena.template take<T>(q.gemm_groups() * q.padded(q.width()) * round_up(size, kFactor<T>))),
+        // With rows behind, which make whole factors with the last ones.
+        columns(arena.template take<Sum<T>>(round_up(size, kTogether<T>) * kColumns<Sum<T>>)),
+        grad(arena.template take<T>(q.gemm_groups() * q.padded(q.width()) * round_up(size, kTogether<T>))),
         dots(arena.template take<Sum<T>>(3 * q.g.offset_groups * q.g.taps() * size)),
         grad_input(arena.template take<Sum<T>*>(size)) {}
 };
@@ -145,6 +154,30 @@ void scatter_block(const Problem<T>& q, const Block& block, bool samples, Backwa
   });
 }
 
+#if defined(FB_AMX)
+
+// Packs the tile's gradient of the output as [output][position]: what is on the left of the product that the gradient
+// of the weight is.
+template <typename T>
+void pack_grad(const Problem<T>& q, const Tile<T>& tile, T* packed) {
+  const int64_t outputs = q.g.out_channels, depth = round_up(tile.count, kTogether<T>);
+  const T* const grad = q.grad + tile.begin * outputs;
+  const auto row = [&](int64_t p, int64_t o) __attribute__((always_inline)) {
+    return p < tile.count ? (Bits)load_wide(grad + p * outputs + o) : Bits{};
+  };
+  for (int64_t o = 0; o < outputs; o += kSquare) {
+    for (int64_t p = 0; p < depth; p += kTogether<T>) {
+      Vector<float> square[kSquare];
+      for (int64_t i = 0; i < kSquare; ++i)
+        square[i] = (Vector<float>)(row(p + 2 * i, o) >> 16 | row(p + 2 * i + 1, o));
+      transpose<float>(square);
+      for (int64_t i = 0; i < kSquare; ++i) store(reinterpret_cast<float*>(packed + (o + i) * depth + p), square[i]);
+    }
+  }
+}
+
+#else
+
 // Packs the tile's gradient of the output, rows of channels, into panels: [group][panel][position][kPanel]. Positions
 // are what the gradient of the weight sums over; a pair that lacks its second one gets a zero.
 template <typename T>
@@ -166,13 +199,16 @@ void pack_grad(const Problem<T>& q, const Tile<T>& tile, T* packed) {
   }
 }
 
+#endif
+
 // Pairs each two rows of columns, in the place of the first.
 template <typename T>
 void pair_rows(int64_t depth, BackwardBuffers<T>& b) {
 #if defined(FB_PAIRS)
   constexpr int64_t kRow = kColumns<float>;
-  if (b.tile.count % 2) fill(b.columns + b.tile.count * kRow, depth, 0.0f);
-  for (int64_t p = 0; p < b.tile.count; p += 2) {
+  const int64_t rows = round_up(b.tile.count, kTogether<T>);
+  for (int64_t p = b.tile.count; p < rows; ++p) fill(b.columns + p * kRow, depth, 0.0f);
+  for (int64_t p = 0; p < rows; p += 2) {
     float* const row = b.columns + p * kRow;
     for (int64_t k = 0; k < depth; k += kLanes<float>) store(row + k, pairs(load(row + k), load(row + kRow + k)));
   }
@@ -184,11 +220,19 @@ template <typename T>
 void accumulate_weight(const Problem<T>& q, const Block& block, BackwardBuffers<T>& b, Sum<T>* grad_weight) {
   if (!q.depthwise()) {
     const int64_t width = q.padded(q.width()), depth = block.k1 - block.k0;
-    const int64_t count = ceil_div(b.tile.count, kFactor<T>);
     if constexpr (kFactor<T> == 2) pair_rows(depth, b);
+#if defined(FB_AMX)
+    const int64_t positions = round_up(b.tile.count, kTogether<T>), row = 2 * kColumns<float> * sizeof(float);
+    const Side left{reinterpret_cast<const char*>(b.grad + block.group * width * positions), positions * 2, 64};
+    const Side right{reinterpret_cast<const char*>(b.columns), row, kSquare * row};
+    return product_of_squares(width, depth, positions, left, right, kStrip * sizeof(float),
+                              {grad_weight + block.group * width * q.depth() + block.k0, q.depth()}, true);
+#else
+    const int64_t count = ceil_div(b.tile.count, kFactor<T>);
     product_transposed<T>(depth, q.width(), count, b.columns, kFactor<T> * kColumns<Sum<T>>,
                           factors(b.grad) + block.group * width * count, count * kPanel<T>,
                           {grad_weight + (block.group * q.depth() + block.k0) * width, width});
+#endif
     return;
   }
   for_each_run(q, block, [&](const Run& run) {
@@ -276,6 +320,9 @@ void backward(const Problem<T>& q, const BackwardRange<T>& r, void* scratch) {
     }
     backward_tile(q, r, b);
   }
+#if defined(FB_AMX)
+  release_squares();
+#endif
 }
 
 template <typename T>

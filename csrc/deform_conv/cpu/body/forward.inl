@@ -271,6 +271,9 @@ void forward(const Problem<T>& q, int64_t begin, int64_t end, void* scratch) {
     }
     if (!in_place) write_out(q, b.tile, b.sums);
   }
+#if defined(FB_AMX)
+  release_squares();
+#endif
 }
 
 // Says whether a pass over so few positions had better take the weight as it lies: one tile reads every panel once, and

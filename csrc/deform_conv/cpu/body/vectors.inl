@@ -200,7 +200,27 @@ FB_INLINE Vector<float> pairs(Vector<float> first, Vector<float> second) {
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
   return (Vector<float>)_mm512_permutexvar_epi16((__m512i)order, both);
 }
+
+// Rounds two vectors to bfloat16, and stores one behind the other.
+FB_INLINE void store_rounded(BFloat16* to, Vector<float> first, Vector<float> second) {
+  store(reinterpret_cast<float*>(to), (Vector<float>)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+}
 #endif
+
+// ---- Rows of a product ----
+
+// Says where the rows of a product go: row i to row index[i] of memory, or to row i where there is no index.
+template <typename T>
+struct RowsTo {
+  T* data;
+  int64_t stride;
+  const int32_t* index = nullptr;
+
+  FB_INLINE T* at(int64_t i) const { return data + (index ? index[i] : i) * stride; }
+  FB_INLINE RowsTo from(int64_t row, int64_t column) const {
+    return {data + (index ? 0 : row * stride) + column, stride, index ? index + row : nullptr};
+  }
+};
 
 // ---- Scratch memory ----
 
