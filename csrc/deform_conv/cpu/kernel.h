@@ -44,7 +44,8 @@ struct Strided {
 template <typename T>
 struct Problem {
   Geometry g;
-  const T* input = nullptr;  // (N, H, W, C), dense
+  const T* input = nullptr;            // (N, H, W, C), dense
+  const Sum<T>* wide_input = nullptr;  // the same, and what is read in its stead, where Kernel::wide_pixels
   Strided offset, mask;
   int64_t panel = 0;          // Kernel::panel
   const T* weight = nullptr;  // Kernel::pack_forward's; null where a forward pass takes the unpacked one
@@ -86,7 +87,8 @@ struct BackwardRange {
 // Lists the functions of one instruction set. Ranges let the caller split the work over threads.
 template <typename T>
 struct Kernel {
-  int64_t panel;  // columns that a microkernel computes at once
+  int64_t panel;     // columns that a microkernel computes at once
+  bool wide_pixels;  // whether pixels are read as what samples are summed in: Problem::wide_input
   int64_t (*blocks)(const Problem<T>&);
   bool (*takes_unpacked)(const Problem<T>&, const Strided& weight, int64_t positions);  // forward, by one thread
   // Bytes of scratch memory for each thread.

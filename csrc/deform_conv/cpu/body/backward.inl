@@ -3,38 +3,11 @@
 
 #include "forward.inl"
 #include "products.inl"
+#include "scatter.inl"
 #include "tiles.inl"
 
 namespace flowers_bench::FB_ISA {
 namespace {
-
-// Positions that the gradient of the weight is summed over at once; a last few are made up with zeros.
-#if defined(FB_AMX)
-template <typename T>
-constexpr int64_t kTogether = kSquareDepth;
-#else
-template <typename T>
-constexpr int64_t kTogether = kFactor<T>;
-#endif
-
-template <typename T>
-struct BackwardBuffers {
-  Tile<T> tile;
-  int64_t size;
-  Sum<T>* columns;      // first the gradient's, then overwritten by the samples
-  T* grad;              // the tile's gradient of the output in panels, for the gradient of the weight
-  Sum<T>* dots;         // gradients of y, x and mask: [3][offset group][tap][position]
-  Sum<T>** grad_input;  // of each position: what Neighbours::at is added to, for the gradient of its image
-
-  BackwardBuffers(const Problem<T>& q, Arena& arena)
-      : tile(q, arena, true),
-        size(tile.size),
-        // With rows behind, which make whole factors with the last ones.
-        columns(arena.template take<Sum<T>>(round_up(size, kTogether<T>) * kColumns<Sum<T>>)),
-        grad(arena.template take<T>(q.gemm_groups() * q.padded(q.width()) * round_up(size, kTogether<T>))),
-        dots(arena.template take<Sum<T>>(3 * q.g.offset_groups * q.g.taps() * size)),
-        grad_input(arena.template take<Sum<T>*>(size)) {}
-};
 
 // Computes columns = gradient of the output x weight^T.
 template <typename T>
@@ -54,103 +27,6 @@ void multiply_back(const Problem<T>& q, const Tile<T>& tile, const Block& block,
       Sum<T>* to = columns + p * kColumns<Sum<T>> + run.k;
       for (int64_t i = 0; i < run.length; ++i) to[i] = widen(from[i]) * widen(weight[i]);
     }
-  });
-}
-
-template <typename T>
-FB_INLINE T lane_sum(Vector<T> v) {
-  T sum = 0;
-  for (int64_t lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
-  return sum;
-}
-
-// Scatters one sample's gradient to the four pixels that it was gathered from, `to`, and multiplies it with their
-// values, `from` (kDots). `column` holds the gradient of the samples of a run, and receives the samples (kSamples).
-template <typename T, bool kInput, bool kDots, bool kSamples>
-FB_INLINE void scatter_sample(const T* const from[4], Sum<T>* const to[4], const Sum<T> weight[4], int64_t length,
-                              Sum<T>* column, Sum<T> dot[4]) {
-  typedef Sum<T> S;
-  Vector<S> sum[4] = {};
-  S rest[4] = {};
-  int64_t i = 0;
-  for (; i + kLanes<T> <= length; i += kLanes<T>) {
-    const Vector<S> grad = load(column + i);
-    Vector<S> value = {};
-    for (int corner = 0; corner < 4; ++corner) {
-      if constexpr (kDots || kSamples) {
-        const Vector<S> pixel = load_wide(from[corner] + i);
-        if constexpr (kDots) sum[corner] += grad * pixel;
-        if constexpr (kSamples) value += weight[corner] * pixel;
-      }
-      // One neighbour after the other: at an edge, two of them may be the same pixel.
-      if constexpr (kInput) store(to[corner] + i, load(to[corner] + i) + weight[corner] * grad);
-    }
-    if constexpr (kSamples) store(column + i, value);
-  }
-  for (; i < length; ++i) {
-    const S grad = column[i];
-    S value = 0;
-    for (int corner = 0; corner < 4; ++corner) {
-      if constexpr (kDots) rest[corner] += grad * widen(from[corner][i]);
-      if constexpr (kSamples) value += weight[corner] * widen(from[corner][i]);
-      if constexpr (kInput) to[corner][i] += weight[corner] * grad;
-    }
-    if constexpr (kSamples) column[i] = value;
-  }
-  if constexpr (kDots) {
-    for (int corner = 0; corner < 4; ++corner) dot[corner] = rest[corner] + lane_sum<S>(sum[corner]);
-  }
-}
-
-// Does so for a run at all positions of the tile, and sums the gradients of offsets and mask into `dots`.
-template <typename T, bool kInput, bool kDots, bool kSamples>
-void scatter_run(const Problem<T>& q, BackwardBuffers<T>& b, const Run& run) {
-  typedef Sum<T> S;
-  const int64_t entries = q.g.offset_groups * q.g.taps() * b.size;
-  const int32_t* first = b.tile.at + run.entry * 4 * b.size;
-  for (int64_t p = 0; p < b.tile.count; ++p) {
-    S* column = b.columns + p * kColumns<S> + run.k;
-    S* dots = b.dots + run.entry * b.size + p;
-    if (first[p] < 0) {
-      const S nothing = without_pixels<S>(first[p]);
-      if constexpr (kSamples) fill(column, run.length, nothing);
-      if constexpr (kDots) dots[0] += nothing, dots[entries] += nothing, dots[2 * entries] += nothing;
-      continue;
-    }
-    const Neighbours<T> s(b.tile, q.g.channels, run.entry, p);
-    const T* from[4];
-    S* to[4];
-    for (int corner = 0; corner < 4; ++corner) {
-      from[corner] = q.input + s.at[corner] + run.channel;
-      to[corner] = kInput ? b.grad_input[p] + s.at[corner] + run.channel : nullptr;
-    }
-    S d[4];
-    scatter_sample<T, kInput, kDots, kSamples>(from, to, s.weight, run.length, column, d);
-    if constexpr (kDots) {
-      const S* const slopes = b.tile.slopes + run.entry * kSlopes * b.size + p;
-      const auto k = [&](Slope slope) { return slopes[slope * b.size]; };
-      const S top = k(kWeightLeft) * d[0] + k(kWeightRight) * d[1];
-      const S bottom = k(kWeightLeft) * d[2] + k(kWeightRight) * d[3];
-      const S left = k(kWeightTop) * d[0] + k(kWeightBottom) * d[2];
-      const S right = k(kWeightTop) * d[1] + k(kWeightBottom) * d[3];
-      dots[0] += k(kMask) * (k(kSlopeTop) * top + k(kSlopeBottom) * bottom);
-      dots[entries] += k(kMask) * (k(kSlopeLeft) * left + k(kSlopeRight) * right);
-      dots[2 * entries] += k(kWeightTop) * top + k(kWeightBottom) * bottom;
-    }
-  }
-}
-
-// Takes from the gradient's columns of a block all that they give, in one sweep over the neighbours.
-template <typename T>
-void scatter_block(const Problem<T>& q, const Block& block, bool samples, BackwardBuffers<T>& b) {
-  const bool input = q.grad_input, dots = q.grad_offset.data || q.grad_mask.data;
-  for_each_run(q, block, [&](const Run& run) {
-    if (input && dots && samples) return scatter_run<T, true, true, true>(q, b, run);
-    if (input && dots) return scatter_run<T, true, true, false>(q, b, run);
-    if (input && samples) return scatter_run<T, true, false, true>(q, b, run);
-    if (input) return scatter_run<T, true, false, false>(q, b, run);
-    if (samples) return scatter_run<T, false, true, true>(q, b, run);
-    scatter_run<T, false, true, false>(q, b, run);
   });
 }
 

@@ -26,6 +26,7 @@ template <typename T>
 constexpr Kernel<T> kernel_of() {
   return {
       .panel = kPanel<T>,
+      .wide_pixels = kWidePixels,
       .blocks = blocks<T>,
       .takes_unpacked = takes_unpacked<T>,
       .forward_scratch = forward_scratch<T>,

@@ -20,9 +20,17 @@ constexpr int64_t kVectorBytes = kInstructionSet.vector_bytes;
 constexpr int kRows = kInstructionSet.rows;
 constexpr bool kLargeCache = kInstructionSet.large_cache;
 
+#if defined(FB_AMX)
+// Products take so little that sampling decides: pixels are widened once, not for each of their samples. Processors
+// with AMX have 2 MiB of second-level cache.
+constexpr bool kWidePixels = true;
+constexpr int64_t kMaxTile = 416, kSmallTile = 8 * kRows, kTileBytes = 1600 << 10;
+#else
+constexpr bool kWidePixels = false;
 constexpr int64_t kMaxTile = kLargeCache ? 192 : 96;                 // positions
 constexpr int64_t kSmallTile = kLargeCache ? 8 * kRows : 4 * kRows;  // of a forward pass with a small weight
 constexpr int64_t kTileBytes = (kLargeCache ? 700 : 300) << 10;      // of a tile's buffers
+#endif
 
 // A vector of `Bytes` bytes. In memory, `Loose` ones begin at any element.
 template <typename T, int64_t Bytes = kVectorBytes>
@@ -55,6 +63,29 @@ constexpr int64_t kDepth = (kLargeCache ? 32768 : 16384) / (kPanel<T> * sizeof(S
 // and nine taps of 64 channels are one block.
 template <typename T>
 constexpr int64_t kForwardDepth = kLargeCache ? kDepth<T> * 5 / 2 : kDepth<T>;
+
+// What a channel of a pixel is read as.
+template <typename T>
+struct PixelOf {
+  typedef T Type;
+};
+#if defined(FB_AMX)
+template <>
+struct PixelOf<BFloat16> {
+  typedef float Type;
+};
+#endif
+template <typename T>
+using Pixel = typename PixelOf<T>::Type;
+
+template <typename T>
+FB_INLINE const Pixel<T>* pixels(const Problem<T>& q) {
+  if constexpr (kWidePixels) {
+    return q.wide_input;
+  } else {
+    return q.input;
+  }
+}
 
 template <typename T>
 FB_INLINE Vector<T> load(const T* p) {
