@@ -91,39 +91,23 @@ void micro_squares(int64_t steps, Side left, Side right, float* c, int64_t strid
   if constexpr (kTall) store_square<2>(lower, bytes), store_square<3>(lower + kSquare, bytes);
 }
 
-// Computes `height` rows of kStrip columns. Rows that do not lie one after the other are brought together, so that
-// they are summed in the same order as those that do.
-FB_INLINE void strip_of_squares(int64_t height, int64_t steps, const Side& left, const Side& right,
-                                const RowsTo<float>& c, bool add) {
-  float gathered[kStrip * kStrip];
-  float* to = c.at(0);
-  int64_t stride = c.stride;
-  const bool apart = c.index && c.index[height - 1] - c.index[0] != height - 1;
-  if (apart) {
-    to = gathered, stride = kStrip;
-    for (int64_t i = 0; add && i < height; ++i) __builtin_memcpy(gathered + i * kStrip, c.at(i), kStrip * 4);
-  }
-  if (height > kSquare) {
-    micro_squares<true>(steps, left, right, to, stride, add);
-  } else {
-    micro_squares<false>(steps, left, right, to, stride, add);
-  }
-  if (!apart) return;
-  for (int64_t i = 0; i < height; ++i) __builtin_memcpy(c.at(i), gathered + i * kStrip, kStrip * 4);
-}
-
 // Computes c (rows, columns) = or += left x right, both columns and depth whole strips. `right_panel` is the distance
 // between what is on the right of one strip's columns and of the next's.
 FB_INLINE void product_of_squares(int64_t rows, int64_t columns, int64_t depth, const Side& left, const Side& right,
                                   int64_t right_panel, const RowsTo<float>& c, bool add) {
-  const int64_t whole = rows / kStrip * kStrip;
+  const int64_t whole = rows / kStrip * kStrip, steps = depth / kSquareDepth;
   for (int64_t first = 0; first < rows; first = first < whole ? whole : rows) {
     const int64_t last = first < whole ? whole : rows, height = smaller(kStrip, last - first);
     shape_squares(height);
     for (int64_t j = 0; j < columns; j += kStrip) {
       const Side panel = right.at(j / kStrip * right_panel);
       for (int64_t i = first; i < last; i += kStrip) {
-        strip_of_squares(height, depth / kSquareDepth, left.at(i * left.stride), panel, c.from(i, j), add);
+        float* const to = c.from(i, j).data;
+        if (height > kSquare) {
+          micro_squares<true>(steps, left.at(i * left.stride), panel, to, c.stride, add);
+        } else {
+          micro_squares<false>(steps, left.at(i * left.stride), panel, to, c.stride, add);
+        }
       }
     }
   }

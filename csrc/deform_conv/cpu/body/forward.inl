@@ -77,6 +77,10 @@ constexpr int64_t kStretch = 256 / sizeof(Sum<T>);
 template <typename T, typename C, typename First, typename SampleRow>
 FB_INLINE int64_t sample_rows(const Tile<T>& tile, int64_t count, C* columns, int32_t* kept, const First& first,
                               const SampleRow& sample_row) {
+  if constexpr (kWidePixels) {  // rows outside cost little where products do
+    for (int64_t i = 0; i < tile.count; ++i) sample_row(tile.order[i], columns + tile.order[i] * kColumns<C>);
+    return tile.count;
+  }
   int64_t rows = 0;
   for (int64_t p = 0, positions = tile.count; p < positions; ++p) {
     if (kept) {
@@ -187,7 +191,7 @@ struct ForwardBuffers {
       : tile(q, arena, false),
         // With room behind: products fetch rows ahead, and would take what lies there from another core.
         columns(arena.template take<T>((tile.size + kRows) * kColumns<T>)),
-        kept(arena.template take<int32_t>(tile.size)),
+        kept(kWidePixels ? nullptr : arena.template take<int32_t>(tile.size)),
         panel(arena.template take<T>(q.weight ? 0 : kForwardDepth<T> * kPanel<T>)),
         sums{nullptr, q.gemm_groups() * q.padded(q.width())} {
     if (!sums_in_place(q)) sums.data = arena.template take<Sum<T>>(tile.size * sums.stride);

@@ -111,7 +111,8 @@ template <bool kInput, bool kDots, bool kSamples>
 void scatter_runs(const Problem<BFloat16>& q, BackwardBuffers<BFloat16>& b, const Run* runs, int64_t count) {
   const Tile<BFloat16> tile = b.tile;  // a copy that no store to the columns could change
   const float* const input = pixels(q);
-  for (int64_t p = 0; p < tile.count; ++p) {
+  for (int64_t i = 0; i < tile.count; ++i) {
+    const int64_t p = tile.order[i];
     float* const row = b.columns + p * kColumns<float>;
     float* const grad_input = b.grad_input[p];
     for (int64_t r = 0; r < count; ++r) {
