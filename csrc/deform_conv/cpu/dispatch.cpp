@@ -41,7 +41,7 @@ bool may_use_amx() {
 
 // Chooses how bfloat16 is multiplied where there is AVX-512: as the environment asks, else by what the processor gains.
 // A Xeon with AMX multiplied 15 times as many bfloat16 as floats in a time (in registers), and with this kernel takes a
-// quarter to a half of what widening takes (docs/performance/cpu.md). AVX512-BF16 is used on AMD's; the Intel
+// third to a half of what widening takes (docs/performance/cpu.md). AVX512-BF16 is used on AMD's; the Intel
 // processors measured multiply 16 floats twice as often as 32 bfloat16 or more, so that there it is used only where
 // asked for.
 Instructions choose_avx512() {
