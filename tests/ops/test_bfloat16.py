@@ -1,4 +1,4 @@
-"""Products of bfloat16 in pairs, against the float64 kernel with the same inputs.
+"""Products of bfloat16 in pairs (AVX512-BF16) or squares (AMX), against the float64 kernel with the same inputs.
 
 The gradients of input, offset and mask come from exact products and are rounded once; the output and the gradient of the
 weight come from samples that are rounded before. The bounds follow from that, not from what was seen.
@@ -20,7 +20,11 @@ from torch import Tensor
 
 from flowers_bench.ops import deform_conv2d, kernel
 
-paired = pytest.mark.skipif(kernel() != "cpu-avx512bf16", reason="bfloat16 is not multiplied in pairs here")
+KERNELS = ("avx512bf16", "avx512amx")
+HERE = kernel().split("+")[0].removeprefix("cpu-")
+paired = pytest.mark.skipif(
+    HERE not in KERNELS, reason="bfloat16 is multiplied as float32 here: no AVX512-BF16 or AMX, or not chosen"
+)
 #: What rounding to bfloat16 changes at most, as a share; and what float32's sums do, as a share of the sum of magnitudes.
 ROUNDING, SUMS = 2.0**-8, 2.0**-16
 NAMES = ("input", "offset", "weight", "bias", "mask")
@@ -29,14 +33,14 @@ Given = dict[str, Tensor | int | None]
 
 def draw(
     channels: int, outputs: int, groups: int = 1, offset_groups: int = 1, batch: int = 2, size: Sequence[int] = (6, 7),
-    k: int = 3, stride: int = 1, padding: int = 1, masked: bool = True, layout: torch.memory_format = torch.channels_last, seed: int = 0,
+    k: int = 3, stride: int = 1, padding: int = 1, dilation: int = 1, masked: bool = True, layout: torch.memory_format = torch.channels_last, seed: int = 0,
 ) -> Given:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
 
     def numbers(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).bfloat16()
 
-    height, width = ((s + 2 * padding - k) // stride + 1 for s in size)
+    height, width = ((s + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for s in size)
     entries = offset_groups * k * k
     return {
         "input": numbers(batch, channels, *size).to(memory_format=layout),
@@ -46,6 +50,7 @@ def draw(
         "mask": numbers(batch, entries, height, width).sigmoid() if masked else None,
         "stride": stride,
         "padding": padding,
+        "dilation": dilation,
     }
 
 
@@ -106,10 +111,10 @@ def test_differs_from_float64_by_no_more_than_rounding(shape: dict[str, int], la
 @given(
     groups=st.sampled_from([1, 2]), each=st.sampled_from([32, 64, 160]), outputs=st.sampled_from([32, 64]),
     divided=st.sampled_from([1, 2]), batch=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9),
-    k=st.sampled_from([1, 2, 3]), stride=st.integers(1, 2), masked=st.booleans(), last=st.booleans(), seed=st.integers(0, 99),
+    k=st.sampled_from([1, 2, 3]), stride=st.integers(1, 2), dilation=st.integers(1, 2), masked=st.booleans(), last=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_any_shape_is_within_the_bounds(
-    groups: int, each: int, outputs: int, divided: int, batch: int, height: int, width: int, k: int, stride: int, masked: bool, last: bool, seed: int,
+    groups: int, each: int, outputs: int, divided: int, batch: int, height: int, width: int, k: int, stride: int, dilation: int, masked: bool, last: bool, seed: int,
 ) -> None:  # fmt: skip
     layout = torch.channels_last if last else torch.contiguous_format
     shape = {
@@ -118,7 +123,7 @@ def test_any_shape_is_within_the_bounds(
         "groups": groups,
         "offset_groups": divided if groups * each % (32 * divided) == 0 else 1,
     }
-    assert_within_bounds(draw(**shape, batch=batch, size=(height, width), k=k, padding=k - 1, stride=stride, masked=masked, layout=layout, seed=seed))  # fmt: skip
+    assert_within_bounds(draw(**shape, batch=batch, size=(height, width), k=k, padding=dilation * (k - 1), stride=stride, dilation=dilation, masked=masked, layout=layout, seed=seed))  # fmt: skip
 
 
 @paired
@@ -159,17 +164,31 @@ def test_points_that_are_not_finite_give_nan_where_they_are_read() -> None:
     assert out.isnan().sum() == 64
 
 
-@pytest.mark.skipif(kernel() == "cpu-avx512bf16", reason="every test above has run")
+@paired
+def test_an_empty_batch_has_empty_results_and_zero_gradients_of_the_weight() -> None:
+    a = draw(32, 32)
+    a |= {name: a[name][:0] for name in ("input", "offset", "mask")}  # type: ignore[index]
+    out, *gradients = computed(a, torch.empty(0, 32, 6, 7))
+    assert out.shape == (0, 32, 6, 7)
+    named = dict(zip(NAMES, gradients, strict=True))
+    assert named["input"].shape == (0, 32, 6, 7)
+    assert not named["weight"].any()
+    assert not named["bias"].any()
+
+
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.timeout(900)  # it may compile first
-def test_where_the_processor_has_the_instruction_the_rest_of_this_file_passes() -> None:
+def test_where_the_processor_has_the_instruction_the_rest_of_this_file_passes(name: str) -> None:
     """Where it is there, and not chosen by itself, it is asked for."""
-    env = {**os.environ, "FLOWERS_BENCH_KERNEL": "avx512bf16"}
+    if name == HERE:
+        pytest.skip("every test above has run")
+    env = {**os.environ, "FLOWERS_BENCH_KERNEL": name}
     code = "from flowers_bench.ops import kernel; print(kernel())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
-    if not done.stdout.startswith("cpu-avx512bf16"):
-        pytest.skip("this processor has no AVX512-BF16")
+    if not done.stdout.startswith(f"cpu-{name}"):
+        pytest.skip(f"this processor, or its system, has no {name}")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(Path(__file__))],
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(Path(__file__)), "-k", "not rest_of_this_file"],
         capture_output=True, text=True, env=env, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

@@ -96,6 +96,16 @@ def test_the_environment_can_ask_for_the_reference() -> None:
 
 
 @compiled
+def test_instructions_that_are_not_there_are_not_replaced_in_silence() -> None:
+    done = run(COMPUTE, FLOWERS_BENCH_KERNEL="avx9")
+    name, total = done.stdout.split()
+    assert (name.split("+")[0], total) == (kernel().split("+")[0], "200")
+    runs = name.removeprefix("cpu-").split("+")[0]
+    assert f"FLOWERS_BENCH_KERNEL=avx9 is not available here; {runs} runs" in done.stderr
+    assert f"reference, generic{'' if runs == 'generic' else ', avx2'}" in done.stderr
+
+
+@compiled
 @pytest.mark.timeout(900)  # it compiles them first
 def test_the_environment_can_ask_for_plain_instructions() -> None:
     """The kernel for any processor passes the tests that the best one here passes."""
@@ -115,6 +125,7 @@ def test_the_environment_can_ask_for_plain_instructions() -> None:
         ("AVX512", "", "avx512"),
         ("AVX512", "avx2", "avx2"),
         ("AVX512", "avx512bf16", "avx512"),
+        ("AVX512", "avx512amx", "avx512"),
         ("AVX2", "", "avx2"),
         ("AVX2", "avx512", "avx2"),
         ("AVX2", "generic", "generic"),
@@ -129,14 +140,14 @@ def test_only_this_machines_instructions_are_compiled(
     monkeypatch.setenv(_build.KERNEL_VARIABLE, asked)
     assert _build.instruction_set() == expected
     plan = _build._ninja_plan("c++", cuda=False)
-    beside = {"avx512_bf16"} if expected == "avx512" else set()  # chosen at run time
+    beside = {"avx512_bf16", "avx512_amx"} if expected == "avx512" else set()  # chosen at run time
     assert set(re.findall(r"kernel_(\w+)\.cpp", plan)) == {expected} | beside
     assert f"-DFB_ONLY={_build.INSTRUCTION_SETS.index(expected)} " in plan
 
 
 def test_a_wheel_has_the_kernels_of_every_instruction_set() -> None:
     found = {path.stem for path in _build.sources(cuda=False)}
-    assert found >= {"kernel_avx512_bf16", *(f"kernel_{name}" for name in _build.COMPILED)}
+    assert found >= {"kernel_avx512_bf16", "kernel_avx512_amx", *(f"kernel_{name}" for name in _build.COMPILED)}
 
 
 def test_the_key_is_of_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:

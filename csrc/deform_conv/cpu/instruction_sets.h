@@ -1,6 +1,12 @@
 // The instruction sets that the kernels are compiled for, and how a file is compiled for one of them.
 #pragma once
 
+// AMX: compilers that know its instructions, and Linux, which wants to be asked before a process uses them.
+#if defined(__x86_64__) && defined(__linux__) && \
+    (defined(__clang__) ? __clang_major__ >= 12 : defined(__GNUC__) && __GNUC__ >= 11)
+#define FB_HAS_AMX
+#endif
+
 namespace flowers_bench {
 
 // What the kernels have to know of an instruction set, and of the processors that have it.
@@ -23,6 +29,9 @@ inline constexpr InstructionSet kInstructionSet = {64, 12, true};
 }
 namespace avx512bf16 {
 inline constexpr InstructionSet kInstructionSet = avx512::kInstructionSet;
+}
+namespace avx512amx {
+inline constexpr InstructionSet kInstructionSet = {64, 32, true};
 }
 
 }  // namespace flowers_bench

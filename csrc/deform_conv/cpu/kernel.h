@@ -1,8 +1,8 @@
 // What the instruction-set-specific kernels take and give: plain pointers and shapes, no torch, no allocation.
 //
-// Four translation units (kernel_generic.cpp, kernel_avx2.cpp, kernel_avx512.cpp, kernel_avx512_bf16.cpp) compile the
-// same body/ for their instruction set; dispatch.cpp picks one at run time, op.cpp prepares memory and splits the work
-// over threads.
+// Five translation units (kernel_generic.cpp, kernel_avx2.cpp, kernel_avx512.cpp, and for bfloat16
+// kernel_avx512_bf16.cpp and kernel_avx512_amx.cpp) compile the same body/ for their instruction set; dispatch.cpp
+// picks one at run time, op.cpp prepares memory and splits the work over threads.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +44,8 @@ struct Strided {
 template <typename T>
 struct Problem {
   Geometry g;
-  const T* input = nullptr;  // (N, H, W, C), dense
+  const T* input = nullptr;            // (N, H, W, C), dense
+  const Sum<T>* wide_input = nullptr;  // the same, and what is read in its stead, where Kernel::wide_pixels
   Strided offset, mask;
   int64_t panel = 0;          // Kernel::panel
   const T* weight = nullptr;  // Kernel::pack_forward's; null where a forward pass takes the unpacked one
@@ -86,7 +87,8 @@ struct BackwardRange {
 // Lists the functions of one instruction set. Ranges let the caller split the work over threads.
 template <typename T>
 struct Kernel {
-  int64_t panel;  // columns that a microkernel computes at once
+  int64_t panel;     // columns that a microkernel computes at once
+  bool wide_pixels;  // whether pixels are read as what samples are summed in: Problem::wide_input
   int64_t (*blocks)(const Problem<T>&);
   bool (*takes_unpacked)(const Problem<T>&, const Strided& weight, int64_t positions);  // forward, by one thread
   // Bytes of scratch memory for each thread.
@@ -127,10 +129,15 @@ const Kernels& kernels();
 namespace avx512 {
 const Kernels& kernels();
 }
-// The products of pairs of bfloat16 that AVX512-BF16 adds; what else there is to compute, avx512 does.
+// The products of bfloat16 that AVX512-BF16 and AMX add; what else there is to compute, avx512 does.
 namespace avx512bf16 {
 const Kernel<BFloat16>& kernel();
 }
+#if defined(FB_HAS_AMX)
+namespace avx512amx {
+const Kernel<BFloat16>& kernel();
+}
+#endif
 #endif
 
 }  // namespace flowers_bench

@@ -145,6 +145,42 @@ class Rows {
   Buffer<T> copy_;
 };
 
+// Gives a problem its pixels, as rows of T or, where the kernel wants them wide, of what T is summed in.
+template <typename T>
+class Pixels {
+ public:
+  Pixels(const Tensor& t, int64_t slots) {
+    if (kernel_for(T{}).wide_pixels) {
+      wide_.emplace(t, slots);
+    } else {
+      rows_.emplace(t, slots);
+    }
+  }
+
+  // Says whether a tensor lies so already.
+  static bool lie_in(const Tensor& t) { return kernel_for(T{}).wide_pixels ? is_rows<Sum<T>>(t) : is_rows<T>(t); }
+  // Returns the bytes of one number of a pixel.
+  static int64_t bytes() { return kernel_for(T{}).wide_pixels ? sizeof(Sum<T>) : sizeof(T); }
+
+  // These are of Rows, whose rows they give to `q`.
+  void load(const Images& images, int64_t slot, int64_t share, int64_t shares) const {
+    if (wide_) return wide_->load(images, slot, share, shares);
+    rows_->load(images, slot, share, shares);
+  }
+  void give(Problem<T>& q, int64_t first, int64_t slot) const {
+    if (wide_) q.wide_input = wide_->rows(first, slot);
+    if (rows_) q.input = rows_->rows(first, slot);
+  }
+  void load_in_parallel(Problem<T>& q, const Images& images) const {
+    if (wide_) q.wide_input = wide_->load_in_parallel(images);
+    if (rows_) q.input = rows_->load_in_parallel(images);
+  }
+
+ private:
+  std::optional<Rows<T>> rows_;
+  std::optional<Rows<Sum<T>>> wide_;
+};
+
 // Holds the sum of the input's gradient in dense rows of T: in place where its memory is so, else beside it.
 template <typename T>
 class RowsOut {
@@ -186,7 +222,7 @@ int64_t images_at_once(const Geometry& g, std::initializer_list<const Tensor*> t
   for (const Tensor* t : tensors) copies = copies || !is_rows<T>(*t);
   if (!copies) return g.batch;
   constexpr int64_t kBytes = 3 << 19, kPositions = 192;
-  const int64_t image = g.height * g.width * g.channels * static_cast<int64_t>(sizeof(T));
+  const int64_t image = g.height * g.width * g.channels * Pixels<T>::bytes();
   const int64_t busy = (kPositions * torch::stable::get_num_threads() + g.positions() - 1) / g.positions();
   return std::max<int64_t>(1, std::min(g.batch, std::max(kBytes / image, busy)));
 }

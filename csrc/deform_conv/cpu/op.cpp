@@ -52,6 +52,16 @@ void pack_share(const Problem<T>& q, int64_t worker, int64_t workers, T* packed)
 
 // A schedule divides a forward pass among workers. There are three; `forward_as` chooses.
 
+// Chooses how many of its `own` images a worker brings into rows at once: one, or as many small ones as fill a tile
+// where pixels are widened, so that the weight is not read again for each of them.
+template <typename T>
+int64_t images_together(const Problem<T>& q, int64_t own) {
+  constexpr int64_t kPositions = 384;
+  if (!kernel_for(T{}).wide_pixels) return 1;
+  return std::max<int64_t>(1,
+                           std::min(own, (kPositions + q.g.positions() - 1) / std::max<int64_t>(1, q.g.positions())));
+}
+
 // Schedule 1: each worker has whole images of its own, and its share of the positions of those that are left. It brings
 // an image into rows just before computing it, so that the rows are still in its cache, and waits for nobody.
 template <typename T>
@@ -59,23 +69,27 @@ void forward_by_images(const Call& c, Problem<T> q, int64_t workers) {
   const Kernel<T>& kernel = kernel_for(T{});
   const int64_t positions = q.g.positions(), own = q.g.batch / workers;
   const Images left = {own * workers, q.g.batch};
-  const Rows<T> input(c.input, workers + left.count());  // a slot for each worker, then those that are left
+  const int64_t together = images_together(q, own);
+  // Slots for each worker's images, then for those that are left.
+  const Pixels<T> input(c.input, workers * together + left.count());
   const Buffer<T> packed(c.input, q.weight_size());
   q.weight = packed.data();
   const Scratch scratch(c.input, workers, kernel.forward_scratch(q));
   each_worker(workers, [&](int64_t worker) {
     pack_share(q, worker, workers, packed.data());
-    input.load(left, workers, worker, workers);
+    input.load(left, workers * together, worker, workers);
   });
   each_worker(workers, [&](int64_t worker) {
     Problem<T> mine = q;
-    for (int64_t image = own * worker; image < own * (worker + 1); ++image) {
-      input.load({image, image + 1}, worker, 0, 1);
-      mine.input = input.rows(image, worker);
-      kernel.forward(mine, image * positions, (image + 1) * positions, scratch.of(worker));
+    const int64_t last = own * (worker + 1);
+    for (int64_t image = own * worker; image < last; image += together) {
+      const Images some = {image, std::min(image + together, last)};
+      input.load(some, worker * together, 0, 1);
+      input.give(mine, image, worker * together);
+      kernel.forward(mine, some.first * positions, some.last * positions, scratch.of(worker));
     }
     const int64_t begin = left.first * positions, total = left.count() * positions;
-    mine.input = input.rows(left.first, workers);
+    input.give(mine, left.first, workers * together);
     kernel.forward(mine, begin + total * worker / workers, begin + total * (worker + 1) / workers, scratch.of(worker));
   });
 }
@@ -86,7 +100,7 @@ void forward_by_positions(const Call& c, Problem<T> q, int64_t workers) {
   const Kernel<T>& kernel = kernel_for(T{});
   const Images all = {0, q.g.batch};
   const int64_t total = q.g.batch * q.g.positions();
-  const Rows<T> input(c.input, all.count());
+  const Pixels<T> input(c.input, all.count());
   const Buffer<T> packed(c.input, q.weight_size());
   q.weight = packed.data();
   const Scratch scratch(c.input, workers, kernel.forward_scratch(q));
@@ -94,7 +108,7 @@ void forward_by_positions(const Call& c, Problem<T> q, int64_t workers) {
     pack_share(q, worker, workers, packed.data());
     input.load(all, 0, worker, workers);
   });
-  q.input = input.rows(0, 0);
+  input.give(q, 0, 0);
   each_worker(workers, [&](int64_t worker) {
     kernel.forward(q, total * worker / workers, total * (worker + 1) / workers, scratch.of(worker));
   });
@@ -107,9 +121,9 @@ void forward_by_outputs(const Call& c, Problem<T> q, int64_t workers) {
   const Kernel<T>& kernel = kernel_for(T{});
   const Images all = {0, q.g.batch};
   const int64_t total = q.g.batch * q.g.positions(), each = outputs_each(q, workers);
-  const Rows<T> input(c.input, all.count());
+  const Pixels<T> input(c.input, all.count());
   each_worker(workers, [&](int64_t worker) { input.load(all, 0, worker, workers); });
-  q.input = input.rows(0, 0);
+  input.give(q, 0, 0);
   const auto share_of = [&](int64_t worker) {
     const bool last = worker + 1 == workers;
     return outputs_of(q, each * worker, last ? q.g.out_channels : each * (worker + 1));
@@ -132,7 +146,7 @@ Tensor forward_as(const Call& c, const Geometry& g) {
   q.bias = bias.data();
 
   const int64_t total = g.batch * g.positions(), workers = workers_for(total);
-  if (!is_rows<T>(c.input) && g.batch >= workers) {
+  if (!Pixels<T>::lie_in(c.input) && g.batch >= workers) {
     // Images have to be brought into rows first. Who has done that had better compute them, from its own cache.
     forward_by_images(c, q, workers);
   } else if (kernel_for(T{}).takes_unpacked(q, q.unpacked, total) && outputs_suffice(q, workers)) {
@@ -272,14 +286,15 @@ Gradients backward_as(const Tensor& grad, const Call& c, const Geometry& g, cons
   }
 
   const int64_t at_once = images_at_once<T>(g, {&c.input, &grad}), workers = workers_for(at_once * g.positions());
-  const Rows<T> input_rows(c.input, at_once), grad_rows(grad, at_once);
+  const Pixels<T> input_rows(c.input, at_once);
+  const Rows<T> grad_rows(grad, at_once);
   std::optional<RowsOut<Sum<T>>> input_sum;
   if (needs.input) input_sum.emplace(input, at_once);
   const Sums<T> sums(c.input, q, Split<T>(q, {0, at_once}, workers, needs.weight), needs);
   const Scratch scratch(c.input, workers, kernel.backward_scratch(q));
   for_each_chunk(g.batch, at_once, [&](const Images& images) {
     const Split<T> split(q, images, workers, needs.weight);
-    q.input = input_rows.load_in_parallel(images);
+    input_rows.load_in_parallel(q, images);
     q.grad = grad_rows.load_in_parallel(images);
     if (input_sum) q.grad_input = input_sum->start(images);
     sweep(q, split, sums, scratch);

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 KERNEL_VARIABLE = (
-    "FLOWERS_BENCH_KERNEL"  # reference | generic | avx2 | avx512 | avx512bf16: what to use instead of the best
+    "FLOWERS_BENCH_KERNEL"  # reference | generic | avx2 | avx512 | avx512bf16 | avx512amx: instead of the best
 )
 CUDA_VARIABLE = "FLOWERS_BENCH_CUDA"  # 0 | 1: build the CUDA kernel never, or always
 CACHE_VARIABLE = "FLOWERS_BENCH_CACHE"  # where the compiled library is kept
@@ -32,9 +32,9 @@ NVCC_FLAGS = (*DEFINES, "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "--thre
 CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 SUFFIXES = (".h", ".inl", ".cpp", ".cu", ".cuh")  # of what is compiled or included; csrc/ holds pages and pictures too
 _SECONDS = 25  # what a compilation takes on two slow cores, for the message; with CUDA much longer
-#: From the plainest; the kernel's operator `instruction_set` counts them so. The last is compiled with the one before,
+#: From the plainest; the kernel's operator `instruction_set` counts them so. The last two are compiled with "avx512",
 #: and chosen at run time.
-INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16")
+INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16", "avx512amx")
 COMPILED = INSTRUCTION_SETS[:3]
 
 
@@ -96,8 +96,8 @@ def instruction_set() -> str:
 def kernel() -> str:
     """Say what computes `deform_conv2d` here.
 
-    "cpu-avx512bf16", "cpu-avx512", "cpu-avx2" or "cpu-generic", with "+cuda" where the CUDA kernel is there too, followed by
-    "+columns", "+general" or "+torchvision" for what has computed on a GPU in this process (docs/kernel.md); or "reference",
+    "cpu-avx512amx", "cpu-avx512bf16", "cpu-avx512", "cpu-avx2" or "cpu-generic", with "+cuda" where the CUDA kernel is there
+    too, followed by "+columns", "+general" or "+torchvision" for what has computed on a GPU in this process (docs/kernel.md); or "reference",
     the slow PyTorch composite, where nothing could be compiled or FLOWERS_BENCH_KERNEL=reference asks for it.
     Compiles the kernel if that has not been done yet.
     """
@@ -131,7 +131,21 @@ def _load() -> bool:
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         _say(f"no compiled kernel ({_reason(error)}); using the slow PyTorch path for deformable convolution")
         return False
+    _say_if_not_as_asked()
     return True
+
+
+def _say_if_not_as_asked() -> None:
+    """Say which instructions run where the environment asks for others, which are not here."""
+    import torch
+
+    asked, runs = (
+        os.environ.get(KERNEL_VARIABLE, ""),
+        INSTRUCTION_SETS[torch.ops.flowers_bench_kernel.instruction_set()],
+    )
+    if asked and asked != runs:
+        choices = "reference, " + ", ".join(INSTRUCTION_SETS[: INSTRUCTION_SETS.index(runs) + 1])
+        _say(f"{KERNEL_VARIABLE}={asked} is not available here; {runs} runs. Up to it there are: {choices}")
 
 
 def _reason(error: Exception) -> str:

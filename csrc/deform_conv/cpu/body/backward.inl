@@ -3,29 +3,11 @@
 
 #include "forward.inl"
 #include "products.inl"
+#include "scatter.inl"
 #include "tiles.inl"
 
 namespace flowers_bench::FB_ISA {
 namespace {
-
-template <typename T>
-struct BackwardBuffers {
-  Tile<T> tile;
-  int64_t size;
-  Sum<T>* columns;      // first the gradient's, then overwritten by the samples
-  T* grad;              // the tile's gradient of the output in panels, for the gradient of the weight
-  Sum<T>* dots;         // gradients of y, x and mask: [3][offset group][tap][position]
-  Sum<T>** grad_input;  // of each position: what Neighbours::at is added to, for the gradient of its image
-
-  BackwardBuffers(const Problem<T>& q, Arena& arena)
-      : tile(q, arena, true),
-        size(tile.size),
-        // With a row behind, which pairs with the last of an odd number.
-        columns(arena.template take<Sum<T>>((size + kFactor<T> - 1) * kColumns<Sum<T>>)),
-        grad(arena.template take<T>(q.gemm_groups() * q.padded(q.width()) * round_up(size, kFactor<T>))),
-        dots(arena.template take<Sum<T>>(3 * q.g.offset_groups * q.g.taps() * size)),
-        grad_input(arena.template take<Sum<T>*>(size)) {}
-};
 
 // Computes columns = gradient of the output x weight^T.
 template <typename T>
@@ -48,102 +30,29 @@ void multiply_back(const Problem<T>& q, const Tile<T>& tile, const Block& block,
   });
 }
 
+#if defined(FB_AMX)
+
+// Packs the tile's gradient of the output as [output][position]: what is on the left of the product that the gradient
+// of the weight is.
 template <typename T>
-FB_INLINE T lane_sum(Vector<T> v) {
-  T sum = 0;
-  for (int64_t lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
-  return sum;
-}
-
-// Scatters one sample's gradient to the four pixels that it was gathered from, `to`, and multiplies it with their
-// values, `from` (kDots). `column` holds the gradient of the samples of a run, and receives the samples (kSamples).
-template <typename T, bool kInput, bool kDots, bool kSamples>
-FB_INLINE void scatter_sample(const T* const from[4], Sum<T>* const to[4], const Sum<T> weight[4], int64_t length,
-                              Sum<T>* column, Sum<T> dot[4]) {
-  typedef Sum<T> S;
-  Vector<S> sum[4] = {};
-  S rest[4] = {};
-  int64_t i = 0;
-  for (; i + kLanes<T> <= length; i += kLanes<T>) {
-    const Vector<S> grad = load(column + i);
-    Vector<S> value = {};
-    for (int corner = 0; corner < 4; ++corner) {
-      if constexpr (kDots || kSamples) {
-        const Vector<S> pixel = load_wide(from[corner] + i);
-        if constexpr (kDots) sum[corner] += grad * pixel;
-        if constexpr (kSamples) value += weight[corner] * pixel;
-      }
-      // One neighbour after the other: at an edge, two of them may be the same pixel.
-      if constexpr (kInput) store(to[corner] + i, load(to[corner] + i) + weight[corner] * grad);
-    }
-    if constexpr (kSamples) store(column + i, value);
-  }
-  for (; i < length; ++i) {
-    const S grad = column[i];
-    S value = 0;
-    for (int corner = 0; corner < 4; ++corner) {
-      if constexpr (kDots) rest[corner] += grad * widen(from[corner][i]);
-      if constexpr (kSamples) value += weight[corner] * widen(from[corner][i]);
-      if constexpr (kInput) to[corner][i] += weight[corner] * grad;
-    }
-    if constexpr (kSamples) column[i] = value;
-  }
-  if constexpr (kDots) {
-    for (int corner = 0; corner < 4; ++corner) dot[corner] = rest[corner] + lane_sum<S>(sum[corner]);
-  }
-}
-
-// Does so for a run at all positions of the tile, and sums the gradients of offsets and mask into `dots`.
-template <typename T, bool kInput, bool kDots, bool kSamples>
-void scatter_run(const Problem<T>& q, BackwardBuffers<T>& b, const Run& run) {
-  typedef Sum<T> S;
-  const int64_t entries = q.g.offset_groups * q.g.taps() * b.size;
-  const int32_t* first = b.tile.at + run.entry * 4 * b.size;
-  for (int64_t p = 0; p < b.tile.count; ++p) {
-    S* column = b.columns + p * kColumns<S> + run.k;
-    S* dots = b.dots + run.entry * b.size + p;
-    if (first[p] < 0) {
-      const S nothing = without_pixels<S>(first[p]);
-      if constexpr (kSamples) fill(column, run.length, nothing);
-      if constexpr (kDots) dots[0] += nothing, dots[entries] += nothing, dots[2 * entries] += nothing;
-      continue;
-    }
-    const Neighbours<T> s(b.tile, q.g.channels, run.entry, p);
-    const T* from[4];
-    S* to[4];
-    for (int corner = 0; corner < 4; ++corner) {
-      from[corner] = q.input + s.at[corner] + run.channel;
-      to[corner] = kInput ? b.grad_input[p] + s.at[corner] + run.channel : nullptr;
-    }
-    S d[4];
-    scatter_sample<T, kInput, kDots, kSamples>(from, to, s.weight, run.length, column, d);
-    if constexpr (kDots) {
-      const S* const slopes = b.tile.slopes + run.entry * kSlopes * b.size + p;
-      const auto k = [&](Slope slope) { return slopes[slope * b.size]; };
-      const S top = k(kWeightLeft) * d[0] + k(kWeightRight) * d[1];
-      const S bottom = k(kWeightLeft) * d[2] + k(kWeightRight) * d[3];
-      const S left = k(kWeightTop) * d[0] + k(kWeightBottom) * d[2];
-      const S right = k(kWeightTop) * d[1] + k(kWeightBottom) * d[3];
-      dots[0] += k(kMask) * (k(kSlopeTop) * top + k(kSlopeBottom) * bottom);
-      dots[entries] += k(kMask) * (k(kSlopeLeft) * left + k(kSlopeRight) * right);
-      dots[2 * entries] += k(kWeightTop) * top + k(kWeightBottom) * bottom;
+void pack_grad(const Problem<T>& q, const Tile<T>& tile, T* packed) {
+  const int64_t outputs = q.g.out_channels, depth = round_up(tile.count, kTogether<T>);
+  const T* const grad = q.grad + tile.begin * outputs;
+  const auto row = [&](int64_t p, int64_t o) __attribute__((always_inline)) {
+    return p < tile.count ? (Bits)load_wide(grad + p * outputs + o) : Bits{};
+  };
+  for (int64_t o = 0; o < outputs; o += kSquare) {
+    for (int64_t p = 0; p < depth; p += kTogether<T>) {
+      Vector<float> square[kSquare];
+      for (int64_t i = 0; i < kSquare; ++i)
+        square[i] = (Vector<float>)(row(p + 2 * i, o) >> 16 | row(p + 2 * i + 1, o));
+      transpose<float>(square);
+      for (int64_t i = 0; i < kSquare; ++i) store(reinterpret_cast<float*>(packed + (o + i) * depth + p), square[i]);
     }
   }
 }
 
-// Takes from the gradient's columns of a block all that they give, in one sweep over the neighbours.
-template <typename T>
-void scatter_block(const Problem<T>& q, const Block& block, bool samples, BackwardBuffers<T>& b) {
-  const bool input = q.grad_input, dots = q.grad_offset.data || q.grad_mask.data;
-  for_each_run(q, block, [&](const Run& run) {
-    if (input && dots && samples) return scatter_run<T, true, true, true>(q, b, run);
-    if (input && dots) return scatter_run<T, true, true, false>(q, b, run);
-    if (input && samples) return scatter_run<T, true, false, true>(q, b, run);
-    if (input) return scatter_run<T, true, false, false>(q, b, run);
-    if (samples) return scatter_run<T, false, true, true>(q, b, run);
-    scatter_run<T, false, true, false>(q, b, run);
-  });
-}
+#else
 
 // Packs the tile's gradient of the output, rows of channels, into panels: [group][panel][position][kPanel]. Positions
 // are what the gradient of the weight sums over; a pair that lacks its second one gets a zero.
@@ -166,13 +75,16 @@ void pack_grad(const Problem<T>& q, const Tile<T>& tile, T* packed) {
   }
 }
 
+#endif
+
 // Pairs each two rows of columns, in the place of the first.
 template <typename T>
 void pair_rows(int64_t depth, BackwardBuffers<T>& b) {
 #if defined(FB_PAIRS)
   constexpr int64_t kRow = kColumns<float>;
-  if (b.tile.count % 2) fill(b.columns + b.tile.count * kRow, depth, 0.0f);
-  for (int64_t p = 0; p < b.tile.count; p += 2) {
+  const int64_t rows = round_up(b.tile.count, kTogether<T>);
+  for (int64_t p = b.tile.count; p < rows; ++p) fill(b.columns + p * kRow, depth, 0.0f);
+  for (int64_t p = 0; p < rows; p += 2) {
     float* const row = b.columns + p * kRow;
     for (int64_t k = 0; k < depth; k += kLanes<float>) store(row + k, pairs(load(row + k), load(row + kRow + k)));
   }
@@ -184,11 +96,19 @@ template <typename T>
 void accumulate_weight(const Problem<T>& q, const Block& block, BackwardBuffers<T>& b, Sum<T>* grad_weight) {
   if (!q.depthwise()) {
     const int64_t width = q.padded(q.width()), depth = block.k1 - block.k0;
-    const int64_t count = ceil_div(b.tile.count, kFactor<T>);
     if constexpr (kFactor<T> == 2) pair_rows(depth, b);
+#if defined(FB_AMX)
+    const int64_t positions = round_up(b.tile.count, kTogether<T>), row = 2 * kColumns<float> * sizeof(float);
+    const Side left{reinterpret_cast<const char*>(b.grad + block.group * width * positions), positions * 2, 64};
+    const Side right{reinterpret_cast<const char*>(b.columns), row, kSquare * row};
+    return product_of_squares(width, depth, positions, left, right, kStrip * sizeof(float),
+                              {grad_weight + block.group * width * q.depth() + block.k0, q.depth()}, true);
+#else
+    const int64_t count = ceil_div(b.tile.count, kFactor<T>);
     product_transposed<T>(depth, q.width(), count, b.columns, kFactor<T> * kColumns<Sum<T>>,
                           factors(b.grad) + block.group * width * count, count * kPanel<T>,
                           {grad_weight + (block.group * q.depth() + block.k0) * width, width});
+#endif
     return;
   }
   for_each_run(q, block, [&](const Run& run) {
@@ -276,6 +196,9 @@ void backward(const Problem<T>& q, const BackwardRange<T>& r, void* scratch) {
     }
     backward_tile(q, r, b);
   }
+#if defined(FB_AMX)
+  release_squares();
+#endif
 }
 
 template <typename T>

@@ -21,11 +21,26 @@ FB_INLINE void blend_as(const T* const from[4], const T weight[4], int64_t i, T*
 // Does so for kBlend channels.
 template <typename T>
 constexpr int64_t kBlend = kFactor<T> * kLanes<T>;
+#if !defined(FB_PAIRS)
 template <typename T>
 FB_INLINE void blend(const T* const from[4], const T weight[4], int64_t i, T* to) {
   blend_as<VectorOf<T>>(from, weight, i, to);
 }
-#if defined(FB_PAIRS)
+#endif
+#if defined(FB_AMX)
+FB_INLINE Vector<float> blended(const float* const from[4], const float weight[4], int64_t i) {
+  return weight[0] * load(from[0] + i) + weight[1] * load(from[1] + i) + weight[2] * load(from[2] + i) +
+         weight[3] * load(from[3] + i);
+}
+FB_INLINE void blend(const float* const from[4], const float weight[4], int64_t i, BFloat16* to) {
+  store_rounded(to + i, blended(from, weight, i), blended(from, weight, i + kLanes<float>));
+}
+// Samples for the gradient of the weight, which pairs positions, are rounded later.
+FB_INLINE void blend(const float* const from[4], const float weight[4], int64_t i, float* to) {
+  store(to + i, blended(from, weight, i));
+  store(to + i + kLanes<float>, blended(from, weight, i + kLanes<float>));
+}
+#elif defined(FB_PAIRS)
 // Each half of a pair is half of a float: the first once it is moved up, the second once the first is cut off.
 FB_INLINE void blend_halves(const BFloat16* const from[4], const float weight[4], int64_t i, Vector<float> sum[2]) {
   sum[0] = sum[1] = Vector<float>{};
@@ -62,6 +77,10 @@ constexpr int64_t kStretch = 256 / sizeof(Sum<T>);
 template <typename T, typename C, typename First, typename SampleRow>
 FB_INLINE int64_t sample_rows(const Tile<T>& tile, int64_t count, C* columns, int32_t* kept, const First& first,
                               const SampleRow& sample_row) {
+  if constexpr (kWidePixels) {  // rows outside cost little where products do
+    for (int64_t i = 0; i < tile.count; ++i) sample_row(tile.order[i], columns + tile.order[i] * kColumns<C>);
+    return tile.count;
+  }
   int64_t rows = 0;
   for (int64_t p = 0, positions = tile.count; p < positions; ++p) {
     if (kept) {
@@ -91,8 +110,8 @@ int64_t sample_runs(const Problem<T>& q, const Tile<T>& given, const Run* runs, 
         continue;
       }
       const Neighbours<T> s(tile, channels, run.entry, p);
-      const T* const input = q.input + run.channel;
-      const T* const from[4] = {input + s.at[0], input + s.at[1], input + s.at[2], input + s.at[3]};
+      const Pixel<T>* const input = pixels(q) + run.channel;
+      const Pixel<T>* const from[4] = {input + s.at[0], input + s.at[1], input + s.at[2], input + s.at[3]};
       int64_t i = 0;
       for (; i + kBlend<T> <= run.length; i += kBlend<T>) blend(from, s.weight, i, to);
       if constexpr (kFactor<T> == 1) {  // of pairs, whole vectors are all there is
@@ -113,10 +132,10 @@ int64_t sample_taps(const Problem<T>& q, const Tile<T>& tile, const Run& first, 
   const int64_t channels = q.g.channels, size = tile.size, entry = 4 * size, length = first.length;
   const int32_t* const tables = tile.at + first.entry * entry;
   const Sum<T>* const weights = tile.weight + first.entry * entry;
-  const T* const input = q.input + first.channel;
+  const Pixel<T>* const input = pixels(q) + first.channel;
   const auto first_of = [&](int64_t tap, int64_t p) { return tables[tap * entry + p]; };
   return sample_rows(tile, count, columns, kept, first_of, [&](int64_t p, C* row) {
-    const T* const image = input + tile.pixels[p];
+    const Pixel<T>* const image = input + tile.pixels[p];
     const int32_t* at = tables + p;
     const Sum<T>* w = weights + p;
     for (C* const end = row + count * length; row != end; row += length, at += entry, w += entry) {
@@ -124,8 +143,8 @@ int64_t sample_taps(const Problem<T>& q, const Tile<T>& tile, const Run& first, 
         fill(row, length, without_pixels<C>(at[0]));
         continue;
       }
-      const T* const from[4] = {image + at[0] * channels, image + at[size] * channels, image + at[2 * size] * channels,
-                                image + at[3 * size] * channels};
+      const Pixel<T>* const from[4] = {image + at[0] * channels, image + at[size] * channels,
+                                       image + at[2 * size] * channels, image + at[3 * size] * channels};
       const Sum<T> weight[4] = {w[0], w[size], w[2 * size], w[3 * size]};
       int64_t i = 0;
       do {
@@ -172,7 +191,7 @@ struct ForwardBuffers {
       : tile(q, arena, false),
         // With room behind: products fetch rows ahead, and would take what lies there from another core.
         columns(arena.template take<T>((tile.size + kRows) * kColumns<T>)),
-        kept(arena.template take<int32_t>(tile.size)),
+        kept(kWidePixels ? nullptr : arena.template take<int32_t>(tile.size)),
         panel(arena.template take<T>(q.weight ? 0 : kForwardDepth<T> * kPanel<T>)),
         sums{nullptr, q.gemm_groups() * q.padded(q.width())} {
     if (!sums_in_place(q)) sums.data = arena.template take<Sum<T>>(tile.size * sums.stride);
@@ -271,6 +290,9 @@ void forward(const Problem<T>& q, int64_t begin, int64_t end, void* scratch) {
     }
     if (!in_place) write_out(q, b.tile, b.sums);
   }
+#if defined(FB_AMX)
+  release_squares();
+#endif
 }
 
 // Says whether a pass over so few positions had better take the weight as it lies: one tile reads every panel once, and

@@ -1,5 +1,5 @@
 // The CPU kernels: the table of functions that op.cpp calls, compiled once for each instruction set; with FB_PAIRS, the
-// one of products of bfloat16.
+// one of products of bfloat16, in pairs or, with FB_AMX too, in squares of AMX.
 //
 // The files of this folder are compiled with FB_ISA defined as a namespace of instruction_sets.h. None of them may call
 // an inline function that other translation units share: the linker keeps one copy of those, and it could be the one
@@ -26,6 +26,7 @@ template <typename T>
 constexpr Kernel<T> kernel_of() {
   return {
       .panel = kPanel<T>,
+      .wide_pixels = kWidePixels,
       .blocks = blocks<T>,
       .takes_unpacked = takes_unpacked<T>,
       .forward_scratch = forward_scratch<T>,

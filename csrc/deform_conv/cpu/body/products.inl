@@ -1,23 +1,11 @@
 // Multiplies matrices.
 #pragma once
 
+#include "amx.inl"
 #include "vectors.inl"
 
 namespace flowers_bench::FB_ISA {
 namespace {
-
-// Says where the rows of a product go: row i to row index[i] of memory, or to row i where there is no index.
-template <typename T>
-struct RowsTo {
-  T* data;
-  int64_t stride;
-  const int32_t* index = nullptr;
-
-  FB_INLINE T* at(int64_t i) const { return data + (index ? index[i] : i) * stride; }
-  FB_INLINE RowsTo from(int64_t row, int64_t column) const {
-    return {data + (index ? 0 : row * stride) + column, stride, index ? index + row : nullptr};
-  }
-};
 
 // Steps of the depth that a microkernel takes at once.
 constexpr int kSteps = kLargeCache ? 8 : 4;
@@ -87,6 +75,12 @@ void panel_product(int64_t rows, int64_t used, int64_t depth, const Sum<T>* a, i
 template <typename T>
 void product(int64_t rows, int64_t columns, int64_t depth, const Sum<T>* a, int64_t a_stride, const Sum<T>* b,
              int64_t panel_stride, const RowsTo<Sum<T>>& c, bool add) {
+#if defined(FB_AMX)
+  constexpr int64_t kBytes = sizeof(Sum<T>), kRow = kPanel<T> * kBytes;
+  const Side left{reinterpret_cast<const char*>(a), a_stride * kBytes, 64};
+  const Side right{reinterpret_cast<const char*>(b), kRow, kSquare * kRow};
+  return product_of_squares(rows, columns, depth * kFactor<T>, left, right, panel_stride * kBytes, c, add);
+#else
   const int64_t strips = ceil_div(rows, kRows);
   for (int64_t from = 0; from < depth; from += kForwardDepth<T>) {
     const int64_t steps = smaller(kForwardDepth<T>, depth - from);
@@ -100,6 +94,7 @@ void product(int64_t rows, int64_t columns, int64_t depth, const Sum<T>* a, int6
       }
     }
   }
+#endif
 }
 
 // Adds a^T x b to c (rows, columns), with a (depth, rows) and b's panels (depth, kPanel): the sum over a tile's

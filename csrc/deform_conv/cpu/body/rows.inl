@@ -35,13 +35,28 @@ void gather_rows(const S* from, int64_t channel_stride, int64_t position_stride,
   }
 }
 
+// Converts consecutive numbers.
+template <typename T, typename S>
+FB_INLINE void narrow_row(const T* from, int64_t count, S* to) {
+  for (int64_t i = 0; i < count; ++i) narrow(from[i], to + i);
+}
+#if defined(FB_PAIRS)
+FB_INLINE void narrow_row(const float* from, int64_t count, BFloat16* to) {
+  int64_t i = 0;
+  for (; i + 2 * kLanes<float> <= count; i += 2 * kLanes<float>) {
+    store_rounded(to + i, load(from + i), load(from + i + kLanes<float>));
+  }
+  for (; i < count; ++i) narrow(from[i], to + i);
+}
+#endif
+
 // Copies rows, `row_stride` apart, back to any distances between channels and between positions.
 template <typename T, typename S>
 void scatter_rows(const T* from, int64_t row_stride, int64_t channels, int64_t count, S* to, int64_t channel_stride,
                   int64_t position_stride) {
   if (channel_stride == 1) {
     for (int64_t p = 0; p < count; ++p) {
-      for (int64_t c = 0; c < channels; ++c) narrow(from[p * row_stride + c], to + p * position_stride + c);
+      narrow_row(from + p * row_stride, channels, to + p * position_stride);
     }
     return;
   }

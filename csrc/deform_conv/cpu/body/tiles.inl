@@ -43,7 +43,8 @@ struct Tile {
   int64_t* pixels;     // where its image begins in the input
   int64_t* offset_at;  // where its offsets and masks lie in memory
   int64_t* mask_at;
-  Sum<T>* row;  // where tap (0, 0) lies undeformed
+  int32_t* order;  // kWidePixels: the positions, in the order in which they are sampled
+  Sum<T>* row;     // where tap (0, 0) lies undeformed
   Sum<T>* column;
   // Of each entry (offset group, tap) and position:
   // [entry][4][size]: offset of y, of x, mask, where they have to be copied; the fourth is empty, so that an entry's
@@ -59,6 +60,7 @@ struct Tile {
     pixels = arena.template take<int64_t>(size);
     offset_at = arena.template take<int64_t>(size);
     mask_at = arena.template take<int64_t>(size);
+    order = arena.template take<int32_t>(kWidePixels ? size : 0);
     row = arena.template take<Sum<T>>(size);
     column = arena.template take<Sum<T>>(size);
     const int64_t entries = q.g.offset_groups * q.g.taps();
@@ -88,6 +90,21 @@ FB_INLINE void fill(T* to, int64_t count, T value) {
   for (int64_t i = 0; i < count; ++i) to[i] = value;
 }
 
+// Orders the positions by stripes of a few columns, one stripe after the other from top to bottom: the pixels around
+// those of a stripe fit the first-level cache, the ones around whole rows of the image do not.
+template <typename T>
+void order_positions(const Problem<T>& q, Tile<T>& tile) {
+  constexpr int64_t kStripe = 8;
+  const int64_t width = q.g.out_width, left = tile.place[0] % width, rows = ceil_div(left + tile.count, width);
+  int64_t ordered = 0;
+  for (int64_t x = 0; x < width; x += kStripe) {
+    for (int64_t y = 0; y < rows; ++y) {
+      const int64_t begin = y * width + x - left, end = smaller(begin + smaller(kStripe, width - x), tile.count);
+      for (int64_t p = larger(begin, 0); p < end; ++p) tile.order[ordered++] = int32_t(p);
+    }
+  }
+}
+
 // Takes consecutive positions apart into image, row and column.
 template <typename T>
 void place(const Problem<T>& q, int64_t begin, int64_t count, Tile<T>& tile) {
@@ -106,6 +123,7 @@ void place(const Problem<T>& q, int64_t begin, int64_t count, Tile<T>& tile) {
     if (++x == g.out_width) x = 0, ++y;
     if (at == g.positions()) at = 0, y = 0, ++n;
   }
+  if constexpr (kWidePixels) order_positions(q, tile);
 }
 
 // Returns the values from[at[p] + shift] of all positions p: where they lie, if they lie beside each other and need no

@@ -20,9 +20,17 @@ constexpr int64_t kVectorBytes = kInstructionSet.vector_bytes;
 constexpr int kRows = kInstructionSet.rows;
 constexpr bool kLargeCache = kInstructionSet.large_cache;
 
+#if defined(FB_AMX)
+// Products take so little that sampling decides: pixels are widened once, not for each of their samples. Processors
+// with AMX have 2 MiB of second-level cache.
+constexpr bool kWidePixels = true;
+constexpr int64_t kMaxTile = 416, kSmallTile = 8 * kRows, kTileBytes = 1600 << 10;
+#else
+constexpr bool kWidePixels = false;
 constexpr int64_t kMaxTile = kLargeCache ? 192 : 96;                 // positions
 constexpr int64_t kSmallTile = kLargeCache ? 8 * kRows : 4 * kRows;  // of a forward pass with a small weight
 constexpr int64_t kTileBytes = (kLargeCache ? 700 : 300) << 10;      // of a tile's buffers
+#endif
 
 // A vector of `Bytes` bytes. In memory, `Loose` ones begin at any element.
 template <typename T, int64_t Bytes = kVectorBytes>
@@ -55,6 +63,29 @@ constexpr int64_t kDepth = (kLargeCache ? 32768 : 16384) / (kPanel<T> * sizeof(S
 // and nine taps of 64 channels are one block.
 template <typename T>
 constexpr int64_t kForwardDepth = kLargeCache ? kDepth<T> * 5 / 2 : kDepth<T>;
+
+// What a channel of a pixel is read as.
+template <typename T>
+struct PixelOf {
+  typedef T Type;
+};
+#if defined(FB_AMX)
+template <>
+struct PixelOf<BFloat16> {
+  typedef float Type;
+};
+#endif
+template <typename T>
+using Pixel = typename PixelOf<T>::Type;
+
+template <typename T>
+FB_INLINE const Pixel<T>* pixels(const Problem<T>& q) {
+  if constexpr (kWidePixels) {
+    return q.wide_input;
+  } else {
+    return q.input;
+  }
+}
 
 template <typename T>
 FB_INLINE Vector<T> load(const T* p) {
@@ -200,7 +231,27 @@ FB_INLINE Vector<float> pairs(Vector<float> first, Vector<float> second) {
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
   return (Vector<float>)_mm512_permutexvar_epi16((__m512i)order, both);
 }
+
+// Rounds two vectors to bfloat16, and stores one behind the other.
+FB_INLINE void store_rounded(BFloat16* to, Vector<float> first, Vector<float> second) {
+  store(reinterpret_cast<float*>(to), (Vector<float>)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+}
 #endif
+
+// ---- Rows of a product ----
+
+// Says where the rows of a product go: row i to row index[i] of memory, or to row i where there is no index.
+template <typename T>
+struct RowsTo {
+  T* data;
+  int64_t stride;
+  const int32_t* index = nullptr;
+
+  FB_INLINE T* at(int64_t i) const { return data + (index ? index[i] : i) * stride; }
+  FB_INLINE RowsTo from(int64_t row, int64_t column) const {
+    return {data + (index ? 0 : row * stride) + column, stride, index ? index + row : nullptr};
+  }
+};
 
 // ---- Scratch memory ----
 

@@ -152,6 +152,36 @@ FB_INLINE Vector<T> sum_of_parts(const T* first, int64_t parts, int64_t distance
   return sum;
 }
 
+#if defined(FB_AMX)
+
+// Adds up the parts of the gradient of the weight, [output][K], outputs of panels [begin, end), and brings it into the
+// weight's own order.
+template <typename T>
+void unpack_weight(const Problem<T>& q, const Sum<T>* buffers, int64_t parts, int64_t begin, int64_t end,
+                   const Strided& weight) {
+  const int64_t depth = q.depth();
+  T* const to = static_cast<T*>(weight.data);
+  for (int64_t o = begin * kPanel<T>; o < end * kPanel<T>; ++o) {
+    const Sum<T>* const from = buffers + o * depth;
+    T* const row = to + o * weight.stride[0];
+    WeightWalk walk(q, weight);
+    if (walk.in_order()) {
+      for (int64_t k = 0; k < depth; k += kPanel<T>) {
+        const auto sum = [&](int64_t at) { return sum_of_parts(from + at, parts, q.grad_weight_size()); };
+        store_rounded(row + k, sum(k), sum(k + kLanes<T>));
+      }
+      continue;
+    }
+    for (int64_t done = 0; done < depth; ++done, walk.step()) {
+      Sum<T> sum = from[walk.k];
+      for (int64_t part = 1; part < parts; ++part) sum += from[walk.k + part * q.grad_weight_size()];
+      narrow(sum, row + walk.at);
+    }
+  }
+}
+
+#else
+
 // Adds up the parts of the gradient of the weight, panels [begin, end), and brings it into the weight's own order.
 template <typename T>
 void unpack_weight(const Problem<T>& q, const Sum<T>* buffers, int64_t parts, int64_t begin, int64_t end,
@@ -186,6 +216,8 @@ void unpack_weight(const Problem<T>& q, const Sum<T>* buffers, int64_t parts, in
     }
   });
 }
+
+#endif
 
 }  // namespace
 }  // namespace flowers_bench::FB_ISA
