@@ -1,7 +1,7 @@
 """Finds, compiles and loads the kernels; knows how setup.py builds them too.
 
 A library built at install time (`flowers_bench/_C*.so`) is used where there is one: it has the kernels of every instruction
-set. Otherwise the first call compiles csrc/ for this machine's alone, which takes a third of the time, into the user's cache,
+set of its architecture. Otherwise the first call compiles csrc/ for this machine's alone, which takes a third of the time, into the user's cache,
 once for each source, torch, compiler and instruction set. Where that is impossible, the op runs on its PyTorch reference and says so once. docs/kernel.md weighs the choices.
 
 Nothing but the standard library is imported at the top: setup.py loads this file by its path.
@@ -9,6 +9,7 @@ Nothing but the standard library is imported at the top: setup.py loads this fil
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 KERNEL_VARIABLE = (
-    "FLOWERS_BENCH_KERNEL"  # reference | generic | avx2 | avx512 | avx512bf16: what to use instead of the best
+    "FLOWERS_BENCH_KERNEL"  # reference | one of INSTRUCTION_SETS: what to use instead of the best
 )
 CUDA_VARIABLE = "FLOWERS_BENCH_CUDA"  # 0 | 1: build the CUDA kernel never, or always
 CACHE_VARIABLE = "FLOWERS_BENCH_CACHE"  # where the compiled library is kept
@@ -32,10 +33,12 @@ NVCC_FLAGS = (*DEFINES, "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "--thre
 CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 SUFFIXES = (".h", ".inl", ".cpp", ".cu", ".cuh")  # of what is compiled or included; csrc/ holds pages and pictures too
 _SECONDS = 25  # what a compilation takes on two slow cores, for the message; with CUDA much longer
-#: From the plainest; the kernel's operator `instruction_set` counts them so. The last is compiled with the one before,
+#: As the kernel's operator `instruction_set` counts them. Those with pairs of bfloat16 are compiled with the one before,
 #: and chosen at run time.
-INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16")
-COMPILED = INSTRUCTION_SETS[:3]
+INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16", "neon", "neonbf16")
+#: What is compiled alone, by architecture, from the plainest.
+COMPILED_FOR = {"x86_64": ("generic", "avx2", "avx512"), "aarch64": ("generic", "neon")}
+COMPILED = ("generic", "avx2", "avx512", "neon")
 
 
 def source_root() -> Path:
@@ -82,21 +85,29 @@ def wants_cuda(otherwise: bool) -> bool:
     return wanted and cuda_home() is not None and bool(list((source_root() / "deform_conv/cuda").glob("*.cu")))
 
 
+def architecture() -> str:
+    """Name this machine's architecture as Linux does: "x86_64", "aarch64" or another."""
+    machine = platform.machine()
+    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
 def instruction_set() -> str:
     """Choose the instruction set to compile for, one of COMPILED: what the environment asks for where this processor has it,
     else its best, as torch tells."""
     import torch
 
-    best = {"AVX2": "avx2", "AVX512": "avx512"}.get(torch.backends.cpu.get_cpu_capability(), "generic")
+    has = COMPILED_FOR.get(architecture(), ("generic",))
+    if architecture() == "x86_64":
+        best = {"AVX2": "avx2", "AVX512": "avx512"}.get(torch.backends.cpu.get_cpu_capability(), "generic")
+        has = has[: has.index(best) + 1]
     asked = os.environ.get(KERNEL_VARIABLE, "")
-    has = COMPILED[: COMPILED.index(best) + 1]
-    return asked if asked in has else best
+    return asked if asked in has else has[-1]
 
 
 def kernel() -> str:
     """Say what computes `deform_conv2d` here.
 
-    "cpu-avx512bf16", "cpu-avx512", "cpu-avx2" or "cpu-generic", with "+cuda" where the CUDA kernel is there too; or "reference",
+    "cpu-" and one of INSTRUCTION_SETS ("cpu-avx2", "cpu-neon"), with "+cuda" where the CUDA kernel is there too; or "reference",
     the slow PyTorch composite, where nothing could be compiled or FLOWERS_BENCH_KERNEL=reference asks for it.
     Compiles the kernel if that has not been done yet.
     """
