@@ -38,7 +38,7 @@ bool has_bf16() {
 #endif
 }
 
-Instructions choose_neon() { return has_bf16() && !asked_for("neon") ? kNeonBf16 : kNeon; }
+[[maybe_unused]] Instructions choose_neon() { return has_bf16() && !asked_for("neon") ? kNeonBf16 : kNeon; }
 
 // Built for one instruction set (ops/_build.py), it has no other's kernels. Else it takes NEON, which all processors
 // have, or less where FLOWERS_BENCH_KERNEL asks for it.

@@ -158,17 +158,16 @@ def _load_best() -> None:
     """Load the library that was built at install time, or the one in the user's cache, which is compiled first if it is
     not there.
 
-    Where the CUDA part does not compile or load, say so and do without it.
+    A library from install time that has no CUDA part, as in a released wheel, gives way where one can be compiled. Where
+    that does not compile or load, say so and do without it.
     """
     import torch
 
-    if library := _prebuilt():
-        torch.ops.load_library(str(library))
-        return
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler or not shutil.which(compiler):
-        raise RuntimeError("no C++ compiler found")
-    if wants_cuda(torch.cuda.is_available()):
+    library = _prebuilt()
+    asked = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    compiler = asked if asked and shutil.which(asked) else None
+    complete = library is not None and library.name.startswith("_C_cuda.")
+    if compiler and not complete and wants_cuda(torch.cuda.is_available()):
         try:
             torch.ops.load_library(str(_in_cache(compiler, cuda=True)))
             return
@@ -176,7 +175,12 @@ def _load_best() -> None:
             _say(
                 f"no CUDA kernel ({_reason(error)}); tensors on a GPU take the slow PyTorch path for deformable convolution"
             )
-    torch.ops.load_library(str(_in_cache(compiler, cuda=False)))
+    if library:
+        torch.ops.load_library(str(library))
+    elif compiler:
+        torch.ops.load_library(str(_in_cache(compiler, cuda=False)))
+    else:
+        raise RuntimeError("no C++ compiler found")
 
 
 def _in_cache(compiler: str, cuda: bool) -> Path:
