@@ -17,9 +17,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-KERNEL_VARIABLE = (
-    "FLOWERS_BENCH_KERNEL"  # reference | one of INSTRUCTION_SETS: what to use instead of the best
-)
+KERNEL_VARIABLE = "FLOWERS_BENCH_KERNEL"  # reference | one of INSTRUCTION_SETS: what to use instead of the best
 CUDA_VARIABLE = "FLOWERS_BENCH_CUDA"  # 0 | 1: build the CUDA kernel never, or always
 CACHE_VARIABLE = "FLOWERS_BENCH_CACHE"  # where the compiled library is kept
 
