@@ -2,11 +2,13 @@
 
 Where torch can be imported (`pip install --no-build-isolation .`), the kernel is compiled now, on libtorch's stable
 ABI: one wheel serves torch >= 2.10 and CPython >= 3.10. Elsewhere (`pip install .`, whose isolated environment
-would have to download a second torch), nothing is compiled here: the first use does it. See docs/kernel.md.
+would have to download a second torch), nothing is compiled here: the first use does it. FLOWERS_BENCH_COMPILE=1 asks for
+a torch in that environment, and for the kernel in any case, as a release does. See docs/kernel.md.
 """
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 from setuptools import setup
@@ -21,11 +23,23 @@ def load_build():
     return build
 
 
+def without_torch():
+    """What setup() is told where nothing can be compiled yet, or at all."""
+    if os.environ.get("FLOWERS_BENCH_COMPILE") != "1":
+        return {}
+    if {"bdist_wheel", "editable_wheel"} & set(sys.argv):
+        raise SystemExit(
+            "FLOWERS_BENCH_COMPILE=1 asks for the compiled kernel, and there is no torch here to compile it with: "
+            "pip install torch ninja, or leave --no-build-isolation away"
+        )
+    return {"setup_requires": ["torch>=2.10", "ninja>=1.11"]}  # pip installs them, and then runs this file again
+
+
 def extension_arguments():
     try:
         import torch  # noqa: F401
     except ImportError:
-        return {}
+        return without_torch()
     build = load_build()
     cuda = build.wants_cuda(otherwise=True)
     if cuda:
@@ -40,7 +54,7 @@ def extension_arguments():
         return [str(path.relative_to(ROOT)) for path in paths]
 
     extension = (CUDAExtension if cuda else CppExtension)(
-        "flowers_bench._C",
+        "flowers_bench._C_cuda" if cuda else "flowers_bench._C",
         relative(build.sources(cuda)),
         depends=relative(build.dependencies(cuda)),
         extra_compile_args={"cxx": [*build.CXX_FLAGS, *define], "nvcc": list(build.NVCC_FLAGS)},

@@ -23,7 +23,7 @@ from flowers_bench.ops import deform_conv2d, kernel
 KERNELS = ("avx512bf16", "avx512amx")
 HERE = kernel().split("+")[0].removeprefix("cpu-")
 paired = pytest.mark.skipif(
-    HERE not in KERNELS, reason="bfloat16 is multiplied as float32 here: no AVX512-BF16 or AMX, or not chosen"
+    HERE not in (*KERNELS, "neonbf16"), reason="bfloat16 is multiplied as float32 here: no such products, or not chosen"
 )
 #: What rounding to bfloat16 changes at most, as a share; and what float32's sums do, as a share of the sum of magnitudes.
 ROUNDING, SUMS = 2.0**-8, 2.0**-16

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -120,34 +122,91 @@ def test_the_environment_can_ask_for_plain_instructions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "asked", "expected"),
+    ("machine", "capability", "asked", "expected"),
     [
-        ("AVX512", "", "avx512"),
-        ("AVX512", "avx2", "avx2"),
-        ("AVX512", "avx512bf16", "avx512"),
-        ("AVX512", "avx512amx", "avx512"),
-        ("AVX2", "", "avx2"),
-        ("AVX2", "avx512", "avx2"),
-        ("AVX2", "generic", "generic"),
-        ("DEFAULT", "", "generic"),
-        ("SVE256", "avx2", "generic"),
+        ("x86_64", "AVX512", "", "avx512"),
+        ("x86_64", "AVX512", "avx2", "avx2"),
+        ("x86_64", "AVX512", "avx512bf16", "avx512"),
+        ("x86_64", "AVX512", "avx512amx", "avx512"),
+        ("x86_64", "AVX2", "", "avx2"),
+        ("x86_64", "AVX2", "avx512", "avx2"),
+        ("x86_64", "AVX2", "neon", "avx2"),
+        ("AMD64", "AVX2", "generic", "generic"),
+        ("x86_64", "DEFAULT", "", "generic"),
+        ("aarch64", "SVE256", "avx2", "neon"),
+        ("aarch64", "DEFAULT", "neonbf16", "neon"),
+        ("arm64", "DEFAULT", "", "neon"),
+        ("arm64", "DEFAULT", "generic", "generic"),
+        ("riscv64", "DEFAULT", "neon", "generic"),
     ],
 )
 def test_only_this_machines_instructions_are_compiled(
-    capability: str, asked: str, expected: str, monkeypatch: pytest.MonkeyPatch
+    machine: str, capability: str, asked: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setenv(_build.KERNEL_VARIABLE, asked)
     assert _build.instruction_set() == expected
     plan = _build._ninja_plan("c++", cuda=False)
-    beside = {"avx512_bf16", "avx512_amx"} if expected == "avx512" else set()  # chosen at run time
+    chosen_at_run_time = {"avx512": {"avx512_bf16", "avx512_amx"}, "neon": {"neon_bf16"}}
+    beside = chosen_at_run_time.get(expected, set())
     assert set(re.findall(r"kernel_(\w+)\.cpp", plan)) == {expected} | beside
     assert f"-DFB_ONLY={_build.INSTRUCTION_SETS.index(expected)} " in plan
 
 
 def test_a_wheel_has_the_kernels_of_every_instruction_set() -> None:
     found = {path.stem for path in _build.sources(cuda=False)}
-    assert found >= {"kernel_avx512_bf16", "kernel_avx512_amx", *(f"kernel_{name}" for name in _build.COMPILED)}
+    beside = {"kernel_avx512_bf16", "kernel_avx512_amx", "kernel_neon_bf16"}
+    assert found >= {*beside, *(f"kernel_{name}" for name in _build.COMPILED)}
+    assert {name for names in _build.COMPILED_FOR.values() for name in names} == set(_build.COMPILED)
+
+
+@pytest.mark.parametrize(
+    ("name", "toolkit", "compiles", "expected"),
+    [
+        ("_C_cuda.abi3.so", True, True, "the wheel's"),
+        ("_C.abi3.so", False, True, "the wheel's"),
+        ("_C.abi3.so", True, True, "compiled with CUDA"),
+        ("_C.abi3.so", True, False, "the wheel's"),
+    ],
+)
+def test_a_wheels_library_without_cuda_gives_way_to_one_with_it(
+    name: str, toolkit: bool, compiles: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def compile_(compiler: str, cuda: bool, library: Path) -> None:
+        if not compiles:
+            raise RuntimeError("the compiler failed, see some log")
+        library.write_text("compiled with CUDA" if cuda else "compiled without")
+
+    (tmp_path / name).write_text("the wheel's")
+    monkeypatch.setenv(_build.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(_build, "_prebuilt", lambda: tmp_path / name)
+    monkeypatch.setattr(_build, "wants_cuda", lambda otherwise: toolkit)
+    monkeypatch.setattr(_build, "_compile", compile_)
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: loaded.append(Path(path).read_text()))
+    _build._load_best()
+    assert loaded == [expected]
+
+
+def setup_arguments(monkeypatch: pytest.MonkeyPatch, command: str, compile_: str) -> dict[str, object]:
+    """Run setup.py where there is no torch, and give what it tells setuptools."""
+    told: dict[str, object] = {}
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import fails
+    monkeypatch.setattr(sys, "argv", ["setup.py", command])
+    monkeypatch.setattr("setuptools.setup", lambda **arguments: told.update(arguments))
+    monkeypatch.setenv("FLOWERS_BENCH_COMPILE", compile_)
+    runpy.run_path(str(ROOT / "setup.py"))
+    return told
+
+
+def test_a_build_without_torch_compiles_nothing_unless_it_has_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert setup_arguments(monkeypatch, "bdist_wheel", "") == {}
+    requirements = setup_arguments(monkeypatch, "egg_info", "1")["setup_requires"]
+    assert "torch>=2.10" in requirements  # type: ignore[operator]
+    with pytest.raises(SystemExit, match=r"no torch here .* pip install torch"):
+        setup_arguments(monkeypatch, "bdist_wheel", "1")
 
 
 def test_the_key_is_of_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:

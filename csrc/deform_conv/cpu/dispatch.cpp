@@ -1,6 +1,7 @@
-// Chooses the instruction set, once.
+// Chooses the instruction set, once; on 64-bit ARM, dispatch_arm.cpp does.
 #include "dispatch.h"
 
+#if !defined(__aarch64__)
 #include <cstdlib>
 #include <cstring>
 
@@ -131,3 +132,5 @@ bool multiplies_pairs(const Geometry& g) {
 }
 
 }  // namespace flowers_bench
+
+#endif

@@ -33,6 +33,14 @@ inline constexpr InstructionSet kInstructionSet = avx512::kInstructionSet;
 namespace avx512amx {
 inline constexpr InstructionSet kInstructionSet = {64, 32, true};
 }
+// Of 32 registers, 22 hold sums, eight the right factors of four steps, and two the left factors of a row and of the
+// next. Many of these processors have a cache of 512 KiB for a core, some less.
+namespace neon {
+inline constexpr InstructionSet kInstructionSet = {16, 11, false};
+}
+namespace neonbf16 {
+inline constexpr InstructionSet kInstructionSet = neon::kInstructionSet;
+}
 
 }  // namespace flowers_bench
 

@@ -1,8 +1,7 @@
 // What the instruction-set-specific kernels take and give: plain pointers and shapes, no torch, no allocation.
 //
-// Five translation units (kernel_generic.cpp, kernel_avx2.cpp, kernel_avx512.cpp, and for bfloat16
-// kernel_avx512_bf16.cpp and kernel_avx512_amx.cpp) compile the same body/ for their instruction set; dispatch.cpp
-// picks one at run time, op.cpp prepares memory and splits the work over threads.
+// Translation units (kernel_generic.cpp, kernel_avx2.cpp, kernel_neon.cpp, ...) compile the same body/ for their
+// instruction set; dispatch.cpp picks one at run time, op.cpp prepares memory and splits the work over threads.
 #pragma once
 
 #include <cstdint>
@@ -135,6 +134,19 @@ const Kernel<BFloat16>& kernel();
 }
 #if defined(FB_HAS_AMX)
 namespace avx512amx {
+const Kernel<BFloat16>& kernel();
+}
+#endif
+#endif
+#if defined(__aarch64__)
+namespace neon {
+const Kernels& kernels();
+}
+// The products of pairs of bfloat16 that FEAT_BF16 adds; what else there is to compute, neon does. Before version 16,
+// clang has the instructions only where the whole file may use them.
+#if !defined(__clang__) || __clang_major__ >= 16
+#define FB_NEON_BF16
+namespace neonbf16 {
 const Kernel<BFloat16>& kernel();
 }
 #endif

@@ -1,4 +1,4 @@
-// The kernels for any processor: vectors of 128 bits, which compilers map to SSE2 and NEON.
+// The kernels for any processor: vectors of 128 bits, which compilers map to what there is.
 #include "kernel.h"
 
 #define FB_ISA generic

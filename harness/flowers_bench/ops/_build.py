@@ -1,7 +1,7 @@
 """Finds, compiles and loads the kernels; knows how setup.py builds them too.
 
 A library built at install time (`flowers_bench/_C*.so`) is used where there is one: it has the kernels of every instruction
-set. Otherwise the first call compiles csrc/ for this machine's alone, which takes a third of the time, into the user's cache,
+set of its architecture. Otherwise the first call compiles csrc/ for this machine's alone, which takes a third of the time, into the user's cache,
 once for each source, torch, compiler and instruction set. Where that is impossible, the op runs on its PyTorch reference and says so once. docs/kernel.md weighs the choices.
 
 Nothing but the standard library is imported at the top: setup.py loads this file by its path.
@@ -9,6 +9,7 @@ Nothing but the standard library is imported at the top: setup.py loads this fil
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-KERNEL_VARIABLE = (
-    "FLOWERS_BENCH_KERNEL"  # reference | generic | avx2 | avx512 | avx512bf16 | avx512amx: instead of the best
-)
+KERNEL_VARIABLE = "FLOWERS_BENCH_KERNEL"  # reference | one of INSTRUCTION_SETS: what to use instead of the best
 CUDA_VARIABLE = "FLOWERS_BENCH_CUDA"  # 0 | 1: build the CUDA kernel never, or always
 CACHE_VARIABLE = "FLOWERS_BENCH_CACHE"  # where the compiled library is kept
 
@@ -32,10 +31,12 @@ NVCC_FLAGS = (*DEFINES, "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "--thre
 CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 SUFFIXES = (".h", ".inl", ".cpp", ".cu", ".cuh")  # of what is compiled or included; csrc/ holds pages and pictures too
 _SECONDS = 25  # what a compilation takes on two slow cores, for the message; with CUDA much longer
-#: From the plainest; the kernel's operator `instruction_set` counts them so. The last two are compiled with "avx512",
-#: and chosen at run time.
-INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16", "avx512amx")
-COMPILED = INSTRUCTION_SETS[:3]
+#: As the kernel's operator `instruction_set` counts them. Those of bfloat16 ("avx512bf16", "avx512amx", "neonbf16") are compiled
+#: with the set before them, and chosen at run time.
+INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16", "avx512amx", "neon", "neonbf16")
+#: What is compiled alone, by architecture, from the plainest.
+COMPILED_FOR = {"x86_64": ("generic", "avx2", "avx512"), "aarch64": ("generic", "neon")}
+COMPILED = ("generic", "avx2", "avx512", "neon")
 
 
 def source_root() -> Path:
@@ -82,22 +83,30 @@ def wants_cuda(otherwise: bool) -> bool:
     return wanted and cuda_home() is not None and bool(list((source_root() / "deform_conv/cuda").glob("*.cu")))
 
 
+def architecture() -> str:
+    """Name this machine's architecture as Linux does: "x86_64", "aarch64" or another."""
+    machine = platform.machine()
+    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
 def instruction_set() -> str:
     """Choose the instruction set to compile for, one of COMPILED: what the environment asks for where this processor has it,
     else its best, as torch tells."""
     import torch
 
-    best = {"AVX2": "avx2", "AVX512": "avx512"}.get(torch.backends.cpu.get_cpu_capability(), "generic")
+    has = COMPILED_FOR.get(architecture(), ("generic",))
+    if architecture() == "x86_64":
+        best = {"AVX2": "avx2", "AVX512": "avx512"}.get(torch.backends.cpu.get_cpu_capability(), "generic")
+        has = has[: has.index(best) + 1]
     asked = os.environ.get(KERNEL_VARIABLE, "")
-    has = COMPILED[: COMPILED.index(best) + 1]
-    return asked if asked in has else best
+    return asked if asked in has else has[-1]
 
 
 def kernel() -> str:
     """Say what computes `deform_conv2d` here.
 
-    "cpu-avx512amx", "cpu-avx512bf16", "cpu-avx512", "cpu-avx2" or "cpu-generic", with "+cuda" where the CUDA kernel is there
-    too, followed by "+columns", "+general" or "+torchvision" for what has computed on a GPU in this process (docs/kernel.md); or "reference",
+    "cpu-" and one of INSTRUCTION_SETS ("cpu-avx2", "cpu-neon"), with "+cuda" where the CUDA kernel is there too, followed by
+    "+columns", "+general" or "+torchvision" for what has computed on a GPU in this process (docs/kernel.md); or "reference",
     the slow PyTorch composite, where nothing could be compiled or FLOWERS_BENCH_KERNEL=reference asks for it.
     Compiles the kernel if that has not been done yet.
     """
@@ -165,17 +174,16 @@ def _load_best() -> None:
     """Load the library that was built at install time, or the one in the user's cache, which is compiled first if it is
     not there.
 
-    Where the CUDA part does not compile or load, say so and do without it.
+    A library from install time that has no CUDA part, as in a released wheel, gives way where one can be compiled. Where
+    that does not compile or load, say so and do without it.
     """
     import torch
 
-    if library := _prebuilt():
-        torch.ops.load_library(str(library))
-        return
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler or not shutil.which(compiler):
-        raise RuntimeError("no C++ compiler found")
-    if wants_cuda(torch.cuda.is_available()):
+    library = _prebuilt()
+    asked = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    compiler = asked if asked and shutil.which(asked) else None
+    complete = library is not None and library.name.startswith("_C_cuda.")
+    if compiler and not complete and wants_cuda(torch.cuda.is_available()):
         try:
             torch.ops.load_library(str(_in_cache(compiler, cuda=True)))
             return
@@ -183,7 +191,12 @@ def _load_best() -> None:
             _say(
                 f"no CUDA kernel ({_reason(error)}); tensors on a GPU take the slow PyTorch path for deformable convolution"
             )
-    torch.ops.load_library(str(_in_cache(compiler, cuda=False)))
+    if library:
+        torch.ops.load_library(str(library))
+    elif compiler:
+        torch.ops.load_library(str(_in_cache(compiler, cuda=False)))
+    else:
+        raise RuntimeError("no C++ compiler found")
 
 
 def _in_cache(compiler: str, cuda: bool) -> Path:

@@ -10,6 +10,45 @@ namespace {
 // Steps of the depth that a microkernel takes at once.
 constexpr int kSteps = kLargeCache ? 8 : 4;
 
+#if defined(FB_ELEMENTS)
+// Adds a x b to the sums of `micro` with as few loads as there can be: a vector of left factors is loaded at once, and
+// multiplied element by element. Its elements are steps of the depth, or, where kAdjacent, rows. Returns how many steps
+// it has taken: whole vectors of them, or, where kAdjacent, all.
+template <typename T, int MR, int NV, bool kAdjacent>
+FB_INLINE int64_t multiply_by_element(int64_t depth, const Sum<T>* a, int64_t stride, const Sum<T>* b,
+                                      Vector<Sum<T>> sum[MR][NV]) {
+  constexpr int kElements = kLanes<T>, kAtOnce = kAdjacent ? 1 : kElements;
+  int64_t k = 0;
+  for (; k + kAtOnce <= depth; k += kAtOnce) {
+    Vector<Sum<T>> right[kAtOnce][NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < kAtOnce; ++j) {
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) right[j][v] = load(b + (k + j) * kPanel<T> + v * kLanes<T>);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i + kElements <= (kAdjacent ? MR : MR + kElements - 1); i += kAdjacent ? kElements : 1) {
+      const Vector<Sum<T>> left = load(kAdjacent ? a + k * stride + i : a + i * stride + k);
+#pragma GCC unroll 4
+      for (int j = 0; j < kElements; ++j) {
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v) {
+          multiply_add_element<T>(sum[kAdjacent ? i + j : i][v], left, j, right[kAdjacent ? 0 : j][v]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = kAdjacent ? MR / kElements * kElements : MR; i < MR; ++i) {
+      Sum<T> left;  // copied, since a pair is no float
+      __builtin_memcpy(&left, a + k * stride + i, sizeof(left));
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) multiply_add<T>(sum[i][v], left, right[0][v]);
+    }
+  }
+  return k;
+}
+#endif
+
 // Computes c (MR rows, NV vectors) = or += a (MR, depth) x b (depth, NV vectors), where depth counts factors. Rows of
 // `a` lie `stride` apart, or, where kAdjacent, rows are adjacent and steps of the depth lie `stride` apart. Every loop
 // over the sums is unrolled: one that is not would keep them in memory around the products.
@@ -34,6 +73,9 @@ void micro(int64_t depth, const Sum<T>* a, int64_t stride, const Sum<T>* b, cons
       for (int v = 0; v < NV; ++v) multiply_add<T>(sum[i][v], left, right[v]);
     }
   };
+#if defined(FB_ELEMENTS)
+  int64_t k = multiply_by_element<T, MR, NV, kAdjacent>(depth, a, stride, b, sum);
+#else
   int64_t k = 0;
   for (; k + kSteps <= depth; k += kSteps) {
     // The rows after these, which the next call reads: of large tiles, too many streams for the hardware to foresee.
@@ -43,6 +85,7 @@ void micro(int64_t depth, const Sum<T>* a, int64_t stride, const Sum<T>* b, cons
 #pragma GCC unroll 8
     for (int j = 0; j < kSteps; ++j) step(k + j);
   }
+#endif
   for (; k < depth; ++k) step(k);
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {

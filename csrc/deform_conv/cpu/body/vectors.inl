@@ -7,7 +7,9 @@
 #define FB_ISA generic
 #endif
 
-#if defined(FB_PAIRS)
+#if defined(FB_PAIRS) && defined(__aarch64__)
+#include <arm_neon.h>
+#elif defined(FB_PAIRS)
 #include <immintrin.h>
 #endif
 
@@ -213,7 +215,12 @@ FB_INLINE void store_in_panel(T* panel, int64_t k, int64_t o, Vector<Sum<T>> v) 
 // Adds left x right: of pairs, both products.
 template <typename T>
 FB_INLINE void multiply_add(Vector<Sum<T>>& sum, Sum<T> left, Vector<Sum<T>> right) {
-#if defined(FB_PAIRS)
+#if defined(FB_PAIRS) && defined(__aarch64__)
+  if constexpr (kFactor<T> == 2) {
+    sum = (Vector<float>)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)right, (bfloat16x8_t)vdupq_n_f32(left));
+    return;
+  }
+#elif defined(FB_PAIRS)
   if constexpr (kFactor<T> == 2) {
     sum = (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(left), (__m512bh)right);
     return;
@@ -222,14 +229,37 @@ FB_INLINE void multiply_add(Vector<Sum<T>>& sum, Sum<T> left, Vector<Sum<T>> rig
   sum += left * right;
 }
 
+#if defined(FB_ELEMENTS)
+// Adds element `j` of left times right, which ARM multiplies without a broadcast before.
+template <typename T>
+FB_INLINE void multiply_add_element(Vector<Sum<T>>& sum, Vector<Sum<T>> left, int j, Vector<Sum<T>> right) {
+#if defined(FB_PAIRS)
+  const float32x4_t to = (float32x4_t)sum;
+  const bfloat16x8_t one = (bfloat16x8_t)left, other = (bfloat16x8_t)right;
+  // A number in the instruction, which has to be one in the source.
+  sum = (Vector<float>)(j == 0   ? vbfdotq_laneq_f32(to, other, one, 0)
+                        : j == 1 ? vbfdotq_laneq_f32(to, other, one, 1)
+                        : j == 2 ? vbfdotq_laneq_f32(to, other, one, 2)
+                                 : vbfdotq_laneq_f32(to, other, one, 3));
+#else
+  sum += left[j] * right;
+#endif
+}
+#endif
+
 #if defined(FB_PAIRS)
 // Rounds two vectors to bfloat16, and makes pairs of an element of the one and an element of the other.
 FB_INLINE Vector<float> pairs(Vector<float> first, Vector<float> second) {
+#if defined(__aarch64__)
+  const bfloat16x8_t one = vcvtq_low_bf16_f32((float32x4_t)first), other = vcvtq_low_bf16_f32((float32x4_t)second);
+  return (Vector<float>)vzip1q_u16((uint16x8_t)one, (uint16x8_t)other);
+#else
   typedef uint16_t Lanes __attribute__((vector_size(64)));
   const Lanes order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
   return (Vector<float>)_mm512_permutexvar_epi16((__m512i)order, both);
+#endif
 }
 
 // Rounds two vectors to bfloat16, and stores one behind the other.
