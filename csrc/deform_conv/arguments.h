@@ -14,6 +14,18 @@
 
 #include "geometry.h"
 
+// The library's name for torch: float64 and pairs of bfloat16 may have a library of their own (cpu/kernel.h).
+#if defined(FB_PART) && FB_PART == 2
+#define FB_LIBRARY flowers_bench_kernel_rest
+#else
+#define FB_LIBRARY flowers_bench_kernel
+#endif
+// One more level, so that the name is put in before torch makes a text of it.
+#define FB_EXPANDED_LIBRARY(name, m) STABLE_TORCH_LIBRARY(name, m)
+#define FB_EXPANDED_LIBRARY_IMPL(name, key, m) STABLE_TORCH_LIBRARY_IMPL(name, key, m)
+#define FB_DEFINE_LIBRARY(m) FB_EXPANDED_LIBRARY(FB_LIBRARY, m)
+#define FB_LIBRARY_IMPL(key, m) FB_EXPANDED_LIBRARY_IMPL(FB_LIBRARY, key, m)
+
 namespace flowers_bench {
 
 using torch::headeronly::ScalarType;

@@ -2,9 +2,9 @@
 //
 // Autograd, fake tensors and the rest live in Python (harness/flowers_bench/ops/_deform_conv.py); these are
 // what it calls once the arguments are checked. CUDA registers itself in cuda/ where it is built.
-#include <torch/csrc/stable/library.h>
+#include "arguments.h"
 
-STABLE_TORCH_LIBRARY(flowers_bench_kernel, m) {
+FB_DEFINE_LIBRARY(m) {
   m.def(
       "forward(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, int[] stride, "
       "int[] padding, int[] dilation) -> Tensor");
@@ -27,4 +27,8 @@ STABLE_TORCH_LIBRARY(flowers_bench_kernel, m) {
       "bool need_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // 0 generic, 1 AVX2, 2 AVX-512: what the CPU kernels run on here, or are told to by FLOWERS_BENCH_KERNEL.
   m.def("instruction_set() -> int");
+  // Whether float64 and pairs of bfloat16 are computed here too, or by a library of their own.
+  m.def("has_rest() -> bool");
+  // Whether bfloat16 of these shapes is multiplied in pairs there; else it is widened to float32.
+  m.def("multiplies_pairs(int channels, int outputs, int groups, int offset_groups) -> bool");
 }

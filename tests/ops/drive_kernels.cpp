@@ -264,7 +264,7 @@ struct Driver {
   Problem<T> q;
   Stored offset, mask, weight;
   std::vector<T> input, grad;
-  std::vector<S> bias;
+  std::vector<S> wide_input, bias;
 
   Driver(const Case& c, const Tensors& t, Storage storage)
       : c(c),
@@ -277,9 +277,15 @@ struct Driver {
     q.g = g, q.panel = kernel.panel;
     q.offset = view(offset, 2 * entries(g), g.positions());
     if (g.use_mask) q.mask = view(mask, entries(g), g.positions());
-    input = rows_of(t.input, g.channels, g.height * g.width);
-    grad = rows_of(t.grad, g.out_channels, g.positions());
-    q.input = input.data(), q.grad = grad.data();
+    if (kernel.wide_pixels) {
+      wide_input = rows_of<S>(t.input, g.channels, g.height * g.width);
+      q.wide_input = wide_input.data();
+    } else {
+      input = rows_of<T>(t.input, g.channels, g.height * g.width);
+      q.input = input.data();
+    }
+    grad = rows_of<T>(t.grad, g.out_channels, g.positions());
+    q.grad = grad.data();
     Stored given(storage, t.bias);
     bias.resize(t.bias.size());
     for (size_t i = 0; i < bias.size(); ++i) bias[i] = S(given.get(i));
@@ -287,9 +293,11 @@ struct Driver {
   }
 
   // By the kernel, in two shares.
-  std::vector<T> rows_of(const std::vector<double>& numbers, int64_t channels, int64_t positions) const {
+  template <typename R>
+  std::vector<R> rows_of(const std::vector<double>& numbers, int64_t channels, int64_t positions) const {
+    const Kernel<R>& kernel = kernel_for(R{});
     Stored given(storage, numbers);
-    std::vector<T> rows(numbers.size());
+    std::vector<R> rows(numbers.size());
     const int64_t all = c.g.batch * positions;
     const Strided from = view(given, channels, positions);
     kernel.to_rows(from, channels, positions, 0, all / 3, rows.data());

@@ -21,9 +21,11 @@ CHECK = Path(__file__).with_name("test_against_references.py")
 compiled = pytest.mark.skipif(kernel() == "reference", reason="there is no compiled kernel here")
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **environment}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=env, check=False
+    )
 
 
 COMPUTE = """
@@ -71,7 +73,7 @@ def test_where_the_cuda_part_does_not_compile_or_load_the_rest_does(
 ) -> None:
     load_library, loaded = torch.ops.load_library, []
 
-    def compile_(compiler: str, cuda: bool, library: Path) -> None:
+    def compile_(compiler: str, cuda: bool, part: int, library: Path) -> None:
         if cuda and broken == "compiler":
             raise RuntimeError("the compiler failed, see some log")
         library.write_text("no library" if cuda else "the CPU's")
@@ -147,11 +149,43 @@ def test_only_this_machines_instructions_are_compiled(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setenv(_build.KERNEL_VARIABLE, asked)
     assert _build.instruction_set() == expected
-    plan = _build._ninja_plan("c++", cuda=False)
+    first, rest = (_build._ninja_plan("c++", cuda=False, part=part) for part in (_build.FIRST, _build.REST))
+    assert set(re.findall(r"kernel_(\w+)\.cpp", first)) == {expected}
     chosen_at_run_time = {"avx512": {"avx512_bf16", "avx512_amx"}, "neon": {"neon_bf16"}}
     beside = chosen_at_run_time.get(expected, set())
-    assert set(re.findall(r"kernel_(\w+)\.cpp", plan)) == {expected} | beside
-    assert f"-DFB_ONLY={_build.INSTRUCTION_SETS.index(expected)} " in plan
+    assert set(re.findall(r"kernel_(\w+)\.cpp", rest)) == {expected} | beside
+    assert f"-DFB_ONLY={_build.INSTRUCTION_SETS.index(expected)} -DFB_PART=1 " in first
+    assert f"-DFB_ONLY={_build.INSTRUCTION_SETS.index(expected)} -DFB_PART=2 " in rest
+
+
+ONE_TYPE = """
+import sys, torch
+from flowers_bench.ops import _build, deform_conv2d
+_build._prebuilt = lambda: None
+type = getattr(torch, sys.argv[1])
+x, offset, weight = (torch.ones(shape, dtype=type) for shape in ((1, 32, 4, 4), (1, 18, 4, 4), (32, 32, 3, 3)))
+print(deform_conv2d(x, offset, weight, padding=1).dtype)
+"""
+
+
+@pytest.mark.slow
+def test_what_is_not_called_is_not_compiled(tmp_path: Path) -> None:
+    compiled = []
+    for name in ("float32", "float16", "float64", "float64"):
+        done = run(ONE_TYPE, name, FLOWERS_BENCH_CACHE=str(tmp_path))
+        assert done.stdout.split() == [f"torch.{name}"], done.stderr
+        compiled.append(len(list(tmp_path.glob("*/kernel.so"))))
+    assert compiled == [1, 1, 2, 2]
+
+
+def test_where_the_rest_does_not_compile_float64_takes_the_reference_and_says_so(tmp_path: Path) -> None:
+    compiler = tmp_path / "c++"
+    real = shutil.which("g++") or shutil.which("c++") or pytest.skip("no C++ compiler here")
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *FB_PART=2*) exit 1;; esac\nexec {real} "$@"\n')
+    compiler.chmod(0o755)
+    done = run(ONE_TYPE, "float64", CXX=str(compiler), FLOWERS_BENCH_CACHE=str(tmp_path / "cache"))
+    assert done.stdout.split() == ["torch.float64"], done.stderr
+    assert done.stderr.count("no compiled kernel for float64 and bfloat16 (the compiler failed") == 1
 
 
 def test_a_wheel_has_the_kernels_of_every_instruction_set() -> None:
@@ -175,7 +209,7 @@ def test_a_wheels_library_without_cuda_gives_way_to_one_with_it(
 ) -> None:
     loaded = []
 
-    def compile_(compiler: str, cuda: bool, library: Path) -> None:
+    def compile_(compiler: str, cuda: bool, part: int, library: Path) -> None:
         if not compiles:
             raise RuntimeError("the compiler failed, see some log")
         library.write_text("compiled with CUDA" if cuda else "compiled without")

@@ -63,7 +63,7 @@ def drive(command: list[str], asked: str) -> str:
     found = re.match(r"instruction set (\d+): (\d+) shapes, (\d+) of them", done.stdout)
     assert found, done.stdout
     name = _build.INSTRUCTION_SETS[int(found[1])]
-    assert (int(found[3]) > 0) == name.endswith("bf16"), done.stdout
+    assert (int(found[3]) > 0) == name.endswith(("bf16", "amx")), done.stdout
     return name
 
 

@@ -315,13 +315,30 @@ Gradients backward_as(const Tensor& grad, const Call& c, const Geometry& g, cons
 
 // ---- Entry points ----
 
+// Calls `f` with a value of the type that the call is computed in. Python asks a library for what it has alone.
+template <typename F>
+auto with_type(const Call& c, const Geometry& g, const F& f) {
+  const bool is_double = c.input.scalar_type() == ScalarType::Double;
+  const bool in_pairs = c.input.scalar_type() == ScalarType::BFloat16 && multiplies_pairs(g);
+#if FB_HAS_REST
+  if (is_double) return f(double{});
+  if (in_pairs) return f(BFloat16{});
+#endif
+#if FB_HAS_FLOAT
+  STD_TORCH_CHECK(FB_HAS_REST || !is_double, "this library computes in float32");
+  (void)in_pairs;
+  return f(float{});
+#else
+  STD_TORCH_CHECK(false, "this library computes in float64, and in pairs of bfloat16");
+  return f(double{});
+#endif
+}
+
 Tensor forward(Tensor input, Tensor offset, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> mask,
                std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation) {
   const Call c = {input, offset, weight, bias, mask, stride, padding, dilation};
   const Geometry g = geometry_of(c);
-  if (input.scalar_type() == ScalarType::Double) return forward_as<double>(c, g);
-  if (input.scalar_type() == ScalarType::BFloat16 && multiplies_pairs(g)) return forward_as<BFloat16>(c, g);
-  return forward_as<float>(c, g);
+  return with_type(c, g, [&](auto type) { return forward_as<decltype(type)>(c, g); });
 }
 
 Gradients backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, std::optional<Tensor> mask,
@@ -331,21 +348,31 @@ Gradients backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, std:
   const Geometry g = geometry_of(c);
   const Needs needs = {need_input, need_offset, need_weight, need_bias, need_mask};
   check_backward(grad, c, g, needs);
-  if (input.scalar_type() == ScalarType::Double) return backward_as<double>(grad, c, g, needs);
-  if (input.scalar_type() == ScalarType::BFloat16 && multiplies_pairs(g)) {
-    return backward_as<BFloat16>(grad, c, g, needs);
-  }
-  return backward_as<float>(grad, c, g, needs);
+  return with_type(c, g, [&](auto type) { return backward_as<decltype(type)>(grad, c, g, needs); });
+}
+
+bool has_rest() { return FB_HAS_REST; }
+
+// Says for Python, which asks the right library, what multiplies_pairs says.
+bool pairs_of(int64_t channels, int64_t outputs, int64_t groups, int64_t offset_groups) {
+  Geometry g = {};
+  g.channels = channels;
+  g.out_channels = outputs;
+  g.groups = groups;
+  g.offset_groups = offset_groups;
+  return multiplies_pairs(g);
 }
 
 }  // namespace
 }  // namespace flowers_bench
 
-STABLE_TORCH_LIBRARY_IMPL(flowers_bench_kernel, CPU, m) {
+FB_LIBRARY_IMPL(CPU, m) {
   m.impl("forward", TORCH_BOX(&flowers_bench::forward));
   m.impl("backward", TORCH_BOX(&flowers_bench::backward));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(flowers_bench_kernel, CompositeExplicitAutograd, m) {
+FB_LIBRARY_IMPL(CompositeExplicitAutograd, m) {
   m.impl("instruction_set", TORCH_BOX(&flowers_bench::instruction_set));
+  m.impl("has_rest", TORCH_BOX(&flowers_bench::has_rest));
+  m.impl("multiplies_pairs", TORCH_BOX(&flowers_bench::pairs_of));
 }

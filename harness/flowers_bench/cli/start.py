@@ -185,14 +185,12 @@ def _settings(network: Network) -> dict[str, str]:
 def _run(host: Host, chosen: StarterSet, options: StartOptions, timeout: float) -> int:
     """Run one technique after the other, the cheapest first; say after each what can be said, and keep the report fresh."""
     from flowers_bench.executors.local import begin_importing
-    from flowers_bench.measure.hardware import kernel_in_use
     from flowers_bench.plan.planning import Loaded, in_order
     from flowers_bench.store.folder import Store
 
     store, loaded = Store(Path(options.store)), Loaded()
     began = time.monotonic()
     begin_importing()
-    kernel_in_use()
     done: list[TrialPlan] = []
     failed = False
     for place, starter in enumerate(chosen.chosen):

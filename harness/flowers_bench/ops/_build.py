@@ -1,8 +1,9 @@
 """Finds, compiles and loads the kernels; knows how setup.py builds them too.
 
 A library built at install time (`flowers_bench/_C*.so`) is used where there is one: it has the kernels of every instruction
-set of its architecture. Otherwise the first call compiles csrc/ for this machine's alone, which takes a third of the time, into the user's cache,
-once for each source, torch, compiler and instruction set. Where that is impossible, the op runs on its PyTorch reference and says so once. docs/kernel.md weighs the choices.
+set of its architecture. Otherwise the first call compiles csrc/ for this machine's and for float32 alone, which takes a sixth of the time, into the
+user's cache, once for each source, torch, compiler and instruction set; the first call with float64, or with bfloat16 that is
+multiplied as such, compiles these. Where that is impossible, the op runs on its PyTorch reference and says so once. docs/kernel.md weighs the choices.
 
 Nothing but the standard library is imported at the top: setup.py loads this file by its path.
 """
@@ -16,6 +17,11 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 KERNEL_VARIABLE = "FLOWERS_BENCH_KERNEL"  # reference | one of INSTRUCTION_SETS: what to use instead of the best
 CUDA_VARIABLE = "FLOWERS_BENCH_CUDA"  # 0 | 1: build the CUDA kernel never, or always
@@ -30,7 +36,11 @@ NVCC_FLAGS = (*DEFINES, "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "--thre
 # ask a GPU that the building machine may not have.
 CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 SUFFIXES = (".h", ".inl", ".cpp", ".cu", ".cuh")  # of what is compiled or included; csrc/ holds pages and pictures too
-_SECONDS = 25  # what a compilation takes on two slow cores, for the message; with CUDA much longer
+#: What may be a library of its own: products of float32, in which float16 and some bfloat16 is computed too; and the rest, those
+#: of float64 and of bfloat16 itself.
+FIRST, REST = 1, 2
+#: What compiling that takes on two slow cores, in seconds, for the message; with CUDA much longer.
+_SECONDS = {FIRST: 12, REST: 20}
 #: As the kernel's operator `instruction_set` counts them. Those of bfloat16 ("avx512bf16", "avx512amx", "neonbf16") are compiled
 #: with the set before them, and chosen at run time.
 INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16", "avx512amx", "neon", "neonbf16")
@@ -52,13 +62,14 @@ def dependencies(cuda: bool) -> list[Path]:
     return [path for path in found if cuda or path.parent.name != "cuda"]
 
 
-def sources(cuda: bool, only: str | None = None) -> list[Path]:
-    """List the files to compile: those of every instruction set, or of `only` one."""
+def sources(cuda: bool, only: str | None = None, part: int | None = None) -> list[Path]:
+    """List the files to compile: those of every instruction set, or of `only` one; of all types, or of `part` of them."""
     kernel = source_root() / "deform_conv"
     others = tuple(f"kernel_{name}" for name in COMPILED if only not in (None, name))
-    every = sorted((kernel / "cpu").glob("*.cpp"))
-    found = [kernel / "binding.cpp", *(path for path in every if not path.stem.startswith(others))]
-    return found + (sorted((kernel / "cuda").glob("*.cu")) if cuda else [])
+    found = [path for path in sorted((kernel / "cpu").glob("*.cpp")) if not path.stem.startswith(others)]
+    if part == FIRST:
+        found = [path for path in found if not path.stem.endswith(("_bf16", "_amx"))]
+    return [kernel / "binding.cpp", *found, *(sorted((kernel / "cuda").glob("*.cu")) if cuda else [])]
 
 
 def cuda_home() -> Path | None:
@@ -121,6 +132,60 @@ def kernel() -> str:
     return f"cpu-{instructions}" + (f"+cuda{ways}" if has_kernel("cuda") else "")
 
 
+def operators(input: "Tensor", offset: "Tensor", weight: "Tensor") -> Any:
+    """Give the compiled operators, a namespace of torch.ops, that compute a call with these tensors, which fit together; None
+    where there are none. Compiles and loads first what has not been."""
+    import torch
+
+    if not has_kernel(input.device.type):
+        return None
+    first = torch.ops.flowers_bench_kernel
+    if input.device.type != "cpu" or input.dtype not in (torch.float64, torch.bfloat16) or _has_rest():
+        return first
+    outputs, group_channels, *size = weight.shape
+    groups, offset_groups = input.shape[1] // group_channels, offset.shape[1] // (2 * size[0] * size[1])
+    pairs = first.multiplies_pairs(input.shape[1], outputs, groups, offset_groups)
+    if input.dtype == torch.bfloat16 and not pairs:
+        return first
+    return torch.ops.flowers_bench_kernel_rest if _load_rest() else None
+
+
+def prepare(dtype: "torch.dtype") -> None:
+    """Compile and load now what calls with CPU tensors of this type may need, or say that it cannot be had."""
+    import torch
+
+    name = kernel().partition("+")[0]
+    itself = dtype == torch.float64 or (dtype == torch.bfloat16 and name.endswith(("bf16", "amx")))
+    if itself and name != "reference" and not _has_rest():
+        _load_rest()
+
+
+@cache
+def _has_rest() -> bool:
+    import torch
+
+    return bool(torch.ops.flowers_bench_kernel.has_rest())
+
+
+@cache
+def _load_rest() -> bool:
+    """Load the library of what the first one leaves out; compile it if it is not there."""
+    import torch
+
+    try:
+        compiler = _compiler()
+        if compiler is None:
+            raise RuntimeError("no C++ compiler found")
+        torch.ops.load_library(str(_in_cache(compiler, cuda=False, part=REST)))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        _say(
+            f"no compiled kernel for float64 and bfloat16 ({_reason(error)}); these take the slow PyTorch path for deformable "
+            "convolution"
+        )
+        return False
+    return True
+
+
 @cache
 def has_kernel(device: str) -> bool:
     """Say whether a compiled kernel covers this device type ("cpu" or "cuda"); loads or compiles it first."""
@@ -179,9 +244,7 @@ def _load_best() -> None:
     """
     import torch
 
-    library = _prebuilt()
-    asked = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    compiler = asked if asked and shutil.which(asked) else None
+    library, compiler = _prebuilt(), _compiler()
     complete = library is not None and library.name.startswith("_C_cuda.")
     if compiler and not complete and wants_cuda(torch.cuda.is_available()):
         try:
@@ -199,10 +262,15 @@ def _load_best() -> None:
         raise RuntimeError("no C++ compiler found")
 
 
-def _in_cache(compiler: str, cuda: bool) -> Path:
+def _compiler() -> str | None:
+    asked = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    return asked if asked and shutil.which(asked) else None
+
+
+def _in_cache(compiler: str, cuda: bool, part: int = FIRST) -> Path:
     from filelock import FileLock
 
-    folder = _cache_folder() / _key(compiler, cuda)
+    folder = _cache_folder() / _key(compiler, cuda, part)
     library = folder / "kernel.so"
     if library.is_file():
         return library
@@ -213,9 +281,11 @@ def _in_cache(compiler: str, cuda: bool) -> Path:
                 raise RuntimeError(
                     f"the compiler failed before, see {folder / 'build.log'}; remove {failed} to try again"
                 )
-            _say(f"compiling the deformable-convolution kernel (once, about {_SECONDS * (6 if cuda else 1)} s) ...")
+            what = "" if part == FIRST else " for float64 and bfloat16"
+            seconds = _SECONDS[part] * (12 if cuda else 1)
+            _say(f"compiling the deformable-convolution kernel{what} (once, about {seconds} s) ...")
             try:
-                _compile(compiler, cuda, library)
+                _compile(compiler, cuda, part, library)
             except RuntimeError:
                 failed.touch()
                 raise
@@ -229,7 +299,7 @@ def _cache_folder() -> Path:
     return Path(asked) if asked else user_cache_path("flowers-bench") / "kernel"
 
 
-def _key(compiler: str, cuda: bool) -> str:
+def _key(compiler: str, cuda: bool, part: int = FIRST) -> str:
     """Name a build by a hash of everything that its result depends on."""
     import torch
 
@@ -241,16 +311,16 @@ def _key(compiler: str, cuda: bool) -> str:
     for program in [compiler, *([str(home / "bin" / "nvcc")] if home else [])]:
         digest.update(subprocess.run([program, "--version"], capture_output=True, check=True).stdout)
     nvcc = home and (NVCC_FLAGS, _architecture_flags(), home)
-    facts = (torch.__version__, sys.implementation.cache_tag, CXX_FLAGS, nvcc, instruction_set())
+    facts = (torch.__version__, sys.implementation.cache_tag, CXX_FLAGS, nvcc, instruction_set(), part)
     digest.update(repr(facts).encode())
     return f"torch{torch.__version__}-{digest.hexdigest()[:16]}"
 
 
-def _compile(compiler: str, cuda: bool, library: Path) -> None:
+def _compile(compiler: str, cuda: bool, part: int, library: Path) -> None:
     """Compile with ninja in a folder of its own, then move the library to its place in one step."""
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
         plan = Path(folder) / "build.ninja"
-        plan.write_text(_ninja_plan(compiler, cuda))
+        plan.write_text(_ninja_plan(compiler, cuda, part))
         done = subprocess.run([_ninja(), "-f", plan.name], cwd=folder, capture_output=True, text=True)
         log = library.parent / "build.log"
         log.write_text(done.stdout + done.stderr)
@@ -267,7 +337,7 @@ def _ninja() -> str:
     return str(Path(BIN_DIR) / "ninja")
 
 
-def _ninja_plan(compiler: str, cuda: bool) -> str:
+def _ninja_plan(compiler: str, cuda: bool, part: int) -> str:
     import torch
 
     root, only = Path(torch.__file__).resolve().parent, instruction_set()
@@ -275,7 +345,7 @@ def _ninja_plan(compiler: str, cuda: bool) -> str:
     libraries = f"-L{_escape(root / 'lib')} -ltorch_cpu -ltorch -lc10"
     rules = [
         f"cxx = {_escape(compiler)}",
-        f"flags = {' '.join(CXX_FLAGS)} -DFB_ONLY={INSTRUCTION_SETS.index(only)} {includes} -std=c++20 -fPIC",
+        f"flags = {' '.join(CXX_FLAGS)} -DFB_ONLY={INSTRUCTION_SETS.index(only)} -DFB_PART={part} {includes} -std=c++20 -fPIC",
         "rule cxx\n  command = $cxx $flags -c $in -o $out",
     ]
     if home := cuda_home() if cuda else None:
@@ -289,7 +359,7 @@ def _ninja_plan(compiler: str, cuda: bool) -> str:
         ]
     rules.append(f"rule link\n  command = $cxx -shared -o $out $in {libraries}")
     objects = []
-    for path in sources(cuda, only):
+    for path in sources(cuda, only, part):
         objects.append(f"{path.stem}{path.suffix.replace('.', '-')}.o")
         rules.append(f"build {objects[-1]}: {'nvcc' if path.suffix == '.cu' else 'cxx'} {_escape(path)}")
     return "\n".join([*rules, f"build kernel.so: link {' '.join(objects)}", ""])

@@ -213,19 +213,18 @@ def _compute(
     dilation: Pair,
 ) -> Tensor:
     _check_arguments(input, offset, weight, bias, mask, stride, padding, dilation)
-    if _build.has_kernel(input.device.type):
+    if kernels := _build.operators(input, offset, weight):
         way = _cuda.choose(Shape.of(input, offset, weight)) if input.is_cuda else Way.GENERAL
-        return _forward_by(way, input, offset, weight, bias, mask, stride, padding, dilation)
+        return _forward_by(kernels, way, input, offset, weight, bias, mask, stride, padding, dilation)
     out = deform_conv2d_reference(input, offset, weight, bias, mask, stride, padding, dilation)
     return out.contiguous(memory_format=_memory_format(input))
 
 
-def _forward_by(way: Way, input: Tensor, offset: Tensor, weight: Tensor, *others: Any) -> Tensor:
+def _forward_by(kernels: Any, way: Way, input: Tensor, offset: Tensor, weight: Tensor, *others: Any) -> Tensor:
     """Compute the output, in the input's memory format, by one of the compiled kernels."""
     _note(way, input)
     if way is Way.TORCHVISION:
         return _cuda.torchvision_forward(input, offset, weight, *others).contiguous(memory_format=_memory_format(input))
-    kernels = torch.ops.flowers_bench_kernel
     forward = kernels.forward_columns if way is Way.COLUMNS else kernels.forward
     computed: Tensor = forward(input, offset, weight, *others)
     return computed
@@ -252,9 +251,9 @@ def _compute_backward(
     _check_kinds(input, {"grad": grad})
     _check_shape("grad", grad, shape)
     _check(mask is not None or not needs[4], lambda: "Expected a mask where its gradient is asked for")
-    if _build.has_kernel(input.device.type):
+    if kernels := _build.operators(input, offset, weight):
         way = _cuda.choose(Shape.of(input, offset, weight), needs) if input.is_cuda else Way.GENERAL
-        return _backward_by(way, grad, input, offset, weight, mask, stride, padding, dilation, needs)
+        return _backward_by(kernels, way, grad, input, offset, weight, mask, stride, padding, dilation, needs)
     with _autograd_inside_a_kernel():
         computed = _reference_gradients(grad, input, offset, weight, mask, stride, padding, dilation, needs)
     blank = _gradient_layout(grad, input, offset, weight, mask, needs)
@@ -262,6 +261,7 @@ def _compute_backward(
 
 
 def _backward_by(
+    kernels: Any,
     way: Way,
     grad: Tensor,
     input: Tensor,
@@ -282,7 +282,6 @@ def _backward_by(
             g.contiguous(memory_format=layout) if need else input.new_empty(0)
             for g, need, layout in zip(found, needs, formats, strict=True)
         )
-    kernels = torch.ops.flowers_bench_kernel
     if way is Way.COLUMNS:
         backward = kernels.backward_columns
     elif input.is_cuda and torch.are_deterministic_algorithms_enabled():

@@ -264,7 +264,13 @@ FB_INLINE Vector<float> pairs(Vector<float> first, Vector<float> second) {
 
 // Rounds two vectors to bfloat16, and stores one behind the other.
 FB_INLINE void store_rounded(BFloat16* to, Vector<float> first, Vector<float> second) {
-  store(reinterpret_cast<float*>(to), (Vector<float>)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+#if defined(__aarch64__)
+  const bfloat16x8_t lower = vcvtq_low_bf16_f32((float32x4_t)first);
+  const Vector<float> both = (Vector<float>)vcvtq_high_bf16_f32(lower, (float32x4_t)second);
+#else
+  const Vector<float> both = (Vector<float>)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+#endif
+  store(reinterpret_cast<float*>(to), both);
 }
 #endif
 
