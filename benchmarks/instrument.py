@@ -1,4 +1,4 @@
-"""python benchmarks/instrument.py STORE: the tables of docs/instrument.md, from the trials of `flowers-bench run instrument --stress`.
+"""python benchmarks/instrument.py STORE: a table for each question of the suite `instrument`, from its trials with `--stress`.
 
 Every table is one question. Differences are points of top-1, paired by seed and test image; intervals are of 95 %, as
 docs/statistics.md tells. A table's p-values are adjusted for its rows by Holm's method.
@@ -38,7 +38,6 @@ def main() -> None:
     """Read the store and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
-    parser.add_argument("--weights", type=Path, help="a store with the trials from other weights, for the fourth table")
     options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
     rows = read_rows(options.store)
@@ -51,8 +50,6 @@ def main() -> None:
     }
     for name, table in tables.items():
         table(rows).write(FOLDER / f"{name}.csv")
-    if options.weights:
-        pretraining(options.weights).write(FOLDER / "pretraining.csv")
 
 
 def read_rows(place: Path) -> Rows:
@@ -104,17 +101,6 @@ def shots(rows: Rows) -> Table:
     for count, text in names.items():
         tuned = rows["mixed/none" if count == 10 else f"shots/fine-tuned-{count}"]
         table.add(text, *_percent(rows[f"shots/logistic-{count}"].top1), *_percent(tuned.top1))
-    return table
-
-
-def pretraining(place: Path) -> Table:
-    """Make the table of accuracy by the number of species that the weights were trained on."""
-    rows = read_rows(place)
-    counts = sorted({int(name.rpartition("-")[2]) for name in rows if name.startswith("pretrained/")})
-    table = Table(["pretraining species", *_columns("logistic regression"), *_columns("fine-tuned")])
-    for count in counts:
-        kinds = [rows[f"pretrained/{kind}-{count}"] for kind in ("logistic", "fine-tuned")]
-        table.add(count, *(cell for row in kinds for cell in _percent(row.top1)))
     return table
 
 
