@@ -15,6 +15,7 @@ from tables import RESULTS, Table
 
 from flowers_bench.measure.statistics import ALPHA, Interval, holm, paired_difference, paired_p_value
 from flowers_bench.report.aggregate import Finished, Row, build_row, by_configuration
+from flowers_bench.report.kept_trials import load_each
 from flowers_bench.report.robustness import under_stress
 from flowers_bench.store.folder import Store
 
@@ -54,7 +55,7 @@ def main() -> None:
 
 def read_rows(place: Path) -> Rows:
     """Read the finished trials of a store; a row for each name, with its seeds."""
-    trials = Finished.each(Store(place).finished())
+    trials = load_each(Store(place).finished())
     return {found.label: build_row(found.label, found) for found in by_configuration(trials)}
 
 
