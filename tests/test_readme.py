@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,10 +63,16 @@ def test_all_files_that_it_links_are_there() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_picture_is_of_the_present_page() -> None:
-    """As large as it is drawn; what it shows is compared by the slow test below."""
-    with Image.open(ROOT / "docs" / "report.png") as picture:
-        assert picture.size == (1280, 800)
+@pytest.mark.timeout(120)
+def test_the_picture_is_of_the_present_page(tmp_path: Path) -> None:
+    """Drawn anew from the results beside it, it is the same."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    if not os.environ.get("CHROMIUM") and not any(map(shutil.which, names)):
+        pytest.skip("no Chromium found: apt install chromium, or set CHROMIUM to its path")
+    drawn = tmp_path / "report.png"
+    # In a process of its own: another test of this one may hold a browser open.
+    subprocess.run([sys.executable, ROOT / "docs" / "generate_picture.py", drawn], check=True)
+    assert difference(Image.open(ROOT / "docs" / "report.png"), Image.open(drawn)) < 4
 
 
 def skeleton(sentence: str) -> str:
@@ -74,7 +82,7 @@ def skeleton(sentence: str) -> str:
 
 @pytest.mark.slow
 def test_the_main_job(flowers_bench, tmp_path: Path) -> None:
-    """It ends as the README says, and the picture there is what its report looks like."""
+    """It ends as the README says."""
     done = flowers_bench("--plugin", "deformable", timeout=1500)
     assert done.returncode == 0, done.stderr
     names = ("deformable/stages2-4", "deformable/plain-pretrained", "knn/untrained")
@@ -90,10 +98,6 @@ def test_the_main_job(flowers_bench, tmp_path: Path) -> None:
     assert sum(alike) >= 5, "what would help may be another thing on another machine"
     best = float(re.search(r"highest test accuracy: (\d+\.\d) %", SHOWN)[1])
     assert trained == pytest.approx(best, abs=3)
-    # In a process of its own: another test of this one may hold a browser open.
-    drawn = tmp_path / "report.png"
-    subprocess.run([sys.executable, ROOT / "docs" / "generate_picture.py", tmp_path / "runs", drawn], check=True)
-    assert difference(Image.open(ROOT / "docs" / "report.png"), Image.open(drawn)) < 4
 
 
 def difference(first: Image.Image, second: Image.Image) -> float:
