@@ -35,7 +35,7 @@ class Launch:
 
 
 def short_name(name: str) -> str:
-    """Shorten a kernel's demangled name: ours to the struct that it runs, others to the function without parameters."""
+    """Reduce a kernel's demangled name: ours to the struct that it runs, others to the function without parameters."""
     if ours := re.search(r"run_blocks<flowers_bench::(\w+)", name):
         return ours[1]
     plain = name.removeprefix("void ").replace("(anonymous namespace)::", "")

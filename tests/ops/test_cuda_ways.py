@@ -127,11 +127,11 @@ def test_torchvision_behind_our_operator(masked: bool, layout: torch.memory_form
     x, offset, weight, bias, mask = given
     needs = [True, True, True, True, masked]
     outs = [
-        _deform_conv._forward_by(way, x, offset, weight, bias, mask, *GEOMETRY)
+        _deform_conv._forward_by(torch.ops.flowers_bench_kernel, way, x, offset, weight, bias, mask, *GEOMETRY)
         for way in (Way.TORCHVISION, Way.GENERAL)
     ]
     ours, theirs = (
-        _deform_conv._backward_by(way, grad, x, offset, weight, mask, *GEOMETRY, needs)
+        _deform_conv._backward_by(torch.ops.flowers_bench_kernel, way, grad, x, offset, weight, mask, *GEOMETRY, needs)
         for way in (Way.GENERAL, Way.TORCHVISION)
     )
     for found, expected in zip((outs[0], *theirs), (outs[1], *ours), strict=True):
@@ -145,7 +145,7 @@ def test_torchvision_gives_nan_for_an_offset_that_is_not_finite(bad: float) -> N
     x, offset, weight, bias, mask, _ = tensors()
     offset[1, 4, 2, 3] = bad
     found, expected = (
-        _deform_conv._forward_by(way, x, offset, weight, bias, mask, *GEOMETRY)
+        _deform_conv._forward_by(torch.ops.flowers_bench_kernel, way, x, offset, weight, bias, mask, *GEOMETRY)
         for way in (Way.TORCHVISION, Way.GENERAL)
     )
     assert found.isnan().any()

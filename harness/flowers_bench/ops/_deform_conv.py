@@ -231,7 +231,7 @@ def _forward_by(kernels: Any, way: Way, input: Tensor, offset: Tensor, weight: T
 
 
 def _note(way: Way, input: Tensor) -> None:
-    """Remember what computed on a GPU, for `kernel()`."""
+    """Note what computed on a GPU, for `kernel()`."""
     if input.is_cuda:
         _cuda.used.add(way)
 
