@@ -14,9 +14,9 @@
 
 #include "geometry.h"
 
-// The library's name for torch: float64 and pairs of bfloat16 may have a library of their own (cpu/kernel.h).
+// The library's name for torch: float64 may have a library of its own (cpu/kernel.h).
 #if defined(FB_PART) && FB_PART == 2
-#define FB_LIBRARY flowers_bench_kernel_rest
+#define FB_LIBRARY flowers_bench_kernel_double
 #else
 #define FB_LIBRARY flowers_bench_kernel
 #endif

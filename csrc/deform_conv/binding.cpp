@@ -27,8 +27,6 @@ FB_DEFINE_LIBRARY(m) {
       "bool need_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // 0 generic, 1 AVX2, 2 AVX-512: what the CPU kernels run on here, or are told to by FLOWERS_BENCH_KERNEL.
   m.def("instruction_set() -> int");
-  // Whether float64 and pairs of bfloat16 are computed here too, or by a library of their own.
-  m.def("has_rest() -> bool");
-  // Whether bfloat16 of these shapes is multiplied in pairs there; else it is widened to float32.
-  m.def("multiplies_pairs(int channels, int outputs, int groups, int offset_groups) -> bool");
+  // Whether float64 is computed here too, or by a library of its own.
+  m.def("has_double() -> bool");
 }

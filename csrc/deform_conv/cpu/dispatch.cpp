@@ -115,7 +115,7 @@ const Kernel<float>& kernel_for(float) { return kernels().f32; }
 const Kernel<double>& kernel_for(double) { return kernels().f64; }
 
 const Kernel<BFloat16>& kernel_for(BFloat16) {
-#if FB_HAS_REST && defined(__x86_64__) && (!defined(FB_ONLY) || FB_ONLY == 2)
+#if FB_HAS_FLOAT && defined(__x86_64__) && (!defined(FB_ONLY) || FB_ONLY == 2)
 #if defined(FB_HAS_AMX)
   if (instructions() == kAvx512Amx) return avx512amx::kernel();
 #endif

@@ -64,7 +64,7 @@ const Kernel<float>& kernel_for(float) { return kernels().f32; }
 const Kernel<double>& kernel_for(double) { return kernels().f64; }
 
 const Kernel<BFloat16>& kernel_for(BFloat16) {
-#if FB_HAS_REST && defined(FB_NEON_BF16) && !(defined(FB_ONLY) && FB_ONLY == 0)
+#if FB_HAS_FLOAT && defined(FB_NEON_BF16) && !(defined(FB_ONLY) && FB_ONLY == 0)
   return neonbf16::kernel();
 #else
   std::abort();  // multiplies_pairs has said no

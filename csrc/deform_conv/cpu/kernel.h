@@ -9,17 +9,17 @@
 #include "../geometry.h"
 #include "instruction_sets.h"
 
-// What a library computes. On first use ops/_build.py compiles products of float32 alone (FB_PART 1), and those of
-// float64 and of bfloat16 as a library of their own (FB_PART 2) when they are asked for. A wheel has all in one.
-#if defined(FB_PART) && FB_PART == 1
+// What a library computes. On first use ops/_build.py compiles all but float64 (FB_PART 1), and float64 as a library of
+// its own (FB_PART 2) when it is asked for. A wheel has all in one.
+#if !defined(FB_PART)
 #define FB_HAS_FLOAT 1
-#define FB_HAS_REST 0
-#elif defined(FB_PART)
-#define FB_HAS_FLOAT 0
-#define FB_HAS_REST 1
+#define FB_HAS_DOUBLE 1
+#elif FB_PART == 1
+#define FB_HAS_FLOAT 1
+#define FB_HAS_DOUBLE 0
 #else
-#define FB_HAS_FLOAT 1
-#define FB_HAS_REST 1
+#define FB_HAS_FLOAT 0
+#define FB_HAS_DOUBLE 1
 #endif
 
 namespace flowers_bench {
@@ -126,7 +126,7 @@ struct Kernel {
 // are multiples of this: a vector of them. Whole panels of weights, and no remainders, then need no code.
 constexpr int64_t kPairedChannels = 32;
 
-// A type that this library does not compute has to_rows and from_rows alone; the other pointers are null.
+// A type that this library does not compute has null pointers.
 struct Kernels {
   Kernel<float> f32;
   Kernel<double> f64;

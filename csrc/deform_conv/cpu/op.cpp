@@ -315,22 +315,17 @@ Gradients backward_as(const Tensor& grad, const Call& c, const Geometry& g, cons
 
 // ---- Entry points ----
 
-// Calls `f` with a value of the type that the call is computed in. Python asks a library for what it has alone.
+// Calls `f` with a value of the type that the call is computed in. Python asks each library for what it has.
 template <typename F>
-auto with_type(const Call& c, const Geometry& g, const F& f) {
+auto with_type(const Call& c, [[maybe_unused]] const Geometry& g, const F& f) {
   const bool is_double = c.input.scalar_type() == ScalarType::Double;
-  const bool in_pairs = c.input.scalar_type() == ScalarType::BFloat16 && multiplies_pairs(g);
-#if FB_HAS_REST
-  if (is_double) return f(double{});
-  if (in_pairs) return f(BFloat16{});
+  STD_TORCH_CHECK(is_double ? FB_HAS_DOUBLE : FB_HAS_FLOAT, "deform_conv2d: another library computes this type");
+#if FB_HAS_DOUBLE
+  if (is_double || !FB_HAS_FLOAT) return f(double{});
 #endif
 #if FB_HAS_FLOAT
-  STD_TORCH_CHECK(FB_HAS_REST || !is_double, "this library computes in float32");
-  (void)in_pairs;
+  if (c.input.scalar_type() == ScalarType::BFloat16 && multiplies_pairs(g)) return f(BFloat16{});
   return f(float{});
-#else
-  STD_TORCH_CHECK(false, "this library computes in float64, and in pairs of bfloat16");
-  return f(double{});
 #endif
 }
 
@@ -351,17 +346,7 @@ Gradients backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, std:
   return with_type(c, g, [&](auto type) { return backward_as<decltype(type)>(grad, c, g, needs); });
 }
 
-bool has_rest() { return FB_HAS_REST; }
-
-// Says for Python, which asks the right library, what multiplies_pairs says.
-bool pairs_of(int64_t channels, int64_t outputs, int64_t groups, int64_t offset_groups) {
-  Geometry g = {};
-  g.channels = channels;
-  g.out_channels = outputs;
-  g.groups = groups;
-  g.offset_groups = offset_groups;
-  return multiplies_pairs(g);
-}
+bool has_double() { return FB_HAS_DOUBLE; }
 
 }  // namespace
 }  // namespace flowers_bench
@@ -373,6 +358,5 @@ FB_LIBRARY_IMPL(CPU, m) {
 
 FB_LIBRARY_IMPL(CompositeExplicitAutograd, m) {
   m.impl("instruction_set", TORCH_BOX(&flowers_bench::instruction_set));
-  m.impl("has_rest", TORCH_BOX(&flowers_bench::has_rest));
-  m.impl("multiplies_pairs", TORCH_BOX(&flowers_bench::pairs_of));
+  m.impl("has_double", TORCH_BOX(&flowers_bench::has_double));
 }

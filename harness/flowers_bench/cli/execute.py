@@ -36,14 +36,14 @@ def execute(
     Args:
         datasets: what the trials were planned with; what is known of their test images is shown with the results.
     """
-    from flowers_bench.measure.hardware import prepare_kernel
+    from flowers_bench.measure.hardware import kernel_in_use
     from flowers_bench.store.folder import Store
 
     store = Store(options.out)
     jobs, planned = at_once(planned, options)
     announce(planned, options.store)
     named = name_again(planned, store)
-    prepare_kernel([item.trial.recipe.precision for item in planned])
+    kernel_in_use()  # compile the kernel, or say that it is missing, here and not in a trial's log
     folders = [store.folder(item.trial.id) for item in planned]
     finished_before = sum(folder.finished() for folder in folders)
     todo, unfit = prepared(planned, store, stress=options.stress, track=options.trackers)

@@ -219,17 +219,17 @@ def _searched(
 
     The list is empty, and a message says why, if no configuration could be trained or the search was disturbed.
     """
-    from flowers_bench.measure.hardware import prepare_kernel
+    from flowers_bench.measure.hardware import kernel_in_use
     from flowers_bench.plan.search import search
     from flowers_bench.plan.suites import distinct_requests
     from flowers_bench.report.names import distinct_names
     from flowers_bench.store.folder import Store
 
     store = Store(options.out).of_searches()
+    kernel_in_use()  # compile the kernel, or say that it is missing, here and not in a trial's log
     longest = max(request.search for request in requests)
 
     def run_round(number: int, planned: Sequence[TrialPlan]) -> Sequence[Outcome]:
-        prepare_kernel([item.trial.recipe.precision for item in planned])
         name_again(planned, store)
         todo, unfit = prepared(planned, store)
         if unfit:  # a search without this configuration would be another search

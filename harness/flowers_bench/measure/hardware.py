@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterable
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -43,19 +42,6 @@ def kernel_in_use() -> str | None:
     """Say which deformable-convolution kernel this process used; None if it has not touched the operator."""
     ops = sys.modules.get("flowers_bench.ops")
     return str(ops.kernel()) if ops is not None else None
-
-
-def prepare_kernel(precisions: Iterable[str]) -> None:
-    """Compile what trials of these precisions need of the deformable convolution, or say that it is missing, here and not in
-    a trial's log; nothing is done where this process has not touched the operator."""
-    ops = sys.modules.get("flowers_bench.ops")
-    if ops is None:
-        return
-    import torch
-
-    ops.prepare(torch.float32)
-    if "bfloat16" in precisions:
-        ops.prepare(torch.bfloat16)
 
 
 def bfloat16_in_hardware(device: torch.device) -> bool:

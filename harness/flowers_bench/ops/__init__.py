@@ -3,8 +3,8 @@
 `kernel()` says what computes it here. Importing this compiles nothing; the first call may (docs/kernel.md).
 """
 
-from flowers_bench.ops._build import kernel, prepare
+from flowers_bench.ops._build import kernel
 from flowers_bench.ops._deform_conv import deform_conv2d
 from flowers_bench.ops.modules import DeformConv2d, OffsetDeformConv2d
 
-__all__ = ["DeformConv2d", "OffsetDeformConv2d", "deform_conv2d", "kernel", "prepare"]
+__all__ = ["DeformConv2d", "OffsetDeformConv2d", "deform_conv2d", "kernel"]

@@ -1,9 +1,9 @@
 """Finds, compiles and loads the kernels; knows how setup.py builds them too.
 
 A library built at install time (`flowers_bench/_C*.so`) is used where there is one: it has the kernels of every instruction
-set of its architecture. Otherwise the first call compiles csrc/ for this machine's and for float32 alone, which takes a sixth of the time, into the
-user's cache, once for each source, torch, compiler and instruction set; the first call with float64, or with bfloat16 that is
-multiplied as such, compiles these. Where that is impossible, the op runs on its PyTorch reference and says so once. docs/kernel.md weighs the choices.
+set of its architecture. Otherwise the first call compiles csrc/ for this machine's alone, and without float64, into the user's cache,
+once for each source, torch, compiler and instruction set; the first call with float64 on a CPU compiles that. Where that is impossible,
+the op runs on its PyTorch reference and says so once. docs/kernel.md weighs the choices.
 
 Nothing but the standard library is imported at the top: setup.py loads this file by its path.
 """
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 KERNEL_VARIABLE = "FLOWERS_BENCH_KERNEL"  # reference | one of INSTRUCTION_SETS: what to use instead of the best
 CUDA_VARIABLE = "FLOWERS_BENCH_CUDA"  # 0 | 1: build the CUDA kernel never, or always
@@ -36,11 +35,10 @@ NVCC_FLAGS = (*DEFINES, "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "--thre
 # ask a GPU that the building machine may not have.
 CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 SUFFIXES = (".h", ".inl", ".cpp", ".cu", ".cuh")  # of what is compiled or included; csrc/ holds pages and pictures too
-#: What may be a library of its own: products of float32, in which float16 and some bfloat16 is computed too; and the rest, those
-#: of float64 and of bfloat16 itself.
-FIRST, REST = 1, 2
-#: What compiling that takes on two slow cores, in seconds, for the message; with CUDA much longer.
-_SECONDS = {FIRST: 12, REST: 20}
+#: What is compiled on first use: all but float64, which few need, and float64 when it is asked for. By what that takes on two
+#: slow cores, in seconds, for the message; with CUDA much longer.
+FIRST, DOUBLE = 1, 2
+_SECONDS = {FIRST: 20, DOUBLE: 12}
 #: As the kernel's operator `instruction_set` counts them. Those of bfloat16 ("avx512bf16", "avx512amx", "neonbf16") are compiled
 #: with the set before them, and chosen at run time.
 INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16", "avx512amx", "neon", "neonbf16")
@@ -67,7 +65,7 @@ def sources(cuda: bool, only: str | None = None, part: int | None = None) -> lis
     kernel = source_root() / "deform_conv"
     others = tuple(f"kernel_{name}" for name in COMPILED if only not in (None, name))
     found = [path for path in sorted((kernel / "cpu").glob("*.cpp")) if not path.stem.startswith(others)]
-    if part == FIRST:
+    if part == DOUBLE:
         found = [path for path in found if not path.stem.endswith(("_bf16", "_amx"))]
     return [kernel / "binding.cpp", *found, *(sorted((kernel / "cuda").glob("*.cu")) if cuda else [])]
 
@@ -132,55 +130,38 @@ def kernel() -> str:
     return f"cpu-{instructions}" + (f"+cuda{ways}" if has_kernel("cuda") else "")
 
 
-def operators(input: "Tensor", offset: "Tensor", weight: "Tensor") -> Any:
-    """Give the compiled operators, a namespace of torch.ops, that compute a call with these tensors, which fit together; None
-    where there are none. Compiles and loads first what has not been."""
+def operators(device: str, dtype: "torch.dtype") -> Any:
+    """Give the compiled operators, a namespace of torch.ops, for tensors on this device type and of this type; None where
+    there are none. Compiles and loads first what has not been."""
     import torch
 
-    if not has_kernel(input.device.type):
+    if not has_kernel(device):
         return None
-    first = torch.ops.flowers_bench_kernel
-    if input.device.type != "cpu" or input.dtype not in (torch.float64, torch.bfloat16) or _has_rest():
-        return first
-    outputs, group_channels, *size = weight.shape
-    groups, offset_groups = input.shape[1] // group_channels, offset.shape[1] // (2 * size[0] * size[1])
-    pairs = first.multiplies_pairs(input.shape[1], outputs, groups, offset_groups)
-    if input.dtype == torch.bfloat16 and not pairs:
-        return first
-    return torch.ops.flowers_bench_kernel_rest if _load_rest() else None
-
-
-def prepare(dtype: "torch.dtype") -> None:
-    """Compile and load now what calls with CPU tensors of this type may need, or say that it cannot be had."""
-    import torch
-
-    name = kernel().partition("+")[0]
-    itself = dtype == torch.float64 or (dtype == torch.bfloat16 and name.endswith(("bf16", "amx")))
-    if itself and name != "reference" and not _has_rest():
-        _load_rest()
+    if dtype == torch.float64 and device == "cpu" and not _has_double():
+        return torch.ops.flowers_bench_kernel_double if _load_double() else None
+    return torch.ops.flowers_bench_kernel
 
 
 @cache
-def _has_rest() -> bool:
+def _has_double() -> bool:
     import torch
 
-    return bool(torch.ops.flowers_bench_kernel.has_rest())
+    return bool(torch.ops.flowers_bench_kernel.has_double())
 
 
 @cache
-def _load_rest() -> bool:
-    """Load the library of what the first one leaves out; compile it if it is not there."""
+def _load_double() -> bool:
+    """Load the library for float64 on a CPU; compile it if it is not there."""
     import torch
 
     try:
         compiler = _compiler()
         if compiler is None:
             raise RuntimeError("no C++ compiler found")
-        torch.ops.load_library(str(_in_cache(compiler, cuda=False, part=REST)))
+        torch.ops.load_library(str(_in_cache(compiler, cuda=False, part=DOUBLE)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         _say(
-            f"no compiled kernel for float64 and bfloat16 ({_reason(error)}); these take the slow PyTorch path for deformable "
-            "convolution"
+            f"no compiled kernel for float64 ({_reason(error)}); it takes the slow PyTorch path for deformable convolution"
         )
         return False
     return True
@@ -281,8 +262,8 @@ def _in_cache(compiler: str, cuda: bool, part: int = FIRST) -> Path:
                 raise RuntimeError(
                     f"the compiler failed before, see {folder / 'build.log'}; remove {failed} to try again"
                 )
-            what = "" if part == FIRST else " for float64 and bfloat16"
-            seconds = _SECONDS[part] * (12 if cuda else 1)
+            what = "" if part == FIRST else " for float64"
+            seconds = _SECONDS[part] * (7 if cuda else 1)
             _say(f"compiling the deformable-convolution kernel{what} (once, about {seconds} s) ...")
             try:
                 _compile(compiler, cuda, part, library)

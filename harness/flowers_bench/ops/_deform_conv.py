@@ -213,7 +213,7 @@ def _compute(
     dilation: Pair,
 ) -> Tensor:
     _check_arguments(input, offset, weight, bias, mask, stride, padding, dilation)
-    if kernels := _build.operators(input, offset, weight):
+    if kernels := _build.operators(input.device.type, input.dtype):
         way = _cuda.choose(Shape.of(input, offset, weight)) if input.is_cuda else Way.GENERAL
         return _forward_by(kernels, way, input, offset, weight, bias, mask, stride, padding, dilation)
     out = deform_conv2d_reference(input, offset, weight, bias, mask, stride, padding, dilation)
@@ -251,7 +251,7 @@ def _compute_backward(
     _check_kinds(input, {"grad": grad})
     _check_shape("grad", grad, shape)
     _check(mask is not None or not needs[4], lambda: "Expected a mask where its gradient is asked for")
-    if kernels := _build.operators(input, offset, weight):
+    if kernels := _build.operators(input.device.type, input.dtype):
         way = _cuda.choose(Shape.of(input, offset, weight), needs) if input.is_cuda else Way.GENERAL
         return _backward_by(kernels, way, grad, input, offset, weight, mask, stride, padding, dilation, needs)
     with _autograd_inside_a_kernel():

@@ -43,23 +43,16 @@ constexpr Kernel<T> kernel_of() {
   };
 }
 
-// A type whose products another library has is still brought into rows and back: pairs of bfloat16 are summed in float.
 template <typename T, bool kHas>
 constexpr Kernel<T> kernel_if() {
-  if constexpr (kHas) {
-    return kernel_of<T>();
-  } else {
-    Kernel<T> rows_alone = {};
-    rows_alone.to_rows = to_rows<T>;
-    rows_alone.from_rows = from_rows<Sum<T>>;
-    return rows_alone;
-  }
+  if constexpr (kHas) return kernel_of<T>();
+  return {};
 }
 
 #if defined(FB_PAIRS)
 constexpr Kernel<BFloat16> kKernel = kernel_of<BFloat16>();
 #else
-constexpr Kernels kKernels = {kernel_if<float, FB_HAS_FLOAT>(), kernel_if<double, FB_HAS_REST>()};
+constexpr Kernels kKernels = {kernel_if<float, FB_HAS_FLOAT>(), kernel_if<double, FB_HAS_DOUBLE>()};
 #endif
 
 }  // namespace
