@@ -12,16 +12,14 @@ import functools
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from filelock import FileLock
-
 from flowers_bench.contract.dataset import DataRequest, Dataset
 from flowers_bench.contract.options import Options, parse_options
+from flowers_bench.data.exported import write_once
 from flowers_bench.data.files import files_below, has_image_name
 from flowers_bench.data.listing import SPLIT_NAMES
 from flowers_bench.data.manifest import dataset_of, read_table
@@ -136,20 +134,7 @@ def _package() -> Any:
 def _export(request: DataRequest, options: Options, revision: str, folder: Path) -> None:
     """Write a dataset's images and table to a folder, which appears only when it is whole."""
     splits = _opened(request, options, revision)
-    temporary = folder.with_name(f".{folder.name}.partial")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if (folder / _TABLE).is_file():
-                return
-            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-            temporary.mkdir()
-            _write(request, options, splits, temporary)
-            temporary.replace(folder)
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error}. Choose another place with --data-dir.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    write_once(folder, _TABLE, lambda place: _write(request, options, splits, place))
 
 
 def _opened(request: DataRequest, options: Options, revision: str) -> Splits:

@@ -13,17 +13,16 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from filelock import FileLock
-
 from flowers_bench.contract.dataset import DataRequest, Dataset
 from flowers_bench.contract.options import Options, parse_options
+from flowers_bench.data.exported import write_once
 from flowers_bench.data.files import EXTENSIONS, MAX_BYTES, open_named, unreadable, visible
 from flowers_bench.data.hashes import content_hashes
 from flowers_bench.data.listing import SPLIT_NAMES
@@ -94,7 +93,7 @@ def load(request: DataRequest) -> Dataset:
     if not (folder / _TABLE).is_file():
         if request.read_only:
             raise UsageError(f"{folder} is not there.")
-        _export(request, root, called, options, folder)
+        write_once(folder, _TABLE, lambda place: _export(request, root, called, options, place))
     return dataset_of(request, folder / _TABLE, read_table(folder / _TABLE), f"wds:{root.resolve().name}", notes)
 
 
@@ -159,26 +158,13 @@ def _place(root: Path, options: Options, hashes: Mapping[str, str]) -> str:
 
 
 def _export(request: DataRequest, root: Path, called: Mapping[str, str], options: Options, folder: Path) -> None:
-    """Write the shards' images and a table to a folder, which appears only when it is whole."""
-    temporary = folder.with_name(f".{folder.name}.partial")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if (folder / _TABLE).is_file():
-                return
-            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-            temporary.mkdir()
-            with (temporary / _TABLE).open("w", newline="", encoding="utf-8") as stream:
-                table = csv.writer(stream)
-                table.writerow(["path", "label", "split"])
-                names = class_names(root)
-                for number, shard in enumerate(request.progress(called, "reading shards", len(called))):
-                    table.writerows(_lines(root, shard, number, called[shard], names, options, temporary))
-            temporary.replace(folder)
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error}. Choose another place with --data-dir.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """Write the shards' images and a table to an empty folder."""
+    with (folder / _TABLE).open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(["path", "label", "split"])
+        names = class_names(root)
+        for number, shard in enumerate(request.progress(called, "reading shards", len(called))):
+            table.writerows(_lines(root, shard, number, called[shard], names, options, folder))
 
 
 def _lines(
@@ -354,15 +340,10 @@ def class_names(root: Path) -> list[str]:
             names = [line.strip() for line in stream.read().decode("utf-8-sig").splitlines() if line.strip()]
         except UnicodeDecodeError as error:
             raise UsageError(f"{path} is not UTF-8 (byte {error.start:,}). Save it as UTF-8.") from None
-    twice = _first_twice(names)
-    if twice is not None:
-        raise UsageError(f"{path} has the class {twice!r} twice. Each label needs a name of its own.")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise UsageError(f"{path} has the class {twice[0]!r} twice. Each label needs a name of its own.")
     return names
-
-
-def _first_twice(names: Iterable[str]) -> str | None:
-    seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
 
 
 def _class_of(label: str, names: Sequence[str], where: str) -> str:
