@@ -25,7 +25,8 @@ FB_DEFINE_LIBRARY(m) {
       "backward_columns(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? mask, int[] stride, "
       "int[] padding, int[] dilation, bool need_input, bool need_offset, bool need_weight, bool need_bias, "
       "bool need_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // 0 generic, 1 AVX2, 2 AVX-512: what the CPU kernels run on here, or are told to by FLOWERS_BENCH_KERNEL.
+  // What the CPU kernels run on here, or are told to by FLOWERS_BENCH_KERNEL: a place in INSTRUCTION_SETS of
+  // ops/_build.py.
   m.def("instruction_set() -> int");
   // Whether float64 is computed here too, or by a library of its own.
   m.def("has_double() -> bool");

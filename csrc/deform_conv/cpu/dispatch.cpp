@@ -125,11 +125,7 @@ const Kernel<BFloat16>& kernel_for(BFloat16) {
 #endif
 }
 
-bool multiplies_pairs(const Geometry& g) {
-  const auto whole = [](int64_t channels) { return channels % kPairedChannels == 0; };
-  return instructions() >= kAvx512Bf16 && whole(g.channels / g.groups) && whole(g.out_channels / g.groups) &&
-         whole(g.channels / g.offset_groups);
-}
+bool has_pairs() { return instructions() >= kAvx512Bf16; }
 
 }  // namespace flowers_bench
 

@@ -14,8 +14,15 @@ const Kernel<float>& kernel_for(float);
 const Kernel<double>& kernel_for(double);
 const Kernel<BFloat16>& kernel_for(BFloat16);
 
+// Says whether the instructions in use multiply pairs of bfloat16.
+bool has_pairs();
+
 // Says whether bfloat16 tensors of these shapes are multiplied in pairs, by kernel_for(BFloat16); else they are
 // widened, and kernel_for(float) computes.
-bool multiplies_pairs(const Geometry& g);
+inline bool multiplies_pairs(const Geometry& g) {
+  const auto whole = [](int64_t channels) { return channels % kPairedChannels == 0; };
+  return has_pairs() && whole(g.channels / g.groups) && whole(g.out_channels / g.groups) &&
+         whole(g.channels / g.offset_groups);
+}
 
 }  // namespace flowers_bench

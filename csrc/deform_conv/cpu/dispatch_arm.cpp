@@ -71,11 +71,7 @@ const Kernel<BFloat16>& kernel_for(BFloat16) {
 #endif
 }
 
-bool multiplies_pairs(const Geometry& g) {
-  const auto whole = [](int64_t channels) { return channels % kPairedChannels == 0; };
-  return instruction_set() == kNeonBf16 && whole(g.channels / g.groups) && whole(g.out_channels / g.groups) &&
-         whole(g.channels / g.offset_groups);
-}
+bool has_pairs() { return instruction_set() == kNeonBf16; }
 
 }  // namespace flowers_bench
 
