@@ -7,7 +7,7 @@ Importing this module imports torch: do so inside `build` functions, so that lis
 
 from flowers_bench.data.pixels import evaluation_transform
 from flowers_bench.models.distances import distance_scores
-from flowers_bench.models.layers import Classifier, Embedder, L2Normalize, Output, freeze, train_mode
+from flowers_bench.models.layers import Classifier, Embedder, L2Normalize, Output, freeze, same_shapes, train_mode
 from flowers_bench.util.deprecation import Moved, moved
 
 #: Layers of one technique each, which stood here until 0.1; now each is beside its equation.
@@ -39,5 +39,6 @@ __all__ = [
     "distance_scores",
     "evaluation_transform",
     "freeze",
+    "same_shapes",
     "train_mode",
 ]

@@ -54,6 +54,8 @@ def build_fixres(context: ModelContext) -> nn.Module:
 
 def load_smaller(context: ModelContext, model: Classifier) -> None:
     """Load the weights of the trial that `trained` names. Raises `UsageError` as `build_fixres` does."""
+    from flowers_bench.nn import same_shapes
+
     id = context.options.text("trained")
     if not id:
         raise UsageError(
@@ -67,7 +69,7 @@ def load_smaller(context: ModelContext, model: Classifier) -> None:
             f"needed. Train it on smaller ones, or raise --set image_size={2 * trial.image_size}, say."
         )
     tensors, own = trial.weights(), model.state_dict()
-    if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in own.items()}:
+    if not same_shapes(tensors, own):
         raise UsageError(
             f"trial {id} is not a plain {context.backbone.name} with a linear classifier that takes images of both "
             f"{trial.image_size} and {context.image_size} px. Name a trial of transfer/k0, say; of transformers, position embeddings have "

@@ -70,6 +70,8 @@ def build_greedy_soup(context: ModelContext) -> nn.Module:
 def ingredients_of(context: ModelContext, model: Classifier) -> list[dict[str, Tensor]]:
     """Read the weights of the trials that `ingredients` names, each once, in that order. Raises `UsageError` where they are fewer than
     two, or one has other tensors than `model`."""
+    from flowers_bench.nn import same_shapes
+
     ids = list(dict.fromkeys(part.strip() for part in context.options.text("ingredients").split(",") if part.strip()))
     if len(ids) < 2:
         raise UsageError(
@@ -77,7 +79,7 @@ def ingredients_of(context: ModelContext, model: Classifier) -> list[dict[str, T
         )
     weights, own = [context.trial(id).weights() for id in ids], model.state_dict()
     for id, tensors in zip(ids, weights, strict=True):
-        if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in own.items()}:
+        if not same_shapes(tensors, own):
             raise UsageError(
                 f"trial {id} is not a plain {context.backbone.name} with a linear classifier: only such networks can be averaged."
             )

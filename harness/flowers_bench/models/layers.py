@@ -130,6 +130,11 @@ def freeze(module: nn.Module) -> None:
     module.requires_grad_(False)
 
 
+def same_shapes(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Say whether two networks' tensors have the same names and shapes, so that one's can be loaded into the other."""
+    return {name: tensor.shape for name, tensor in first.items()} == {name: t.shape for name, t in second.items()}
+
+
 def train_mode(model: nn.Module) -> None:
     """Set training mode, except that a module whose parameters are all frozen stays in evaluation mode.
 

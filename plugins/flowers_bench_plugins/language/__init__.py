@@ -105,13 +105,13 @@ def build_wise_ft(context: ModelContext) -> nn.Module:
     where the trial is no such one."""
     import torch
 
-    from flowers_bench.nn import freeze
+    from flowers_bench.nn import freeze, same_shapes
     from flowers_bench_plugins.language.layers import TextProbe
 
     tuned = context.trial(context.options.text("fine_tuned")).weights()
     model = TextProbe(towers(context), context.descriptions, from_text=True)
     start, alpha = model.state_dict(), context.options.number("alpha")
-    if {name: t.shape for name, t in tuned.items()} != {name: t.shape for name, t in start.items()}:
+    if not same_shapes(tuned, start):
         raise UsageError(
             f"fine_tuned={context.options.text('fine_tuned')}: this is no trial of text-probe/full on {context.backbone.name}."
         )
