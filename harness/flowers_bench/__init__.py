@@ -38,7 +38,7 @@ from flowers_bench.data.sources import (
     load_shards,
     shard_options,
 )
-from flowers_bench.hookspecs import OLDEST_PLUGIN_API, PLUGIN_API, hookimpl
+from flowers_bench.hookspecs import OLDEST_PLUGIN_API, PLUGIN_API, StoredRecord, hookimpl
 from flowers_bench.store.results import flatten, load_results, metrics_of
 from flowers_bench.training.finished import FinishedTrial
 from flowers_bench.util.errors import TrialFailed, UsageError
@@ -83,6 +83,7 @@ __all__ = [
     "Split",
     "Step",
     "StepContext",
+    "StoredRecord",
     "Technique",
     "TrialFailed",
     "UsageError",

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pluggy
 
@@ -38,7 +38,9 @@ PLUGIN_API = 2
 #: The oldest version that is still accepted. A plugin that states none is taken for version 1.
 OLDEST_PLUGIN_API = 1
 
-# What observers are told is `Any` inside: the JSON of a trial's files, plain data whatever the plugin's version.
+#: What observers are told: the JSON of one of a trial's files, plain data whatever the plugin's version, hence `Any` inside.
+StoredRecord: TypeAlias = Mapping[str, Any]
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -90,7 +92,7 @@ def register_datasets() -> list[DatasetSource]:  # type: ignore[empty-body]
 
 
 @hookspec
-def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+def trial_started(trial: StoredRecord, run: StoredRecord) -> None:
     """Take note that a trial begins or resumes. `trial` is its `config.json` with `technique` and `variant`,
     `run` its `run.json`: `store` is the run store's path.
 
@@ -103,18 +105,18 @@ def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
 
 
 @hookspec
-def epoch_finished(trial: Mapping[str, Any], run: Mapping[str, Any], epoch: Mapping[str, Any]) -> None:
+def epoch_finished(trial: StoredRecord, run: StoredRecord, epoch: StoredRecord) -> None:
     """Take note that an epoch ended. `epoch` is its line of `history.jsonl`: `epoch` from 1, `train_loss`, `val_top1`,
     `seconds`, ..."""
 
 
 @hookspec
-def trial_finished(trial: Mapping[str, Any], run: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+def trial_finished(trial: StoredRecord, run: StoredRecord, result: StoredRecord) -> None:
     """Take note that the trial's result is about to be stored. `result` is its `result.json`."""
 
 
 @hookspec
-def trial_figures(trial: Mapping[str, Any], context: FigureContext, directory: Path) -> None:
+def trial_figures(trial: StoredRecord, context: FigureContext, directory: Path) -> None:
     """Draw a technique's own pictures of a finished trial into `directory`, as .png or .svg files.
 
     Called for every trial of every technique: return at once unless `trial` uses this plugin's part.

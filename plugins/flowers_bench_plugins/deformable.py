@@ -20,11 +20,10 @@ detectors, are left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowers_bench import Model, ModelContext, Option, Recipe, Technique, UsageError, Variant, hookimpl
+from flowers_bench import Model, ModelContext, Option, Recipe, StoredRecord, Technique, UsageError, Variant, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
@@ -181,7 +180,7 @@ def register_techniques() -> list[Technique]:
 
 
 @hookimpl  # `trial` is plain JSON values: see flowers_bench.hookspecs
-def trial_figures(trial: Mapping[str, Any], context: FigureContext, directory: Path) -> None:
+def trial_figures(trial: StoredRecord, context: FigureContext, directory: Path) -> None:
     """Draw where the last deformable layer samples: the taps at the central output position, on test images."""
     if trial["model"] != "deformable":
         return

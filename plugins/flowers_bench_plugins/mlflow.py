@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flowers_bench import flatten, hookimpl, metrics_of
+from flowers_bench import StoredRecord, flatten, hookimpl, metrics_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -77,7 +77,7 @@ def _log(client: MlflowClient, run_id: str, values: Mapping[str, float], step: i
 
 # Hooks get plain JSON values: see flowers_bench.hookspecs.
 @hookimpl
-def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+def trial_started(trial: StoredRecord, run: StoredRecord) -> None:
     from mlflow.entities import Param
 
     client = _client(run["store"])
@@ -96,7 +96,7 @@ def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
 
 
 @hookimpl
-def epoch_finished(trial: Mapping[str, Any], run: Mapping[str, Any], epoch: Mapping[str, Any]) -> None:
+def epoch_finished(trial: StoredRecord, run: StoredRecord, epoch: StoredRecord) -> None:
     client = _client(run["store"])
     run_id = _run_of(client, trial["id"], trial["dataset"]["name"])
     if run_id is not None:
@@ -105,7 +105,7 @@ def epoch_finished(trial: Mapping[str, Any], run: Mapping[str, Any], epoch: Mapp
 
 
 @hookimpl
-def trial_finished(trial: Mapping[str, Any], run: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+def trial_finished(trial: StoredRecord, run: StoredRecord, result: StoredRecord) -> None:
     client = _client(run["store"])
     run_id = _run_of(client, trial["id"], trial["dataset"]["name"])
     if run_id is not None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flowers_bench import file_name, hookimpl, metrics_of
+from flowers_bench import StoredRecord, file_name, hookimpl, metrics_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -19,13 +19,13 @@ FLOWERS_BENCH_TRACKER = "tensorboard"
 
 
 # Hooks get plain JSON values: see flowers_bench.hookspecs.
-def directory(trial: Mapping[str, Any], run: Mapping[str, object]) -> Path:
+def directory(trial: StoredRecord, run: StoredRecord) -> Path:
     """Name the folder of a trial's event files: after what the trial is, for TensorBoard's list, and its id."""
     name = f"{trial['technique']}-{trial['variant']}-{trial['dataset']['name']}-seed{trial['seed']}-{trial['id']}"
     return Path(str(run["store"])) / "tensorboard" / file_name(name)
 
 
-def _writer(trial: Mapping[str, Any], run: Mapping[str, object]) -> SummaryWriter:
+def _writer(trial: StoredRecord, run: StoredRecord) -> SummaryWriter:
     # Each call has a writer and closes it: a killed trial has lost nothing, and there is no state to keep.
     from torch.utils.tensorboard import SummaryWriter
 
@@ -39,7 +39,7 @@ def _add(writer: SummaryWriter, prefix: str, values: Mapping[str, object], step:
 
 
 @hookimpl
-def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+def trial_started(trial: StoredRecord, run: StoredRecord) -> None:
     import json
 
     with _writer(trial, run) as writer:
@@ -47,12 +47,12 @@ def trial_started(trial: Mapping[str, Any], run: Mapping[str, Any]) -> None:
 
 
 @hookimpl
-def epoch_finished(trial: Mapping[str, Any], run: Mapping[str, Any], epoch: Mapping[str, Any]) -> None:
+def epoch_finished(trial: StoredRecord, run: StoredRecord, epoch: StoredRecord) -> None:
     with _writer(trial, run) as writer:
         _add(writer, "epoch", {key: value for key, value in epoch.items() if key != "epoch"}, epoch["epoch"])
 
 
 @hookimpl
-def trial_finished(trial: Mapping[str, Any], run: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+def trial_finished(trial: StoredRecord, run: StoredRecord, result: StoredRecord) -> None:
     with _writer(trial, run) as writer:
         _add(writer, "result", {key: result[key] for key in ("val", "test", "cost")}, result["best_epoch"])
