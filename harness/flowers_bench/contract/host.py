@@ -11,6 +11,7 @@ import ast
 import contextlib
 import ctypes
 import difflib
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -360,22 +361,22 @@ def discover(files: Sequence[Path] = (), *, only_built_in: bool = False) -> Host
         UsageError: a file does not exist or is not a .py file, or two plugins have one name.
     """
     host = Host()
-    for point in installed():
-        built_in = _distribution(point) == BUILT_IN
-        if only_built_in and not built_in:
+    for found in installed():
+        if only_built_in and not found.built_in:
             continue
-        version = point.dist.version if point.dist else ""
-        status = PluginStatus(point.name, _distribution(point), f"{_distribution(point)} {version}".strip(), version)
+        status = PluginStatus(
+            found.name, found.distribution, f"{found.distribution} {found.version}".strip(), found.version
+        )
         taken = host.plugins.get(status.name)
         if taken:
             # Somebody else's package must not stop the others: it is skipped, under a name that tells them apart.
-            status.name = f"{point.name} of {status.origin}"
-            status.error = f"the name {point.name!r} is taken by a plugin of {taken.origin}. Uninstall one of them."
-        status.off = not built_in and _switched_off(point.name)
+            status.name = f"{found.name} of {status.origin}"
+            status.error = f"the name {found.name!r} is taken by a plugin of {taken.origin}. Uninstall one of them."
+        status.off = not found.built_in and _switched_off(found.name)
         if taken or status.off:
             host.plugins[status.name] = status
         else:
-            host.add(status, point.load)
+            host.add(status, found.point.load)
     for path in files:
         _add_file(host, path)
     return host
@@ -420,12 +421,34 @@ def _files(code: Mapping[str, str]) -> dict[str, str]:
     return {name: identity for name, identity in code.items() if identity.startswith(_BY_CONTENT)}
 
 
-def installed() -> list[importlib.metadata.EntryPoint]:
-    """List the entry points of all plugin packages: the built-in ones first, then by name."""
+@dataclass(frozen=True)
+class Installed:
+    """A plugin of an installed package: its entry point, and the package's name and version, `unknown` and empty where it has none."""
+
+    point: importlib.metadata.EntryPoint
+    distribution: str
+    version: str
+
+    @property
+    def name(self) -> str:
+        """The plugin's name."""
+        return self.point.name
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it comes with flowers-bench."""
+        return self.distribution == BUILT_IN
+
+
+def installed() -> list[Installed]:
+    """List the plugins of installed packages: the built-in ones first, then by name."""
     points = importlib.metadata.entry_points(group=hookspecs.PROJECT)
     # An editable install beside a source tree lists its entry points twice.
     unique = {(point.name, point.value): point for point in reversed(list(points))}
-    return sorted(unique.values(), key=lambda point: (_distribution(point) != BUILT_IN, point.name))
+    # A distribution parses its metadata each time that it is asked its name.
+    named = functools.cache(lambda package: (package.name, package.version) if package else ("unknown", ""))
+    found = [Installed(point, *named(point.dist)) for point in unique.values()]
+    return sorted(found, key=lambda one: (not one.built_in, one.name))
 
 
 def switch_off(names: Sequence[str]) -> None:
@@ -434,7 +457,7 @@ def switch_off(names: Sequence[str]) -> None:
     Raises:
         UsageError: there is no such plugin, or it is a built-in one.
     """
-    external = [point.name for point in installed() if _distribution(point) != BUILT_IN]
+    external = [found.name for found in installed() if not found.built_in]
     for name in names:
         if name != "all" and name not in external:
             raise unknown_name("plugin of another package", name, [*external, "all"])
@@ -444,10 +467,6 @@ def switch_off(names: Sequence[str]) -> None:
 
 def _switched_off(name: str) -> bool:
     return not {name, "all"}.isdisjoint(item.strip() for item in os.environ.get(NO_PLUGIN, "").split(","))
-
-
-def _distribution(point: importlib.metadata.EntryPoint) -> str:
-    return point.dist.name if point.dist else "unknown"
 
 
 def _add_file(host: Host, path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from flowers_bench.contract.host import BUILT_IN, NO_PLUGIN, Host, Registered, discover, installed, outdated
+from flowers_bench.contract.host import NO_PLUGIN, Host, Registered, discover, installed, outdated
 from flowers_bench.contract.predictor import CLASSIFIER, Predictor
 from flowers_bench.contract.step import Step
 from flowers_bench.contract.technique import Loss, Model, Recipe, Technique, Variant
@@ -140,7 +140,7 @@ def _loads(host: Host, name: str) -> None:
 
 
 def _imports_no_torch(name: str, files: Sequence[Path]) -> None:
-    others = [p.name for p in installed() if p.name != name and p.dist and p.dist.name != BUILT_IN]
+    others = [found.name for found in installed() if found.name != name and not found.built_in]
     code = (
         "import sys; from pathlib import Path; from flowers_bench.contract.host import discover\n"
         "discover([Path(p) for p in sys.argv[1:]]); sys.exit('torch' in sys.modules)"
