@@ -148,6 +148,7 @@ def test_only_this_machines_instructions_are_compiled(
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setenv(_build.KERNEL_VARIABLE, asked)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert _build.instruction_set() == expected
     first, double = (_build._ninja_plan("c++", cuda=False, part=part) for part in (_build.FIRST, _build.DOUBLE))
     assert set(re.findall(r"kernel_(\w+)\.cpp", double)) == {expected}
@@ -156,6 +157,33 @@ def test_only_this_machines_instructions_are_compiled(
     assert set(re.findall(r"kernel_(\w+)\.cpp", first)) == {expected} | beside
     assert f"-DFB_ONLY={_build.INSTRUCTION_SETS.index(expected)} -DFB_PART=1 " in first
     assert f"-DFB_ONLY={_build.INSTRUCTION_SETS.index(expected)} -DFB_PART=2 " in double
+
+
+@pytest.mark.parametrize(
+    ("bf16", "amx", "compiled"),
+    [(True, True, {"_bf16", "_amx"}), (True, False, {"_bf16"}), (False, False, set())],
+)
+def test_bfloat16_instructions_that_the_processor_lacks_are_not_compiled(
+    bf16: bool, amx: bool, compiled: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.delenv(_build.KERNEL_VARIABLE, raising=False)
+    has = {"avx512_bf16": bf16, "amx_bf16": amx}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    plan = _build._ninja_plan("c++", cuda=False, part=_build.FIRST)
+    assert set(re.findall(r"kernel_avx512(\w*)\.cpp", plan)) == {""} | compiled
+    assert {f"_{name}" for name in ("bf16", "amx") if f"-DFB_WITHOUT_{name.upper()} " not in plan} == compiled
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_build.instruction_set() != "avx512", reason="needs AVX-512")
+def test_what_is_compiled_without_bfloat16_instructions_widens(tmp_path: Path) -> None:
+    """Whatever the processor has: what the library was told that it lacks is never chosen."""
+    lacks = "import torch; torch.cpu.get_capabilities = lambda: {'avx512_bf16': False, 'amx_bf16': False}\n"
+    script = lacks + ONE_TYPE + "print(_build.kernel())"
+    done = run(script, "bfloat16", FLOWERS_BENCH_CACHE=str(tmp_path))
+    assert done.stdout.split() == ["torch.bfloat16", "cpu-avx512"], done.stderr
 
 
 ONE_TYPE = """

@@ -46,7 +46,7 @@ bool may_use_amx() {
 // processors measured multiply 16 floats twice as often as 32 bfloat16 or more, so that there it is used only where
 // asked for.
 Instructions choose_avx512() {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(FB_WITHOUT_BF16)
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx512bf16") || asked_for("avx512")) return kAvx512;
   if (asked_for("avx512bf16")) return kAvx512Bf16;
@@ -115,7 +115,7 @@ const Kernel<float>& kernel_for(float) { return kernels().f32; }
 const Kernel<double>& kernel_for(double) { return kernels().f64; }
 
 const Kernel<BFloat16>& kernel_for(BFloat16) {
-#if FB_HAS_FLOAT && defined(__x86_64__) && (!defined(FB_ONLY) || FB_ONLY == 2)
+#if FB_HAS_FLOAT && defined(__x86_64__) && !defined(FB_WITHOUT_BF16) && (!defined(FB_ONLY) || FB_ONLY == 2)
 #if defined(FB_HAS_AMX)
   if (instructions() == kAvx512Amx) return avx512amx::kernel();
 #endif

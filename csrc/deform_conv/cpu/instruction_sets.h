@@ -1,8 +1,9 @@
 // The instruction sets that the kernels are compiled for, and how a file is compiled for one of them.
 #pragma once
 
-// AMX: compilers that know its instructions, and Linux, which wants to be asked before a process uses them.
-#if defined(__x86_64__) && defined(__linux__) && \
+// AMX: compilers that know its instructions, and Linux, which wants to be asked before a process uses them. What is
+// compiled for one machine may do without it, and without AVX512-BF16 (FB_WITHOUT_BF16).
+#if defined(__x86_64__) && defined(__linux__) && !defined(FB_WITHOUT_AMX) && \
     (defined(__clang__) ? __clang_major__ >= 12 : defined(__GNUC__) && __GNUC__ >= 11)
 #define FB_HAS_AMX
 #endif

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16", "avx512amx", "neo
 #: What is compiled alone, by architecture, from the plainest.
 COMPILED_FOR = {"x86_64": ("generic", "avx2", "avx512"), "aarch64": ("generic", "neon")}
 COMPILED = ("generic", "avx2", "avx512", "neon")
+#: What multiplies bfloat16 on x86, as its files end; a processor with AVX-512 may have neither.
+FOR_BFLOAT16 = ("bf16", "amx")
 
 
 def source_root() -> Path:
@@ -60,13 +63,14 @@ def dependencies(cuda: bool) -> list[Path]:
     return [path for path in found if cuda or path.parent.name != "cuda"]
 
 
-def sources(cuda: bool, only: str | None = None, part: int | None = None) -> list[Path]:
-    """List the files to compile: those of every instruction set, or of `only` one; of all types, or of `part` of them."""
+def sources(cuda: bool, only: str | None = None, part: int | None = None, without: tuple[str, ...] = ()) -> list[Path]:
+    """List the files to compile: those of every instruction set, or of `only` one; of all types, or of `part` of them; but those
+    `without` which this processor does."""
     kernel = source_root() / "deform_conv"
     others = tuple(f"kernel_{name}" for name in COMPILED if only not in (None, name))
     found = [path for path in sorted((kernel / "cpu").glob("*.cpp")) if not path.stem.startswith(others)]
-    if part == DOUBLE:
-        found = [path for path in found if not path.stem.endswith(("_bf16", "_amx"))]
+    left_out = tuple(f"_{name}" for name in (FOR_BFLOAT16 if part == DOUBLE else without))
+    found = [path for path in found if not path.stem.endswith(left_out)]
     return [kernel / "binding.cpp", *found, *(sorted((kernel / "cuda").glob("*.cu")) if cuda else [])]
 
 
@@ -109,6 +113,16 @@ def instruction_set() -> str:
         has = has[: has.index(best) + 1]
     asked = os.environ.get(KERNEL_VARIABLE, "")
     return asked if asked in has else has[-1]
+
+
+def lacking() -> tuple[str, ...]:
+    """Name what of FOR_BFLOAT16 this processor does not have, where torch tells: nothing is compiled for it."""
+    import torch
+
+    tell = getattr(torch.cpu, "get_capabilities", dict)  # since torch 2.11
+    has: Mapping[str, object] = tell() if architecture() == "x86_64" else {}
+    features = {"bf16": "avx512_bf16", "amx": "amx_bf16"}
+    return tuple(name for name in FOR_BFLOAT16 if has.get(features[name]) is False)
 
 
 def kernel() -> str:
@@ -292,7 +306,7 @@ def _key(compiler: str, cuda: bool, part: int = FIRST) -> str:
     for program in [compiler, *([str(home / "bin" / "nvcc")] if home else [])]:
         digest.update(subprocess.run([program, "--version"], capture_output=True, check=True).stdout)
     nvcc = home and (NVCC_FLAGS, _architecture_flags(), home)
-    facts = (torch.__version__, sys.implementation.cache_tag, CXX_FLAGS, nvcc, instruction_set(), part)
+    facts = (torch.__version__, sys.implementation.cache_tag, CXX_FLAGS, nvcc, instruction_set(), lacking(), part)
     digest.update(repr(facts).encode())
     return f"torch{torch.__version__}-{digest.hexdigest()[:16]}"
 
@@ -321,12 +335,13 @@ def _ninja() -> str:
 def _ninja_plan(compiler: str, cuda: bool, part: int) -> str:
     import torch
 
-    root, only = Path(torch.__file__).resolve().parent, instruction_set()
+    root, only, without = Path(torch.__file__).resolve().parent, instruction_set(), lacking()
     includes = f"-isystem {_escape(root / 'include')}"
+    defined = "".join(f"-DFB_WITHOUT_{name.upper()} " for name in without)
     libraries = f"-L{_escape(root / 'lib')} -ltorch_cpu -ltorch -lc10"
     rules = [
         f"cxx = {_escape(compiler)}",
-        f"flags = {' '.join(CXX_FLAGS)} -DFB_ONLY={INSTRUCTION_SETS.index(only)} -DFB_PART={part} {includes} -std=c++20 -fPIC",
+        f"flags = {' '.join(CXX_FLAGS)} -DFB_ONLY={INSTRUCTION_SETS.index(only)} -DFB_PART={part} {defined}{includes} -std=c++20 -fPIC",
         "rule cxx\n  command = $cxx $flags -c $in -o $out",
     ]
     if home := cuda_home() if cuda else None:
@@ -340,7 +355,7 @@ def _ninja_plan(compiler: str, cuda: bool, part: int) -> str:
         ]
     rules.append(f"rule link\n  command = $cxx -shared -o $out $in {libraries}")
     objects = []
-    for path in sources(cuda, only, part):
+    for path in sources(cuda, only, part, without):
         objects.append(f"{path.stem}{path.suffix.replace('.', '-')}.o")
         rules.append(f"build {objects[-1]}: {'nvcc' if path.suffix == '.cu' else 'cxx'} {_escape(path)}")
     return "\n".join([*rules, f"build kernel.so: link {' '.join(objects)}", ""])
