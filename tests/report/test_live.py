@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -37,6 +38,29 @@ def test_what_finished_trials_took_beside_epochs_counts(tmp_path: Path) -> None:
     waiting = begun(tmp_path, "b/x", 9)
     beside = 60.0 + 7 + 1 + 1 - 3 * 20  # with setup and test, without three epochs
     assert Pace([done, waiting]).seconds_left() == pytest.approx(20 + beside)
+    assert Pace([done]).seconds_left() == 0
+
+
+def test_measuring_under_stress_counts_once_a_trial_has_begun_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    done = store_trial(tmp_path, "a/x", 0, outcomes(0, 0.8), result={"cost": cost(60.0 + 7)})
+    waiting = begun(tmp_path, "b/x", 9)
+    for folder in (done, waiting):
+        run = json.loads((folder.path / "run.json").read_text())
+        (folder.path / "run.json").write_text(json.dumps({**run, "stress": True}))
+    pace = Pace([done, waiting])
+    assert pace.seconds_left() is None, "nobody knows yet what stress takes"
+    pace.under_stress(done.id, 0, 45)
+    assert pace.seconds_left() is None
+    clock[0] += 30
+    pace.under_stress(done.id, 10, 45)
+    training = 20 + 60 + 7 + 1 + 1 - 3 * 20
+    assert pace.seconds_left() == pytest.approx(training + 3 * (35 + 45))
+    monkeypatch.setattr(TrialFolder, "stressed", lambda folder: folder.id == done.id)
+    assert pace.seconds_left() == pytest.approx(training + 3 * 45)
     assert Pace([done]).seconds_left() == 0
 
 

@@ -99,6 +99,8 @@ class TrialProgress:
             case Testing():
                 self._show(folder, f"{label} testing")
             case UnderStress():
+                if self._pace:
+                    self._pace.under_stress(folder.id, event.done, event.of)
                 self._show(folder, f"{label} under stress", event.done, event.of, event.kind)
             case Waiting(reason):
                 messages.print(f"{label} {reason}", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -27,9 +28,29 @@ class _Finished:
         return cls(epochs, max(0.0, whole - sum(epochs)))
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of a trial before it runs: its technique, epochs at most, and whether it is measured under stress, too."""
+
+    key: str
+    epochs: int
+    stress: bool
+
+
+@dataclass
+class _UnderStress:
+    """How far a measurement under stress is: when it began, and how many of its changes are measured."""
+
+    began: float
+    done: int
+    of: int
+    seconds: float = 0.0
+
+
 @dataclass
 class Pace:
-    """Seconds of epochs and of whole trials, by technique; finished trials are read once.
+    """Seconds of epochs and of whole trials, by technique; finished trials are read once. What measuring under stress takes
+    stands in no file: `under_stress` is told.
 
     Attributes:
         folders: the trials of the run.
@@ -39,15 +60,23 @@ class Pace:
     folders: Sequence[TrialFolder]
     jobs: int = 1
     _finished: dict[str, _Finished] = field(default_factory=dict)
-    _keys: dict[str, tuple[str, int]] = field(default_factory=dict)
+    _known: dict[str, _Facts] = field(default_factory=dict)
+    _stress: dict[str, _UnderStress] = field(default_factory=dict)
+
+    def under_stress(self, trial_id: str, done: int, of: int) -> None:
+        """Note that `done` of so many changes of a trial's test images are measured."""
+        now = time.monotonic()
+        found = self._stress.setdefault(trial_id, _UnderStress(now, done, of))
+        found.done, found.seconds = done, now - found.began
 
     def seconds_left(self) -> float | None:
-        """Compute what is left, at most: training may end early. None as long as no epoch or trial is over. Raises `Unreadable`."""
+        """Compute what is left, at most: training may end early. None as long as no epoch or trial is over, or not known what
+        measuring under stress takes. Raises `Unreadable`."""
         epochs: dict[str, list[float]] = {}
         begun: list[tuple[str, int, int]] = []
         for folder in self.folders:
-            key, planned = self._facts(folder)
-            own = epochs.setdefault(key, [])
+            facts = self._facts(folder)
+            own = epochs.setdefault(facts.key, [])
             if folder.id not in self._finished and folder.finished():
                 self._finished[folder.id] = _Finished.of(folder)
             if found := self._finished.get(folder.id):
@@ -56,7 +85,7 @@ class Pace:
             history = folder.history()
             own += _seconds(history)
             if not folder.failed():
-                begun.append((key, planned, len(history)))
+                begun.append((facts.key, facts.epochs, len(history)))
         seen = [second for seconds in epochs.values() for second in seconds]
         if begun and not seen and not self._finished:
             return None
@@ -65,13 +94,32 @@ class Pace:
         for key, planned, done in begun:
             own = epochs[key] or seen
             left += (planned - done) * (fmean(own) if own else 0.0) + beside
-        return left / max(1, min(self.jobs, len(begun) or 1))
+        waiting = [folder for folder in self.folders if self._waits_for_stress(folder)]
+        under_stress = self._stress_left(waiting)
+        if under_stress is None:
+            return None
+        return (left + under_stress) / max(1, min(self.jobs, max(len(begun), len(waiting))))
 
-    def _facts(self, folder: TrialFolder) -> tuple[str, int]:
-        if folder.id not in self._keys:
-            config = folder.config()
-            self._keys[folder.id] = seedless_id(config), config.recipe.epochs
-        return self._keys[folder.id]
+    def _waits_for_stress(self, folder: TrialFolder) -> bool:
+        return self._facts(folder).stress and not folder.stressed() and not folder.failed()
+
+    def _stress_left(self, waiting: Sequence[TrialFolder]) -> float | None:
+        """Compute the seconds that measuring these under stress takes; None where some wait and none has begun."""
+        if not waiting:
+            return 0.0
+        measured = sum(one.done for one in self._stress.values())
+        if not measured:
+            return None
+        each = sum(one.seconds for one in self._stress.values()) / measured
+        most = max(one.of for one in self._stress.values())
+        begun = [self._stress.get(folder.id) for folder in waiting]
+        return each * sum(most if one is None else one.of - one.done for one in begun)
+
+    def _facts(self, folder: TrialFolder) -> _Facts:
+        if folder.id not in self._known:
+            config, run = folder.config(), folder.run()
+            self._known[folder.id] = _Facts(seedless_id(config), config.recipe.epochs, bool(run.stress))
+        return self._known[folder.id]
 
 
 def _seconds(history: Sequence[Epoch]) -> tuple[float, ...]:
