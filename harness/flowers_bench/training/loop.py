@@ -33,6 +33,7 @@ from flowers_bench.training.distributed import ALONE, Ranks
 from flowers_bench.training.epochs import begin_epoch, has_begin_epoch
 from flowers_bench.training.events import Emit, Resumed, Step
 from flowers_bench.training.frozen_prefix import CachedActivations
+from flowers_bench.training.losses import Losses
 from flowers_bench.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
 from flowers_bench.training.process import Interrupted
 from flowers_bench.training.steps import Images, Trained, TrainingBatch
@@ -132,6 +133,7 @@ class Training:
                 ranks=self.ranks,
                 autocast=self._autocast,
                 seed=self.trial.seed,
+                losses=Losses(late=parts.normalize.device.type != "cpu"),
             )
         self._waited = 0.0
         self._energy = Meter(self.parts.normalize.device)
@@ -205,7 +207,7 @@ class Training:
         train_mode(self._model)
         train_mode(self._forward)
         self._waited = 0.0
-        total, images = torch.zeros((), dtype=torch.float64), 0
+        images = 0
         batches = self._batches(epoch)
         drawing = self._draw_all(epoch, batches)
         for step, indices in enumerate(batches):
@@ -213,10 +215,12 @@ class Training:
             drawn = None if self.parts.stored is not None else next(drawing)
             batch = self._batch((epoch, step, len(batches)), indices, drawn)
             self._waited += time.perf_counter() - waiting
-            total += self._step(batch) * batch.size
+            self._step(batch)
             images += batch.size
             rate = images / (time.perf_counter() - started)
             self.emit(Step(epoch, step + 1, len(batches), rate))
+        # Every loss is read now: nothing is written after one that is not finite.
+        train_loss = self._trained.losses.mean()
         train_seconds = time.perf_counter() - started
         validated = self._validated() if self.ranks.is_main else None
         seconds = time.perf_counter() - started
@@ -225,7 +229,7 @@ class Training:
         if validated:
             record = Epoch(
                 epoch=epoch,
-                train_loss=float(total) / images,
+                train_loss=train_loss,
                 train_top1_clean=validated.train_top1_clean,
                 val_top1=validated.top1,
                 val_nll=validated.nll,
@@ -306,12 +310,12 @@ class Training:
     def _rows_of(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         return self._source.rows(indices, derive_seed(self.trial.seed, "views", epoch))
 
-    def _step(self, batch: TrainingBatch) -> float:
+    def _step(self, batch: TrainingBatch) -> None:
         recipe = self.trial.recipe
         assert self._optimizer is not None
         progress = batch.epoch - 1 + (batch.step + 1) / batch.steps
         set_learning_rate(self._optimizer, recipe.lr * schedule_factor(recipe, progress, self.parts.schedule))
-        return batch.value_of(self.parts.step(batch))
+        batch.report(self.parts.step(batch))
 
     def _batch(self, at: tuple[int, int, int], indices: np.ndarray, drawn: Drawn | None) -> TrainingBatch:
         """Make a step's batch of drawn images or, without any, of stored activations. Torch's random generator is left
