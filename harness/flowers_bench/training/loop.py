@@ -7,7 +7,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from flowers_bench.training.events import Emit, Resumed, Step
 from flowers_bench.training.frozen_prefix import CachedActivations
 from flowers_bench.training.losses import Losses
 from flowers_bench.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
+from flowers_bench.training.precision import backward_pass, forward_pass
 from flowers_bench.training.process import Interrupted
 from flowers_bench.training.steps import Images, Trained, TrainingBatch
 from flowers_bench.util.errors import TrialDisturbed
@@ -133,6 +135,7 @@ class Training:
                 ranks=self.ranks,
                 autocast=self._autocast,
                 seed=self.trial.seed,
+                backward=partial(backward_pass, recipe.precision),
                 losses=Losses(late=parts.normalize.device.type != "cpu"),
             )
         self._waited = 0.0
@@ -245,7 +248,10 @@ class Training:
         return record
 
     def _validated(self) -> _Validated:
-        predict = self.parts.evaluator.fit(self._evaluated, self.train)
+        evaluator = self.parts.evaluator
+        if self.trial.recipe.validation_precision == "training":
+            evaluator = replace(evaluator, forward_pass=self._autocast)
+        predict = evaluator.fit(self._evaluated, self.train)
         logits = predict(self.val.images).logits
         clean = predict(self._sample.images, self._rows).logits
         return _Validated(
@@ -341,9 +347,7 @@ class Training:
         return TrainingBatch(self._trained, images[mine], targets, size, read, at)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.trial.recipe.precision == "bfloat16":
-            return torch.autocast(self.parts.normalize.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
+        return forward_pass(self.trial.recipe.precision, self.parts.normalize.device.type)
 
     def _keep_if_best(self, record: Epoch) -> None:
         assert record.val_top1 is not None

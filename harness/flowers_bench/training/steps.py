@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from flowers_bench.store.identity import derive_seed
 from flowers_bench.training.average import Average
 from flowers_bench.training.distributed import Ranks
 from flowers_bench.training.losses import At, Losses, Noted
+from flowers_bench.training.precision import Context
 from flowers_bench.util.errors import UsageError
 
 
@@ -28,7 +28,7 @@ class Trained:
         forward: the model, or what follows its stored activations.
         second_view: whether the loss is given the model's output for the second view.
         average: of the weights, where the recipe asks for one, on the main rank.
-        autocast: makes the context of forward passes.
+        autocast, backward: make the contexts of forward and backward passes.
         seed: the trial's.
         losses: of all steps.
     """
@@ -42,8 +42,9 @@ class Trained:
     optimizer: torch.optim.Optimizer
     average: Average | None
     ranks: Ranks
-    autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+    autocast: Context
     seed: int
+    backward: Context = contextlib.nullcontext
     losses: Losses = field(default_factory=lambda: Losses(late=False))
 
     def own_parameters(self) -> list[nn.Parameter]:
@@ -152,7 +153,8 @@ class TrainingBatch:
         trained = self._trained
         self._note(loss)
         trained.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with trained.backward():
+            loss.backward()
         trained.ranks.all_reduce_gradients(self.size, trained.model, trained.own_parameters())
 
     def report(self, loss: Tensor) -> None:
