@@ -14,7 +14,7 @@ from flowers_bench.store.identity import derive_seed
     ("field", "value"),
     [
         ("lr", "0"), ("lr", "nan"), ("lr", "fast"), ("epochs", "-1"), ("epochs", "2.5"), ("patience", "0"), ("optimizer", ""),
-        ("precision", "float16"), ("image_size", "4"), ("batch_size", "0"), ("ema_decay", "1"), ("warmup_epochs", "21"),
+        ("precision", "float16"), ("validation_precision", "bfloat16"), ("image_size", "4"), ("batch_size", "0"), ("ema_decay", "1"), ("warmup_epochs", "21"),
     ],
 )  # fmt: skip
 def test_recipe_refuses(field: str, value: str) -> None:

@@ -30,6 +30,7 @@ from flowers_bench.training.build import Places, build_parts
 from flowers_bench.training.distributed import ALONE, Ranks
 from flowers_bench.training.events import EpochFinished, Event
 from flowers_bench.training.loop import Training
+from flowers_bench.training.losses import Losses
 from flowers_bench.training.optimizer import build_optimizer
 from flowers_bench.training.process import Interrupted, prepare_process
 from flowers_bench.training.start import start_from_prefix
@@ -175,6 +176,17 @@ def test_a_loss_of_others_that_is_clipped_has_another_id(tmp_path: Path) -> None
 def test_a_step_that_denies_to_read_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="uses_images=False"):
         training_of(prepared(tmp_path, "own/plain", step="liar")).run(ignore)
+
+
+@pytest.mark.parametrize("name", ["toy/plain", "own/sharp", "own/four"])
+def test_losses_that_are_read_late_give_the_same_bits(tmp_path: Path, name: str) -> None:
+    """As on a GPU, with one loss a step, two, or four with an update each."""
+    early, late = (training_of(prepared(tmp_path, name, store)) for store in ("early", "late"))
+    object.__setattr__(late._trained, "losses", Losses(late=True))
+    for training in (early, late):
+        training.run(ignore)
+    assert_equal(left(early), left(late))
+    assert [record.train_loss for record in early.history] == [record.train_loss for record in late.history]
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def describe(name: str, files: Sequence[Path]) -> None:
     trained = technique.recipe.epochs > 0
     _say("\nrecipe (--set KEY=VALUE)" if trained else "\nnothing is trained (--set KEY=VALUE)")
     for field in fields(technique.recipe):
-        if field.name in in_use(technique.recipe.facts(), trained=trained):
+        if field.name in in_use(vars(technique.recipe), trained=trained):
             _say(f"  {field.name} = {getattr(technique.recipe, field.name)}")
     _say("\nvariants")
     for key, variant in technique.variants.items():

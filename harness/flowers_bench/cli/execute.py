@@ -175,13 +175,30 @@ def run_all(
     Args:
         timeout: seconds that one trial may take.
         jobs: how many trials run at once on this machine.
+
+    Raises:
+        UsageError: a precision that one asks for is not to be had here. On a cluster, its nodes tell.
     """
     from flowers_bench.executors import local, ray
 
     if options.executor == "local" or not folders:
+        _refuse_unsupported(folders, options.device)
         return local.run_all(folders, on_event, timeout, jobs)
     cluster = ray.Cluster(options.address, options.threads_of_a_trial or 1, options.gpus)
     return ray.run_all(folders, on_event, timeout, cluster)
+
+
+def _refuse_unsupported(folders: Sequence[TrialFolder], device: str | None) -> None:
+    precisions = {folder.config().recipe.precision or "float32" for folder in folders}
+    if precisions == {"float32"}:
+        return
+    from flowers_bench.training.precision import refuse_unsupported
+    from flowers_bench.training.process import choose_device
+
+    chosen = choose_device(device)
+    if chosen.type != "cuda":  # what a GPU can do is asked in the trial's process, which will use it
+        for precision in precisions:
+            refuse_unsupported(precision, chosen)
 
 
 def was_interrupted(folders: Sequence[TrialFolder], outcomes: Sequence[Outcome]) -> bool:
@@ -307,7 +324,16 @@ def _in_one_line(item: TrialPlan) -> str:
         if item.trains
         else f"nothing trained, predicts by {trial.predictor}"
     )
-    return f"{item.label}: {trial.backbone}, weights {trial.weights['name']}, {recipe.image_size} px, {how}"
+    return f"{item.label}: {trial.backbone}, weights {trial.weights['name']}, {recipe.image_size} px, {how}{_precision(item)}"
+
+
+def _precision(item: TrialPlan) -> str:
+    """Say what is not computed in float32."""
+    recipe = item.trial.recipe
+    if not item.trains or recipe.precision == "float32":
+        return ""
+    chosen = ", epochs chosen in it" if recipe.validation_precision == "training" else ""
+    return f", trained in {recipe.precision}{chosen}"
 
 
 def _announce_dataset(alike: Sequence[DatasetFacts]) -> None:

@@ -69,7 +69,7 @@ class Batch(Protocol):
 
     def backward(self, loss: Tensor) -> None:
         """Set every gradient to that of a scalar, summed over the ranks; what was there before is gone. Raises `TrialFailed`
-        where the scalar is not finite."""
+        where the scalar is not finite: on a GPU at the next step, or after the last one, before anything is written."""
         ...
 
     def update(self) -> None:

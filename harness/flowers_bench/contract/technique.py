@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 #: What a field of a recipe can be; `lr_scale` is the one with a factor for each pattern.
 RecipeValue = OptionValue | Mapping[str, float] | None
+#: What a training can be computed in.
+PRECISIONS = ("float32", "bfloat16", "tf32")
 #: In the facts of a recipe that averages weights.
 EMA_WARMUP = "ema_warmup"
 Need = Literal[
@@ -78,7 +80,9 @@ class Recipe:
         epochs: at most this many.
         patience: stop after this many epochs without a better validation accuracy; None: never.
         image_size: side of the square that the model sees, in pixels.
-        precision: `float32`, or `bfloat16` for training under autocast; evaluation is in float32 always.
+        precision: `float32`; `bfloat16` for training under autocast; or `tf32` for training with TF32 products, on NVIDIA GPUs.
+            What is reported is measured in float32 always.
+        validation_precision: `float32`, or `training`: each epoch is measured in `precision`, and the best one chosen by that.
         clip_norm: largest norm of the gradient; 0 = no clipping.
         ema_decay: evaluate an exponential moving average of the weights with this decay; 0 = none. It warms up as timm's
             `ModelEmaV3` does: update n, from 1, keeps min(ema_decay, 1 - n^(-2/3)) of the average, so that nothing of the
@@ -97,6 +101,7 @@ class Recipe:
     patience: int | None = None
     image_size: int = 224
     precision: str = "float32"
+    validation_precision: str = "float32"
     clip_norm: float = 0.0
     ema_decay: float = 0.0
 
@@ -105,7 +110,8 @@ class Recipe:
             # Which names there are is known in planning, where the plugins are.
             ("optimizer", self.optimizer.isprintable() and bool(self.optimizer), "a name, such as adamw"),
             ("schedule", self.schedule.isprintable() and bool(self.schedule), "a name, such as cosine"),
-            ("precision", self.precision in ("float32", "bfloat16"), "float32 or bfloat16"),
+            ("precision", self.precision in PRECISIONS, "float32, bfloat16 or tf32"),
+            ("validation_precision", self.validation_precision in ("float32", "training"), "float32 or training"),
             ("lr", 0 < self.lr <= 100, "above 0 and at most 100"),
             ("lr_scale", all(v >= 0 for v in self.lr_scale.values()), "factors of at least 0"),
             ("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1"),
@@ -129,7 +135,7 @@ class Recipe:
     def changed(self, **changes: object) -> Recipe:
         """Copy the recipe with some fields replaced; values may be text. Raises `UsageError` for an unknown field or an
         invalid value."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields = {name: getattr(self, name) for name in RECIPE_FIELDS}
         for name, value in changes.items():
             if name not in fields:
                 raise unknown_name("recipe field", name, fields)
@@ -153,9 +159,12 @@ class Recipe:
         """Give every field as a plain JSON value.
 
         Where weights are averaged there is also `ema_warmup`: the average did not always warm up, and trials from
-        before that have other ids.
+        before that have other ids. `validation_precision` is left out where it changes nothing, so that trials from before
+        it have the same ids.
         """
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in RECIPE_FIELDS}
+        if self.precision == "float32" or self.validation_precision == "float32":
+            del values["validation_precision"]
         averaging = {EMA_WARMUP: True} if self.ema_decay else {}
         return {**values, "lr_scale": dict(self.lr_scale), **averaging}
 
@@ -163,6 +172,10 @@ class Recipe:
     def from_facts(cls, facts: Mapping[str, object]) -> Recipe:
         """Make the recipe that has these facts."""
         return cls().changed(**{name: value for name, value in facts.items() if name != EMA_WARMUP})
+
+
+#: Names of a recipe's fields.
+RECIPE_FIELDS = tuple(field.name for field in dataclasses.fields(Recipe))
 
 
 def in_use(recipe: Mapping[str, V], *, trained: bool) -> dict[str, V]:

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     import torch
 
 
-def environment(device: torch.device, devices: int | None = None) -> Environment:
+def environment(device: torch.device, devices: int | None = None, trained_in: str | None = None) -> Environment:
     """Describe this machine: processor, accelerator, threads, load, versions, and which deformable-convolution kernel.
 
     Args:
         devices: that a trial is divided among.
+        trained_in: the precision that it was trained in.
     """
     import torch  # here, so that reading results needs none
 
@@ -35,6 +36,7 @@ def environment(device: torch.device, devices: int | None = None) -> Environment
         versions={name: version(name) for name in ("flowers-bench", "torch", "torchvision", "timm", "numpy", "pluggy")},
         kernel=kernel_in_use(),
         devices=devices,
+        trained_in=trained_in,
     )
 
 

@@ -19,6 +19,7 @@ from flowers_bench.contract.options import Option, Options, OptionValue, parse_o
 from flowers_bench.contract.predictor import CLASSIFIER, Predictor
 from flowers_bench.contract.step import Step
 from flowers_bench.contract.technique import (
+    RECIPE_FIELDS,
     Augmentation,
     Loss,
     Model,
@@ -373,7 +374,7 @@ def _floor(host: Host, source: DatasetSource, request: Request, names: Sequence[
     bare = len(request.techniques) == 1 and "/" not in request.techniques[0]
     parts = request.loss or request.augmentation or request.predictor or request.step
     said = request.weights or parts or request.search
-    options = [key for key in request.settings if key not in Recipe().facts() and not key.startswith("data.")]
+    options = [key for key in request.settings if key not in RECIPE_FIELDS and not key.startswith("data.")]
     known = source.floor.partition("/")[0] in host.techniques
     return [source.floor] if bare and known and not said and not options else []
 
@@ -439,7 +440,7 @@ def _renamed(chosen: Sequence[_Parts], settings: Mapping[str, str]) -> dict[str,
 
 
 def _refuse_unknown_settings(chosen: Sequence[_Parts], settings: Mapping[str, str]) -> None:
-    recipe_fields = set(Recipe().facts())
+    recipe_fields = set(RECIPE_FIELDS)
     for key in settings:
         known = recipe_fields | {name for parts in chosen for name in _options(parts)}
         if key not in known:
@@ -525,7 +526,7 @@ def _recipe(source: DatasetSource, parts: _Parts, request: Request, settings: Ma
     recipe = recipe.changed(**{**request.recipe, **source.recipe})
     if source.max_epochs is not None and recipe.epochs > source.max_epochs and "epochs" not in settings:
         recipe = recipe.changed(epochs=source.max_epochs, warmup_epochs=min(1, recipe.warmup_for(source.max_epochs)))
-    given = {key: value for key, value in settings.items() if key in recipe.facts()}
+    given = {key: value for key, value in settings.items() if key in RECIPE_FIELDS}
     changed = recipe.changed(**{"warmup_epochs": 0, **given})
     if "warmup_epochs" not in given:
         changed = changed.changed(warmup_epochs=recipe.warmup_for(changed.epochs))

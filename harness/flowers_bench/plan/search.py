@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from flowers_bench.contract.dataset import silent
 from flowers_bench.contract.host import Host
 from flowers_bench.contract.options import Option
-from flowers_bench.contract.technique import Recipe
+from flowers_bench.contract.technique import RECIPE_FIELDS, Recipe
 from flowers_bench.measure.total_cost import total_cost
 from flowers_bench.plan.planning import Loaded, Request, TrialPlan, plan, searchable
 from flowers_bench.store.folder import Store, TrialFolder
@@ -141,7 +141,7 @@ class Search:
         space = distributions(recipe, options, request.settings)
         sampler = optuna.samplers.TPESampler(seed=derive_seed(0, "search", request.title) % 2**32)
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        own = {name: getattr(recipe, name) for name in space if name in recipe.facts()}
+        own = {name: getattr(recipe, name) for name in space if name in RECIPE_FIELDS}
         own |= {name: option.default for name, option in options.items()}
         study.enqueue_trial(own)
         return cls(host, request, files, loaded, study, space)

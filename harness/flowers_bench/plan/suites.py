@@ -17,7 +17,7 @@ from typing import Any
 
 from flowers_bench.contract.dataset import Progress, silent
 from flowers_bench.contract.host import Host, Registered
-from flowers_bench.contract.technique import Part, Recipe
+from flowers_bench.contract.technique import RECIPE_FIELDS, Part, Recipe
 from flowers_bench.plan.planning import Loaded, Request, TrialPlan, plan
 from flowers_bench.store.identity import Label
 from flowers_bench.util.errors import UsageError, unknown_name
@@ -449,7 +449,7 @@ def _known_keys(host: Host) -> set[str]:
     )
     options = {name for table in tables for entry in table.values() for name in entry.value.options}
     data = {f"data.{name}" for entry in host.datasets.values() for name in entry.value.options}
-    return {*FACTORS, *COUNTS, *TEXTS, "reported", *Recipe().facts(), *options, *data}
+    return {*FACTORS, *COUNTS, *TEXTS, "reported", *RECIPE_FIELDS, *options, *data}
 
 
 def _line_of(table: Table, cell: Mapping[str, str], problem: str) -> int:

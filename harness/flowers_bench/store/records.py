@@ -80,6 +80,7 @@ class RecipeFacts(Record):
     patience: Count | None = None
     image_size: Count
     precision: Name | None = None
+    validation_precision: Name | None = None
     clip_norm: Amount | None = None
     ema_decay: Amount | None = None
     ema_warmup: bool | None = None
@@ -425,7 +426,11 @@ class StressLevel(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Environment(Record):
-    """`environment.json`: the machine, versions and kernel that a result was measured with."""
+    """`environment.json`: the machine, versions and kernel that a result was measured with.
+
+    Attributes:
+        trained_in: the precision that it was trained in, such as `tf32`; None where nothing was trained, and in older results.
+    """
 
     processor: Name
     cores: Count | None
@@ -438,6 +443,7 @@ class Environment(Record):
     versions: Mapping[str, Name]
     kernel: Annotated[str | None, OrNull(Text(1000))]
     devices: Count | None = None
+    trained_in: Name | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from flowers_bench.contract.predictor import CLASSIFIER, Features, Predictor, Pr
 from flowers_bench.data.pixels import Normalizer, evaluation_batches, evaluation_transform, stored_side, whole_square
 from flowers_bench.models.layers import Output
 from flowers_bench.training.frozen_prefix import CachedActivations
+from flowers_bench.training.precision import Context
 from flowers_bench.util.errors import UsageError
 
 #: Images per evaluation batch. Fixed, so that results do not depend on the training batch size.
@@ -58,7 +60,7 @@ class Fitted:
 
     def batches(self, batches: Iterable[Tensor]) -> Predictions:
         """Predict batches made by the evaluator's `transform`, normalised as the model takes them."""
-        return self._predictions(forward(self.model, batches, self.evaluator.views), None)
+        return self._predictions(forward(self.model, batches, self.evaluator.views, self.evaluator.forward_pass), None)
 
     def _predictions(self, output: Output, rows: np.ndarray | None) -> Predictions:
         scores = self.score(output, None if rows is None else torch.from_numpy(rows))
@@ -82,6 +84,7 @@ class Evaluator:
         image_size: pixels.
         normalize: uses the backbone's mean and standard deviation.
         views: what the model sees of an image, where that is not the image itself.
+        forward_pass: makes the context of the model's passes, whose precision it is; scores are float32.
     """
 
     predictor: Predictor
@@ -89,6 +92,7 @@ class Evaluator:
     image_size: int
     normalize: Normalizer
     views: Views | None = None
+    forward_pass: Context = contextlib.nullcontext
 
     @property
     def side(self) -> int:
@@ -108,8 +112,8 @@ class Evaluator:
         """Compute logits and embeddings of images, as the function `forward` does."""
         model.eval()
         if isinstance(images, CachedActivations):
-            return forward(images.prefix.tail(model), images.batches(EVALUATION_BATCH))
-        return forward(model, self.batches(images), self.views)
+            return forward(images.prefix.tail(model), images.batches(EVALUATION_BATCH), None, self.forward_pass)
+        return forward(model, self.batches(images), self.views, self.forward_pass)
 
     def fit(self, model: nn.Module, train: Split | None) -> Fitted:
         """Fit what the predictor needs on the training split; where it needs nothing, as a classifier, `train` may be
@@ -155,14 +159,20 @@ def seen(model: nn.Module, batch: Tensor, views: Views | None) -> Output:
     )
 
 
-def forward(model: nn.Module, batches: Iterable[Tensor], views: Views | None = None) -> Output:
+def forward(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    views: Views | None = None,
+    forward_pass: Context = contextlib.nullcontext,
+) -> Output:
     """Compute what `seen` gives for batches of images, in evaluation mode; float32 on the CPU. A model that only embeds gives
-    logits (N, 0)."""
+    logits (N, 0). In the context of `forward_pass` runs the model alone: batches are loaded outside of it."""
     model.eval()
     logits, embeddings = [], []
     with torch.inference_mode():
         for batch in batches:
-            output = seen(model, batch, views)
+            with forward_pass():
+                output = seen(model, batch, views)
             logits.append(output.logits.float().cpu())
             embeddings.append(output.embedding.float().cpu())
     return Output(torch.cat(logits), torch.cat(embeddings))

@@ -28,6 +28,7 @@ from flowers_bench.data.activations import stored_rows
 from flowers_bench.data.pixels import Augmented, Normalizer
 from flowers_bench.measure.hardware import environment
 from flowers_bench.models.layers import train_mode
+from flowers_bench.training.precision import forward_pass
 
 #: Images per batch when activations are computed.
 BATCH = 64
@@ -307,7 +308,7 @@ class CachedActivations:
         images: the decoded images.
         inputs: of the same length: uint8 (3, S, S), what the prefix computes from.
         identity: what determines the inputs.
-        precision: `float32`, or `bfloat16` for autocast.
+        precision: the recipe's.
     """
 
     def __init__(
@@ -405,7 +406,7 @@ class CachedActivations:
 
     def _array(self, rows: range) -> np.ndarray:
         device = self.prefix.normalize.device.type
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=self._precision == "bfloat16"):
+        with torch.inference_mode(), forward_pass(self._precision, device):
             found = self._computed(rows).cpu()
         found = (found.permute(0, 2, 3, 1) if found.ndim == 4 else found).contiguous()
         return (found.view(torch.int16) if found.dtype == torch.bfloat16 else found).numpy()

@@ -7,7 +7,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ from flowers_bench.training.distributed import ALONE, Ranks
 from flowers_bench.training.epochs import begin_epoch, has_begin_epoch
 from flowers_bench.training.events import Emit, Resumed, Step
 from flowers_bench.training.frozen_prefix import CachedActivations
+from flowers_bench.training.losses import Losses
 from flowers_bench.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
+from flowers_bench.training.precision import backward_pass, forward_pass
 from flowers_bench.training.process import Interrupted
 from flowers_bench.training.steps import Images, Trained, TrainingBatch
 from flowers_bench.util.errors import TrialDisturbed
@@ -132,6 +135,8 @@ class Training:
                 ranks=self.ranks,
                 autocast=self._autocast,
                 seed=self.trial.seed,
+                backward=partial(backward_pass, recipe.precision),
+                losses=Losses(late=parts.normalize.device.type != "cpu"),
             )
         self._waited = 0.0
         self._energy = Meter(self.parts.normalize.device)
@@ -205,7 +210,7 @@ class Training:
         train_mode(self._model)
         train_mode(self._forward)
         self._waited = 0.0
-        total, images = torch.zeros((), dtype=torch.float64), 0
+        images = 0
         batches = self._batches(epoch)
         drawing = self._draw_all(epoch, batches)
         for step, indices in enumerate(batches):
@@ -213,10 +218,12 @@ class Training:
             drawn = None if self.parts.stored is not None else next(drawing)
             batch = self._batch((epoch, step, len(batches)), indices, drawn)
             self._waited += time.perf_counter() - waiting
-            total += self._step(batch) * batch.size
+            self._step(batch)
             images += batch.size
             rate = images / (time.perf_counter() - started)
             self.emit(Step(epoch, step + 1, len(batches), rate))
+        # Every loss is read now: nothing is written after one that is not finite.
+        train_loss = self._trained.losses.mean()
         train_seconds = time.perf_counter() - started
         validated = self._validated() if self.ranks.is_main else None
         seconds = time.perf_counter() - started
@@ -225,7 +232,7 @@ class Training:
         if validated:
             record = Epoch(
                 epoch=epoch,
-                train_loss=float(total) / images,
+                train_loss=train_loss,
                 train_top1_clean=validated.train_top1_clean,
                 val_top1=validated.top1,
                 val_nll=validated.nll,
@@ -241,7 +248,10 @@ class Training:
         return record
 
     def _validated(self) -> _Validated:
-        predict = self.parts.evaluator.fit(self._evaluated, self.train)
+        evaluator = self.parts.evaluator
+        if self.trial.recipe.validation_precision == "training":
+            evaluator = replace(evaluator, forward_pass=self._autocast)
+        predict = evaluator.fit(self._evaluated, self.train)
         logits = predict(self.val.images).logits
         clean = predict(self._sample.images, self._rows).logits
         return _Validated(
@@ -306,12 +316,12 @@ class Training:
     def _rows_of(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         return self._source.rows(indices, derive_seed(self.trial.seed, "views", epoch))
 
-    def _step(self, batch: TrainingBatch) -> float:
+    def _step(self, batch: TrainingBatch) -> None:
         recipe = self.trial.recipe
         assert self._optimizer is not None
         progress = batch.epoch - 1 + (batch.step + 1) / batch.steps
         set_learning_rate(self._optimizer, recipe.lr * schedule_factor(recipe, progress, self.parts.schedule))
-        return batch.value_of(self.parts.step(batch))
+        batch.report(self.parts.step(batch))
 
     def _batch(self, at: tuple[int, int, int], indices: np.ndarray, drawn: Drawn | None) -> TrainingBatch:
         """Make a step's batch of drawn images or, without any, of stored activations. Torch's random generator is left
@@ -337,9 +347,7 @@ class Training:
         return TrainingBatch(self._trained, images[mine], targets, size, read, at)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.trial.recipe.precision == "bfloat16":
-            return torch.autocast(self.parts.normalize.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
+        return forward_pass(self.trial.recipe.precision, self.parts.normalize.device.type)
 
     def _keep_if_best(self, record: Epoch) -> None:
         assert record.val_top1 is not None

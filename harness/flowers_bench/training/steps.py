@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +14,9 @@ from flowers_bench.models.layers import Output
 from flowers_bench.store.identity import derive_seed
 from flowers_bench.training.average import Average
 from flowers_bench.training.distributed import Ranks
-from flowers_bench.util.errors import TrialFailed, UsageError
+from flowers_bench.training.losses import At, Losses, Noted
+from flowers_bench.training.precision import Context
+from flowers_bench.util.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Trained:
         forward: the model, or what follows its stored activations.
         second_view: whether the loss is given the model's output for the second view.
         average: of the weights, where the recipe asks for one, on the main rank.
-        autocast: makes the context of forward passes.
+        autocast, backward: make the contexts of forward and backward passes.
         seed: the trial's.
+        losses: of all steps.
     """
 
     model: nn.Module
@@ -41,8 +42,10 @@ class Trained:
     optimizer: torch.optim.Optimizer
     average: Average | None
     ranks: Ranks
-    autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+    autocast: Context
     seed: int
+    backward: Context = contextlib.nullcontext
+    losses: Losses = field(default_factory=lambda: Losses(late=False))
 
     def own_parameters(self) -> list[nn.Parameter]:
         """List the trained parameters that are not the model's: each rank has their whole gradient."""
@@ -79,7 +82,7 @@ class TrainingBatch:
     ) -> None:
         self._trained, self._inputs, self.targets, self.size = trained, inputs, targets, size
         self._images, self._passes = images, 0
-        self._checked: tuple[Tensor, float] | None = None
+        self._noted: tuple[Tensor, Noted] | None = None
         self.epoch, self.step, self.steps = at
 
     @property
@@ -148,22 +151,22 @@ class TrainingBatch:
     def backward(self, loss: Tensor) -> None:
         """Set the gradients, as `flowers_bench.Batch` says."""
         trained = self._trained
-        self.value_of(loss)
+        self._note(loss)
         trained.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with trained.backward():
+            loss.backward()
         trained.ranks.all_reduce_gradients(self.size, trained.model, trained.own_parameters())
 
-    def value_of(self, loss: Tensor) -> float:
-        """Read the scalar, once for each. Raises `TrialFailed` if it is not finite."""
-        if self._checked is None or self._checked[0] is not loss:
-            self._checked = loss, float(loss.detach())
-        value = self._checked[1]
-        if not math.isfinite(value):
-            raise TrialFailed(
-                f"the loss is {value} at epoch {self.epoch}, step {self.step + 1} of {self.steps}. The last good checkpoint is "
-                "kept; a lower learning rate usually helps:  --set lr=..."
-            )
-        return value
+    def report(self, loss: Tensor) -> None:
+        """Count the scalar as the loss of this batch. Raises `TrialFailed` if a loss of this step, or on a GPU of the one
+        before, is not finite."""
+        self._trained.losses.report(self._note(loss), self.size)
+
+    def _note(self, loss: Tensor) -> Noted:
+        """Note the scalar, once where it is taken twice."""
+        if self._noted is None or self._noted[0] is not loss:
+            self._noted = loss, self._trained.losses.note(loss, At(self.epoch, self.step, self.steps))
+        return self._noted[1]
 
     def update(self) -> None:
         """Update the weights, as `flowers_bench.Batch` says."""

@@ -19,7 +19,7 @@ from flowers_bench.training.distributed import ALONE, Ranks
 from flowers_bench.training.events import Emit, EpochFinished, Event, Testing
 from flowers_bench.training.loop import Training
 from flowers_bench.training.observers import Observers
-from flowers_bench.training.precision import refuse_undefined_gradients
+from flowers_bench.training.precision import refuse_undefined_gradients, refuse_unsupported
 from flowers_bench.training.process import interrupt_flag, prepare_process
 from flowers_bench.training.start import start_from_prefix
 from flowers_bench.training.test_split import measure_splits, measure_validation, prediction_cost
@@ -48,6 +48,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
     place, places = DataPlace.of(run), Places.of(run)
     trust_cache(place.cache)  # the weights of a teacher in a mirror there may still have to be downloaded
     device = prepare_process(run.threads, ranks.count, run.device)
+    refuse_unsupported(trial.recipe.precision, device)
     host = discover(places.plugins)
     host.tracking = run.track or ()
     dataset = load_dataset(host, trial, place)
@@ -132,7 +133,7 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
         weights_report=backbone.report.facts(),
         class_names=list(dataset.class_names),
         descriptions=list(described) or None,
-        hardware=environment(device, ranks.count),
+        hardware=environment(device, ranks.count, trial.recipe.precision if training.history else None),
     )
     observers.draw(model, parts.normalize, dataset, folder.figures_path)
     observers.tell("trial_finished", result=result)
