@@ -9,6 +9,7 @@ reference itself where it samples at rounded places: what torchvision's kernels 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
 import tempfile
 from dataclasses import replace
@@ -19,18 +20,17 @@ from tables import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "ops"))
 
-import test_cuda_columns as by_columns
-import test_cuda_emulated as general
+import test_cuda_emulated as emulated
 
 SIDES = (14, 56)
 
 
-def errors(found: general.Results, exact: general.Results) -> list[str]:
+def errors(found: emulated.Results, exact: emulated.Results) -> list[str]:
     """Compute the relative error of each result."""
-    return [f"{(found[n].double() - exact[n]).norm() / exact[n].norm():.1e}" for n in general.OUTPUTS]
+    return [f"{(found[n].double() - exact[n]).norm() / exact[n].norm():.1e}" for n in emulated.OUTPUTS]
 
 
-def with_half_coordinates(call: general.Call) -> general.Call:
+def with_half_coordinates(call: emulated.Call) -> emulated.Call:
     """Round where each tap samples to float16, as torchvision does for that type; in all else the call stays as it is."""
     (batch, _, height, width), (kernel_h, kernel_w) = call.offset.shape, call.weight.shape[2:]
     offset = call.offset.view(batch, kernel_h, kernel_w, 2, height, width).clone()
@@ -43,22 +43,22 @@ def with_half_coordinates(call: general.Call) -> general.Call:
     return replace(call, offset=offset.view_as(call.offset))
 
 
-def rows(library: object) -> Table:
+def rows(library: ctypes.CDLL) -> Table:
     """Measure all types at all sizes."""
-    names = [name.removeprefix("grad_") for name in general.OUTPUTS[1:]]
+    names = [name.removeprefix("grad_") for name in emulated.OUTPUTS[1:]]
     table = Table(["side", "type", "computed by", "output", *(f"gradient of {name}" for name in names)])
     for side in SIDES:
-        for dtype in by_columns.HALVES_AND_FLOAT:
-            call = general.call_of(batch=1, channels=64, outputs=16, size=(side, side)).rounded(dtype)
-            exact = general.reference(call)
+        for dtype in emulated.HALVES_AND_FLOAT:
+            call = emulated.call_of(batch=1, channels=64, outputs=16, size=(side, side)).rounded(dtype)
+            exact = emulated.reference(call)
             ways = {
-                "columns": by_columns.run(library.emulate_columns, call, dtype),  # type: ignore[attr-defined]
-                "general": general.run(library.emulate, call, dtype),  # type: ignore[attr-defined]
+                "columns": emulated.run_columns(library, call, dtype),
+                "general": emulated.run(library, call, dtype),
             }
             for name, found in ways.items():
                 table.add(side, str(dtype).removeprefix("torch."), name, *errors(found, exact))
             if dtype == torch.float16:
-                found = {**exact, "out": general.reference(with_half_coordinates(call))["out"]}
+                found = {**exact, "out": emulated.reference(with_half_coordinates(call))["out"]}
                 table.add(
                     side, "float16", "float64, coordinates in float16", errors(found, exact)[0], *[""] * len(names)
                 )
@@ -72,7 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        table = rows(general.compiled(Path(folder)))
+        table = rows(emulated.compiled(Path(folder)))
     if options.csv:
         table.write(options.csv)
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,7 +47,7 @@ def test_the_lock_file_has_every_dependency_within_its_bounds() -> None:
             locked.setdefault(found[1], set()).add(found[2])
     project = SETTINGS["project"]
     for requirement in map(Requirement, project["dependencies"] + project["optional-dependencies"]["test"]):
-        versions = locked.get(requirement.name, set())
+        versions = locked.get(canonicalize_name(requirement.name), set())
         assert versions, f"{requirement.name}: write requirements.lock anew (docs/dependencies.md)"
         assert all(version in requirement.specifier for version in versions), requirement
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,15 +23,19 @@ LABELS = {
 }
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("stored")
-    for place, (label, accuracy) in enumerate(LABELS.items()):
+def stored(root: Path, labels: Mapping[str, float]) -> Path:
+    """A store of two seeds of each label, which is right so often; each from weights of its own."""
+    for place, (label, accuracy) in enumerate(labels.items()):
         weights = {"name": f"tf_efficientnet_lite{place}", "sha256": None}
         for seed in range(2):
             correct = outcomes(100 * place + seed, accuracy)
-            store_trial(root / "runs", label, seed, correct, weights=weights, seconds=3.0 * 40**place)
+            store_trial(root / "runs", label, seed, correct, weights=weights, seconds=3.0 * 40 ** min(place, 3))
     return root
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stored(tmp_path_factory.mktemp("stored"), LABELS)
 
 
 def whole_words(lines: Sequence[str], words: Sequence[str]) -> None:
@@ -55,6 +59,24 @@ def test_the_leaderboard_fits(store: Path, columns: int) -> None:
     )
     if columns == 120:
         whole_words(shown.lines, list(LABELS))
+
+
+@pytest.fixture(scope="module", params=[1, 2, 10])
+def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    labels = {f"technique-{number}/plain": 0.95 - number / 50 for number in range(request.param)}
+    return request.param, stored(tmp_path_factory.mktemp("rows"), labels)
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_headings_take_two_lines_at_most(rows: tuple[int, Path], columns: int) -> None:
+    count, root = rows
+    lines = in_terminal("leaderboard", columns=columns, cwd=root).lines
+    rule = next(place for place, line in enumerate(lines) if line.startswith("──"))
+    title = next(place for place, line in enumerate(lines) if line.endswith("2 seeds"))
+    head = lines[title + 1 : rule]
+    assert len(head) <= 2, "\n".join(lines)
+    whole_words(head, ["variant", "test top-1 %", "to the", "best", "time", "memory"])
+    assert sum("GiB" in line for line in lines) == count
 
 
 @pytest.mark.parametrize("columns", [80, 100, 120])
@@ -100,3 +122,11 @@ def test_a_word_longer_than_the_terminal_is_not_broken() -> None:
 def test_wide_letters_are_measured_as_they_are_shown() -> None:
     lines = layout(Table("", ("name", "n"), (("薔薇/赤", "1"), ("rose", "22")), 1, ()), 80)
     assert len({cell_len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize(("width", "lines"), [(80, 2), (38, 2), (37, 3)])
+def test_a_heading_takes_three_lines_only_where_there_is_no_room(width: int, lines: int) -> None:
+    head = layout(Table("", ("name", "to the best"), (("x" * 30, "best"),), 1, ()), width)[:-2]
+    assert len(head) == lines, head
+    assert " ".join(line.removeprefix("name").strip() for line in head) == "to the best"
+    assert max(map(cell_len, head)) <= width

@@ -294,7 +294,7 @@ def test_a_trial_is_planned_by_name_and_by_folder_alike(write: Any, tmp_path: Pa
 
 
 def test_samples_are_those_that_the_webdataset_package_gives(tmp_path: Path) -> None:
-    webdataset = pytest.importorskip("webdataset", reason="pip install webdataset, to compare with it")
+    webdataset = pytest.importorskip("webdataset", reason='webdataset is not installed: pip install ".[test]"')
     with webdataset.TarWriter(str(tmp_path / "train-0.tar")) as writer:
         for i in range(5):
             writer.write({"__key__": f"some/where.d/{i:03d}", "png": picture(i), "cls": i % 2, "mask.png": picture(9)})

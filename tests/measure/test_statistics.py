@@ -213,6 +213,15 @@ def test_mcnemar_is_the_sign_test_on_discordant_images() -> None:
 
 
 @settings(deadline=None)
+@given(st.integers(0, 3000), st.integers(0, 3000))
+def test_mcnemar_is_scipys_exact_test(won: int, lost: int) -> None:
+    first = np.arange(won + lost + 1) < won
+    second = np.arange(won + lost + 1) >= won
+    second[-1] = first[-1] = True
+    assert mcnemar(first, second) == pytest.approx(stats.binomtest(won, won + lost).pvalue if won + lost else 1.0, 1e-9)
+
+
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_the_closed_test_with_bonferroni(p_values: list[float]) -> None:
     """Marcus, Peritz & Gabriel 1976: a hypothesis falls when every set of hypotheses that holds it falls."""

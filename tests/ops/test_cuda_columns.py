@@ -1,7 +1,6 @@
-"""The CUDA kernels by columns, run on the host thread by thread, against the float64 reference and torchvision.
+"""What only the CUDA kernels by columns do, run on the host as in test_cuda_emulated.py: chunks, crowded cells, what they take.
 
-As test_cuda_emulated.py does for the others: memory starts as NaN, tensors lie between NaNs, threads and blocks run in
-both orders. Backwards, samples come to their cells in another order too: equal bits are what determinism means here.
+Backwards, samples come to their cells in another order too: equal bits are what determinism means here.
 """
 
 from __future__ import annotations
@@ -9,31 +8,25 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from test_cuda_emulated import (
     CASES,
-    GRADIENTS,
-    INPUTS,
+    EVERYTHING,
     OUTPUTS,
+    TAKEN,
     TYPES,
     Call,
-    Memory,
-    Pointers,
-    Results,
     call_of,
     compare,
     compiled,
     reference,
+    run_columns,
 )
 
 from flowers_bench.ops._cuda import Shape, takes_columns
 
-Run = Callable[..., None]
-HALVES_AND_FLOAT = [torch.float32, torch.float16, torch.bfloat16]
-EVERYTHING = 2**40  # bytes: all columns at once
 ONE_IMAGE = 1
 
 
@@ -42,41 +35,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     built = compiled(tmp_path_factory.mktemp("columns"))
     built.can_take_columns.restype = ctypes.c_bool
     return built
-
-
-@pytest.fixture(scope="module")
-def emulate(library: ctypes.CDLL) -> Run:
-    run: Run = library.emulate_columns
-    return run
-
-
-def run(
-    emulate: Run, c: Call, dtype: torch.dtype, *, wanted: tuple[str, ...] = OUTPUTS, limit: int = EVERYTHING,
-    reverse: bool = False,
-) -> Results:  # fmt: skip
-    """What the kernels compute, in the layouts that torch would return."""
-    rows, cols = c.input.permute(0, 2, 3, 1).shape, c.grad.permute(0, 2, 3, 1).shape
-    given = {
-        "input": c.input.permute(0, 2, 3, 1), "offset": c.offset, "mask": c.mask, "weight": c.weight.permute(0, 2, 3, 1),
-        "bias": c.bias, "grad": c.grad.permute(0, 2, 3, 1) if wanted != ("out",) else None,
-    }  # fmt: skip
-    assert given.keys() <= set(INPUTS)
-    shapes = {
-        "out": cols, "grad_input": rows, "grad_offset": c.offset.shape, "grad_weight": c.weight.shape,
-        "grad_mask": None if c.mask is None else c.mask.shape, "grad_bias": (c.weight.shape[0],),
-    }  # fmt: skip
-    memory, pointers, results = Memory(), Pointers(), {}
-    for name, value in given.items():
-        if value is not None:
-            setattr(pointers, name, memory.put(value.to(dtype)))
-    for name in wanted:
-        if (shape := shapes[name]) is not None:
-            setattr(pointers, name, memory.put(torch.full(shape, torch.nan, dtype=dtype)))
-            results[name] = memory.last().view(shape)
-    counts = (ctypes.c_int64 * 17)(*c.counts())
-    emulate(TYPES[dtype], counts, ctypes.byref(pointers), ctypes.c_int64(limit), ctypes.c_bool(reverse))
-    memory.check()
-    return {name: t.permute(0, 3, 1, 2) if name in ("out", "grad_input") else t for name, t in results.items()}
 
 
 def zero(c: Call) -> None:
@@ -103,36 +61,14 @@ def outside(c: Call) -> None:
 
 OFFSETS: dict[str, Callable[[Call], None]] = {"zero": zero, "to one pixel": to_one_pixel, "outside": outside}
 
-TAKEN: dict[str, dict[str, Any]] = {
-    "8 channels": {"channels": 8},
-    "no mask, no bias": {"channels": 16, "masked": False, "biased": False},
-    "empty batch": {"channels": 8, "batch": 0},
-    "strided, dilated": {"channels": 8, "stride": (2, 1), "padding": (2, 3), "dilation": (2, 1), "size": (9, 8)},
-    "25 taps": {"channels": 8, "k": (5, 5), "padding": (2, 2), "batch": 1, "size": (8, 7)},
-    "1x1": {"channels": 24, "outputs": 3, "k": (1, 1), "padding": (0, 0)},
-    "weight groups": {"channels": 32, "outputs": 6, "groups": 2},
-    "offset groups": {"channels": 48, "outputs": 5, "offset_groups": 3},
-    "groups across offset groups": {"channels": 48, "outputs": 6, "groups": 2, "offset_groups": 3, "batch": 1},
-    "more packs than lanes": {"channels": 264, "outputs": 3, "batch": 1, "size": (4, 3)},
-    "a row of pixels": {"channels": 8, "size": (1, 60), "batch": 1},
-    "many cells": {"channels": 8, "outputs": 2, "size": (66, 70), "batch": 1, "k": (2, 1), "padding": (0, 0)},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("dtype", HALVES_AND_FLOAT, ids=str)
-@pytest.mark.parametrize("case", TAKEN)
-def test_every_result_equals_the_float64_reference(emulate: Run, case: str, dtype: torch.dtype) -> None:
-    c = call_of(**TAKEN[case]).rounded(dtype)
-    compare(run(emulate, c, dtype), reference(c), dtype)
-
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("offsets", OFFSETS)
-def test_offsets_that_crowd_or_leave(emulate: Run, offsets: str, dtype: torch.dtype) -> None:
+def test_offsets_that_crowd_or_leave(library: ctypes.CDLL, offsets: str, dtype: torch.dtype) -> None:
     c = call_of(channels=16, offset_groups=2, size=(9, 8))
     OFFSETS[offsets](c)
     c = c.rounded(dtype)
-    first, second = (run(emulate, c, dtype, reverse=reverse) for reverse in (False, True))
+    first, second = (run_columns(library, c, dtype, reverse=reverse) for reverse in (False, True))
     compare(first, reference(c), dtype)
     assert all(torch.equal(first[name], second[name]) for name in OUTPUTS)
     if offsets == "outside":
@@ -142,70 +78,23 @@ def test_offsets_that_crowd_or_leave(emulate: Run, offsets: str, dtype: torch.dt
         assert (first["grad_input"] != 0).any(1).sum() == 4 * c.input.shape[0]
 
 
-@pytest.mark.parametrize("dtype", HALVES_AND_FLOAT, ids=str)
-@pytest.mark.parametrize("case", ["8 channels", "25 taps", "groups across offset groups", "many cells"])
-def test_results_do_not_depend_on_any_order(emulate: Run, case: str, dtype: torch.dtype) -> None:
-    """Bit for bit the same when threads and blocks run backwards: no race, no order of filling."""
-    c = call_of(**TAKEN[case]).rounded(dtype)
-    first, second = (run(emulate, c, dtype, reverse=reverse) for reverse in (False, True))
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
-
-
 @pytest.mark.parametrize("images", [1, 2, 3])
-def test_chunks_give_the_same_as_all_images_at_once(emulate: Run, images: int) -> None:
+def test_chunks_give_the_same_as_all_images_at_once(library: ctypes.CDLL, images: int) -> None:
     """Of five images: the last chunk is not full, and one image is a chunk where the limit is smaller than it."""
     c = call_of(batch=5, channels=16, groups=2, outputs=6)
     image = c.grad[0, 0].numel() * 9 * 16 * 4
     limit = ONE_IMAGE if images == 1 else images * image
-    whole, parts = (run(emulate, c, torch.float32, limit=bytes_) for bytes_ in (EVERYTHING, limit))
+    whole, parts = (run_columns(library, c, torch.float32, limit=bytes_) for bytes_ in (EVERYTHING, limit))
     compare(parts, reference(c), torch.float32)
     for name in OUTPUTS:
         # Only the weight's gradient is added up over chunks.
         assert torch.equal(whole[name], parts[name]) or name == "grad_weight"
-    backwards = run(emulate, c, torch.float32, limit=limit, reverse=True)
+    backwards = run_columns(library, c, torch.float32, limit=limit, reverse=True)
     assert all(torch.equal(parts[name], backwards[name]) for name in OUTPUTS)
 
 
-@pytest.mark.parametrize("alone", GRADIENTS)
-def test_a_gradient_does_not_need_the_others(emulate: Run, alone: str) -> None:
-    c = call_of(channels=8)
-    found = run(emulate, c, torch.float32, wanted=(alone,))
-    assert list(found) == [alone]
-    compare(found, reference(c), torch.float32)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_wild_offset_reaches_its_own_results_and_no_memory_outside(
-    emulate: Run, dtype: torch.dtype, bad: float
-) -> None:
-    c = call_of(channels=16, offset_groups=2).rounded(dtype)
-    before = run(emulate, c, dtype)
-    c.offset[1, 22, 2, 3] = bad  # the second offset group's third tap, y
-    after = run(emulate, c, dtype)
-    compare(after, reference(c), dtype)
-    touched = torch.zeros_like(after["out"], dtype=torch.bool)
-    touched[1, :, 2, 3] = True
-    assert torch.equal(after["out"][~touched], before["out"][~touched])
-    assert after["out"][touched].isnan().all() == (not abs(bad) < 1e38)
-    assert after["grad_input"].isfinite().all()
-
-
-@pytest.mark.parametrize("weight_is_zero", [False, True])
-def test_nan_pixels_reach_what_samples_them(emulate: Run, weight_is_zero: bool) -> None:
-    """Also with bilinear weight 0: a tap exactly on its neighbour."""
-    c = call_of(channels=8, masked=False)
-    if weight_is_zero:
-        c.offset.zero_()
-    c.input[0, 3, 2, 2] = torch.nan
-    found, expected = run(emulate, c, torch.float32, wanted=("out",)), reference(c)
-    assert 0 < expected["out"].isnan().sum() < expected["out"].numel()
-    compare(found, {"out": expected["out"]}, torch.float32)
-
-
 @pytest.mark.parametrize("case", ["8 channels", "strided, dilated", "weight groups", "offset groups"])
-def test_torchvision_agrees(emulate: Run, case: str) -> None:
+def test_torchvision_agrees(library: ctypes.CDLL, case: str) -> None:
     """An implementation that is not ours, with its own derivatives, on the CPU in float64."""
     from torchvision.ops import deform_conv2d
 
@@ -215,7 +104,7 @@ def test_torchvision_agrees(emulate: Run, case: str) -> None:
     out = deform_conv2d(*leaves[:4], c.stride, c.padding, c.dilation, leaves[4])
     gradients = torch.autograd.grad(out, leaves, c.grad)
     expected = {"out": out.detach(), **{f"grad_{name}": g for name, g in zip(names, gradients, strict=True)}}
-    compare(run(emulate, c, torch.float32), expected, torch.float32)
+    compare(run_columns(library, c, torch.float32), expected, torch.float32)
 
 
 def agreed(library: ctypes.CDLL, shape: Shape) -> bool:

@@ -1,4 +1,4 @@
-"""The CUDA kernels' own source, run on the host thread by thread, against the float64 reference.
+"""The CUDA kernels' own source, general and by columns, run on the host thread by thread, against the float64 reference.
 
 csrc/deform_conv/cuda/launch.h says how; emulate.cpp is the library that this file compiles and calls. Shared memory and
 registers start as NaN, threads and blocks run in both orders, and tensors lie between NaNs, so that what is read too
@@ -11,8 +11,9 @@ import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ INPUTS = ("input", "offset", "mask", "weight", "weight_t", "bias", "grad")
 OUTPUTS = ("out", "grad_input", "grad_offset", "grad_mask", "grad_weight", "grad_bias")
 GRADIENTS = OUTPUTS[1:]
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+HALVES_AND_FLOAT = [torch.float32, torch.float16, torch.bfloat16]
+EVERYTHING = 2**40  # bytes: all columns at once
 GUARD = 64  # values before and behind each tensor; a multiple of 16 bytes in every type
 Results = dict[str, Tensor]
+Run = Callable[..., Results]
 
 
 class Pointers(ctypes.Structure):
@@ -52,8 +56,8 @@ def compiled(folder: Path, *flags: str, source: str = "emulate.cpp", libraries: 
 
 
 @pytest.fixture(scope="module")
-def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    return compiled(tmp_path_factory.mktemp("emulated")).emulate
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return compiled(tmp_path_factory.mktemp("emulated"))
 
 
 @dataclass
@@ -80,6 +84,15 @@ class Call:
         outputs, group_channels, kh, kw = self.weight.shape
         places = (*self.grad.shape[2:], kh, kw, *self.stride, *self.padding, *self.dilation)
         return [n, c, h, w, outputs, *places, c // group_channels, self.offset.shape[1] // (2 * kh * kw)]
+
+    def unwritten(self, wanted: Sequence[str], dtype: torch.dtype) -> Results:
+        """Results of NaN, images in rows; without a mask none for its gradient."""
+        shapes = {
+            "out": rows(self.grad).shape, "grad_input": rows(self.input).shape, "grad_offset": self.offset.shape,
+            "grad_mask": None if self.mask is None else self.mask.shape, "grad_weight": self.weight.shape,
+            "grad_bias": self.weight.shape[:1],
+        }  # fmt: skip
+        return {name: torch.full(shapes[name], torch.nan, dtype=dtype) for name in wanted if shapes[name] is not None}
 
 
 def call_of(
@@ -129,46 +142,76 @@ class Memory:
             assert buffer[GUARD + count :].isnan().all()
 
 
+def computed(
+    emulate: Callable[..., None], c: Call, dtype: torch.dtype, given: Mapping[str, Tensor | None],
+    results: Mapping[str, Tensor], *flags: ctypes._SimpleCData[Any],
+) -> Results:  # fmt: skip
+    """What kernels make of the tensors given, in float64, and of results that are filled already."""
+    memory, pointers, found = Memory(), Pointers(), {}
+    for name, value in given.items():
+        if value is not None:
+            setattr(pointers, name, memory.put(value.to(dtype)))
+    for name, fill in results.items():
+        setattr(pointers, name, memory.put(fill))
+        found[name] = memory.last().view(fill.shape)
+    emulate(TYPES[dtype], (ctypes.c_int64 * 17)(*c.counts()), ctypes.byref(pointers), *flags)
+    memory.check()
+    return found
+
+
+def rows(images: Tensor) -> Tensor:
+    return images.permute(0, 2, 3, 1)
+
+
+def images(rows: Tensor) -> Tensor:
+    return rows.permute(0, 3, 1, 2)
+
+
 def run(
-    emulate: Callable[..., None], c: Call, dtype: torch.dtype, *, wanted: tuple[str, ...] = OUTPUTS,
+    library: ctypes.CDLL, c: Call, dtype: torch.dtype, *, wanted: Sequence[str] = OUTPUTS,
     out_rows: bool = False, deterministic: bool = False, reverse: bool = False,
 ) -> Results:  # fmt: skip
-    """What the kernels of one element type compute, in the layouts that torch would return."""
+    """What the general kernels compute, in the layouts that torch would return."""
     outputs, group_channels, kh, kw = c.weight.shape
     groups = c.input.shape[1] // group_channels
     packed = c.weight.reshape(groups, outputs // groups, group_channels, kh * kw).permute(0, 3, 2, 1)
     given = {
-        "input": c.input.permute(0, 2, 3, 1), "offset": c.offset, "mask": c.mask, "weight": packed,
-        "weight_t": packed.transpose(2, 3), "bias": c.bias, "grad": c.grad.permute(0, 2, 3, 1),
+        "input": rows(c.input), "offset": c.offset, "mask": c.mask, "weight": packed, "weight_t": packed.transpose(2, 3),
+        "bias": c.bias, "grad": rows(c.grad) if wanted != ("out",) else None,
     }  # fmt: skip
-    if wanted == ("out",):
-        given["grad"] = None
-    rows, cols = c.input.permute(0, 2, 3, 1).shape, c.grad.permute(0, 2, 3, 1).shape
-    shapes = {
-        "out": cols if out_rows else c.grad.shape, "grad_input": rows, "grad_offset": c.offset.shape,
-        "grad_mask": c.offset.shape if c.mask is None else c.mask.shape, "grad_weight": c.weight.shape, "grad_bias": (outputs,),
-    }  # fmt: skip
-    memory, pointers, results = Memory(), Pointers(), {}
-    for name, value in given.items():
-        if value is not None:
-            setattr(pointers, name, memory.put(value.to(dtype)))
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    for name in wanted:
-        if name == "grad_mask" and c.mask is None:
-            continue
-        # The input's gradient is added to zeros, in the accumulator's type; everything else is overwritten.
-        sums = name == "grad_input"
-        fill = torch.full(shapes[name], 0.0 if sums else torch.nan, dtype=wide if sums else dtype)
-        setattr(pointers, name, memory.put(fill))
-        results[name] = memory.last().view(shapes[name])
-    counts = (ctypes.c_int64 * 17)(*c.counts())
+    results = c.unwritten(wanted, dtype)
+    if "out" in results and not out_rows:
+        results["out"] = images(results["out"]).contiguous()
+    if "grad_input" in results:
+        # It is added to zeros, in the accumulator's type; everything else is overwritten.
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        results["grad_input"] = torch.zeros_like(results["grad_input"], dtype=wide)
     flags = (ctypes.c_bool(value) for value in (out_rows, deterministic, reverse))
-    emulate(TYPES[dtype], counts, ctypes.byref(pointers), *flags)
-    memory.check()
-    for name in ("grad_input", *(["out"] if out_rows else [])):
-        if name in results:
-            results[name] = results[name].permute(0, 3, 1, 2)
-    return results
+    found = computed(library.emulate, c, dtype, given, results, *flags)
+    in_rows = ("grad_input", "out") if out_rows else ("grad_input",)
+    return {name: images(t) if name in in_rows else t for name, t in found.items()}
+
+
+def run_columns(
+    library: ctypes.CDLL, c: Call, dtype: torch.dtype, *, wanted: Sequence[str] = OUTPUTS, limit: int = EVERYTHING,
+    reverse: bool = False,
+) -> Results:  # fmt: skip
+    """What the kernels by columns compute, of which `limit` bytes are there at once."""
+    given = {
+        "input": rows(c.input), "offset": c.offset, "mask": c.mask, "weight": rows(c.weight),
+        "bias": c.bias, "grad": rows(c.grad) if wanted != ("out",) else None,
+    }  # fmt: skip
+    flags = (ctypes.c_int64(limit), ctypes.c_bool(reverse))
+    found = computed(library.emulate_columns, c, dtype, given, c.unwritten(wanted, dtype), *flags)
+    return {name: images(t) if name in ("grad_input", "out") else t for name, t in found.items()}
+
+
+#: What computes, by name.
+WAYS: dict[str, Run] = {
+    "general": run,
+    "deterministic": partial(run, deterministic=True),
+    "columns": run_columns,
+}
 
 
 def reference(c: Call) -> Results:
@@ -216,67 +259,86 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("case", CASES)
-def test_every_result_equals_the_float64_reference(emulate: Callable[..., None], case: str, dtype: torch.dtype) -> None:
-    c = call_of(**CASES[case]).rounded(dtype)
-    compare(run(emulate, c, dtype), reference(c), dtype)
+#: What columns take.
+TAKEN: dict[str, dict[str, Any]] = {
+    "8 channels": {"channels": 8},
+    "no mask, no bias": {"channels": 16, "masked": False, "biased": False},
+    "empty batch": {"channels": 8, "batch": 0},
+    "strided, dilated": {"channels": 8, "stride": (2, 1), "padding": (2, 3), "dilation": (2, 1), "size": (9, 8)},
+    "25 taps": {"channels": 8, "k": (5, 5), "padding": (2, 2), "batch": 1, "size": (8, 7)},
+    "1x1": {"channels": 24, "outputs": 3, "k": (1, 1), "padding": (0, 0)},
+    "weight groups": {"channels": 32, "outputs": 6, "groups": 2},
+    "offset groups": {"channels": 48, "outputs": 5, "offset_groups": 3},
+    "groups across offset groups": {"channels": 48, "outputs": 6, "groups": 2, "offset_groups": 3, "batch": 1},
+    "more packs than lanes": {"channels": 264, "outputs": 3, "batch": 1, "size": (4, 3)},
+    "a row of pixels": {"channels": 8, "size": (1, 60), "batch": 1},
+    "many cells": {"channels": 8, "outputs": 2, "size": (66, 70), "batch": 1, "k": (2, 1), "padding": (0, 0)},
+}  # fmt: skip
 
 
-def test_bfloat16_without_tensor_cores(tmp_path: Path) -> None:
-    """Turing multiplies it as it does float32."""
-    emulate = compiled(tmp_path, "-DFLOWERS_BENCH_TURING").emulate
-    for case in ("several tiles", "odd"):
-        c = call_of(**CASES[case]).rounded(torch.bfloat16)
-        compare(run(emulate, c, torch.bfloat16), reference(c), torch.bfloat16)
+def cases(
+    way: str, given: Mapping[str, dict[str, Any]], names: Iterable[str], dtypes: Iterable[torch.dtype]
+) -> list[Any]:
+    """Parameters of a test: the way, and the call rounded to the type, for each case and type."""
+    return [pytest.param(way, given[name], dtype, id=f"{way}-{name}-{dtype}") for name in names for dtype in dtypes]
 
 
-@pytest.mark.parametrize("case", ["odd", "groups across offset groups", "several tiles", "many rows"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_deterministic_results_do_not_depend_on_any_order(
-    emulate: Callable[..., None], case: str, dtype: torch.dtype
+# ---- Either way ----
+
+
+@pytest.mark.parametrize(
+    ("way", "case", "dtype"),
+    [*cases("general", CASES, CASES, TYPES), *cases("columns", TAKEN, TAKEN, HALVES_AND_FLOAT)],
+)
+def test_every_result_equals_the_float64_reference(
+    library: ctypes.CDLL, way: str, case: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    """Bit for bit the same when threads and blocks run backwards: no race, no order of atomics."""
-    c = call_of(**CASES[case]).rounded(dtype)
-    first, second = (run(emulate, c, dtype, deterministic=True, reverse=reverse) for reverse in (False, True))
+    c = call_of(**case).rounded(dtype)
+    compare(WAYS[way](library, c, dtype), reference(c), dtype)
+
+
+@pytest.mark.parametrize(
+    ("way", "case", "dtype"),
+    [
+        *cases(
+            "deterministic", CASES, ["odd", "groups across offset groups", "several tiles", "many rows"],
+            [torch.float32, torch.bfloat16],
+        ),
+        *cases(
+            "columns", TAKEN, ["8 channels", "25 taps", "groups across offset groups", "many cells"], HALVES_AND_FLOAT
+        ),
+    ],
+)  # fmt: skip
+def test_results_do_not_depend_on_any_order(
+    library: ctypes.CDLL, way: str, case: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Bit for bit the same when threads and blocks run backwards: no race, no order of atomics or of filling."""
+    c = call_of(**case).rounded(dtype)
+    first, second = (WAYS[way](library, c, dtype, reverse=reverse) for reverse in (False, True))
     compare(first, reference(c), dtype)
-    for name in OUTPUTS:
-        assert torch.equal(first[name], second[name]), name
+    assert all(torch.equal(first[name], second[name]) for name in OUTPUTS)
 
 
-def test_only_the_order_of_atomics_is_left_open_otherwise(emulate: Callable[..., None]) -> None:
-    c = call_of(**CASES["groups across offset groups"])
-    first, second = (run(emulate, c, torch.float32, reverse=reverse) for reverse in (False, True))
-    compare(second, reference(c), torch.float32)
-    assert [name for name in OUTPUTS if not torch.equal(first[name], second[name])] in ([], ["grad_input"])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_an_output_in_rows_is_the_same_transposed(emulate: Callable[..., None], dtype: torch.dtype) -> None:
-    c = call_of(**CASES["groups across offset groups"])
-    plain, rows = (run(emulate, c, dtype, wanted=("out",), out_rows=out_rows)["out"] for out_rows in (False, True))
-    assert torch.equal(plain, rows)
-
-
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(("way", "channels"), [("general", 6), ("deterministic", 6), ("columns", 8)])
 @pytest.mark.parametrize("alone", GRADIENTS)
-def test_a_gradient_does_not_need_the_others(emulate: Callable[..., None], alone: str, deterministic: bool) -> None:
-    c = call_of()
-    found = run(emulate, c, torch.float32, wanted=(alone,), deterministic=deterministic)
+def test_a_gradient_does_not_need_the_others(library: ctypes.CDLL, alone: str, way: str, channels: int) -> None:
+    c = call_of(channels=channels)
+    found = WAYS[way](library, c, torch.float32, wanted=(alone,))
     assert list(found) == [alone]
     compare(found, reference(c), torch.float32)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("way", ["general", "columns"])
 def test_a_wild_offset_reaches_its_own_results_and_no_memory_outside(
-    emulate: Callable[..., None], dtype: torch.dtype, bad: float
+    library: ctypes.CDLL, way: str, dtype: torch.dtype, bad: float
 ) -> None:
     c = call_of(channels=16, offset_groups=2).rounded(dtype)
-    before = run(emulate, c, dtype)
+    before = WAYS[way](library, c, dtype)
     c.offset[1, 22, 2, 3] = bad  # the second offset group's third tap, y
-    expected, after = reference(c), run(emulate, c, dtype)
-    compare(after, expected, dtype)
+    after = WAYS[way](library, c, dtype)
+    compare(after, reference(c), dtype)
     touched = torch.zeros_like(after["out"], dtype=torch.bool)
     touched[1, :, 2, 3] = True
     assert torch.equal(after["out"][~touched], before["out"][~touched])
@@ -285,12 +347,40 @@ def test_a_wild_offset_reaches_its_own_results_and_no_memory_outside(
 
 
 @pytest.mark.parametrize("weight_is_zero", [False, True])
-def test_nan_pixels_reach_what_samples_them(emulate: Callable[..., None], weight_is_zero: bool) -> None:
+@pytest.mark.parametrize("way", ["general", "columns"])
+def test_nan_pixels_reach_what_samples_them(library: ctypes.CDLL, way: str, weight_is_zero: bool) -> None:
     """Also with bilinear weight 0: a tap exactly on its neighbour."""
     c = call_of(channels=8, masked=False)
     if weight_is_zero:
         c.offset.zero_()
     c.input[0, 3, 2, 2] = torch.nan
-    found, expected = run(emulate, c, torch.float32, wanted=("out",)), reference(c)
+    found, expected = WAYS[way](library, c, torch.float32, wanted=("out",)), reference(c)
     assert 0 < expected["out"].isnan().sum() < expected["out"].numel()
     compare(found, {"out": expected["out"]}, torch.float32)
+
+
+# ---- The general kernels alone; test_cuda_columns.py has those of the others ----
+
+
+def test_bfloat16_without_tensor_cores(tmp_path: Path) -> None:
+    """Turing multiplies it as it does float32."""
+    turing = compiled(tmp_path, "-DFLOWERS_BENCH_TURING")
+    for case in ("several tiles", "odd"):
+        c = call_of(**CASES[case]).rounded(torch.bfloat16)
+        compare(run(turing, c, torch.bfloat16), reference(c), torch.bfloat16)
+
+
+def test_only_the_order_of_atomics_is_left_open_otherwise(library: ctypes.CDLL) -> None:
+    c = call_of(**CASES["groups across offset groups"])
+    first, second = (run(library, c, torch.float32, reverse=reverse) for reverse in (False, True))
+    compare(second, reference(c), torch.float32)
+    assert [name for name in OUTPUTS if not torch.equal(first[name], second[name])] in ([], ["grad_input"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_an_output_in_rows_is_the_same_transposed(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    c = call_of(**CASES["groups across offset groups"])
+    plain, transposed = (
+        run(library, c, dtype, wanted=("out",), out_rows=out_rows)["out"] for out_rows in (False, True)
+    )
+    assert torch.equal(plain, transposed)

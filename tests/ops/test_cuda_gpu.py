@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_cuda_columns import HALVES_AND_FLOAT, OFFSETS, TAKEN
-from test_cuda_emulated import CASES, TYPES, Call, Results, call_of, compare, reference
+from test_cuda_columns import OFFSETS
+from test_cuda_emulated import CASES, HALVES_AND_FLOAT, TAKEN, TYPES, Call, Results, call_of, compare, reference
 from torch import Tensor
 
 from flowers_bench.ops import _build, deform_conv2d, kernel

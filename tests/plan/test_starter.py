@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 
 from flowers_bench.contract.host import discover
 from flowers_bench.data.survey import ClassSize, Survey
-from flowers_bench.plan import starter
+from flowers_bench.plan import planning, starter
 from flowers_bench.plan.starter import EMBEDDED, Network, Rates, choose, find_networks, measure_rates
+from flowers_bench.training import process
 from flowers_bench.util.errors import UsageError
 
 PHOTOS = Survey(
@@ -58,11 +60,10 @@ def test_frozen_features_first_then_what_is_trained() -> None:
 def test_the_estimate_is_images_by_speed() -> None:
     found = choose(discover(), PHOTOS, [CNN], [Rates(100, 50)], 3)
     by_label = {one.label: one.seconds for one in found.chosen}
-    assert by_label["linear-probe/logistic"] == pytest.approx(1000 / 100 + 3 * starter.OVERHEAD)
+    overhead = starter.OVERHEAD + starter.MEASURING / 100
+    assert by_label["linear-probe/logistic"] == pytest.approx(1000 / 100 + 3 * overhead)
     epochs = discover().techniques["transfer"].value.recipe.epochs
-    assert by_label["transfer/k3"] == pytest.approx(
-        3 * (epochs * (600 / 50 + 200 / 100) + 1000 / 100 + starter.OVERHEAD)
-    )
+    assert by_label["transfer/k3"] == pytest.approx(3 * (epochs * (600 / 50 + 200 / 100) + 1000 / 100 + overhead))
     features = 1000 / 100  # which neighbours and logistic regression share
     assert found.seconds == pytest.approx(sum(by_label.values()) + found.decoding - features)
     assert found.cache_bytes == 1000 * 3 * 256 * 341
@@ -146,7 +147,60 @@ def test_mistakes_about_weights_are_said(
         find_networks(weights, backbone)
 
 
+def test_trials_side_by_side_and_a_busy_machine_are_counted() -> None:
+    found = choose(discover(), PHOTOS, [CNN], [Rates(100, 50, at_once=2, slowdown=4.0)], 3)
+    by_label = {one.label: one.seconds for one in found.chosen}
+    overhead, epochs = (
+        4 * starter.OVERHEAD + starter.MEASURING / 100,
+        discover().techniques["transfer"].value.recipe.epochs,
+    )
+    assert by_label["linear-probe/logistic"] == pytest.approx(1000 / 100 + 2 * overhead), "of three, two at once"
+    assert by_label["transfer/k3"] == pytest.approx(2 * (epochs * (600 / 50 + 200 / 100) + 10 + overhead))
+
+
 def test_speed_is_measured_in_images_per_second() -> None:
-    network = Network.of(EMBEDDED, "petals", "", 64)
-    found = measure_rates(network, 3)
+    usual = torch.get_num_threads()
+    found = measure_rates(Network.of(EMBEDDED, "petals", "", 64), 3, 1)
     assert 0 < found.training < found.forward
+    assert found.at_once == 1
+    assert found.slowdown >= 1 - 0.01
+    assert torch.get_num_threads() == usual
+
+
+@pytest.mark.parametrize(("backbone", "side", "seeds", "expected"), [(EMBEDDED, 64, 3, 1), ("resnet18", 224, 3, 3)])
+def test_speed_is_measured_with_the_threads_of_a_trial(
+    monkeypatch: pytest.MonkeyPatch, backbone: str, side: int, seeds: int, expected: int
+) -> None:
+    """On four cores that torch would use three of: of a small network, three trials run at once, with one each."""
+    monkeypatch.setattr(planning, "available_cores", lambda: 4)
+    monkeypatch.setattr(process, "choose_device", lambda asked: torch.device("cpu"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    seen: list[int] = []
+    monkeypatch.setattr(starter, "_rate", lambda run: float(seen.append(torch.get_num_threads()) or 1))
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = measure_rates(Network.of(backbone, "none", "", side), 3, seeds)
+    finally:
+        torch.set_num_threads(usual)
+    assert seen == [expected, expected]
+    assert found.at_once == (3 if backbone == EMBEDDED else 1)
+
+
+def test_the_rate_is_the_mean_after_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that sets things up, and then some of which every other one has to wait for other programs."""
+    clock = [0.0]
+    took = iter([100.0, *[0.1, 0.4] * 2])
+    monkeypatch.setattr(starter.time, "perf_counter", lambda: clock[0])
+
+    def call() -> None:
+        clock[0] += next(took)
+
+    assert starter._rate(call) == pytest.approx(4 * 4 / 1.0)
+
+
+def test_another_programs_share_of_the_core_is_a_slowdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(starter.time, "perf_counter", lambda: next(clock) / 1000)
+    monkeypatch.setattr(starter.time, "thread_time", lambda: next(clock) / 4000)
+    assert starter._slowdown() == pytest.approx(4, rel=0.05)

@@ -21,7 +21,7 @@ from flowers_bench.util.files import file_sha256
 NAMES = ("wren", "european_robin", "great tit", "house sparrow")
 TOWER, SIDE, DIMENSION = "vit_xsmall_patch16_clip_224", 32, 24
 needs_open_clip = pytest.mark.skipif(
-    importlib.util.find_spec("open_clip") is None, reason="pip install open_clip_torch, to compare with it"
+    importlib.util.find_spec("open_clip") is None, reason='open_clip is not installed: pip install ".[test]"'
 )
 
 

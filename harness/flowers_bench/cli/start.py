@@ -83,7 +83,7 @@ def start(options: StartOptions, timeout: float = 86400) -> int:
     networks = find_networks(options.weights, options.backbone)
     for network in networks:
         _say(f"network {network.backbone}, {network.image_size} px, weights: {network.origin}")
-    rates = [measure_rates(network, found.classes) for network in networks]
+    rates = [measure_rates(network, found.classes, options.seeds) for network in networks]
     chosen = choose(host, found, networks, rates, options.seeds)
     _tell(chosen, options, found)
     _refuse_full_disk(chosen, options)
@@ -113,7 +113,7 @@ def _say(*lines: str) -> None:
 
 def _tell(chosen: StarterSet, options: StartOptions, found: Survey) -> None:
     """Say what would be run, how long it takes, and why so."""
-    from flowers_bench.plan.starter import OVERHEAD
+    from flowers_bench.plan.starter import MEASURING, OVERHEAD
     from flowers_bench.report.formatting import duration, memory
     from flowers_bench.report.table import Table, layout
 
@@ -135,7 +135,7 @@ def _tell(chosen: StarterSet, options: StartOptions, found: Survey) -> None:
         f"at most {duration(chosen.seconds)}, {duration(chosen.decoding)} of it to decode {counted(found.total, 'photograph')} once; "
         f"disk: {disk}",
         "  (images x epochs at the speed that this machine had just now on noise, every epoch forward and back through the whole "
-        f"network, and {OVERHEAD:g} s for each training's start and end; frozen layers and early ends make it less)",
+        f"network, and for each training {OVERHEAD:g} s, more on a busy machine, and {MEASURING} images; frozen layers and early ends make it less)",
     )
 
 

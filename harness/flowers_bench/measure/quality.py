@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
-from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_array
 from scipy.special import log_softmax, softmax
-from scipy.stats import rankdata
 
 from flowers_bench.contract.dataset import NameLevel
 from flowers_bench.store.records import (
@@ -122,6 +120,8 @@ def adaptive_bins(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
 
     Images of equal confidence share a bin, that of their mean place: no bin depends on the images' order.
     """
+    from scipy.stats import rankdata
+
     places = rankdata(confidence, method="average") - 1
     return np.asarray((places * bins // len(confidence)).astype(np.intp))
 
@@ -204,6 +204,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     logits (N, C) and labels (N,) of the validation split. Where scores were not trained to be probabilities, this is
     what makes probabilities of them (as Platt 1999 did for margins).
     """
+    from scipy.optimize import minimize_scalar
+
     spread = float(logits.std(axis=1, dtype=np.float64).mean())
     if spread == 0 or correct_in_top_k(logits, labels).all():
         return None

@@ -18,7 +18,6 @@ from functools import lru_cache
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr
-from scipy.stats import norm
 
 #: The numbers of seeds at which there is a look; beyond them, each is a quarter more than the one before.
 SEEDS = (3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 30)
@@ -72,9 +71,10 @@ def nominal_levels(looks: Sequence[Look], alpha: float) -> tuple[float, ...]:
         deviation = math.sqrt(look.seeds - before.seeds)
         step = alpha * (look.spent - before.spent)
         bound = _bound(places, masses, deviation, step)
-        levels.append(float(2 * norm.sf(bound / math.sqrt(look.seeds))))
+        levels.append(float(2 * ndtr(-bound / math.sqrt(look.seeds))))
         inside = bound * nodes
-        masses = (masses @ norm.pdf((inside - places[:, None]) / deviation)) / deviation * bound * weights
+        density = np.exp(-(((inside - places[:, None]) / deviation) ** 2) / 2) / math.sqrt(2 * math.pi)
+        masses = (masses @ density) / deviation * bound * weights
         places, before = inside, look
     return tuple(levels)
 

@@ -45,7 +45,7 @@ from flowers_bench.training.finished import TrialFinder
 from flowers_bench.util.errors import UsageError, unknown_name
 from flowers_bench.util.system import available_cores
 
-#: At most so many parameters, and images of at most so many pixels a side, make a small network: see `side_by_side`.
+#: At most so many parameters, and images of at most so many pixels a side, make a small network: see `at_once`.
 SMALL, SMALL_SIDE = 2_000_000, 96
 #: Before a trial's id, in `--weights`.
 _TRIAL = "trial:"
@@ -230,7 +230,7 @@ def plan(
             cache_dir=str(request.cache_dir.resolve()),
             store=str(request.store.resolve()) if request.store else None,
             plugin_files=[str(file.resolve()) for file in plugin_files],
-            threads=request.threads or threads_of_environment() or _share_of_threads(request.jobs),
+            threads=request.threads or threads_of_each(request.jobs),
             devices=request.devices,
             device=request.device,
             weights_path=None,
@@ -291,18 +291,28 @@ def _share_of_threads(jobs: int) -> int | None:
 
 
 def side_by_side(planned: Sequence[TrialPlan]) -> tuple[int, list[TrialPlan]]:
-    """Choose how many trials run at once, and divide the processor's threads among them.
+    """Choose how many trials run at once, and divide the processor's threads among them."""
+    device = planned[0].run.device
+    jobs = min(at_once(len(planned), i.parameters, i.trial.recipe.image_size, device) for i in planned)
+    share = _share_of_threads(jobs)
+    return jobs, [replace(i, run=replace(i.run, threads=i.run.threads or share)) for i in planned]
 
-    One for each core where every network is `SMALL`: a batch of such a network does not keep two threads busy. Else one,
+
+def at_once(trials: int, parameters: int, image_size: int, device: str | None) -> int:
+    """Choose how many of so many trials of one network run at once.
+
+    One for each core where the network is `SMALL`: a batch of such a network does not keep two threads busy. Else one,
     and where there is a GPU.
     """
     from flowers_bench.training.process import choose_device
 
-    small = all(item.parameters <= SMALL and item.trial.recipe.image_size <= SMALL_SIDE for item in planned)
-    jobs = available_cores() if small and choose_device(planned[0].run.device).type == "cpu" else 1
-    jobs = max(1, min(jobs, len(planned)))
-    share = _share_of_threads(jobs)
-    return jobs, [replace(i, run=replace(i.run, threads=i.run.threads or share)) for i in planned]
+    small = parameters <= SMALL and image_size <= SMALL_SIDE and choose_device(device).type == "cpu"
+    return max(1, min(available_cores() if small else 1, trials))
+
+
+def threads_of_each(jobs: int) -> int | None:
+    """Give the threads of each of so many trials that run at once where nobody says how many; None where torch chooses."""
+    return threads_of_environment() or _share_of_threads(jobs)
 
 
 def find_source(host: Host, data: str) -> tuple[DatasetSource, Path | None]:

@@ -5,6 +5,7 @@ What they take is computed from a short measurement: how fast this machine runs 
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from flowers_bench.models.network import bare_network
 from flowers_bench.models.weights import Weights, shipped
 from flowers_bench.models.weights.files import check_file
 from flowers_bench.models.weights.source import cached_weights, hub_answers
+from flowers_bench.plan.planning import at_once, threads_of_each
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.system import available_cores, load_average
 from flowers_bench.util.text import counted
@@ -40,9 +42,11 @@ SIDE = 224
 FEWEST_TO_TUNE = 4
 #: Seconds: a technique that would take longer here, all seeds together, is left out.
 LONGEST = 3600.0
-#: Seconds that each training takes beside its images: its process starts, and its speed is measured at the end. An estimate.
-OVERHEAD = 15.0
-#: Seconds, and images at once, of a measurement. The first call is slower than the others.
+#: Seconds that each training takes beside its images on a machine that nobody else uses: its process starts. An estimate.
+OVERHEAD = 5.0
+#: Images that each training gives its network at the end, to measure how fast that is, at most: `measure.inference`.
+MEASURING = 200
+#: Seconds, and images at once, of a measurement.
 _MEASURED, _BATCH = 1.0, 4
 
 
@@ -90,10 +94,18 @@ class Network:
 
 @dataclass(frozen=True)
 class Rates:
-    """Images per second of a network on this machine: forward, and forward and back."""
+    """How fast a network's trials run on this machine, beside whatever else runs there.
+
+    Attributes:
+        forward, training: images per second of one trial: forward, and forward and back.
+        at_once: how many trials run at once.
+        slowdown: how many times as long as alone this process takes for what it computes.
+    """
 
     forward: float
     training: float
+    at_once: int = 1
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -223,40 +235,59 @@ def _is_transformer(model: object) -> bool:
     return True
 
 
-def measure_rates(network: Network, classes: int) -> Rates:
-    """Run the network on noise for a second or two, forward, and forward and back."""
+def measure_rates(network: Network, classes: int, seeds: int) -> Rates:
+    """Run the network on noise for a few seconds, forward, and forward and back, as a trial of so many seeds would.
+
+    With that many threads: where other programs keep cores busy, two threads wait for each other at every layer, and a small
+    network, whose trials have one, is up to a hundred times slower with two.
+    """
     import torch
 
     from flowers_bench.training.process import choose_device
 
     device = choose_device(None)
-    model = Backbone(network.backbone, Weights(), classes, network.image_size).create().to(device)
-    images = torch.rand(_BATCH, 3, network.image_size, network.image_size, device=device)
-    labels = torch.zeros(_BATCH, dtype=torch.long, device=device)
+    jobs = at_once(seeds, network.parameters, network.image_size, None)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads_of_each(jobs) or usual)
+    try:
+        model = Backbone(network.backbone, Weights(), classes, network.image_size).create().to(device)
+        images = torch.rand(_BATCH, 3, network.image_size, network.image_size, device=device)
+        labels = torch.zeros(_BATCH, dtype=torch.long, device=device)
 
-    def forward() -> None:
-        with torch.inference_mode():
-            model(images).sum().item()
+        def forward() -> None:
+            with torch.inference_mode():
+                model(images).sum().item()
 
-    def step() -> None:
-        loss = torch.nn.functional.cross_entropy(model(images), labels)
-        loss.backward()
-        loss.item()
+        def step() -> None:
+            loss = torch.nn.functional.cross_entropy(model(images), labels)
+            loss.backward()
+            loss.item()
 
-    model.eval()
-    ahead = _rate(forward)
-    model.train()
-    return Rates(ahead, _rate(step))
+        model.eval()
+        ahead = _rate(forward)
+        model.train()
+        return Rates(ahead, _rate(step), jobs, _slowdown())
+    finally:
+        torch.set_num_threads(usual)
 
 
 def _rate(run: Callable[[], None]) -> float:
-    """Give images per second of the quickest of some calls in a second; of the only one where it takes longer."""
-    times: list[float] = []
-    while not times or sum(times) < _MEASURED:
-        started = time.perf_counter()
+    """Give images per second over a second of calls, at least one, after a first one that sets things up. The mean and not the
+    quickest: other programs slow trials down as well."""
+    run()
+    calls, started, seconds = 0, time.perf_counter(), 0.0
+    while seconds < _MEASURED:
         run()
-        times.append(time.perf_counter() - started)
-    return _BATCH / min(times)
+        calls, seconds = calls + 1, time.perf_counter() - started
+    return _BATCH * calls / seconds
+
+
+def _slowdown() -> float:
+    """Compute for half a second, and give that time through what this thread had of the processor."""
+    started, used = time.perf_counter(), time.thread_time()
+    while time.perf_counter() - started < _MEASURED / 2:
+        pass
+    return (time.perf_counter() - started) / max(time.thread_time() - used, 1e-3)
 
 
 def choose(host: Host, survey: Survey, networks: Sequence[Network], rates: Sequence[Rates], seeds: int) -> StarterSet:
@@ -296,7 +327,9 @@ def _starters(
     host: Host, survey: Survey, network: Network, speed: Rates, seeds: int, *, first: bool
 ) -> Iterable[Starter]:
     features = survey.total / speed.forward
-    frozen = features + seeds * OVERHEAD  # the first training keeps what frozen layers give, for all others
+    rounds = math.ceil(seeds / speed.at_once)
+    overhead = OVERHEAD * speed.slowdown + MEASURING / speed.forward
+    frozen = features + rounds * overhead  # the first training keeps what frozen layers give, for all others
     if first:
         k = 5 if survey.fewest_to_train >= 5 else 1
         neighbours = "5 most similar photographs vote" if k == 5 else "most similar photograph decides"
@@ -310,7 +343,7 @@ def _starters(
         _, variant = technique.variant(label.partition("/")[2])
         epochs = technique.recipe.changed(**variant.recipe).epochs
         epoch = survey.images["train"] / speed.training + survey.images["val"] / speed.forward
-        yield Starter(label, network, seeds * (epochs * epoch + features + OVERHEAD), why)
+        yield Starter(label, network, rounds * (epochs * epoch + features + overhead), why)
 
 
 def _notes(survey: Survey, networks: Sequence[Network]) -> Iterable[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from flowers_bench.measure.sequential import (
     SHARE,
@@ -143,7 +143,7 @@ def look_again(decision: Decision, contenders: Sequence[Contender], outcomes: Ma
 def _limited_by_images(found: Difference, margin: float, level: float) -> bool:
     """Say whether no number of seeds would decide: at the last look's level, the images alone leave open both whether the two
     differ, unless they prove to be further apart than now, and whether they are within the margin."""
-    reach = float(norm.isf(level / 2)) * found.over_images
+    reach = -float(ndtri(level / 2)) * found.over_images
     return reach >= margin and abs(found.value) <= reach
 
 

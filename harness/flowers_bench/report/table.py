@@ -128,18 +128,22 @@ def _one_line_cells(table: Table) -> Table:
 
 
 def _widths(table: Table, width: int | None) -> list[int] | None:
-    """Give each column its width in cells; None if they do not fit."""
+    """Give each column its width in cells; None if they do not fit. Numbers stay whole; what room there is goes to their
+    headings, so that none takes three lines, and then to names."""
     columns = list(zip(table.head, *table.body, strict=True))
-    whole = [max(_longest_word(head), *map(cell_len, cells), 1) for head, *cells in columns]
+    whole = [max(_two_lines(head), *map(cell_len, cells), 1) for head, *cells in columns]
     if width is None:
         return whole
     least = [
-        max(map(_longest_part, column)) if index < table.left else whole[index] for index, column in enumerate(columns)
+        max(map(_longest_part, column))
+        if index < table.left
+        else max(_longest_word(column[0]), *map(cell_len, column[1:]), 1)
+        for index, column in enumerate(columns)
     ]
     room = width - len(_GAP) * (len(columns) - 1) - sum(least)
     if room < 0:
         return None
-    for index in range(table.left):
+    for index in (*range(table.left, len(columns)), *range(table.left)):
         more = min(room, whole[index] - least[index])
         least[index] += more
         room -= more
@@ -148,6 +152,13 @@ def _widths(table: Table, width: int | None) -> list[int] | None:
 
 def _longest_word(text: str) -> int:
     return max(map(cell_len, text.split()), default=0)
+
+
+def _two_lines(heading: str) -> int:
+    """Give the width that a heading takes on two lines at most, broken between words."""
+    words = heading.split()
+    breaks = [(" ".join(words[:place]), " ".join(words[place:])) for place in range(1, len(words))]
+    return min((max(map(cell_len, lines)) for lines in breaks), default=cell_len(heading))
 
 
 def _longest_part(name: str) -> int:

@@ -100,8 +100,22 @@ def checks_of(subject: Subject) -> list[Check]:
         if not why.partition(": ")[2].strip():
             raise UsageError(f"{subject.label} is excused from {name!r} without a reason: write one.")
     return [
-        Check(subject.label, n, partial(f, subject), excuses.get(n, "")) for n, f in zip(known, CHECKS, strict=True)
+        Check(subject.label, n, partial(_with_one_thread, f, subject), excuses.get(n, ""))
+        for n, f in zip(known, CHECKS, strict=True)
     ]
+
+
+def _with_one_thread(check: Callable[[Subject], None], subject: Subject) -> None:
+    """Run a check. Several threads would wait for each other more than they compute: the networks are tiny, and where other
+    programs keep the cores busy, the checks would take fifty times as long."""
+    import torch
+
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        check(subject)
+    finally:
+        torch.set_num_threads(usual)
 
 
 def conformance_tests(plugin: str | Path, **how: Any) -> Callable[..., None]:

@@ -124,7 +124,8 @@ def runs_in_a_process_of_its_own(subject: Subject) -> None:
     from flowers_bench.training.trained import load_trained
 
     with tempfile.TemporaryDirectory() as folder:
-        trial = Store(Path(folder)).prepare(subject.planned.trial, replace(subject.planned.run, command=[]))
+        run = replace(subject.planned.run, command=[], threads=1)
+        trial = Store(Path(folder)).prepare(subject.planned.trial, run)
         (outcome,) = run_all([trial], lambda folder, event: None, timeout=600)
         log = trial.log_path.read_text(errors="replace")[-2000:] if outcome.state != "done" else ""
         require(outcome.state == "done", f"the trial {outcome.state}: {outcome.reason}\n{log}")
