@@ -154,8 +154,10 @@ class TrainingBatch:
         trained.ranks.all_reduce_gradients(self.size, trained.model, trained.own_parameters())
 
     def value_of(self, loss: Tensor) -> float:
-        """Read the scalar, once for each. Raises `TrialFailed` if it is not finite."""
+        """Read the scalar, once for each. Raises `TrialFailed` if it is none, or not finite."""
         if self._checked is None or self._checked[0] is not loss:
+            if loss.numel() != 1:
+                raise TrialFailed(f"the loss has shape {tuple(loss.shape)}: average it to a scalar.")
             self._checked = loss, float(loss.detach())
         value = self._checked[1]
         if not math.isfinite(value):
