@@ -297,6 +297,16 @@ def test_in_pytest_every_check_is_a_test_and_a_failure_is_only_its_words(tmp_pat
     with pytest.raises(pytest.fail.Exception, match=r"no gradient reaches lost\.bias, lost\.weight") as caught:
         test(by_name["bad/plain: gradients reach every trainable parameter"])
     assert not caught.value.pytrace
+    assert caught.value.__context__ is None, "pytest shows it a second time"
+
+
+def test_in_pytest_a_loss_that_is_no_number_is_said_by_whatever_needs_one(tmp_path: Path) -> None:
+    vector = "return lambda output, target: F.cross_entropy(output.logits, target, reduction='none')"
+    (tmp_path / "bad.py").write_text(GOOD.replace(LOSS, vector))
+    test = conformance_tests(tmp_path / "bad.py")
+    by_name = {str(check): check for check in test.pytestmark[0].args[1]}  # type: ignore[attr-defined]
+    with pytest.raises(pytest.fail.Exception, match=r"the loss has shape \(16,\): average it to a scalar"):
+        test(by_name["bad/plain: state dict goes round"])
 
 
 def test_in_pytest_a_plugin_that_is_not_installed_is_said(tmp_path: Path) -> None:
@@ -318,4 +328,18 @@ def test_an_authors_own_tests(tmp_path: Path) -> None:
     (tmp_path / "test_bad.py").write_text((tmp_path / "test_bad.py").read_text().partition("test_other")[0])
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "1 failed, 1 passed" in done.stdout, done.stdout
-    assert "no gradient reaches lost.bias, lost.weight" in done.stdout
+    assert done.stdout.count("no gradient reaches lost.bias, lost.weight") == 1, done.stdout
+    assert "another exception" not in done.stdout
+
+
+@pytest.mark.slow
+def test_an_authors_traceback_is_of_the_plugin(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(GOOD.replace(LOSS, "return lambda output, target: {}['no such key']"))
+    (tmp_path / "test_bad.py").write_text(
+        "from flowers_bench.testing import conformance_tests\ntest_it = conformance_tests('bad.py')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "scalar", "test_bad.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "KeyError: 'no such key'" in done.stdout
+    assert re.search(r"^bad\.py:\d+: KeyError", done.stdout, re.MULTILINE), done.stdout
+    assert "collect.py" not in done.stdout, done.stdout

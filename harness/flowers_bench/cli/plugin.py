@@ -17,7 +17,7 @@ from pathlib import Path
 from flowers_bench.cli.exit_codes import FAILED
 from flowers_bench.contract.host import discover
 from flowers_bench.util.deprecation import deprecations
-from flowers_bench.util.errors import UsageError
+from flowers_bench.util.errors import TrialFailed, UsageError
 from flowers_bench.util.text import counted, printable, text_of
 
 #: A package that works unchanged; only its name is replaced.
@@ -109,6 +109,8 @@ def check(plugin: str, backbone: str | None, settings: Mapping[str, str], out: P
     warnings_ = f", {counted(len(warned), 'warning')}" if warned else ""
     without = f", {excused} excused" if excused else ""
     print(f"\n{counted(passed, 'check')} passed, {failed} failed{without}{warnings_}")
+    if failed > 1:
+        print("Mend the first one first: later ones often follow from it.")
     return FAILED if failed else 0
 
 
@@ -116,7 +118,7 @@ def _explained(error: Exception) -> str:
     """Give the message of the kit, or what the plugin raised, with file and line."""
     from flowers_bench.testing import Nonconformance
 
-    if isinstance(error, (Nonconformance, UsageError)):
+    if isinstance(error, (Nonconformance, TrialFailed, UsageError)):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     others = ("site-packages", f"{os.sep}flowers_bench{os.sep}")

@@ -20,7 +20,7 @@ from flowers_bench.measure.quality import (
 )
 from flowers_bench.measure.statistics import Interval, accuracy_interval, far_off, image_mean
 from flowers_bench.models.weights import shipped
-from flowers_bench.report.names import chosen, configuration_id, kinds
+from flowers_bench.report.names import chosen, configuration_id, kinds, seedless_id
 from flowers_bench.store.folder import STRESS_REVISION, Scores, TrialFolder, under_name
 from flowers_bench.store.identity import Label
 from flowers_bench.store.records import AtLevel, Config, Result, Run
@@ -62,6 +62,7 @@ class Finished:
     """A finished trial under one of its names, with its files read.
 
     Attributes:
+        labels: all names that it has.
         config: the configuration with technique and variant, as `TrialFolder.described` gives it.
         configuration: `configuration_id` of that.
         spent: seconds of all attempts to run it.
@@ -70,6 +71,7 @@ class Finished:
 
     folder: TrialFolder
     label: Label
+    labels: tuple[Label, ...]
     config: Config
     result: Result
     run: Run
@@ -95,12 +97,19 @@ class Finished:
         label = label or records.labels[0]
         config = under_name(records.config, label)
         configuration = configuration or configuration_id(config)
-        return cls(folder, label, config, records.result, records.run, configuration, records.spent, state)
+        return cls(
+            folder, label, records.labels, config, records.result, records.run, configuration, records.spent, state
+        )
 
     @property
     def trained(self) -> bool:
         """Whether at least one epoch was trained."""
         return self.result.cost.epochs > 0
+
+    @cached_property
+    def seedless_id(self) -> str:
+        """The id of what determines its outcome except the seed, as `names.seedless_id` computes it."""
+        return seedless_id(self.config)
 
     @cached_property
     def kinds(self) -> list[dict[str, str]]:

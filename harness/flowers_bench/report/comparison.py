@@ -23,7 +23,6 @@ from flowers_bench.measure.statistics import (
     won_and_lost,
 )
 from flowers_bench.report.aggregate import FarSeed, Row, are_twins, obstacles, protocol
-from flowers_bench.report.names import seedless_id
 from flowers_bench.store.decisions import Decision, PairRecord, read_each_decision
 
 #: Two techniques are the same for practical purposes where they are within this of each other: one point. It is also the
@@ -204,7 +203,7 @@ def _pools(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Pool]:
 
 def _key(pair: tuple[Row, Row]) -> frozenset[str]:
     """Give the ids by which a stored plan knows the two techniques."""
-    return frozenset(seedless_id(row.config) for row in pair)
+    return frozenset(row.trials[0].seedless_id for row in pair)
 
 
 def _plans(pairs: Sequence[tuple[Row, Row]]) -> dict[frozenset[str], tuple[Decision, PairRecord]]:
@@ -275,7 +274,7 @@ def _adjusted(
 
 def _twins(pairs: Sequence[tuple[Row, Row]]) -> list[bool]:
     """Say of each pair whether its rows are twins, under any of their trials' names."""
-    labels = {row.id: row.trials[0].folder.labels() for row in itertools.chain.from_iterable(pairs)}
+    labels = {row.id: row.trials[0].labels for row in itertools.chain.from_iterable(pairs)}
     return [are_twins((one.config, labels[one.id]), (other.config, labels[other.id])) for one, other in pairs]
 
 

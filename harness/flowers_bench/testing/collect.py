@@ -20,7 +20,10 @@ from flowers_bench.contract.technique import Loss, Model, Recipe, Technique, Var
 from flowers_bench.testing.contract import CHECKS
 from flowers_bench.testing.datasets import loads_what_a_dataset_is
 from flowers_bench.testing.subject import Nonconformance, Subject, require
-from flowers_bench.util.errors import UsageError, unknown_name
+from flowers_bench.util.errors import TrialFailed, UsageError, unknown_name
+
+#: pytest leaves this module's functions out of tracebacks: the plugin is to be looked at.
+__tracebackhide__ = True
 
 #: The variant's name of a technique that is made up here for a part that none has.
 ALONE = "alone"
@@ -121,7 +124,8 @@ def _with_one_thread(check: Callable[[Subject], None], subject: Subject) -> None
 def conformance_tests(plugin: str | Path, **how: Any) -> Callable[..., None]:
     """Make a test function for pytest, with one test for each check: assign it to a name that begins with `test_`.
 
-    A failed check shows what to change, without a traceback; an exception of the plugin's own shows where it was raised.
+    A failed check shows what to change, without a traceback; an exception of the plugin's own shows where it was raised, and not
+    what the kit did before (`pytest --full-trace` does).
 
     Args:
         plugin, how: as for `checks`. The path of a .py file is best built from the test's own `__file__`.
@@ -137,10 +141,13 @@ def conformance_tests(plugin: str | Path, **how: Any) -> Callable[..., None]:
     def test_conformance(check: Check) -> None:
         if check.excuse:
             pytest.skip(check.excuse)
+        failed = None
         try:
             check()
-        except (Nonconformance, UsageError) as error:
-            pytest.fail(str(error), pytrace=False)
+        except (Nonconformance, TrialFailed, UsageError) as error:
+            failed = str(error)
+        if failed is not None:  # not in the handler: pytest would show each message twice
+            pytest.fail(failed, pytrace=False)
 
     return test_conformance
 

@@ -34,6 +34,9 @@ from flowers_bench.testing.parts import (
 from flowers_bench.testing.subject import Nonconformance, Subject, require
 from flowers_bench.util.errors import UsageError
 
+#: pytest leaves this module's functions out of tracebacks: the plugin is to be looked at.
+__tracebackhide__ = True
+
 
 def can_be_planned(subject: Subject) -> None:
     """Check that names, options, needs and recipe fit together."""

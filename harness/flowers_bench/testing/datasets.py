@@ -15,6 +15,9 @@ from flowers_bench.util.errors import UsageError
 if TYPE_CHECKING:
     pass
 
+#: pytest leaves this module's functions out of tracebacks: the plugin is to be looked at.
+__tracebackhide__ = True
+
 #: The shortest side that is asked for, in pixels; and of how many images of each split are looked at.
 SIDE, LOOKED_AT = 64, 8
 

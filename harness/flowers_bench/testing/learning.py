@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from flowers_bench.contract.predictor import CLASSIFIER
-from flowers_bench.testing.shared import LOOK, some, trainable
+from flowers_bench.testing.shared import LOOK, require_scalar, some, trainable
 from flowers_bench.testing.subject import Nonconformance, Subject, other_generators, require
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flowers_bench.training.build import Parts
+
+#: pytest leaves this module's functions out of tracebacks: the plugin is to be looked at.
+__tracebackhide__ = True
 
 
 def loss_is_a_finite_scalar(subject: Subject) -> None:
@@ -27,7 +30,7 @@ def loss_is_a_finite_scalar(subject: Subject) -> None:
     images, targets = subject.augmented(parts, 0)
     train_mode(parts.model)
     loss = parts.criterion(subject.output(parts, images), targets)
-    require(loss.ndim == 0, f"the loss has shape {tuple(loss.shape)}: average it to a scalar.")
+    require_scalar(loss)
     require(bool(loss.isfinite()), f"the loss is {loss.item()} at the initial weights: {LOOK}")
     if any(p.requires_grad for p in parts.model.parameters()):
         require(loss.requires_grad, "the loss has no gradient: do not detach, and do not compute it in no_grad().")

@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flowers_bench.contract.technique import Recipe
+    from flowers_bench.executors.local import Outcome
     from flowers_bench.store.folder import TrialFolder
     from flowers_bench.training.build import Parts
     from flowers_bench.training.loop import Training
+
+#: pytest leaves this module's functions out of tracebacks: the plugin is to be looked at.
+__tracebackhide__ = True
 
 
 def begin_epoch_depends_on_its_arguments_alone(subject: Subject) -> None:
@@ -128,8 +132,13 @@ def runs_in_a_process_of_its_own(subject: Subject) -> None:
         trial = Store(Path(folder)).prepare(subject.planned.trial, run)
         (outcome,) = run_all([trial], lambda folder, event: None, timeout=600)
         log = trial.log_path.read_text(errors="replace")[-2000:] if outcome.state != "done" else ""
-        require(outcome.state == "done", f"the trial {outcome.state}: {outcome.reason}\n{log}")
+        require(outcome.state == "done", f"the trial {outcome.state}: {_reason(outcome)}\n{log}")
         load_trained(trial, torch.device("cpu"), subject.files, subject.store)
+
+
+def _reason(outcome: Outcome) -> str:
+    """Say why a trial ended, without the place of its log: that is gone, and its text follows."""
+    return (outcome.reason or "").partition(" (traceback in ")[0]
 
 
 #: How far the weights of two ranks may be from those of one process, as a share of how far training moved these; and the step
@@ -181,7 +190,7 @@ def _trained_on(subject: Subject, recipe: Recipe, folder: Path, count: int) -> T
     log = trial.log_path.read_text(errors="replace")[-2000:] if outcome.state != "done" else ""
     require(
         outcome.state == "done",
-        f"on {count} rank{'s' if count > 1 else ''} the trial {outcome.state}: {outcome.reason}\n{log}",
+        f"on {count} rank{'s' if count > 1 else ''} the trial {outcome.state}: {_reason(outcome)}\n{log}",
     )
     return trial
 

@@ -7,12 +7,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowers_bench.testing.shared import FLOAT, LOOK, same_outputs, trainable
+from flowers_bench.testing.shared import FLOAT, LOOK, require_scalar, same_outputs, trainable
 from flowers_bench.testing.subject import CONVOLUTIONAL, TRANSFORMER, Nonconformance, Subject, require
 from flowers_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     from flowers_bench.contract.technique import Need
+
+#: pytest leaves this module's functions out of tracebacks: the plugin is to be looked at.
+__tracebackhide__ = True
 
 
 def outputs_have_their_shapes(subject: Subject) -> None:
@@ -133,6 +136,7 @@ def runs_under_autocast(subject: Subject) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         output = subject.output(parts, images)
     loss = parts.criterion(output.widened(), targets)
+    require_scalar(loss)
     require(bool(loss.isfinite()), f"the loss of outputs under bfloat16 autocast is {loss.item()}: {FLOAT}")
     if not loss.requires_grad:
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flowers_bench.contract.predictor import CLASSIFIER
 from flowers_bench.contract.step import USUAL
-from flowers_bench.testing.shared import LOOK
+from flowers_bench.testing.shared import LOOK, require_scalar
 from flowers_bench.testing.subject import Nonconformance, Subject, require
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from flowers_bench.contract.step import Batch
     from flowers_bench.models.layers import Output
     from flowers_bench.training.build import Parts
+
+#: pytest leaves this module's functions out of tracebacks: the plugin is to be looked at.
+__tracebackhide__ = True
 
 
 def loss_says_what_it_needs(subject: Subject) -> None:
@@ -67,9 +70,11 @@ def _require_finite(
     criterion: Callable[[Output, Tensor], Tensor], output: Output, target: Tensor, name: str, meaning: str
 ) -> None:
     try:
-        value = criterion(output, target).item()
+        loss = criterion(output, target)
     except Exception as error:
         raise Nonconformance(f"loss {name!r}: {meaning} ({type(error).__name__}: {error}).") from error
+    require_scalar(loss)
+    value = loss.item()
     require(value == value, f"loss {name!r}: {meaning}: logits, embedding or teacher. Add it to `needs`.")
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from flowers_bench.testing.subject import Subject
+from flowers_bench.testing.subject import Subject, require
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+#: pytest leaves this module's functions out of tracebacks: the plugin is to be looked at.
+__tracebackhide__ = True
 
 LOOK = "look for a division by zero, a root, norm or logarithm of zero, or weights that nobody initialised."
 FLOAT = "the model should calculate in float32 what needs it (x.float())."
@@ -27,6 +30,11 @@ def trainable(model: nn.Module, criterion: object) -> dict[str, nn.Parameter]:
 def some(names: Sequence[str]) -> str:
     """Write the first five names, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def require_scalar(loss: Tensor) -> None:
+    """Raise `Nonconformance` unless a loss is one number."""
+    require(loss.ndim == 0, f"the loss has shape {tuple(loss.shape)}: average it to a scalar.")
 
 
 def same_outputs(subject: Subject, first: nn.Module, second: nn.Module) -> bool:

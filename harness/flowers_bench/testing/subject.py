@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from flowers_bench.training.build import Parts
     from flowers_bench.training.loop import Training
 
+#: pytest leaves this module's functions out of tracebacks: the plugin is to be looked at.
+__tracebackhide__ = True
+
 #: Small networks to check with: the first one that fits is taken, transformers first where the default one is one.
 CONVOLUTIONAL, TRANSFORMER = "test_resnet", "test_vit"
 #: A tiny trial: 4 classes of 32 px, batches of 16 that P x K and episodes divide, two epochs.

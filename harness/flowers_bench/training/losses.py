@@ -70,7 +70,9 @@ class Losses:
         self._reported: list[tuple[Noted, int]] = []
 
     def note(self, loss: Tensor, at: At) -> Noted:
-        """Note a scalar, and read those whose turn it is. Raises `TrialFailed` if one of these is not finite."""
+        """Note a scalar, and read those whose turn it is. Raises `TrialFailed` if it is no scalar, or one of these not finite."""
+        if loss.numel() != 1:
+            raise TrialFailed(f"the loss has shape {tuple(loss.shape)}: average it to a scalar.")
         noted = Noted(loss, at)
         self._unread.append(noted)
         while self._unread and not (self._late and self._unread[0].at == at):
