@@ -54,7 +54,9 @@ def decoded(count: int) -> Iterator[Tensor]:
     random = np.random.default_rng(0)
     y, x = np.mgrid[:HEIGHT, :WIDTH] / 40
     for _ in range(count):
-        waves = np.stack([np.sin(a * x + b * y) + np.sign(np.sin(c * x)) for a, b, c in random.uniform(1, 4, (3, 3))], -1)
+        waves = np.stack(
+            [np.sin(a * x + b * y) + np.sign(np.sin(c * x)) for a, b, c in random.uniform(1, 4, (3, 3))], -1
+        )
         levels = 128 + 50 * waves + random.normal(0, 10, waves.shape)
         yield torch.from_numpy(levels.clip(0, 255).astype(np.uint8)).permute(2, 0, 1)
 

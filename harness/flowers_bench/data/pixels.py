@@ -141,7 +141,12 @@ class Normalizer:
     def __call__(self, images: Tensor) -> Tensor:
         """Normalise one batch."""
         images = images.to(self.device, memory_format=torch.channels_last)
-        return images.float().sub_(self.mean).mul_(self.scale)
+        count, _, height, width = images.shape
+        # Row by row: along three channels alone a processor's vectors have nothing to do, which takes twice as long.
+        rows = images.permute(0, 2, 3, 1).reshape(count, height, 3 * width)
+        mean, scale = (values.view(3).repeat(width) for values in (self.mean, self.scale))
+        normalized = (rows.float() - mean).mul_(scale)
+        return normalized.view(count, height, width, 3).permute(0, 3, 1, 2)
 
     def blank(self, image_size: int) -> Tensor:
         """Make one black image (1, 3, S, S), as the model takes them: to see what a model does with any."""
