@@ -79,6 +79,7 @@ def test_fixed_versions_are_few_and_their_revision_is_part_of_what_is_stored(tmp
     found = [by_row(training, epoch) for epoch in range(1, 7)]
     for row in found[0]:
         assert len({epoch[row].numpy().tobytes() for epoch in found}) <= 2
-    assert len({epoch[row].numpy().tobytes() for epoch in found for row in epoch}) == 2 * len(found[0])
+    shown = {epoch[row].numpy().tobytes() for epoch in found for row in epoch}
+    assert 1.6 * len(found[0]) < len(shown) <= 2 * len(found[0])
     parts: Parts = training.parts
     assert parts.drawing["revision"] == 2

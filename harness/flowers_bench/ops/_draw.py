@@ -76,7 +76,7 @@ def _check(images: Sequence[Tensor], rows: np.ndarray, side: int) -> None:
 
 
 def draw_reference(images: Sequence[Tensor], rows: np.ndarray, side: int) -> Tensor:
-    """Compute what the operator does by PyTorch's operations, to the bit: sums of whole numbers are exact in float64."""
+    """Compute what the operator does by PyTorch's operations, to the bit: sums of whole numbers are exact in floating point."""
     drawn = [_drawn(image, row.tolist(), side) for image, row in zip(images, rows, strict=True)]
     found = torch.stack(drawn) if drawn else torch.empty(0, 3, side, side, dtype=torch.uint8)
     return found.contiguous(memory_format=torch.channels_last)
@@ -84,9 +84,11 @@ def draw_reference(images: Sequence[Tensor], rows: np.ndarray, side: int) -> Ten
 
 def _drawn(image: Tensor, row: list[int], side: int) -> Tensor:
     top, left, height, width, mirrored = row[:5]
-    pixels = image[:, top : top + height, left : left + width].double()
-    pixels = _rounded(_weights(height, side) @ pixels, WEIGHT_BITS)
-    pixels = _rounded(pixels @ _weights(width, side).T, WEIGHT_BITS)
+    # Sums of weighted pixels are below 2^24, which float32 holds, unless its products are allowed to be less exact.
+    exact = torch.float32 if torch.get_float32_matmul_precision() == "highest" else torch.float64
+    pixels = image[:, top : top + height, left : left + width].to(exact)
+    pixels = _rounded(_weights(height, side).to(exact) @ pixels, WEIGHT_BITS)
+    pixels = _rounded(pixels @ _weights(width, side).to(exact).T, WEIGHT_BITS).double()
     if mirrored:
         pixels = pixels.flip(2)
     channels = [int(total) for total in pixels.sum((1, 2))]
