@@ -122,6 +122,9 @@ class Ratio:
 
 
 _KERNEL = ("performance/kernel-avx512-2-threads.csv",)
+_LIBRARIES = (
+    "torchvision v2, image by image", "kornia, batches", "albumentations, image by image, no antialiasing", "DALI on a CPU, batches",
+)  # fmt: skip
 _FROZEN = "frozen: three frozen stages, 20 epochs"
 RATIOS = (
     Ratio("[Deformable convolution on a processor](performance/cpu.md), forward, batches of 8 and 32",
@@ -137,6 +140,8 @@ RATIOS = (
           "a plain PyTorch loop's time / ours",
           ("performance/training-avx2.csv", "performance/training-avx512-bfloat16.csv"), "book / cold",
           {"row": (_FROZEN,)}),
+    Ratio("[Augmenting images](performance/drawing.md) by random crop, mirror image and colours", "our images per second of a core / a library's",
+          ("performance/drawing.csv",), "ours / it", {"by": _LIBRARIES}),
 )  # fmt: skip
 
 

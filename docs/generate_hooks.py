@@ -12,6 +12,7 @@ from typing import Any
 from flowers_bench import hookspecs
 from flowers_bench.contract import technique
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, Split
+from flowers_bench.contract.drawing import DrawsParameters, ImageParameters
 from flowers_bench.contract.optimizer import Optimizer, OptimizerContext, Schedule
 from flowers_bench.contract.pictures import FigureContext
 from flowers_bench.contract.predictor import Features, Predictor, PredictorContext, ViewsContext
@@ -36,6 +37,7 @@ VALUES = {
     "What a model, a loss and an augmentation are": (
         Model, Loss, Augmentation, Option, ModelContext, LossContext, AugmentationContext, Output,
     ),
+    "What an augmentation can state as parameters": (ImageParameters, DrawsParameters),
     "What a predictor is": (Predictor, PredictorContext, Features, ViewsContext),
     "What a step is": (Step, StepContext, Batch),
     "What an optimiser and a schedule are": (Optimizer, OptimizerContext, Schedule),

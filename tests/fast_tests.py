@@ -37,6 +37,7 @@ NOT_FAST = (
     "ops/test_build.py",
     "ops/test_citizenship.py",
     "ops/test_cuda_emulated.py",
+    "ops/test_draw.py",
     "plan/test_defaults_of_data.py",
     "plan/test_disturbed_search.py",
     "plan/test_nothing_trained.py",

@@ -82,6 +82,13 @@ def test_its_step_and_its_dataset_conform(tmp_path: Path) -> None:
         check()
 
 
+def test_its_augmentation_conforms(tmp_path: Path) -> None:
+    found = [c for c in checks(written(tmp_path, "greys.py")) if c.name == "augmentation keeps its word"]
+    assert found
+    for check in found:
+        check()
+
+
 def test_its_average_is_the_mean_of_two_trials(tmp_path: Path) -> None:
     averaged, asked = written(tmp_path, "averaged.py"), {"epochs": "1", "warmup_epochs": "0"}
     one, other = (live(tmp_path, "transfer/scratch", **asked, lr=lr) for lr in ("0.01", "0.001"))

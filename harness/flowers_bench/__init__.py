@@ -8,6 +8,7 @@ What computes stands in `flowers_bench.nn` (layers), `flowers_bench.backbones` (
 from importlib.metadata import PackageNotFoundError, version
 
 from flowers_bench.contract.dataset import DataRequest, Dataset, DatasetSource, NameLevel, Split, split_checksum
+from flowers_bench.contract.drawing import DrawsParameters, ImageParameters
 from flowers_bench.contract.optimizer import Optimizer, OptimizerContext, Schedule
 from flowers_bench.contract.options import Option, Options, OptionValue
 from flowers_bench.contract.pictures import FigureContext
@@ -63,9 +64,11 @@ __all__ = [
     "DataRequest",
     "Dataset",
     "DatasetSource",
+    "DrawsParameters",
     "Features",
     "FigureContext",
     "FinishedTrial",
+    "ImageParameters",
     "Loss",
     "LossContext",
     "Model",

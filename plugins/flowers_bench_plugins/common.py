@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flowers_bench import (
     Augmentation,
     AugmentationContext,
+    ImageParameters,
     Loss,
     LossContext,
     Model,
@@ -23,6 +25,7 @@ from flowers_bench import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from flowers_bench.nn import Output
@@ -75,20 +78,103 @@ STANDARD = {
 }
 
 
+#: Aspects of a random crop, width over height, and how many boxes are tried until one lies in the image: as torchvision's.
+CROP_ASPECTS, CROP_TRIES = (3 / 4, 4 / 3), 10
+
+
 def standard_augmentation(context: AugmentationContext) -> Callable[[Tensor], Tensor]:
     """Build random resized crop, horizontal flip and colour jitter, uint8 (3, H, W) to (3, S, S): the usual recipe
     since AlexNet and Inception."""
     from torchvision.transforms import v2
 
     jitter = context.options.number("jitter")
+    scale = (context.options.number("min_scale"), 1.0)
     steps: list[Callable[[Tensor], Tensor]] = [
-        v2.RandomResizedCrop(context.image_size, scale=(context.options.number("min_scale"), 1.0), antialias=True),
+        v2.RandomResizedCrop(context.image_size, scale=scale, ratio=CROP_ASPECTS, antialias=True),
         v2.RandomHorizontalFlip(),
     ]
     if jitter:
         steps.append(lambda image: jitter_colours(image, jitter))
     compose: Callable[[Tensor], Tensor] = v2.Compose(steps)
     return compose
+
+
+@dataclass(frozen=True)
+class StandardParameters:
+    """`standard_augmentation` as parameters: the distributions are those of torchvision's RandomResizedCrop and
+    RandomHorizontalFlip, and of `jitter_colours`."""
+
+    min_scale: float
+    jitter: float
+
+    @property
+    def numbers(self) -> int:
+        """Two numbers for each box that is tried, two for its place, one for flipping, three for colours."""
+        return 2 * CROP_TRIES + 6
+
+    def __call__(self, sizes: np.ndarray, numbers: np.ndarray) -> ImageParameters:
+        """Make the parameters of images of these sizes (N, 2) from numbers (N, K)."""
+        boxes, others = random_boxes(sizes, numbers[:, :-4], self.min_scale), numbers[:, -4:]
+        if not self.jitter:
+            return ImageParameters(boxes, others[:, 0] < 0.5)
+        brightness, contrast, saturation = (1 + self.jitter * (2 * others[:, 1:] - 1)).T
+        return ImageParameters(
+            boxes,
+            others[:, 0] < 0.5,
+            (brightness * contrast)[:, None, None] * saturations(saturation),
+            of_mean=(1 - contrast) * brightness,
+        )
+
+
+def standard_parameters(context: AugmentationContext) -> StandardParameters:
+    """Build `standard_augmentation` as parameters."""
+    return StandardParameters(context.options.number("min_scale"), context.options.number("jitter"))
+
+
+def random_boxes(sizes: np.ndarray, numbers: np.ndarray, min_scale: float) -> np.ndarray:
+    """Make boxes, top, left, height and width (N, 4), in images of these sizes (N, 2), as torchvision's RandomResizedCrop draws them:
+    the first of CROP_TRIES that lies in the image or, where none does, the largest in its middle whose aspect is allowed.
+
+    Args:
+        numbers: in [0, 1) (N, 2 * CROP_TRIES + 2): shares of the area, aspects, and the place.
+    """
+    import numpy as np
+
+    height, width = sizes[:, :1], sizes[:, 1:]
+    areas, aspects, places = np.split(numbers, [CROP_TRIES, 2 * CROP_TRIES], axis=1)
+    low, high = np.log(CROP_ASPECTS)
+    area, aspect = height * width * (min_scale + (1 - min_scale) * areas), np.exp(low + (high - low) * aspects)
+    heights, widths = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
+    fits = (heights > 0) & (widths > 0) & (heights <= height) & (widths <= width)
+    first = fits.argmax(1)[:, None]
+    # The middle's sides are rounded, and have a pixel at least.
+    largest = (
+        np.minimum(height, np.maximum(1, np.rint(width / CROP_ASPECTS[0]))),
+        np.minimum(width, np.maximum(1, np.rint(height * CROP_ASPECTS[1]))),
+    )
+    found = np.any(fits, axis=1, keepdims=True)
+    extent = np.hstack(
+        [
+            np.where(found, np.take_along_axis(tried, first, 1), middle)
+            for tried, middle in zip((heights, widths), largest, strict=True)
+        ]
+    )
+    room = sizes - extent
+    corner = np.where(found, np.floor(places * (room + 1)), room // 2)
+    return np.hstack([corner, extent]).astype(np.int64)
+
+
+def saturations(factors: np.ndarray) -> np.ndarray:
+    """Make matrices (N, 3, 3) that scale the saturation of a colour by factors (N,): 0 makes it grey."""
+    import numpy as np
+
+    factor, grey = factors[:, None, None], np.broadcast_to(GREY, (3, 3))
+    matrices: np.ndarray = factor * np.eye(3) + (1 - factor) * grey
+    return matrices
+
+
+#: Shares of red, green and blue in a grey.
+GREY = (0.299, 0.587, 0.114)
 
 
 def jitter_colours(image: Tensor, strength: float) -> Tensor:
@@ -102,7 +188,8 @@ def jitter_colours(image: Tensor, strength: float) -> Tensor:
     brightness, contrast, saturation = (1 + strength * (2 * torch.rand(3) - 1)).tolist()
     pixels = image.float()
     # A matmul would wake threads, for which this is too little work.
-    grey = 0.299 * pixels[0] + 0.587 * pixels[1] + 0.114 * pixels[2]
+    red, green, blue = GREY
+    grey = red * pixels[0] + green * pixels[1] + blue * pixels[2]
     offset = (1 - contrast) * brightness * float(grey.mean())
     pixels.mul_(saturation).add_(grey, alpha=1 - saturation).mul_(brightness * contrast).add_(offset)
     return pixels.clamp_(0, 255).to(torch.uint8)
@@ -197,13 +284,20 @@ def register_augmentations() -> list[Augmentation]:
     return [
         Augmentation("none", "the evaluation crop, nothing random", image=no_augmentation, views=lambda context: 1),
         Augmentation(
-            "standard", "random resized crop, flip, colour jitter", options=STANDARD, image=standard_augmentation
+            "standard",
+            "random resized crop, flip, colour jitter",
+            options=STANDARD,
+            image=standard_augmentation,
+            parameters=standard_parameters,
+            revision=2,
         ),
         Augmentation(
             "fixed-views",
             "a fixed number of standard augmentations of each image, so that frozen layers are computed once",
             options={**STANDARD, "views": Option(4, "how many of each image", minimum=1, maximum=1000)},
             image=standard_augmentation,
+            parameters=standard_parameters,
+            revision=2,
             views=lambda context: context.options.integer("views"),
         ),
     ]

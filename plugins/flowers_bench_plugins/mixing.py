@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowers_bench import Augmentation, AugmentationContext, Option, Options, Recipe, Technique, Variant, hookimpl
-from flowers_bench_plugins.common import STANDARD, standard_augmentation
+from flowers_bench_plugins.common import STANDARD, standard_augmentation, standard_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,6 +160,8 @@ def register_augmentations() -> list[Augmentation]:
                 "mix_probability": share,
             },
             image=standard_augmentation,
+            parameters=standard_parameters,
+            revision=2,
             batch=batch_transform(mix),
             provides=frozenset({"soft_targets"}),
         )

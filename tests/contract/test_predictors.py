@@ -83,7 +83,7 @@ def test_its_code_is_in_the_id_and_a_built_in_ones_is_not(tmp_path: Path) -> Non
     (theirs,) = plan(host, request(tmp_path, "transfer/k0", "nearest"), [TOY, file])
     (ours,) = plan(host, request(tmp_path, "transfer/k0", "knn"), [TOY, file])
     (plain,) = plan(host, request(tmp_path, "transfer/k0", None), [TOY, file])
-    assert theirs.trial.code.keys() == {"mine", "toy"}
+    assert theirs.trial.code.keys() == {"mine", "toy", "augmentation standard"}
     assert ours.trial.code == plain.trial.code
     assert len({item.trial.id for item in (theirs, ours, plain)}) == 3
     assert (ours.trial.options["k"], theirs.trial.options["power"]) == (5, 1.0)

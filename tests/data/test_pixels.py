@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from flowers_bench.data import pixels
-from flowers_bench.data.pixels import LONGEST, Augmented, evaluation_transform, middle, stored_side
+from flowers_bench.data.pixels import LONGEST, Augmented, Normalizer, evaluation_transform, middle, stored_side
 
 
 def image(height: int, width: int) -> torch.Tensor:
@@ -76,3 +76,15 @@ def test_training_crops_of_long_images_are_as_ever() -> None:
     expected = crop(given)
     torch.manual_seed(0)
     assert torch.equal(Augmented([given], crop)[0], expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 7, 9), (1, 3, 1, 1), (2, 3, 8, 1), (0, 3, 4, 4)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_normalising_is_the_formula_to_the_bit_and_channels_last(
+    shape: tuple[int, ...], layout: torch.memory_format
+) -> None:
+    images = torch.randint(0, 256, shape, dtype=torch.uint8).contiguous(memory_format=layout)
+    normalize = Normalizer((0.4, 0.5, 0.3), (0.2, 0.1, 0.3), torch.device("cpu"))
+    found = normalize(images)
+    assert torch.equal(found, (images.float() - normalize.mean) * normalize.scale)
+    assert found.is_contiguous(memory_format=torch.channels_last)

@@ -42,6 +42,7 @@ from flowers_bench.backbones import Backbone, Weights
 from flowers_bench.contract.host import Host, discover
 from flowers_bench.contract.predictor import CLASSIFIER
 from flowers_bench.contract.technique import Part
+from flowers_bench.data.drawing import ByParameters
 from flowers_bench.data.petal_words import describe
 from flowers_bench.data.petals import species
 from flowers_bench.data.pixels import stored_side
@@ -251,15 +252,22 @@ def _of_loss(part: Loss, options: Options) -> list[float]:
 
 
 def _of_augmentation(part: Augmentation, options: Options) -> list[float]:
-    """Average what it makes of two images of few colours, over 16 draws each; and of a batch, over 4."""
+    """Average what it makes of two images of few colours, over 16 draws each, by parameters where it states them; and of a batch, over
+    4."""
     context = AugmentationContext(SIDE, CLASSES, options)
     transform = part.image(context)
+    parameters = part.parameters(context) if part.parameters else None
     torch.manual_seed(0)
     found: list[float] = []
     for shape in ((3, 6, 8), (3, 4, 4)):
         few = np.random.RandomState(sum(shape)).randint(0, 256, shape)
         image = torch.from_numpy(np.kron(few, np.ones((1, 10, 10))).astype(np.uint8))
-        views = torch.stack([transform(image) for _ in range(16)]).double()
+        if parameters is None:
+            views = torch.stack([transform(image) for _ in range(16)]).double()
+        else:
+            views = (
+                ByParameters.seeded([image] * 16, parameters, SIDE, 0, "fingerprint").draw(np.arange(16), 1).double()
+            )
         found += [
             float(views.mean()),
             float(views.std()),

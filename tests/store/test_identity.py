@@ -104,7 +104,7 @@ def test_a_plugin_file_is_in_it_where_its_parts_are_used(tmp_path: Path) -> None
     (second,) = plan(discover([other]), request, [other])
     assert second.trial.options == first.options
     assert second.trial.id != first.id
-    assert set(first.code) == {"toy"}
+    assert set(first.code) == {"toy", "augmentation standard"}
 
 
 def test_options_of_a_dataset_that_is_not_built_in_are_in_it(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_the_usual_step_is_not_named_in_a_trial(tmp_path: Path) -> None:
     sharp = planned(tmp_path, "toy/plain", step="sharp", files=[OWN]).trial
     assert sharp.facts()["step"] == "sharp"
     assert sharp.options["rho"] == 0.05
-    assert sharp.code.keys() == {"toy", "own_steps"}
+    assert sharp.code.keys() == {"toy", "own_steps", "augmentation standard"}
     assert prepared(tmp_path, "own/sharp").trial().step == "sharp"
 
 
@@ -308,7 +308,7 @@ def test_labelled_images_are_drawn_alike_with_and_without_unlabelled_ones(tmp_pa
     seen = []
     for step in ("own-usual", "both"):
         training = training_of(prepared(tmp_path, "own/both", shots=6, step=step))
-        seen.append([drawn.images for drawn in training._draw_all(1, training._batches(1))])
+        seen.append([drawn.images for drawn in training._draw_all(1, training._chosen(1, training._batches(1)))])
     for one, other in zip(*seen, strict=True):
         assert torch.equal(one, other)
 
@@ -361,7 +361,7 @@ def test_optimisers_and_schedules_of_plugins_and_of_timm(tmp_path: Path) -> None
     training = training_of(prepared(tmp_path, "toy/plain", optimizer="heavy-ball", schedule="linear", ball="0.7"))
     assert training._optimizer.param_groups[0]["momentum"] == 0.7
     assert training.trial.options["ball"] == 0.7
-    assert training.trial.code.keys() == {"toy", "own_steps"}
+    assert training.trial.code.keys() == {"toy", "own_steps", "augmentation standard"}
     assert training.parts.schedule.factor(0.25, training.trial.recipe) == 0.75
     assert type(training_of(prepared(tmp_path, "toy/plain", optimizer="lamb"))._optimizer).__name__ == "Lamb"
     hill = planned(tmp_path, "toy/plain", files=[OWN], schedule="hill").trial.recipe

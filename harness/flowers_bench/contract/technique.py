@@ -20,6 +20,7 @@ from flowers_bench.util.errors import UsageError, unknown_name
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from flowers_bench.contract.drawing import DrawsParameters
     from flowers_bench.models.backbones import Backbone
     from flowers_bench.models.layers import Output
     from flowers_bench.training.finished import FinishedTrial
@@ -322,6 +323,9 @@ class Augmentation(Part):
             which each epoch shows one; None: `image` draws a new one at every step.
         second: as `image`, for a second view of each image, drawn anew at every step for the losses and steps that need
             `second_view`; None: there is none.
+        parameters: makes what states the transform of `image` as parameters (`ImageParameters`): box, mirror image and colours. Images
+            are then drawn by these, several times as fast, and those of an image depend on seed, epoch and image alone. It must draw as
+            `image` does, which stays for whoever wants a single image. None: `image` draws.
     """
 
     image: Callable[[AugmentationContext], Callable[[Tensor], Tensor]] = field(kw_only=True)
@@ -329,6 +333,7 @@ class Augmentation(Part):
     provides: frozenset[Need] = frozenset({"hard_targets"})
     views: Callable[[AugmentationContext], int] | None = None
     second: Callable[[AugmentationContext], Callable[[Tensor], Tensor]] | None = None
+    parameters: Callable[[AugmentationContext], DrawsParameters] | None = None
 
     def offers(self) -> frozenset[Need]:
         """Give what losses and steps may rely on: what it provides, and `second_view` where it has one."""

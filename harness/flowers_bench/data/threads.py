@@ -15,20 +15,26 @@ B = TypeVar("B")
 _AHEAD = 8
 
 
-def in_order(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+def in_order(
+    function: Callable[[A], B], items: Iterable[A], workers: int | None = None, ahead: int = _AHEAD
+) -> Iterator[B]:
     """Call `function` with each item, and give the results in order, computed on all available cores while it releases
     the interpreter lock.
+
+    Args:
+        workers: threads; None: as many as there are cores.
+        ahead: results that may wait for each thread.
 
     Raises:
         whatever `function` raises, when its turn comes; nothing more is started after that.
     """
-    workers = available_cores()
+    workers = workers or available_cores()
     pool = ThreadPoolExecutor(workers)
     pending: deque[Future[B]] = deque()
     try:
         for item in items:
             pending.append(pool.submit(function, item))
-            if len(pending) >= workers * _AHEAD:
+            if len(pending) >= workers * ahead:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

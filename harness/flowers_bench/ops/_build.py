@@ -1,9 +1,10 @@
 """Finds, compiles and loads the kernels; knows how setup.py builds them too.
 
 A library built at install time (`flowers_bench/_C*.so`) is used where there is one: it has the kernels of every instruction
-set of its architecture. Otherwise the first call compiles csrc/ for this machine's alone, and without float64, into the user's cache,
-once for each source, torch, compiler and instruction set; the first call with float64 on a CPU compiles that. Where that is impossible,
-the op runs on its PyTorch reference and says so once. docs/kernel.md weighs the choices.
+set of its architecture. Otherwise the first call compiles csrc/deform_conv for this machine's alone, and without float64, into the user's
+cache, once for each source, torch, compiler and instruction set; the first call with float64 on a CPU compiles that, and the first image
+that is drawn by parameters csrc/draw. Where that is impossible, the op runs on its PyTorch reference and says so once. docs/kernel.md
+weighs the choices.
 
 Nothing but the standard library is imported at the top: setup.py loads this file by its path.
 """
@@ -39,7 +40,14 @@ SUFFIXES = (".h", ".inl", ".cpp", ".cu", ".cuh")  # of what is compiled or inclu
 #: What is compiled on first use: all but float64, which few need, and float64 when it is asked for. By what that takes on two
 #: slow cores, in seconds, for the message; with CUDA much longer.
 FIRST, DOUBLE = 1, 2
-_SECONDS = {FIRST: 20, DOUBLE: 12}
+#: Another operator, a small library of its own: most trials draw images, and few convolve deformably.
+DRAW = 3
+_SECONDS = {FIRST: 20, DOUBLE: 12, DRAW: 3}
+_WHAT = {
+    FIRST: "the deformable-convolution kernel",
+    DOUBLE: "the deformable-convolution kernel for float64",
+    DRAW: "the operator that draws images",
+}
 #: As the kernel's operator `instruction_set` counts them. Those of bfloat16 ("avx512bf16", "avx512amx", "neonbf16") are compiled
 #: with the set before them, and chosen at run time.
 INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16", "avx512amx", "neon", "neonbf16")
@@ -57,21 +65,26 @@ def source_root() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "csrc"
 
 
-def dependencies(cuda: bool) -> list[Path]:
-    """List every file that the library is made of: what is compiled, and what that includes."""
-    found = sorted(path for path in source_root().rglob("*") if path.suffix in SUFFIXES)
+def dependencies(cuda: bool, part: int | None = None) -> list[Path]:
+    """List every file that the library, or a `part` of it, is made of: what is compiled, and what that includes."""
+    folder = source_root() / {None: "", DRAW: "draw"}.get(part, "deform_conv")
+    found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
     return [path for path in found if cuda or path.parent.name != "cuda"]
 
 
 def sources(cuda: bool, only: str | None = None, part: int | None = None, without: tuple[str, ...] = ()) -> list[Path]:
-    """List the files to compile: those of every instruction set, or of `only` one; of all types, or of `part` of them; but those
+    """List the files to compile: those of every instruction set, or of `only` one; of everything, or of `part` of it; but those
     `without` which this processor does."""
+    drawing = sorted((source_root() / "draw" / "cpu").glob("*.cpp"))
+    if part == DRAW:
+        return drawing
     kernel = source_root() / "deform_conv"
-    others = tuple(f"kernel_{name}" for name in COMPILED if only not in (None, name))
-    found = [path for path in sorted((kernel / "cpu").glob("*.cpp")) if not path.stem.startswith(others)]
+    unused = tuple(f"kernel_{name}" for name in COMPILED if only not in (None, name))
+    found = [path for path in sorted((kernel / "cpu").glob("*.cpp")) if not path.stem.startswith(unused)]
     left_out = tuple(f"_{name}" for name in (FOR_BFLOAT16 if part == DOUBLE else without))
     found = [path for path in found if not path.stem.endswith(left_out)]
-    return [kernel / "binding.cpp", *found, *(sorted((kernel / "cuda").glob("*.cu")) if cuda else [])]
+    others = [] if part else drawing
+    return [kernel / "binding.cpp", *found, *(sorted((kernel / "cuda").glob("*.cu")) if cuda else []), *others]
 
 
 def cuda_home() -> Path | None:
@@ -182,6 +195,26 @@ def _load_double() -> bool:
 
 
 @cache
+def draw_operators() -> Any:
+    """Give the compiled operator `draw`, in its namespace of torch.ops; None where there is none. Compiles and loads it first."""
+    import torch
+
+    if os.environ.get(KERNEL_VARIABLE) == "reference":
+        return None
+    if _prebuilt():  # it has this operator too, and a second library must not have it again
+        _load()
+    try:
+        if not hasattr(torch.ops.flowers_bench_draw, "draw"):
+            if (compiler := _compiler()) is None:
+                raise RuntimeError("no C++ compiler found")
+            torch.ops.load_library(str(_in_cache(compiler, cuda=False, part=DRAW)))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        _say(f"no compiled operator that draws images ({_reason(error)}); PyTorch's draw the same, more slowly")
+        return None
+    return torch.ops.flowers_bench_draw
+
+
+@cache
 def has_kernel(device: str) -> bool:
     """Say whether a compiled kernel covers this device type ("cpu" or "cuda"); loads or compiles it first."""
     if not _load():
@@ -276,9 +309,8 @@ def _in_cache(compiler: str, cuda: bool, part: int = FIRST) -> Path:
                 raise RuntimeError(
                     f"the compiler failed before, see {folder / 'build.log'}; remove {failed} to try again"
                 )
-            what = "" if part == FIRST else " for float64"
             seconds = _SECONDS[part] * (7 if cuda else 1)
-            _say(f"compiling the deformable-convolution kernel{what} (once, about {seconds} s) ...")
+            _say(f"compiling {_WHAT[part]} (once, about {seconds} s) ...")
             try:
                 _compile(compiler, cuda, part, library)
             except RuntimeError:
@@ -300,7 +332,7 @@ def _key(compiler: str, cuda: bool, part: int = FIRST) -> str:
 
     digest = hashlib.sha256()
     root = source_root()
-    for path in dependencies(cuda):
+    for path in dependencies(cuda, part):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     home = cuda_home() if cuda else None
     for program in [compiler, *([str(home / "bin" / "nvcc")] if home else [])]:

@@ -98,7 +98,7 @@ def plain_attributes(parts: Parts) -> dict[str, str]:
     internal = set(vars(nn.Module()))
     found: dict[str, str] = {}
     named = {"model": parts.model, "loss": parts.criterion, "step": parts.step, "image": parts.image_transform}
-    named |= {"batch": parts.batch_transform, "second": parts.second_transform}
+    named |= {"parameters": parts.parameters, "batch": parts.batch_transform, "second": parts.second_transform}
     for name, part in named.items():
         modules = part.named_modules() if isinstance(part, nn.Module) else [("", part)]
         for path, owner in modules:

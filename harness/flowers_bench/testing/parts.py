@@ -13,6 +13,7 @@ from flowers_bench.testing.subject import Nonconformance, Subject, require
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flowers_bench.contract.drawing import DrawsParameters
     from flowers_bench.contract.step import Batch
     from flowers_bench.models.layers import Output
     from flowers_bench.training.build import Parts
@@ -96,6 +97,8 @@ def augmentation_keeps_its_word(subject: Subject) -> None:
             f"return uint8 (3, {size}, {size}).",
         )
         require(torch.equal(image, before), f"augmentation {augmentation.name!r} writes to the image that it is given.")
+    if parts.parameters is not None:
+        _parameters_keep_their_word(augmentation.name, parts.parameters, size)
     images, targets = subject.augmented(parts, 0)
     n, classes = len(images), subject.data.num_classes
     require(
@@ -115,6 +118,31 @@ def augmentation_keeps_its_word(subject: Subject) -> None:
             f"augmentation {augmentation.name!r} returned targets {targets.dtype} {tuple(targets.shape)}: return the labels "
             "(N,), or say that it provides 'soft_targets'.",
         )
+
+
+def _parameters_keep_their_word(name: str, parameters: DrawsParameters, size: int) -> None:
+    """Check that parameters can be drawn by, and that those of an image do not depend on its neighbours."""
+    import numpy as np
+    import torch
+
+    from flowers_bench.data.drawing import parameters_of
+    from flowers_bench.ops import draw
+
+    given = [
+        torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+        for height, width in ((size, size), (1, 9), (40, 3))
+    ]
+    numbers = np.random.default_rng(0).random((len(given), parameters.numbers))
+    try:
+        together = draw(given, parameters_of(parameters, given, numbers), size)
+        alone = [draw([g], parameters_of(parameters, [g], numbers[i : i + 1]), size)[0] for i, g in enumerate(given)]
+    except (IndexError, ValueError) as error:
+        raise Nonconformance(f"`parameters` of augmentation {name!r}: {error}.") from error
+    require(
+        torch.equal(together, torch.stack(alone)),
+        f"`parameters` of augmentation {name!r} make others for an image in a batch than for it alone: let each row depend on its own "
+        "size and numbers.",
+    )
 
 
 def predictor_keeps_its_word(subject: Subject) -> None:

@@ -206,12 +206,18 @@ class Subject:
         return images, labels
 
     def augmented(self, parts: Parts, seed: int) -> tuple[Tensor, Tensor]:
-        """Make the same batch as training sees it; `seed` seeds torch alone."""
+        """Make the same batch as training sees it; `seed` seeds torch, and what is drawn by parameters."""
         import torch
 
-        rows = self.rows()
+        from flowers_bench.data.drawing import ByParameters
+
+        rows, given, size = self.rows(), self.data.train.images, self.planned.trial.recipe.image_size
         torch.manual_seed(seed)
-        images = parts.normalize(torch.stack([parts.image_transform(self.data.train.images[int(i)]) for i in rows]))
+        if parts.parameters is None:
+            drawn = torch.stack([parts.image_transform(given[int(i)]) for i in rows])
+        else:
+            drawn = ByParameters.seeded(given, parts.parameters, size, seed, "augment").draw(rows, epoch=1)
+        images = parts.normalize(drawn)
         labels = torch.from_numpy(self.data.train.labels[rows])
         return parts.batch_transform(images, labels) if parts.batch_transform else (images, labels)
 

@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flowers_bench.contract.dataset import Split
+from flowers_bench.contract.dataset import Images, Split
+from flowers_bench.contract.drawing import DrawsParameters
 from flowers_bench.contract.host import Host
 from flowers_bench.contract.optimizer import SCHEDULES, OptimizerContext, Schedule
 from flowers_bench.contract.predictor import Predictor, PredictorContext, ViewsContext
 from flowers_bench.contract.step import Batch, Step, StepContext, take_usual_step
 from flowers_bench.contract.technique import Augmentation, AugmentationContext, Loss, LossContext, Model, ModelContext
-from flowers_bench.data.pixels import Normalizer
+from flowers_bench.data.drawing import ByParameters
+from flowers_bench.data.pixels import Augmented, Normalizer
 from flowers_bench.models.backbones import Backbone, mean_and_std
 from flowers_bench.models.layers import Output
 from flowers_bench.models.weights import Weights
@@ -41,9 +43,10 @@ class Parts:
         model: images to `Output`.
         criterion: `Output` and target to a scalar.
         image_transform: uint8 (3, H, W) to uint8 (3, S, S).
+        parameters: what it does, stated as parameters by which images are drawn in its stead; None: it is not.
         stored: activations of the fixed versions of the training images, where training starts from them.
         views: how many fixed versions of each training image there are; None: `image_transform` draws anew.
-        drawing: what determines these versions: the augmentation, its options, its plugin's code.
+        drawing: what determines these versions: the augmentation, its options, its plugin's code, its revision.
         batch_transform: (float images, labels) to (images, targets), or None.
         normalize: uint8 batch to what the model takes.
         evaluator: predicts whole splits.
@@ -73,6 +76,7 @@ class Parts:
     draws_images: bool = False
     second_transform: Callable[[Tensor], Tensor] | None = None
     loss_sees_second: bool = False
+    parameters: DrawsParameters | None = None
     make_optimizer: Make | None = None
     schedule: Schedule = SCHEDULES[0]
     inherited: TrialFinder | None = None
@@ -80,8 +84,15 @@ class Parts:
 
     def changing(self) -> tuple[object, ...]:
         """Give every part that may have `begin_epoch`."""
-        transforms = (self.image_transform, self.second_transform, self.batch_transform)
+        transforms = (self.image_transform, self.parameters, self.second_transform, self.batch_transform)
         return (self.model, self.criterion, self.step, *transforms)
+
+    def augmented(self, images: Images, size: int) -> Augmented:
+        """Give training images as the model sees them, `size` pixels wide: new versions each time, or fixed ones."""
+        fixed = None
+        if self.parameters is not None and self.views is not None:
+            fixed = ByParameters.seeded(images, self.parameters, size, 0, "view", self.views)
+        return Augmented(images, self.image_transform, self.views, fixed)
 
 
 @dataclass(frozen=True)
@@ -149,7 +160,13 @@ def build_parts(
     found = host.find("augmentation", host.augmentations, trial.augmentation)
     augmentation: Augmentation = found.value
     context = AugmentationContext(size, num_classes, augmentation.option_values(trial.options))
-    code = host.plugins[found.plugin].code
+    drawing = {
+        "augmentation": trial.augmentation,
+        "options": dict(context.options),
+        "code": host.plugins[found.plugin].code,
+        # Like a trial's id: what is stored by the first revision stays valid.
+        **({} if augmentation.revision == 1 else {"revision": augmentation.revision}),
+    }
     predictor: Predictor = host.find("predictor", host.predictors, trial.predictor).value
     predicting = PredictorContext(class_names, predictor.option_values(trial.options))
     sees_second = "second_view" in loss.needs
@@ -163,7 +180,8 @@ def build_parts(
         evaluator=Evaluator(predictor, predicting, size, normalize, _views(predictor, predicting, size)),
         probabilities=predictor.gives_probabilities(loss.probabilities),
         views=augmentation.views(context) if augmentation.views else None,
-        drawing={"augmentation": trial.augmentation, "options": dict(context.options), "code": code},
+        parameters=augmentation.parameters(context) if augmentation.parameters else None,
+        drawing=drawing,
         step=stepping,
         unlabelled=step.unlabelled_for(of_step),
         draws_images=step.draws_images or sees_second,

@@ -372,7 +372,7 @@ class CachedActivations:
                 sizes.append(case[1])
 
     def _computed(self, rows: Sequence[int] | np.ndarray) -> Tensor:
-        images = self.prefix.normalize(torch.stack([self._inputs[int(row)] for row in rows]))
+        images = self.prefix.normalize(self._inputs.stacked(rows))
         return self.prefix.cut.before(self.prefix.model, images)
 
     def _open(self) -> Tensor | None:

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from flowers_bench.contract.dataset import Images as Decoded
 from flowers_bench.contract.dataset import Split
 from flowers_bench.data.cache import Selection
+from flowers_bench.data.drawing import ByParameters, times_before
 from flowers_bench.data.pixels import Augmented
 from flowers_bench.data.samplers import SAMPLERS
+from flowers_bench.data.threads import in_order
 from flowers_bench.measure.energy import Meter, joules_of_all
 from flowers_bench.measure.quality import correct_in_top_k, negative_log_likelihood
 from flowers_bench.models.layers import train_mode
@@ -53,13 +55,13 @@ class Drawn:
 
     Attributes:
         images: augmented, uint8 (N, 3, S, S).
-        random_state: torch's on the CPU, as drawing left it; what else the step draws goes on from there.
+        random_state: torch's on the CPU, as drawing left it; what else the step draws goes on from there. None: it was not used.
         second: their second view, uint8 (N, 3, S, S), where there is one.
         unlabelled, unlabelled_second: both views of the images without labels, uint8 (U, 3, S, S), where there are some.
     """
 
     images: Tensor
-    random_state: Tensor
+    random_state: Tensor | None = None
     second: Tensor | None = None
     unlabelled: Tensor | None = None
     unlabelled_second: Tensor | None = None
@@ -73,6 +75,22 @@ class Drawn:
                 if ranks.broadcast(getattr(self, field.name) is not None, by)
             }
         )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which images a step gets.
+
+    Attributes:
+        rows: of the training images (N,).
+        times: how often each came before it in the epoch (N,).
+        unlabelled, unlabelled_times: the same of images without labels (U,).
+    """
+
+    rows: np.ndarray
+    times: np.ndarray
+    unlabelled: np.ndarray
+    unlabelled_times: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -118,7 +136,9 @@ class Training:
         averaged = recipe.ema_decay and self.ranks.is_main
         self._average = Average(self._model, recipe.ema_decay) if averaged else None
         self._best = (-1.0, -math.inf)
-        self._source = Augmented(self.train.images, self.parts.image_transform, self.parts.views)
+        self._source = parts.augmented(self.train.images, recipe.image_size)
+        self._by_parameters = self._drawing(self.train.images, "augment") if parts.views is None else None
+        self._unlabelled_by_parameters = self._drawing(self.unlabelled, "augment unlabelled")
         self._second = Augmented(self.train.images, parts.second_transform) if parts.second_transform else None
         stored = self.parts.stored
         self._forward = self._model if stored is None else stored.prefix.tail(self._model)
@@ -146,6 +166,13 @@ class Training:
         if isinstance(self.train.images, CachedActivations):
             images = self.train.images.sample(images, chosen)
         self._sample = Split(images, self.train.labels[chosen], chosen.tolist())
+
+    def _drawing(self, images: Decoded, purpose: str) -> ByParameters | None:
+        """Make what draws images by parameters, where the augmentation states them."""
+        parameters, trial = self.parts.parameters, self.trial
+        if parameters is None:
+            return None
+        return ByParameters.seeded(images, parameters, trial.recipe.image_size, trial.seed, purpose)
 
     def _trainable(self) -> bool:
         return has_begin_epoch(self._model) or any(p.requires_grad for p in self._model.parameters())
@@ -212,7 +239,7 @@ class Training:
         self._waited = 0.0
         images = 0
         batches = self._batches(epoch)
-        drawing = self._draw_all(epoch, batches)
+        drawing = self._draw_all(epoch, self._chosen(epoch, batches))
         for step, indices in enumerate(batches):
             waiting = time.perf_counter()
             drawn = None if self.parts.stored is not None else next(drawing)
@@ -265,14 +292,29 @@ class Training:
         sampler = SAMPLERS[self.trial.sampler]
         return list(sampler(np.asarray(self.train.labels), self.trial.recipe.batch_size, self.trial.options, rng))
 
-    def _draw_all(self, epoch: int, batches: Sequence[np.ndarray]) -> Iterator[Drawn]:
-        """Draw each step's images. Of several ranks, each draws the images of one step in turn and broadcasts them:
-        drawing is divided by steps, because the draws within one step depend on each other."""
-        ranks, without = self.ranks, self._unlabelled_rows(epoch, [len(indices) for indices in batches])
-        for first in range(0, len(batches), ranks.count):
-            turn = range(first, min(first + ranks.count, len(batches)))
+    def _chosen(self, epoch: int, batches: Sequence[np.ndarray]) -> list[Chosen]:
+        without = self._unlabelled_rows(epoch, [len(indices) for indices in batches])
+        return list(map(Chosen, batches, times_before(batches), without, times_before(without)))
+
+    def _draw_all(self, epoch: int, steps: Sequence[Chosen]) -> Iterator[Drawn]:
+        """Draw each step's images: while the steps before are taken, where that gains time and changes nothing."""
+        if self._draws_ahead():
+            return in_order(lambda step: self._draw(epoch, step, steps[step]), range(len(steps)), workers=1, ahead=2)
+        return self._draw_in_turn(epoch, steps)
+
+    def _draws_ahead(self) -> bool:
+        """Say whether images are drawn by a thread. On a CPU the trials' threads keep all cores busy already; and what draws from torch's
+        global generator has to take its turn."""
+        return self._parameters_alone() and self.ranks.count == 1 and self.parts.normalize.device.type != "cpu"
+
+    def _draw_in_turn(self, epoch: int, steps: Sequence[Chosen]) -> Iterator[Drawn]:
+        """Draw each step's images when it is taken. Of several ranks, each draws the images of one step in turn and broadcasts them: where
+        no parameters are stated, the draws within one step depend on each other."""
+        ranks = self.ranks
+        for first in range(0, len(steps), ranks.count):
+            turn = range(first, min(first + ranks.count, len(steps)))
             mine = first + ranks.rank
-            own = self._draw(epoch, mine, batches[mine], without[mine]) if mine in turn else None
+            own = self._draw(epoch, mine, steps[mine]) if mine in turn else None
             for owner in range(len(turn)):
                 yield (own or _NOTHING).shared(ranks, owner)
 
@@ -284,26 +326,43 @@ class Training:
         order = np.concatenate([[], *(rng.permutation(len(self.unlabelled)) for _ in range(rounds))]).astype(np.int64)
         return np.split(order[: sum(counts)], np.cumsum(counts)[:-1])
 
-    def _draw(self, epoch: int, step: int, indices: np.ndarray, without: np.ndarray) -> Drawn:
+    def _draw(self, epoch: int, step: int, chosen: Chosen) -> Drawn:
         """Draw one step's images. Torch's random state on the CPU, where they are drawn, is left as it was."""
+        if self._parameters_alone():
+            unlabelled = self._first_unlabelled(epoch, chosen) if len(chosen.unlabelled) else None
+            return Drawn(self._first(epoch, chosen), unlabelled=unlabelled)
         with torch.random.fork_rng(devices=()):
             self._seed(epoch, step)
-            images = _stacked(self._source, self._rows_of(epoch, indices))
+            images = self._first(epoch, chosen)
             state = torch.get_rng_state()
             # Further images have seeds of their own: a technique without them sees the same ones of the first kind.
             seeds = (
                 derive_seed(self.trial.seed, "augment", epoch, step, what) for what in ("second", "unlabelled", "both")
             )
-            second = _drawn(self._second, indices, next(seeds))
-            if not len(without):
+            second = _drawn(self._second, chosen.rows, next(seeds))
+            if not len(chosen.unlabelled):
                 return Drawn(images, state, second)
-            first, other = (
-                Augmented(self.unlabelled, transform) if transform else None
-                for transform in (self.parts.image_transform, self.parts.second_transform)
-            )
-            return Drawn(
-                images, state, second, _drawn(first, without, next(seeds)), _drawn(other, without, next(seeds))
-            )
+            torch.default_generator.manual_seed(next(seeds))
+            unlabelled = self._first_unlabelled(epoch, chosen)
+            transform = self.parts.second_transform
+            other = Augmented(self.unlabelled, transform) if transform else None
+            return Drawn(images, state, second, unlabelled, _drawn(other, chosen.unlabelled, next(seeds)))
+
+    def _parameters_alone(self) -> bool:
+        """Say whether all images are drawn by parameters, and nothing by torch's global generator."""
+        return self.parts.parameters is not None and self._second is None
+
+    def _first(self, epoch: int, chosen: Chosen) -> Tensor:
+        """Draw the first version of labelled images."""
+        if self._by_parameters is not None:
+            return self._by_parameters.draw(chosen.rows, epoch, chosen.times)
+        return self._source.stacked(self._rows_of(epoch, chosen.rows))
+
+    def _first_unlabelled(self, epoch: int, chosen: Chosen) -> Tensor:
+        """Draw the first version of images without labels."""
+        if self._unlabelled_by_parameters is not None:
+            return self._unlabelled_by_parameters.draw(chosen.unlabelled, epoch, chosen.unlabelled_times)
+        return Augmented(self.unlabelled, self.parts.image_transform).stacked(chosen.unlabelled)
 
     def _seed(self, epoch: int, step: int) -> None:
         seed = derive_seed(self.trial.seed, "augment", epoch, step)
@@ -335,7 +394,8 @@ class Training:
             with self._autocast():
                 inputs = self.parts.stored.batch(self._rows_of(epoch, indices)[mine])
             return TrainingBatch(self._trained, inputs, targets, size, Images(), at)
-        torch.set_rng_state(drawn.random_state)
+        if drawn.random_state is not None:
+            torch.set_rng_state(drawn.random_state)
         if self.parts.batch_transform is None and not self.parts.draws_images:
             return TrainingBatch(self._trained, normalize(drawn.images[mine]), targets, size, Images(), at)
         images = normalize(drawn.images)
@@ -416,17 +476,13 @@ class Training:
 
 
 #: What a rank passes that drew nothing: others' images take its place.
-_NOTHING = Drawn(torch.empty(0), torch.empty(0))
-
-
-def _stacked(source: Augmented, rows: np.ndarray) -> Tensor:
-    return torch.stack([source[int(row)] for row in rows])
+_NOTHING = Drawn(torch.empty(0))
 
 
 def _drawn(source: Augmented | None, rows: np.ndarray, seed: int) -> Tensor | None:
     """Draw images with a seed of their own; None where there is nothing to draw from."""
     torch.default_generator.manual_seed(seed)
-    return None if source is None else _stacked(source, rows)
+    return None if source is None else source.stacked(rows)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

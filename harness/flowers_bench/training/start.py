@@ -57,14 +57,14 @@ def start_from_prefix(
     given = dataset.train.images
     train, val, test = (stored(name, getattr(dataset, name)) for name in ("train", "val", "test"))
     dataset = replace(dataset, train=train, val=val, test=test)
-    fixed = parts.views is not None and not has_begin_epoch(parts.image_transform)
+    fixed = parts.views is not None and not any(map(has_begin_epoch, (parts.image_transform, parts.parameters)))
     prefix.use.training = fixed and parts.batch_transform is None and not parts.draws_images
     if prefix.use.training:
         exact = trial.recipe.precision == "float32"
         if parts.views == 1 and parts.image_transform == evaluated and exact:
             parts.stored = train.images  # type: ignore[assignment]
         else:
-            inputs = Augmented(given, parts.image_transform, parts.views)
+            inputs = parts.augmented(given, size)
             identity = {**named("train", dataset.train), "inputs": dict(parts.drawing)}
             parts.stored = CachedActivations(prefix, given, inputs, identity, trial.recipe.precision)
     return dataset, prefix.use
