@@ -107,8 +107,13 @@ def shots(rows: Rows) -> Table:
 
 def occlusion(rows: Rows) -> Table:
     """Make the table of what every row loses from an open flower to one that a leaf covers by 45 %, best first."""
-    measured = {}
+    measured: dict[str, tuple[list[np.ndarray], Interval]] = {}
+    seen: set[tuple[str, ...]] = set()
     for row in rows.values():
+        trials = tuple(trial.folder.id for trial in row.trials)
+        if trials in seen:  # one training under several names
+            continue
+        seen.add(trials)
         ends = [np.stack([_outcome(trial, level) for trial in row.trials]) for level in (0, -1)]
         measured[row.name] = (ends, paired_difference(ends[1], ends[0]))
     table = Table(["row", "open %", "covered %", *_columns("change")])
