@@ -159,6 +159,23 @@ def test_only_this_machines_instructions_are_compiled(
     assert f"-DFB_ONLY={_build.INSTRUCTION_SETS.index(expected)} -DFB_PART=2 " in double
 
 
+DRAWING = """
+import torch
+from flowers_bench.data.drawing import compile_operator
+from flowers_bench.measure.hardware import kernel_in_use
+from flowers_bench.ops import DeformConv2d, deform_conv2d
+compile_operator()
+print(kernel_in_use())
+DeformConv2d(1, 1, 1)
+print(kernel_in_use())
+"""
+
+
+def test_a_process_that_only_draws_has_no_kernel_for_convolutions() -> None:
+    """A training without any would otherwise compile one at its end, and name it in its result."""
+    assert run(DRAWING, **{_build.KERNEL_VARIABLE: "reference"}).stdout.split() == ["None", "reference"]
+
+
 @pytest.mark.parametrize(
     ("bf16", "amx", "compiled"),
     [(True, True, {"_bf16", "_amx"}), (True, False, {"_bf16"}), (False, False, set())],

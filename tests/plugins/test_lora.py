@@ -75,7 +75,7 @@ def test_a_starts_as_in_loralib() -> None:
 def test_results_from_the_former_start_have_other_ids(tmp_path: Path) -> None:
     updated, frozen = planned(["lora/qv", "lora/frozen"], "test_vit", tmp_path)
     assert updated.code["model lora"] == "revision 2"
-    assert set(frozen.code) == {"toy"}  # the file of the dataset
+    assert set(frozen.code) == {"toy", "augmentation standard"}  # the file of the dataset, and what draws its images
 
 
 def test_a_trained_network_can_be_merged() -> None:

@@ -12,6 +12,7 @@ from flowers_bench.cli.execute import (
     AGAIN,
     announce,
     at_once,
+    compile_kernels,
     name_again,
     prepared,
     print_results,
@@ -44,12 +45,11 @@ def decide(planned: Sequence[TrialPlan], options: RunOptions, wanted: Deciding, 
     Raises:
         UsageError: no two techniques can be compared, or the store has another plan for them.
     """
-    from flowers_bench.measure.hardware import kernel_in_use
     from flowers_bench.store.folder import Store
 
     loop = _Loop.of(planned, options, wanted, Store(options.out))
     announce([item for item in planned if item.trial.seed == 0], options.store)
-    kernel_in_use()  # compile the kernel, or say that it is missing, here and not in a trial's log
+    compile_kernels(planned)
     code = loop.go_on(timeout)
     finished = [item for item in planned if loop.store.folder(item.trial.id).finished()]
     return max(code, print_results(finished, loop.store, options.store, format))

@@ -36,14 +36,13 @@ def execute(
     Args:
         datasets: what the trials were planned with; what is known of their test images is shown with the results.
     """
-    from flowers_bench.measure.hardware import kernel_in_use
     from flowers_bench.store.folder import Store
 
     store = Store(options.out)
     jobs, planned = at_once(planned, options)
     announce(planned, options.store)
     named = name_again(planned, store)
-    kernel_in_use()  # compile the kernel, or say that it is missing, here and not in a trial's log
+    compile_kernels(planned)
     folders = [store.folder(item.trial.id) for item in planned]
     finished_before = sum(folder.finished() for folder in folders)
     todo, unfit = prepared(planned, store, stress=options.stress, track=options.trackers)
@@ -125,6 +124,16 @@ def print_results(
             print_answers(found, place, reported=reported)
     _print_total([*contents.finished, *contents.unfinished])
     return damaged
+
+
+def compile_kernels(planned: Sequence[TrialPlan]) -> None:
+    """Compile what the trials compute with, or say that it cannot be: here, and not in a trial's log and time."""
+    from flowers_bench.data.drawing import compile_operator
+    from flowers_bench.measure.hardware import kernel_in_use
+
+    kernel_in_use()
+    if any(item.draws for item in planned):
+        compile_operator()
 
 
 def run_shown(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowers_bench.cli.decide import decide
-from flowers_bench.cli.execute import AGAIN, execute, name_again, prepared, run_all, was_interrupted
+from flowers_bench.cli.execute import AGAIN, compile_kernels, execute, name_again, prepared, run_all, was_interrupted
 from flowers_bench.cli.exit_codes import FAILED, INTERRUPTED
 from flowers_bench.cli.options import LONGEST, RunOptions, check_devices, check_executor
 from flowers_bench.cli.progress import TrialProgress, messages, track
@@ -219,18 +219,17 @@ def _searched(
 
     The list is empty, and a message says why, if no configuration could be trained or the search was disturbed.
     """
-    from flowers_bench.measure.hardware import kernel_in_use
     from flowers_bench.plan.search import search
     from flowers_bench.plan.suites import distinct_requests
     from flowers_bench.report.names import distinct_names
     from flowers_bench.store.folder import Store
 
     store = Store(options.out).of_searches()
-    kernel_in_use()  # compile the kernel, or say that it is missing, here and not in a trial's log
     longest = max(request.search for request in requests)
 
     def run_round(number: int, planned: Sequence[TrialPlan]) -> Sequence[Outcome]:
         name_again(planned, store)
+        compile_kernels(planned)
         todo, unfit = prepared(planned, store)
         if unfit:  # a search without this configuration would be another search
             raise unfit[0]

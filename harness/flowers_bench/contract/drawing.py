@@ -1,14 +1,15 @@
 """Augmentations that state what they do to an image as a few numbers: drawn for a whole batch at once, apart from its pixels.
 
-Nothing here imports torch.
+Nothing here imports torch or numpy.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)

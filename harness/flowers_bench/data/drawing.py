@@ -15,6 +15,11 @@ from flowers_bench.ops import draw
 from flowers_bench.store.identity import derive_seed
 
 
+def compile_operator() -> None:
+    """Compile the operator that draws, where that has not been done, or say that it cannot be."""
+    draw([], ImageParameters(np.empty((0, 4), np.int64), np.empty(0, np.bool_)), 1)
+
+
 @dataclass
 class UniformNumbers:
     """Uniform numbers for each of `rows` images, `each` of them: numpy's Philox, keyed by `seed`, counts epochs and images.

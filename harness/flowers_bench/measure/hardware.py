@@ -41,9 +41,10 @@ def environment(device: torch.device, devices: int | None = None, trained_in: st
 
 
 def kernel_in_use() -> str | None:
-    """Say which deformable-convolution kernel this process used; None if it has not touched the operator."""
+    """Say which kernel computes this process's deformable convolutions, compiling it where that has not been done; None where it has
+    none."""
     ops = sys.modules.get("flowers_bench.ops")
-    return str(ops.kernel()) if ops is not None else None
+    return str(ops.kernel()) if ops is not None and ops.in_use() else None
 
 
 def bfloat16_in_hardware(device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 `kernel()` says what computes the convolution here. Importing this compiles nothing; the first call may (docs/kernel.md).
 """
 
+from flowers_bench.ops._build import in_use as in_use
 from flowers_bench.ops._build import kernel
 from flowers_bench.ops._deform_conv import deform_conv2d
 from flowers_bench.ops._draw import draw

@@ -157,11 +157,26 @@ def kernel() -> str:
     return f"cpu-{instructions}" + (f"+cuda{ways}" if has_kernel("cuda") else "")
 
 
+_in_use = False
+
+
+def use() -> None:
+    """Note that this process computes deformable convolutions."""
+    global _in_use
+    _in_use = True
+
+
+def in_use() -> bool:
+    """Say whether this process has made a module that convolves deformably, or called the operator."""
+    return _in_use
+
+
 def operators(device: str, dtype: "torch.dtype") -> Any:
     """Give the compiled operators, a namespace of torch.ops, for tensors on this device type and of this type; None where
     there are none. Compiles and loads first what has not been."""
     import torch
 
+    use()
     if not has_kernel(device):
         return None
     if dtype == torch.float64 and device == "cpu" and not _has_double():

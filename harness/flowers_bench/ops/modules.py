@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowers_bench.ops import _build
 from flowers_bench.ops._deform_conv import deform_conv2d, pair
 
 
@@ -49,6 +50,7 @@ class DeformConv2d(nn.Module):
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
+        _build.use()
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> "DeformConv2d":

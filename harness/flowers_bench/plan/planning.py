@@ -112,6 +112,7 @@ class TrialPlan:
         trains: whether any optimiser step is taken. If not, only the image size of the recipe matters.
         parameters: how many the model has.
         notes: how the weight file was understood, and which settings leave it alone; printed before the trial runs.
+        draws: whether its training images are drawn by parameters.
     """
 
     trial: Trial
@@ -120,6 +121,7 @@ class TrialPlan:
     trains: bool = True
     parameters: int = 0
     notes: tuple[str, ...] = ()
+    draws: bool = False
 
     @property
     def label(self) -> str:
@@ -651,6 +653,7 @@ def _trials(
             trains,
             sum(parameter.numel() for parameter in model.parameters()),
             tuple(notes),
+            trains and parts.augmentation.value.parameters is not None,
         )
         for seed in range(request.seeds)
     ]
