@@ -194,19 +194,7 @@ def _has_double() -> bool:
 @cache
 def _load_double() -> bool:
     """Load the library for float64 on a CPU; compile it if it is not there."""
-    import torch
-
-    try:
-        compiler = _compiler()
-        if compiler is None:
-            raise RuntimeError("no C++ compiler found")
-        torch.ops.load_library(str(_in_cache(compiler, cuda=False, part=DOUBLE)))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        _say(
-            f"no compiled kernel for float64 ({_reason(error)}); it takes the slow PyTorch path for deformable convolution"
-        )
-        return False
-    return True
+    return _load_part(DOUBLE, "kernel for float64", "it takes the slow PyTorch path for deformable convolution")
 
 
 @cache
@@ -218,15 +206,25 @@ def draw_operators() -> Any:
         return None
     if _prebuilt():  # it has this operator too, and a second library must not have it again
         _load()
+    found = torch.ops.flowers_bench_draw
+    otherwise = "PyTorch's draw the same, more slowly"
+    return found if hasattr(found, "draw") or _load_part(DRAW, "operator that draws images", otherwise) else None
+
+
+def _load_part(part: int, what: str, otherwise: str) -> bool:
+    """Load the library of a part alone; compile it if it is not there. Where that is impossible, say so, and what happens
+    `otherwise`."""
+    import torch
+
     try:
-        if not hasattr(torch.ops.flowers_bench_draw, "draw"):
-            if (compiler := _compiler()) is None:
-                raise RuntimeError("no C++ compiler found")
-            torch.ops.load_library(str(_in_cache(compiler, cuda=False, part=DRAW)))
+        compiler = _compiler()
+        if compiler is None:
+            raise RuntimeError("no C++ compiler found")
+        torch.ops.load_library(str(_in_cache(compiler, cuda=False, part=part)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        _say(f"no compiled operator that draws images ({_reason(error)}); PyTorch's draw the same, more slowly")
-        return None
-    return torch.ops.flowers_bench_draw
+        _say(f"no compiled {what} ({_reason(error)}); {otherwise}")
+        return False
+    return True
 
 
 @cache
