@@ -30,15 +30,19 @@ struct Image {
 class Weights {
  public:
   Weights(int64_t size, int64_t side, bool mirrored) {
-    std::vector<int64_t> sums;
+    std::vector<Taps> all;
+    all.reserve(side);
     line_.side = side, line_.size = size, line_.taps = 0;
-    first_.resize(side);
     // All lines have as many taps, a multiple of four; what is too many weighs nothing.
-    for (int64_t at = 0; at < side; ++at) line_.taps = std::max<int64_t>(line_.taps, Taps(size, side, at).count);
+    for (int64_t at = 0; at < side; ++at) {
+      all.emplace_back(size, side, mirrored ? side - 1 - at : at);
+      line_.taps = std::max<int64_t>(line_.taps, all.back().count);
+    }
     line_.taps = (line_.taps + 3) / 4 * 4;
+    first_.resize(side);
     weight_.assign(side * line_.taps, 0);
     for (int64_t at = 0; at < side; ++at) {
-      const Taps taps(size, side, mirrored ? side - 1 - at : at);
+      const Taps& taps = all[at];
       first_[at] = taps.first;
       int16_t* const weight = weight_.data() + at * line_.taps;
       int64_t sum = 0;
