@@ -243,13 +243,11 @@ def measure_rates(network: Network, classes: int, seeds: int) -> Rates:
     """
     import torch
 
-    from flowers_bench.training.process import choose_device
+    from flowers_bench.training.process import choose_device, with_threads
 
     device = choose_device(None)
     jobs = at_once(seeds, network.parameters, network.image_size, None)
-    usual = torch.get_num_threads()
-    torch.set_num_threads(threads_of_each(jobs) or usual)
-    try:
+    with with_threads(threads_of_each(jobs) or torch.get_num_threads()):
         model = Backbone(network.backbone, Weights(), classes, network.image_size).create().to(device)
         images = torch.rand(_BATCH, 3, network.image_size, network.image_size, device=device)
         labels = torch.zeros(_BATCH, dtype=torch.long, device=device)
@@ -267,8 +265,6 @@ def measure_rates(network: Network, classes: int, seeds: int) -> Rates:
         ahead = _rate(forward)
         model.train()
         return Rates(ahead, _rate(step), jobs, _slowdown())
-    finally:
-        torch.set_num_threads(usual)
 
 
 def _rate(run: Callable[[], None]) -> float:

@@ -111,14 +111,10 @@ def checks_of(subject: Subject) -> list[Check]:
 def _with_one_thread(check: Callable[[Subject], None], subject: Subject) -> None:
     """Run a check. Several threads would wait for each other more than they compute: the networks are tiny, and where other
     programs keep the cores busy, the checks would take fifty times as long."""
-    import torch
+    from flowers_bench.training.process import with_threads
 
-    usual = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with with_threads(1):
         check(subject)
-    finally:
-        torch.set_num_threads(usual)
 
 
 def conformance_tests(plugin: str | Path, **how: Any) -> Callable[..., None]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -59,6 +60,17 @@ def prepare_process(threads: int | None, processes: int = 1, device: str | None 
     if threads or processes > 1:
         torch.set_num_threads(max(1, (threads or torch.get_num_threads()) // processes))
     return choose_device(device)
+
+
+@contextlib.contextmanager
+def with_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads for a while."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def interrupt_flag() -> Callable[[], bool]:
