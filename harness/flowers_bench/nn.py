@@ -8,6 +8,7 @@ Importing this module imports torch: do so inside `build` functions, so that lis
 from flowers_bench.data.pixels import evaluation_transform
 from flowers_bench.models.distances import distance_scores
 from flowers_bench.models.layers import Classifier, Embedder, L2Normalize, Output, freeze, same_shapes, train_mode
+from flowers_bench.models.logistic import LogisticRegression, fit_logistic
 from flowers_bench.util.deprecation import Moved, moved
 
 #: Layers of one technique each, which stood here until 0.1; now each is beside its equation.
@@ -35,9 +36,11 @@ __all__ = [
     "Classifier",
     "Embedder",
     "L2Normalize",
+    "LogisticRegression",
     "Output",
     "distance_scores",
     "evaluation_transform",
+    "fit_logistic",
     "freeze",
     "same_shapes",
     "train_mode",

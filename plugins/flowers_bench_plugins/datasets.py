@@ -48,6 +48,7 @@ def register_datasets() -> list[DatasetSource]:
             settings={"min_scale": 1.0, "jitter": 0.0},
             weights="petals",
             max_epochs=5,
+            max_epochs_from_probe=2,
             floor="knn/untrained",
         ),
         DatasetSource(

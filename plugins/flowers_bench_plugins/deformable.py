@@ -10,6 +10,9 @@ mask 1, and the new layer inherits the replaced one's weight: at the first step 
 computed before, pretrained or not. Offsets and masks learn at a tenth of the rate, as in v2: they move pixels by whole
 units where weights move by hundredths. In v1 (`stage3-v1`) they learn at the full one.
 
+The default variant and its plain twin start with a classifier that fits the pretrained features (a linear probe; Kumar et al. 2022,
+arXiv:2202.10054), so that what differs between them is not how a fresh one happened to start.
+
 What differs from the paper: v2's masks are sigmoids and start at one half, which halves a pretrained layer's response;
 here they are twice that, from 0 to 2, and start at one. All input channels of a layer share one set of offsets, where
 v1's detectors have four. The papers replace layers of the last stage (v1) or of the last three (v2, here `stages2-4`) of an
@@ -33,11 +36,10 @@ if TYPE_CHECKING:
 
 #: Of pretrained variants; those from scratch have the technique's.
 FINE_TUNING = {"lr": 1e-3, "epochs": 20, "warmup_epochs": 1}
-#: Of the default variant and its twin: the classifier, which starts afresh, learns at ten times the rate of the rest.
-WHOLE = {**FINE_TUNING, "lr_scale": {"*offset_conv*": 0.1, "classifier.*": 10.0}}
-WHOLE_PLAIN = {**FINE_TUNING, "lr_scale": {"classifier.*": 10.0}}
-#: A plain twin has no offsets: so its training is the very one that `transfer` calls by other names.
+#: A plain twin has no offsets: so its training may be the very one that `transfer` calls by other names.
 NO_OFFSETS: dict[str, float] = {}
+#: Of the default variant and its twin: the classifier starts as a linear probe, and its rate is that of what is good already.
+FROM_PROBE = {"classifier_start": "probe", "lr": 3e-4, "epochs": 20, "warmup_epochs": 0}
 
 
 def build_deformable(context: ModelContext) -> nn.Module:
@@ -150,14 +152,14 @@ def register_techniques() -> list[Technique]:
                     "stages 2 to 4 deformable (v2's own), pretrained, everything trained",
                     options={"stages": "2,3,4"},
                     weights="pretrained",
-                    recipe=WHOLE,
+                    recipe=FROM_PROBE,
                     baseline="plain-pretrained",
                 ),
                 "plain-pretrained": Variant(
                     "the plain twin of stages2-4: the same network, nothing deformable, pretrained, everything trained",
                     model="classifier",
                     weights="pretrained",
-                    recipe=WHOLE_PLAIN,
+                    recipe={**FROM_PROBE, "lr_scale": NO_OFFSETS},
                 ),
                 **{f"stage{s}": _stage(s, pretrained=False) for s in stages},
                 "stage3-v1": Variant(

@@ -11,11 +11,14 @@ A new classifier's first gradients are large and say little. Sent through the wh
       trained in epoch e of E:   the classifier                for e <= share * E
                                  everything                    after that
 
+  or, in `solved`, the classifier starts as the logistic regression on the pretrained features, and everything is trained from there;
+
 - `gradual-unfreezing`: the first epoch trains the classifier alone, and each further one a stage more, from the last to the
   first; `discriminative` also has rates that fall with depth, by a factor for each layer.
 
 What differs from the paper: Kumar probes and fine-tunes in two trainings with a schedule and a rate each, chosen on validation data;
-here it is one training with one schedule, in which the classifier has ten times the rate of the rest, as its baseline's has. ULMFiT
+here `half` and `quarter` are one training with one schedule, in which the classifier has ten times the rate of the rest, as its
+baseline's has; `solved` is Kumar's order, its penalty and rates not chosen for each data set. ULMFiT
 unfreezes the layers of a language model, an LSTM; here a stage is what timm calls one. Its rates fall by 2.6 for each of
 three layers; here by 1 / 0.7 for each of the many that timm tells. Its slanted triangular schedule is a cosine here.
 """
@@ -112,6 +115,13 @@ def register_techniques() -> list[Technique]:
             variants={
                 "half": Variant("half of the epochs for the classifier", options={"probe_share": 0.5}, baseline="full"),
                 "quarter": Variant("a quarter of them", options={"probe_share": 0.25}, baseline="full"),
+                "solved": Variant(
+                    "the classifier solved exactly, then everything trained",
+                    model="classifier",
+                    options={"freeze": 0},
+                    recipe={"classifier_start": "probe", "lr": 3e-4, "lr_scale": {}, "warmup_epochs": 0},
+                    baseline="full",
+                ),
                 "full": full,
             },
             default="half",

@@ -329,11 +329,15 @@ def announce(planned: Sequence[TrialPlan], out: str) -> None:
 def _in_one_line(item: TrialPlan) -> str:
     trial, recipe = item.trial, item.trial.recipe
     how = (
-        f"at most {counted(recipe.epochs, 'epoch')}, {recipe.optimizer} lr {recipe.lr:g}, batch {recipe.batch_size}"
+        f"at most {counted(recipe.epochs, 'epoch')}, {recipe.optimizer} lr {recipe.lr:g}, batch {recipe.batch_size}{_probed(item)}"
         if item.trains
         else f"nothing trained, predicts by {trial.predictor}"
     )
     return f"{item.label}: {trial.backbone}, weights {trial.weights['name']}, {recipe.image_size} px, {how}{_precision(item)}"
+
+
+def _probed(item: TrialPlan) -> str:
+    return ", from a linear probe" if item.trial.recipe.classifier_start == "probe" else ""
 
 
 def _precision(item: TrialPlan) -> str:

@@ -192,6 +192,7 @@ class DatasetSource:
             such options; variants and `--set` override them.
         weights: what `pretrained` means on it, for the backbones that have such weights; `--weights` overrides it.
         max_epochs: at most this many, unless `--set epochs=`; None: as many as the recipe says.
+        max_epochs_from_probe: the same where the classifier starts as a linear probe (`classifier_start`).
         floor: a variant, such as `knn/untrained`, that runs beside a technique named alone: what a network reaches here that has
             learned nothing. None: none.
             All of these are printed before a run, and stand in every result.
@@ -205,6 +206,7 @@ class DatasetSource:
     backbones: Mapping[str, str] = field(default_factory=dict)
     lr_factors: Mapping[str, float] = field(default_factory=dict)
     max_epochs: int | None = None
+    max_epochs_from_probe: int | None = None
     recipe: Mapping[str, object] = field(default_factory=dict)
     weights: str = "pretrained"
     settings: Mapping[str, OptionValue] = field(default_factory=dict)

@@ -85,6 +85,8 @@ class Recipe:
             What is reported is measured in float32 always.
         validation_precision: `float32`, or `training`: each epoch is measured in `precision`, and the best one chosen by that.
         clip_norm: largest norm of the gradient; 0 = no clipping.
+        classifier_start: `fresh`, as the backbone makes it; or `probe`: logistic regression on the features of the training images,
+            as the network starts (linear probing, then fine-tuning: Kumar 2022).
         ema_decay: evaluate an exponential moving average of the weights with this decay; 0 = none. It warms up as timm's
             `ModelEmaV3` does: update n, from 1, keeps min(ema_decay, 1 - n^(-2/3)) of the average, so that nothing of the
             initial weights stays in it.
@@ -105,6 +107,7 @@ class Recipe:
     validation_precision: str = "float32"
     clip_norm: float = 0.0
     ema_decay: float = 0.0
+    classifier_start: str = "fresh"
 
     def __post_init__(self) -> None:
         checks: Sequence[tuple[str, bool, str]] = (
@@ -127,6 +130,7 @@ class Recipe:
             ("patience", self.patience is None or self.patience >= 1, "at least 1, or none"),
             ("image_size", 8 <= self.image_size <= 4096, "between 8 and 4096 pixels"),
             ("clip_norm", 0 <= self.clip_norm < math.inf, "at least 0"),
+            ("classifier_start", self.classifier_start in ("fresh", "probe"), "fresh or probe"),
             ("ema_decay", 0 <= self.ema_decay < 1, "at least 0 and below 1"),
         )
         for name, valid, allowed in checks:
@@ -160,12 +164,14 @@ class Recipe:
         """Give every field as a plain JSON value.
 
         Where weights are averaged there is also `ema_warmup`: the average did not always warm up, and trials from
-        before that have other ids. `validation_precision` is left out where it changes nothing, so that trials from before
-        it have the same ids.
+        before that have other ids. `validation_precision` and `classifier_start` are left out where they change nothing, so that
+        trials from before them have the same ids.
         """
         values = {name: getattr(self, name) for name in RECIPE_FIELDS}
         if self.precision == "float32" or self.validation_precision == "float32":
             del values["validation_precision"]
+        if self.classifier_start == "fresh":
+            del values["classifier_start"]
         averaging = {EMA_WARMUP: True} if self.ema_decay else {}
         return {**values, "lr_scale": dict(self.lr_scale), **averaging}
 

@@ -536,8 +536,10 @@ def _recipe(source: DatasetSource, parts: _Parts, request: Request, settings: Ma
     if "lr" not in request.recipe:
         recipe = recipe.changed(lr=recipe.lr * source.lr_factors.get(_backbone(source, parts, request), 1.0))
     recipe = recipe.changed(**{**request.recipe, **source.recipe})
-    if source.max_epochs is not None and recipe.epochs > source.max_epochs and "epochs" not in settings:
-        recipe = recipe.changed(epochs=source.max_epochs, warmup_epochs=min(1, recipe.warmup_for(source.max_epochs)))
+    probed = settings.get("classifier_start", recipe.classifier_start) == "probe"
+    most = source.max_epochs_from_probe if probed else source.max_epochs
+    if most is not None and recipe.epochs > most and "epochs" not in settings:
+        recipe = recipe.changed(epochs=most, warmup_epochs=min(1, recipe.warmup_for(most)))
     given = {key: value for key, value in settings.items() if key in RECIPE_FIELDS}
     changed = recipe.changed(**{"warmup_epochs": 0, **given})
     if "warmup_epochs" not in given:
@@ -614,6 +616,7 @@ def _trials(
     _refuse_undescribed(parts, dataset)
     model = _try_building(parts, backbone, dataset, recipe, options, request.store)
     _refuse_no_unlabelled(parts, dataset)
+    _refuse_no_probe(parts, recipe, model)
     weights = _that_fits(start.weights, backbone, parts.label)
     notes = [f"weights {weights.name}: {words}" for words in check_weights(weights, name, recipe.image_size).understood]
     if weights.provenance is not None:
@@ -759,6 +762,16 @@ def _try_building(
                 f"{parts.label} cannot be built: model {model.name!r} of plugin {parts.model.plugin!r} raised "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+
+def _refuse_no_probe(parts: _Parts, recipe: Recipe, model: nn.Module) -> None:
+    from flowers_bench.training.probe import linear_classifier
+
+    if recipe.classifier_start == "probe":
+        try:
+            linear_classifier(model)
+        except UsageError as error:
+            raise UsageError(f"{parts.label}: {error}") from error
 
 
 def _try_sampling(parts: _Parts, dataset: Dataset, recipe: Recipe, options: Options, devices: int) -> None:

@@ -81,6 +81,7 @@ class RecipeFacts(Record):
     image_size: Count
     precision: Name | None = None
     validation_precision: Name | None = None
+    classifier_start: Name | None = None
     clip_norm: Amount | None = None
     ema_decay: Amount | None = None
     ema_warmup: bool | None = None

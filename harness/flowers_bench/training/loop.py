@@ -39,6 +39,7 @@ from flowers_bench.training.frozen_prefix import CachedActivations
 from flowers_bench.training.losses import Losses
 from flowers_bench.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
 from flowers_bench.training.precision import backward_pass, forward_pass
+from flowers_bench.training.probe import start_from_probe
 from flowers_bench.training.process import Interrupted
 from flowers_bench.training.steps import Images, Trained, TrainingBatch
 from flowers_bench.util.errors import TrialDisturbed
@@ -234,6 +235,8 @@ class Training:
         started = time.perf_counter()
         self._energy.lap()
         self._begin_epoch(epoch)
+        if epoch == 1 and self.trial.recipe.classifier_start == "probe":
+            start_from_probe(self._model, self.parts.evaluator, self.train, self.ranks)
         train_mode(self._model)
         train_mode(self._forward)
         self._waited = 0.0
