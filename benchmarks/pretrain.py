@@ -21,7 +21,8 @@ from platformdirs import user_cache_path
 
 from flowers_bench.contract.host import discover
 from flowers_bench.models.weights.shipped import FOLDER
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.training.initial_weights import write_weights
 from flowers_bench.training.trained import Sources

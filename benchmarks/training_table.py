@@ -180,7 +180,8 @@ def book(options: argparse.Namespace) -> dict[str, float]:
 def ours(options: argparse.Namespace) -> dict[str, float]:
     """Train the same as a trial; return times in seconds, test accuracy from 0 to 1, and test images."""
     from flowers_bench.contract.host import discover
-    from flowers_bench.plan.planning import Request, plan
+    from flowers_bench.plan.planning import plan
+    from flowers_bench.plan.request import Request
     from flowers_bench.store.folder import Store
     from flowers_bench.training.trial import run_trial
 

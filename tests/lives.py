@@ -11,7 +11,8 @@ import torch
 
 from flowers_bench.contract.host import discover
 from flowers_bench.data.reopen import DataPlace, load_dataset
-from flowers_bench.plan.planning import Request, TrialPlan, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request, TrialPlan
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.training.build import Places, build_parts
 from flowers_bench.training.events import Emit

@@ -16,7 +16,8 @@ import pytest
 
 from flowers_bench.cli.execute import announce
 from flowers_bench.contract.host import discover
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request
 from flowers_bench.store.folder import Store
 
 TOY = str(Path(__file__).parents[1] / "toy.py")

@@ -12,7 +12,7 @@ import flowers_bench.testing
 from flowers_bench.cli import plugin as command
 from flowers_bench.cli.catalogue import print_plugins
 from flowers_bench.contract.host import NO_PLUGIN, discover, switch_off
-from flowers_bench.plan.planning import Request
+from flowers_bench.plan.request import Request
 from flowers_bench.plan.suites import plan_suite, read_suite
 from flowers_bench.testing import checks
 from flowers_bench.util.errors import UsageError

@@ -10,7 +10,8 @@ import torch
 from lives import TOY, live, planned
 
 from flowers_bench.contract.host import discover
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request
 from flowers_bench.training.export import export_trial
 from flowers_bench.training.trained import Sources, Trained, dataset_of
 from flowers_bench.util.errors import UsageError

@@ -17,6 +17,7 @@ from flowers_bench.data import hub, sources
 from flowers_bench.data.decode import decode_image
 from flowers_bench.data.options import FOLDER_OPTIONS, HUB_OPTIONS
 from flowers_bench.plan import planning
+from flowers_bench.plan.request import Request
 from flowers_bench.util.errors import UsageError
 
 datasets = pytest.importorskip("datasets")
@@ -214,11 +215,11 @@ def test_the_newest_revision_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_command_line_names_it_and_the_plan_has_its_revision(make: Any, save: Any, tmp_path: Path) -> None:
     folder = save(make(ALL))
-    request = planning.Request(["knn"], f"hf:{folder}", tmp_path / "cache", 1, settings={"data.label": "bird"})
+    request = Request(["knn"], f"hf:{folder}", tmp_path / "cache", 1, settings={"data.label": "bird"})
     found = planning._with_named_data(discover([]), request)
     assert found.data == "hf"
     assert found.settings == {"data.label": "bird", **{f"data.{k}": v for k, v in hub.named(str(folder)).items()}}
-    assert planning._with_named_data(discover([]), planning.Request(["knn"], "a:b", tmp_path, 1)).data == "a:b"
+    assert planning._with_named_data(discover([]), Request(["knn"], "a:b", tmp_path, 1)).data == "a:b"
 
 
 def test_naming_a_source_imports_no_package(monkeypatch: pytest.MonkeyPatch) -> None:

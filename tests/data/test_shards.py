@@ -18,7 +18,8 @@ from flowers_bench.contract.dataset import DataRequest, Dataset
 from flowers_bench.contract.host import discover
 from flowers_bench.data import shards
 from flowers_bench.data.options import SHARD_OPTIONS
-from flowers_bench.plan.planning import Request, find_source, plan
+from flowers_bench.plan.planning import find_source, plan
+from flowers_bench.plan.request import Request
 from flowers_bench.util.errors import UsageError
 
 NAMES = ("wren", "robin")

@@ -13,7 +13,8 @@ from flowers_bench.contract.dataset import DataRequest
 from flowers_bench.contract.host import discover
 from flowers_bench.data.reopen import DataPlace, load_dataset
 from flowers_bench.data.shots import few_shot
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request
 from flowers_bench.store.identity import Trial, trial_from_config
 from flowers_bench.util.errors import UsageError
 

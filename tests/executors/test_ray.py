@@ -17,7 +17,8 @@ from flowers_bench.cli.options import RunOptions, check_executor
 from flowers_bench.contract.host import discover
 from flowers_bench.executors import local
 from flowers_bench.executors.ray import Cluster, run_all
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request
 from flowers_bench.store.decisions import read_decisions
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.training.events import EpochFinished, Event, Resumed, Step, Waiting

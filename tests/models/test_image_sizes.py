@@ -16,7 +16,8 @@ from flowers_bench.models.backbones import Backbone, check_image_size
 from flowers_bench.models.network import size_argument
 from flowers_bench.models.weights import Weights
 from flowers_bench.nn import Classifier
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request
 
 #: A small member of each of timm's families (its modules), and of some that differ inside one. DeepSeek's has half a
 #: billion parameters, and is left out.

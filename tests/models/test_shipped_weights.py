@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from flowers_bench.contract.host import discover
 from flowers_bench.models.weights.shipped import FOLDER, backbones, shipped
-from flowers_bench.plan.planning import Loaded, Request, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Loaded, Request
 from flowers_bench.training import initial_weights
 from flowers_bench.training.initial_weights import weights_of_trial, write_weights
 from flowers_bench.training.trained import Sources

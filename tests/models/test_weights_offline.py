@@ -12,7 +12,8 @@ from huggingface_hub import constants
 from flowers_bench import UsageError
 from flowers_bench.contract.host import discover
 from flowers_bench.models.weights.source import resolve_weights
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request
 
 HOST = discover([])
 #: Every variant that starts from pretrained weights by default; the fast tests try one of each technique.

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from flowers_bench.contract.host import Host, discover
-from flowers_bench.plan.planning import Request, TrialPlan, plan, side_by_side
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request, TrialPlan
+from flowers_bench.plan.threads import side_by_side
 
 SMALL = {"data.species": "3", "data.train": "5", "data.val": "2", "data.test": "2"}
 

@@ -20,7 +20,8 @@ from flowers_bench.cli.options import Factors, RunOptions
 from flowers_bench.contract.host import discover
 from flowers_bench.executors import local, worker
 from flowers_bench.executors.local import OnEvent, Outcome
-from flowers_bench.plan.planning import Request, TrialPlan, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request, TrialPlan
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.records import Failure
 from flowers_bench.training.events import Event, Starting

@@ -11,7 +11,7 @@ from flowers_bench.cli.catalogue import describe
 from flowers_bench.cli.execute import _in_one_line
 from flowers_bench.cli.show import show
 from flowers_bench.contract.host import discover
-from flowers_bench.plan.planning import Request
+from flowers_bench.plan.request import Request
 from flowers_bench.report.aggregate import Configuration, Finished, Row, build_row
 from flowers_bench.report.comparison import Comparison
 from flowers_bench.report.page import Machine, _facts, _trial

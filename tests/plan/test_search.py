@@ -17,7 +17,8 @@ from flowers_bench.cli.options import Factors, RunOptions
 from flowers_bench.contract.dataset import Dataset, Split
 from flowers_bench.contract.host import discover
 from flowers_bench.executors.local import Outcome
-from flowers_bench.plan.planning import Request, TrialPlan, in_order, searchable
+from flowers_bench.plan.planning import searchable
+from flowers_bench.plan.request import Request, TrialPlan, in_order
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.training import trial as trial_module
 from flowers_bench.util.errors import TrialFailed, UsageError

@@ -11,7 +11,7 @@ import torch
 
 from flowers_bench.contract.host import discover
 from flowers_bench.data.survey import ClassSize, Survey
-from flowers_bench.plan import planning, starter
+from flowers_bench.plan import starter, threads
 from flowers_bench.plan.starter import EMBEDDED, Network, Rates, choose, find_networks, measure_rates
 from flowers_bench.training import process
 from flowers_bench.util.errors import UsageError
@@ -172,7 +172,7 @@ def test_speed_is_measured_with_the_threads_of_a_trial(
     monkeypatch: pytest.MonkeyPatch, backbone: str, side: int, seeds: int, expected: int
 ) -> None:
     """On four cores that torch would use three of: of a small network, three trials run at once, with one each."""
-    monkeypatch.setattr(planning, "available_cores", lambda: 4)
+    monkeypatch.setattr(threads, "available_cores", lambda: 4)
     monkeypatch.setattr(process, "choose_device", lambda asked: torch.device("cpu"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     seen: list[int] = []

@@ -11,7 +11,8 @@ import pytest
 from lives import TOY
 
 from flowers_bench.contract.host import Host, discover
-from flowers_bench.plan.planning import Request, in_order, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request, in_order
 from flowers_bench.plan.suites import (
     BUILT_IN,
     PlannedTable,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from flowers_bench import Recipe, UsageError
 from flowers_bench.contract.host import Host, discover
 from flowers_bench.contract.optimizer import SCHEDULES
-from flowers_bench.plan.planning import Request, searchable
+from flowers_bench.plan.planning import searchable
+from flowers_bench.plan.request import Request
 from flowers_bench.plan.suites import of_cell, swept
 from flowers_bench.training.optimizer import schedule_factor
 

@@ -16,7 +16,8 @@ from flowers_bench.contract.host import Host, discover
 from flowers_bench.models.backbones import Backbone
 from flowers_bench.models.weights import Weights
 from flowers_bench.nn import Output, train_mode
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request
 from flowers_bench.store.identity import Trial
 from flowers_bench.training.optimizer import build_optimizer
 

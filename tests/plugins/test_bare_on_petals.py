@@ -11,7 +11,8 @@ import pytest
 
 from flowers_bench.contract.host import discover
 from flowers_bench.models.weights import source
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request
 from flowers_bench.store.folder import Store
 
 HOST = discover(only_built_in=True)

@@ -18,7 +18,8 @@ from flowers_bench.contract.host import discover
 from flowers_bench.models.backbones import Backbone
 from flowers_bench.models.weights import Weights
 from flowers_bench.nn import Classifier, Output, train_mode
-from flowers_bench.plan.planning import Request, TrialPlan, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request, TrialPlan
 from flowers_bench.store.folder import Store
 from flowers_bench.training.finished import TrialFinder
 from flowers_bench.training.trained import load_trained

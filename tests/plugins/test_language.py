@@ -24,7 +24,7 @@ from flowers_bench.data.petals import species
 from flowers_bench.models.backbones import Backbone
 from flowers_bench.models.weights import Weights
 from flowers_bench.nn import Output
-from flowers_bench.plan.planning import TrialPlan
+from flowers_bench.plan.request import TrialPlan
 from flowers_bench.util.files import file_sha256
 from flowers_bench_plugins.language.layers import Pair, TextTower
 from flowers_bench_plugins.language.words import LONGEST, WORDS, tokens_of

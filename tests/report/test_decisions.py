@@ -22,7 +22,7 @@ from flowers_bench.cli.decide import decide
 from flowers_bench.cli.exit_codes import FAILED
 from flowers_bench.cli.options import Deciding, RunOptions
 from flowers_bench.executors.local import Outcome
-from flowers_bench.plan.planning import TrialPlan
+from flowers_bench.plan.request import TrialPlan
 from flowers_bench.report.comparison import Comparison
 from flowers_bench.report.comparison_text import sentence
 from flowers_bench.report.decisions import Contender, look_again, new_decision

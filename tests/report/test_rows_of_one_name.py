@@ -22,7 +22,7 @@ from flowers_bench.cli.compare import compare, rows_of
 from flowers_bench.cli.figures import figures
 from flowers_bench.cli.report import report
 from flowers_bench.measure.statistics import Difference, Pool, won_and_lost
-from flowers_bench.plan.planning import Request, TrialPlan
+from flowers_bench.plan.request import Request, TrialPlan
 from flowers_bench.plan.suites import PlannedTable, read_suite
 from flowers_bench.report.aggregate import start
 from flowers_bench.report.answer import Answer

@@ -14,7 +14,8 @@ from stored import outcomes, store_trial
 
 from flowers_bench import UsageError, load_results
 from flowers_bench.contract.host import discover
-from flowers_bench.plan.planning import Request, TrialPlan, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request, TrialPlan
 from flowers_bench.report.leaderboard import Leaderboard
 from flowers_bench.store.folder import Store
 from flowers_bench.store.identity import Trial, config_id

@@ -17,7 +17,7 @@ from stored import outcomes, store_trial
 from flowers_bench.cli import main
 from flowers_bench.cli.execute import name_again, prepared
 from flowers_bench.executors import memory
-from flowers_bench.plan.planning import TrialPlan
+from flowers_bench.plan.request import TrialPlan
 from flowers_bench.report import kept_page, kept_rows
 from flowers_bench.report.aggregate import Records
 from flowers_bench.store import index

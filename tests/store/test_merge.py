@@ -14,7 +14,7 @@ import pytest
 from lives import planned
 from stored import finish, result_record, train
 
-from flowers_bench.plan.planning import TrialPlan
+from flowers_bench.plan.request import TrialPlan
 from flowers_bench.store import merge
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.identity import Protocol, config_id

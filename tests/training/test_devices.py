@@ -31,7 +31,8 @@ from flowers_bench.executors.local import run_all
 from flowers_bench.measure.cost import PeakMemory
 from flowers_bench.measure.energy import joules_of_all
 from flowers_bench.nn import Output
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.training.build import Places, build_parts
 from flowers_bench.training.distributed import Ranks

@@ -22,7 +22,8 @@ from flowers_bench.contract.host import discover
 from flowers_bench.executors import worker
 from flowers_bench.executors.local import run_all
 from flowers_bench.executors.memory import UNKNOWN, MemoryGuard, expected_peak
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.training.events import Ended, EpochFinished, Event, Starting, Waiting
 from flowers_bench.util.errors import UsageError

@@ -16,7 +16,8 @@ from lives import ignore, run_once_interrupted, training_of
 
 from flowers_bench.contract.host import discover
 from flowers_bench.executors.local import run_all
-from flowers_bench.plan.planning import Request, TrialPlan, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request, TrialPlan
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.training.loop import Training
 from flowers_bench.training.process import Interrupted

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from flowers_bench.contract.host import discover
 from flowers_bench.nn import Classifier, LogisticRegression, fit_logistic
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request
 from flowers_bench.store.folder import Store
 from flowers_bench.store.identity import trial_from_config
 from flowers_bench.training.distributed import ALONE

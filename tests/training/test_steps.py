@@ -24,7 +24,8 @@ from flowers_bench.data.reopen import DataPlace, load_dataset
 from flowers_bench.executors.devices import run_on_devices
 from flowers_bench.executors.local import run_all
 from flowers_bench.nn import Output
-from flowers_bench.plan.planning import Request, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.training.build import Places, build_parts
 from flowers_bench.training.distributed import ALONE, Ranks

@@ -15,7 +15,9 @@ from flowers_bench.measure.cost import PeakMemory
 from flowers_bench.measure.energy import Meter
 from flowers_bench.measure.hardware import bfloat16_in_hardware, environment
 from flowers_bench.measure.inference import inference_cost
-from flowers_bench.plan.planning import Request, plan, side_by_side
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Request
+from flowers_bench.plan.threads import side_by_side
 from flowers_bench.store.records import Environment
 from flowers_bench.store.schema import form_of
 from flowers_bench.util import system

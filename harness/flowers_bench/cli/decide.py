@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from flowers_bench.cli.options import Deciding, RunOptions
-    from flowers_bench.plan.planning import TrialPlan
+    from flowers_bench.plan.request import TrialPlan
     from flowers_bench.report.decisions import Contender
     from flowers_bench.store.decisions import Decision, PairRecord
     from flowers_bench.store.folder import Store

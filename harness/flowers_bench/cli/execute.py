@@ -22,7 +22,7 @@ from flowers_bench.util.text import counted, printable
 if TYPE_CHECKING:
     from flowers_bench.contract.dataset import Dataset
     from flowers_bench.executors.local import OnEvent, Outcome
-    from flowers_bench.plan.planning import TrialPlan
+    from flowers_bench.plan.request import TrialPlan
     from flowers_bench.store.folder import Store, TrialFolder
 
 AGAIN = "interrupted; run the same command again to continue"
@@ -70,7 +70,7 @@ def progress_labels(planned: Sequence[TrialPlan]) -> dict[str, str]:
 
 def at_once(planned: Sequence[TrialPlan], options: RunOptions) -> tuple[int, Sequence[TrialPlan]]:
     """Give how many trials run at once on this machine, as asked or as suits them, and the plan with their threads."""
-    from flowers_bench.plan.planning import side_by_side
+    from flowers_bench.plan.threads import side_by_side
 
     if options.jobs is not None or options.executor != "local" or options.devices > 1:
         return options.jobs or 1, planned
@@ -266,7 +266,7 @@ def prepared(
     Returns:
         These folders; and errors for trials that cannot run, because their files are damaged or are links to elsewhere.
     """
-    from flowers_bench.plan.planning import in_order
+    from flowers_bench.plan.request import in_order
     from flowers_bench.store.index import Index
 
     index = Index(store.root)

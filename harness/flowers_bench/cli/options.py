@@ -236,7 +236,7 @@ class RunOptions:
     @property
     def threads_of_a_trial(self) -> int | None:
         """Threads of each trial: `threads`; on a cluster, if that is None, `OMP_NUM_THREADS` or 1; None lets the plan choose."""
-        from flowers_bench.plan.planning import threads_of_environment
+        from flowers_bench.plan.threads import threads_of_environment
 
         return self.threads or (None if self.executor == "local" else threads_of_environment() or 1)
 

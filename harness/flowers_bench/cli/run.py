@@ -20,7 +20,7 @@ from flowers_bench.util.text import printable
 if TYPE_CHECKING:
     from flowers_bench.contract.dataset import Dataset
     from flowers_bench.executors.local import Outcome
-    from flowers_bench.plan.planning import Loaded, Request, TrialPlan
+    from flowers_bench.plan.request import Loaded, Request, TrialPlan
     from flowers_bench.store.records import SearchFacts
 
 
@@ -66,7 +66,8 @@ def run(options: RunOptions, format: str, timeout: float) -> int:
 
 
 def _run_techniques(host: Host, options: RunOptions, format: str, timeout: float) -> int:
-    from flowers_bench.plan.planning import Loaded, in_order, one_by_one, plan
+    from flowers_bench.plan.planning import one_by_one, plan
+    from flowers_bench.plan.request import Loaded, in_order
     from flowers_bench.plan.suites import swept
 
     base = _request(options)
@@ -98,7 +99,7 @@ def _run_techniques(host: Host, options: RunOptions, format: str, timeout: float
 
 
 def _run_suite(host: Host, options: RunOptions, name: str, format: str, timeout: float) -> int:
-    from flowers_bench.plan.planning import Loaded, in_order
+    from flowers_bench.plan.request import Loaded, in_order
     from flowers_bench.plan.suites import overridden, plan_suite, read_suite, with_found
     from flowers_bench.report.published import beside_reported, print_reported
     from flowers_bench.store.folder import Store
@@ -123,7 +124,7 @@ def _run_suite(host: Host, options: RunOptions, name: str, format: str, timeout:
 
 def _request(options: RunOptions) -> Request:
     """Make the request that all trials share; its techniques are added later."""
-    from flowers_bench.plan.planning import Request
+    from flowers_bench.plan.request import Request
 
     factors = options.factors
     return Request(

@@ -28,7 +28,7 @@ from flowers_bench.util.text import counted, printable
 if TYPE_CHECKING:
     from flowers_bench.contract.host import Host
     from flowers_bench.data.survey import Survey
-    from flowers_bench.plan.planning import Loaded, TrialPlan
+    from flowers_bench.plan.request import Loaded, TrialPlan
     from flowers_bench.plan.starter import Network, Starter, StarterSet
     from flowers_bench.store.folder import Store
 
@@ -185,7 +185,7 @@ def _settings(network: Network) -> dict[str, str]:
 def _run(host: Host, chosen: StarterSet, options: StartOptions, timeout: float) -> int:
     """Run one technique after the other, the cheapest first; say after each what can be said, and keep the report fresh."""
     from flowers_bench.executors.local import begin_importing
-    from flowers_bench.plan.planning import Loaded, in_order
+    from flowers_bench.plan.request import Loaded, in_order
     from flowers_bench.store.folder import Store
 
     store, loaded = Store(Path(options.store)), Loaded()
@@ -208,7 +208,8 @@ def _run(host: Host, chosen: StarterSet, options: StartOptions, timeout: float) 
 
 
 def _planned(host: Host, starter: Starter, options: StartOptions, loaded: Loaded) -> list[TrialPlan]:
-    from flowers_bench.plan.planning import Request, plan
+    from flowers_bench.plan.planning import plan
+    from flowers_bench.plan.request import Request
 
     network: Network = starter.network
     request = Request(

@@ -21,7 +21,8 @@ from flowers_bench.contract.host import Host
 from flowers_bench.contract.options import Option
 from flowers_bench.contract.technique import RECIPE_FIELDS, Recipe
 from flowers_bench.measure.total_cost import total_cost
-from flowers_bench.plan.planning import Loaded, Request, TrialPlan, plan, searchable
+from flowers_bench.plan.planning import plan, searchable
+from flowers_bench.plan.request import Loaded, Request, TrialPlan
 from flowers_bench.store.folder import Store, TrialFolder
 from flowers_bench.store.identity import derive_seed
 from flowers_bench.store.records import SearchFacts

@@ -20,7 +20,7 @@ from flowers_bench.models.network import bare_network
 from flowers_bench.models.weights import Weights, shipped
 from flowers_bench.models.weights.files import check_file
 from flowers_bench.models.weights.source import cached_weights, hub_answers
-from flowers_bench.plan.planning import at_once, threads_of_each
+from flowers_bench.plan.threads import at_once, threads_of_each
 from flowers_bench.util.errors import UsageError
 from flowers_bench.util.system import available_cores, load_average
 from flowers_bench.util.text import counted

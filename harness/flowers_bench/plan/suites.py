@@ -18,7 +18,8 @@ from typing import Any
 from flowers_bench.contract.dataset import Progress, silent
 from flowers_bench.contract.host import Host, Registered
 from flowers_bench.contract.technique import RECIPE_FIELDS, Part, Recipe
-from flowers_bench.plan.planning import Loaded, Request, TrialPlan, plan
+from flowers_bench.plan.planning import plan
+from flowers_bench.plan.request import Loaded, Request, TrialPlan
 from flowers_bench.store.identity import Label
 from flowers_bench.util.errors import UsageError, unknown_name
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flowers_bench.contract.dataset import Dataset
     from flowers_bench.contract.technique import Part
     from flowers_bench.models.layers import Output
-    from flowers_bench.plan.planning import TrialPlan
+    from flowers_bench.plan.request import TrialPlan
     from flowers_bench.training.build import Parts
     from flowers_bench.training.loop import Training
 
@@ -93,7 +93,8 @@ class Subject:
         return [TRANSFORMER, CONVOLUTIONAL] if transformer else [CONVOLUTIONAL, TRANSFORMER]
 
     def _plan(self, backbone: str) -> TrialPlan:
-        from flowers_bench.plan.planning import Request, plan
+        from flowers_bench.plan.planning import plan
+        from flowers_bench.plan.request import Request
 
         settings = {**TINY, **{k: v for k, v in TINY_SAMPLING.items() if k in self._options()}, **self.settings}
         request = Request(
