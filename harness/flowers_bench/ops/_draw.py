@@ -39,6 +39,11 @@ def draw(images: Sequence[Tensor], parameters: ImageParameters, side: int) -> Te
     return drawn
 
 
+def draws_on(device: str) -> bool:
+    """Say whether compiled code draws images that lie on this device type, "cpu" or "cuda"; compile it first where it is not."""
+    return _build.draw_operators(device) is not None
+
+
 def _packed(parameters: ImageParameters, count: int) -> np.ndarray:
     """Write parameters as the operator takes them, int32 (N, 18): box, mirrored, matrix, what is added, share of the mean."""
     rows = np.zeros((count, 18), np.int32)
