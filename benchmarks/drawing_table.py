@@ -5,6 +5,9 @@ uint8 at `--size` pixels, of decoded images of 256 x 340. Everybody has one thre
 processor time; a ratio is the median over the rounds, with its range. `before` is the augmentation's general way: image by image, by torchvision's
 operations and one pass for the colours. kornia works on batches of floats, which have one size; albumentations resizes
 without antialiasing. Peers that are not installed are left out, and named.
+
+`--device cuda` measures images per second of a clock until they are on the GPU: ours drawn there, of decoded images that lie there; ours drawn
+by one core and copied; the general way, copied; and kornia there.
 """
 
 from __future__ import annotations
@@ -23,8 +26,10 @@ from tables import Table
 from torch import Tensor
 
 from flowers_bench import AugmentationContext
+from flowers_bench.contract.dataset import Images
 from flowers_bench.contract.host import discover
 from flowers_bench.data.drawing import ByParameters
+from flowers_bench.data.on_device import OnDevice
 
 BATCH, HEIGHT, WIDTH = 32, 256, 340
 Draw = Callable[[list[Tensor]], object]
@@ -33,20 +38,24 @@ Draw = Callable[[list[Tensor]], object]
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the images shall be")
     parser.add_argument("--size", type=int, default=224, help="pixels")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--csv", type=Path, help="write the table here too")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    images = list(decoded(BATCH))
-    peers = dict(installed(options.size))
+    images, device = list(decoded(BATCH)), torch.device(options.device)
+    on_a_cpu = device.type == "cpu"
+    peers = dict(installed(options.size) if on_a_cpu else installed_on(device, options.size, images))
     for draw in peers.values():
         draw(images)
     rates: dict[str, list[float]] = {name: [] for name in peers}
     for _ in range(options.rounds):
         for name, draw in peers.items():
-            rates[name].append(rate(draw, images))
-    table(rates).write(options.csv) if options.csv else table(rates)
+            rates[name].append(rate(draw, images) if on_a_cpu else rate_on(device, draw, images))
+    found = table(rates, "images/s of one core" if on_a_cpu else "images/s")
+    if options.csv:
+        found.write(options.csv)
 
 
 def decoded(count: int) -> Iterator[Tensor]:
@@ -70,6 +79,16 @@ def rate(draw: Draw, images: list[Tensor], at_least: float = 0.4) -> float:
     return count / spent
 
 
+def rate_on(device: torch.device, draw: Draw, images: list[Tensor], batches: int = 50) -> float:
+    """Measure images per second of a clock, until so many batches are on the device."""
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    for _ in range(batches):
+        draw(images)
+    torch.cuda.synchronize(device)
+    return batches * len(images) / (time.perf_counter() - started)
+
+
 def installed(size: int) -> Iterator[tuple[str, Draw]]:
     """Give what augments a list of images, by name: ours, and the peers that are here."""
     yield from ours(size).items()
@@ -87,13 +106,27 @@ def installed(size: int) -> Iterator[tuple[str, Draw]]:
             yield name, build(size)
 
 
-def ours(size: int) -> Mapping[str, Draw]:
+def installed_on(device: torch.device, size: int, images: list[Tensor]) -> Iterator[tuple[str, Draw]]:
+    """Give what augments `images` so that they are on a GPU, by name: ours, and kornia where it is here."""
+    there, (now, before) = OnDevice.copied(images, device), ours(size).values()
+    yield "flowers-bench", lambda _: now(there)
+    yield "flowers-bench, by one core", lambda given: now(given).pin_memory().to(device, non_blocking=True)
+    yield "before", lambda given: before(given).pin_memory().to(device, non_blocking=True)
+    try:
+        augment = kornia(size)
+    except ImportError as error:
+        print(f"kornia: left out ({error})", file=sys.stderr)
+    else:
+        yield "kornia, batches", lambda _: augment([there[i] for i in range(len(there))])
+
+
+def ours(size: int) -> Mapping[str, Callable[[Images], Tensor]]:
     """Build `standard` as training draws it now, and its general way."""
     part = discover(only_built_in=True).augmentations["standard"].value
     context = AugmentationContext(size, 2, part.option_values({}))
     transform, parameters, epoch = part.image(context), part.parameters(context), iter(range(10**9))
 
-    def now(images: list[Tensor]) -> Tensor:
+    def now(images: Images) -> Tensor:
         # A new epoch each time: the numbers of a real one serve all its batches, so that this is no less work.
         return ByParameters.seeded(images, parameters, size, 0, "augment").draw(np.arange(len(images)), next(epoch))
 
@@ -179,9 +212,9 @@ def dali(size: int) -> Draw:
     return draw
 
 
-def table(rates: Mapping[str, list[float]]) -> Table:
+def table(rates: Mapping[str, list[float]], unit: str) -> Table:
     """Print and give the table: each one's median rate, and how many times as many images we draw."""
-    rows = Table(["by", "images/s of one core", *(f"ours / it{end}" for end in ("", " low", " high"))])
+    rows = Table(["by", unit, *(f"ours / it{end}" for end in ("", " low", " high"))])
     own = rates["flowers-bench"]
     for name, found in rates.items():
         ratios = [mine / theirs for mine, theirs in zip(own, found, strict=True)]

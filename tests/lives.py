@@ -80,12 +80,16 @@ def ignore(*event: object) -> None:
     """Nobody listens."""
 
 
-def training_of(folder: TrialFolder, stop_requested: Callable[[], bool] = lambda: False) -> Training:
+def training_of(
+    folder: TrialFolder, stop_requested: Callable[[], bool] = lambda: False, device: str = "cpu"
+) -> Training:
     """The training of a prepared trial of the toy plugin."""
     trial, run, host = folder.trial(), folder.run(), discover([TOY])
     dataset = load_dataset(host, trial, DataPlace.of(run))
-    parts, _ = build_parts(host, trial, Places.of(run), dataset.class_names, torch.device("cpu"))
-    return Training(trial, parts, dataset.train, dataset.val, folder, ignore, stop_requested)
+    parts, _ = build_parts(host, trial, Places.of(run), dataset.class_names, torch.device(device))
+    return Training(
+        trial, parts, dataset.train, dataset.val, folder, ignore, stop_requested, unlabelled=dataset.unlabelled
+    )
 
 
 def run_once_interrupted(folder: TrialFolder) -> None:

@@ -35,6 +35,15 @@ for name in ("forward", "forward_columns", "backward", "backward_deterministic",
 """
 
 
+DRAWING = ("Weigh", "Down", "Across", "Colour")  # the kernels of csrc/draw/cuda/kernels.cuh
+LOAD_DRAWING = """
+import torch
+from flowers_bench.ops import _build
+_build._prebuilt = lambda: None
+print(all(_build.draw_operators(device) is not None for device in ("cpu", "cuda")))
+"""
+
+
 @dataclass
 class Compiled:
     said: str
@@ -42,20 +51,29 @@ class Compiled:
     library: Path
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+def compile_by(code: str, cache: Path) -> Compiled:
+    """Run what compiles and loads one library, for all ARCHITECTURES."""
     if _build.cuda_home() is None:
         pytest.skip("no CUDA toolkit: set CUDA_HOME to the folder that holds bin/nvcc and include/")
-    cache = tmp_path_factory.mktemp("cuda")
     env = {
         **os.environ, "FLOWERS_BENCH_CUDA": "1", "FLOWERS_BENCH_CACHE": str(cache),
         "TORCH_CUDA_ARCH_LIST": ARCHITECTURES, "NVCC_APPEND_FLAGS": STRICT,
     }  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, env=env, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     log = "".join(path.read_text() for path in cache.glob("*/build.log"))
     libraries = list(cache.glob("*/kernel.so"))
     assert len(libraries) == 1, done.stderr + log
     return Compiled(done.stdout, log, libraries[0])
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    return compile_by(LOAD, tmp_path_factory.mktemp("cuda"))
+
+
+def wanted() -> set[str]:
+    """What the compiler calls ARCHITECTURES."""
+    return {"sm_" + name.removesuffix("+PTX").replace(".", "") for name in re.split("[ ;]", ARCHITECTURES)}
 
 
 def kernels(log: str) -> Iterator[tuple[str, str, str]]:
@@ -73,11 +91,10 @@ def test_the_library_loads_and_registers_the_cuda_operators(compiled: Compiled) 
 
 
 def test_every_kernel_was_compiled_for_every_architecture(compiled: Compiled) -> None:
-    wanted = {"sm_" + name.removesuffix("+PTX").replace(".", "") for name in re.split("[ ;]", ARCHITECTURES)}
     found: dict[str, set[str]] = {}
     for architecture, name, _ in kernels(compiled.log):
         found.setdefault(architecture, set()).add(name)
-    assert found.keys() == wanted
+    assert found.keys() == wanted()
     for names in found.values():
         for kernel in ("Forward", "AddTaps", "BackwardColumns", "BackwardWeight", "BackwardBias", "AddParts"):
             for dtype in ("f", "d", "6__half", "13__nv_bfloat16"):
@@ -113,16 +130,19 @@ def test_kernels_by_columns_leave_registers_for_many_warps(compiled: Compiled) -
         assert shared is None or int(shared[1]) <= 16 * 1024, where
 
 
-@pytest.fixture(scope="module")
-def entries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def entries_of(source: str, folder: Path) -> dict[str, str]:
     """Each kernel's PTX for Hopper by its mangled name."""
-    tmp_path = tmp_path_factory.mktemp("ptx")
     home = _build.cuda_home() or pytest.skip("no CUDA toolkit")
     headers = Path(torch.__file__).parent / "include"
-    source, listing = _build.source_root() / "deform_conv/cuda/op.cu", tmp_path / "op.ptx"
+    listing = folder / "kernels.ptx"
     flags = [*_build.NVCC_FLAGS, "-std=c++20", "-arch=compute_90", "-isystem", str(headers)]
-    subprocess.run([home / "bin/nvcc", *flags, "-ptx", source, "-o", listing], check=True)
+    subprocess.run([home / "bin/nvcc", *flags, "-ptx", _build.source_root() / source, "-o", listing], check=True)
     return dict(re.findall(r"\.entry (\w+)\((.*?)(?=\.visible|\Z)", listing.read_text(), flags=re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return entries_of("deform_conv/cuda/op.cu", tmp_path_factory.mktemp("ptx"))
 
 
 def test_kernels_by_columns_load_128_bits_and_add_by_no_atomics(entries: dict[str, str]) -> None:
@@ -157,3 +177,31 @@ def test_device_code_uses_wide_loads_vector_atomics_and_tensor_cores(entries: di
         for instruction in ("ldmatrix.sync", "mma.sync.aligned.m16n8k16"):
             assert instruction in code(f"ForwardI{dtype}")
     assert not re.search(r"\.local\.", code("ForwardI6__half")), "an array that should be registers lies in memory"
+
+
+# ---- The operator that draws ----
+
+
+def test_the_operator_that_draws_is_a_library_with_both_devices_kernels(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Without their values ever leaving registers, and with 42 of them at most, so that six blocks fit a multiprocessor."""
+    drawing = compile_by(LOAD_DRAWING, tmp_path_factory.mktemp("drawing"))
+    assert drawing.said.split() == ["True"]
+    found: dict[str, set[str]] = {}
+    for architecture, name, said in kernels(drawing.log):
+        where = f"{name} for {architecture}: {said}"
+        (kernel,) = (k for k in DRAWING if re.search(rf"\d{k}E", name))
+        found.setdefault(architecture, set()).add(kernel)
+        assert re.search(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", said), where
+        most = 64 if kernel == "Weigh" or architecture == "sm_75" else 42
+        assert int(re.search(r"Used (\d+) registers", said)[1]) <= most, where  # type: ignore[index]
+    assert found == {architecture: set(DRAWING) for architecture in wanted()}
+
+
+def test_only_whole_numbers_are_added_by_atomics_where_images_are_drawn(tmp_path: Path) -> None:
+    for name, code in entries_of("draw/cuda/draw.cu", tmp_path).items():
+        atomics = re.findall(r"\b(?:atom|red)\.[\w.:]+", code)
+        assert bool(atomics) == bool(re.search(r"\dAcrossE", name)), (name, atomics)
+        assert all(atomic.endswith(".add.u64") for atomic in atomics), atomics
+        assert not re.search(r"\.local\.|\.f32|\.f64", code), name

@@ -1,6 +1,6 @@
 """The CUDA kernels' own source, general and by columns, run on the host thread by thread, against the float64 reference.
 
-csrc/deform_conv/cuda/launch.h says how; emulate.cpp is the library that this file compiles and calls. Shared memory and
+csrc/cuda/launch.h says how; emulate.cpp is the library that this file compiles and calls. Shared memory and
 registers start as NaN, threads and blocks run in both orders, and tensors lie between NaNs, so that what is read too
 early, in a race or outside shows in the results.
 """

@@ -75,7 +75,7 @@ def expected(image: np.ndarray, row: list[int], side: int) -> np.ndarray:
 
 
 def drawn(image: np.ndarray, row: list[int], side: int) -> np.ndarray:
-    operators = _build.draw_operators() or pytest.skip("there is no compiled operator here")
+    operators = _build.draw_operators("cpu") or pytest.skip("there is no compiled operator here")
     given = torch.from_numpy(image).permute(2, 0, 1)
     found: Tensor = operators.draw([given], torch.tensor([row], dtype=torch.int32), side)
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -237,6 +237,13 @@ def test_what_it_cannot_draw_is_refused(change: dict[str, object], words: str) -
     image = change.get("image", torch.zeros(3, 64, 64, dtype=torch.uint8))
     with pytest.raises(ValueError, match=words):
         draw([image], parameters, change.get("side", 32))  # type: ignore[list-item, arg-type]
+
+
+def test_torch_finds_its_schema_true() -> None:
+    operators = _build.draw_operators("cpu") or pytest.skip("there is no compiled operator here")
+    images, parameters = batch()
+    given = ([_draw._interleaved(image) for image in images], torch.from_numpy(_draw._packed(parameters, 12)), 20)
+    torch.library.opcheck(operators.draw.default, given, test_utils=("test_schema", "test_autograd_registration"))
 
 
 def test_nothing_is_drawn_of_no_images() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,13 +14,17 @@ from lives import planned, training_of
 from torch import Tensor
 
 from flowers_bench.store.folder import Store
+from flowers_bench.training import feeding, loop
 from flowers_bench.training.build import Parts
+from flowers_bench.training.distributed import Ranks
+from flowers_bench.training.feeding import Feeding, choose_feeding
 from flowers_bench.training.loop import Drawn, Training
 
 
-def prepared(tmp_path: Path, name: str = "transfer/scratch", **settings: Any) -> Training:
+def prepared(tmp_path: Path, name: str = "transfer/scratch", device: str = "cpu", **settings: Any) -> Training:
     item = planned(tmp_path, name, **{"epochs": "2", "warmup_epochs": "0", "batch_size": "14", **settings})
-    return training_of(Store(tmp_path / "runs").prepare(item.trial, replace(item.run, threads=1, command=[])))
+    run = replace(item.run, threads=1, command=[])
+    return training_of(Store(tmp_path / "runs").prepare(item.trial, run), device=device)
 
 
 def drawn(training: Training, epoch: int) -> Iterator[Drawn]:
@@ -51,27 +56,88 @@ def test_an_image_that_comes_twice_in_an_epoch_is_drawn_anew(tmp_path: Path) -> 
     assert sum(map(len, batches)) == sum(map(len, versions.values())) > len(versions)
 
 
+def trained(place: Path, name: str, feeding: Feeding, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Any:
+    """Losses and weights of a training whose images are drawn that way."""
+    monkeypatch.setattr(loop, "choose_feeding", lambda *given: feeding)
+    training = prepared(place, name, **settings)
+    model = training.run(lambda record: None)
+    assert training.feeding is feeding
+    assert bool(training.parts.unlabelled) == bool(len(training.unlabelled))
+    return [record.train_loss for record in training.history], model.state_dict()
+
+
+def assert_equal_bits(one: Any, other: Any) -> None:
+    assert one[0] == other[0]
+    assert all(torch.equal(value, other[1][key]) for key, value in one[1].items())
+
+
+@pytest.mark.parametrize("feeding", [Feeding.ON_DEVICE, Feeding.BY_THREAD, Feeding.BY_PROCESSES])
 @pytest.mark.parametrize("name", ["transfer/scratch", "mixing/random"])
-def test_drawing_ahead_changes_no_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ends = []
-    for ahead in (False, True):
-        monkeypatch.setattr(Training, "_draws_ahead", lambda self, ahead=ahead: ahead)
-        training = prepared(tmp_path / str(ahead), name)
-        assert training._parameters_alone()
-        model = training.run(lambda record: None)
-        ends.append(([record.train_loss for record in training.history], model.state_dict()))
-    assert ends[0][0] == ends[1][0]
-    assert all(torch.equal(value, ends[1][1][key]) for key, value in ends[0][1].items())
+def test_how_images_are_drawn_by_parameters_changes_no_bit(
+    name: str, feeding: Feeding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_turn = trained(tmp_path / "in turn", name, Feeding.IN_TURN, monkeypatch)
+    assert_equal_bits(in_turn, trained(tmp_path / "other", name, feeding, monkeypatch))
 
 
-def test_it_draws_ahead_on_a_gpu_and_where_nothing_draws_from_torchs_generator(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("transfer/scratch", {"augmentation": "trivial-augment"}), ("fixmatch/fixmatch", {"shots": 2, "batch_size": "3"})],
+)
+def test_processes_draw_what_is_drawn_in_turn(
+    name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch's global generator, seeded for each step: its state goes on from there, and second views have seeds of their own."""
+    in_turn = trained(tmp_path / "in turn", name, Feeding.IN_TURN, monkeypatch, **settings)
+    assert_equal_bits(in_turn, trained(tmp_path / "other", name, Feeding.BY_PROCESSES, monkeypatch, **settings))
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "by_parameters", "compiled", "fit", "expected"),
+    [
+        ("cpu", 1, True, True, (True,), Feeding.IN_TURN),
+        ("cpu", 1, False, True, (True,), Feeding.IN_TURN),
+        ("cuda", 1, True, True, (True,), Feeding.ON_DEVICE),
+        ("cuda", 1, True, True, (False,), Feeding.BY_THREAD),
+        ("cuda", 1, True, False, (True,), Feeding.BY_THREAD),
+        ("cuda", 1, False, True, (True,), Feeding.BY_PROCESSES),
+        ("cuda", 2, True, True, (True, True), Feeding.ON_DEVICE),
+        ("cuda", 2, True, True, (True, False), Feeding.IN_TURN),
+        ("cuda", 2, False, True, (True, True), Feeding.IN_TURN),
+        ("mps", 1, True, True, (True,), Feeding.BY_THREAD),
+        ("mps", 1, False, True, (True,), Feeding.IN_TURN),
+    ],
+)
+def test_what_draws_depends_on_the_device_the_ranks_and_what_fits(
+    device: str, ranks: int, by_parameters: bool, compiled: bool, fit: tuple[bool, ...], expected: Feeding,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(feeding, "draws_on", lambda kind: compiled)
+    monkeypatch.setattr(feeding, "fit_on", lambda place, splits: fit[0])
+    monkeypatch.setattr(Ranks, "all_gather", lambda self, value: [value, *fit[1:]])
+    assert choose_feeding(torch.device(device), Ranks(0, ranks), by_parameters, [[], []]) is expected
+
+
+def test_stored_activations_need_no_images(tmp_path: Path) -> None:
     training = prepared(tmp_path)
-    assert not training._draws_ahead()
-    training.parts.normalize.device = torch.device("cuda")
-    assert training._draws_ahead()
-    training.parts.parameters = None
-    assert not training._draws_ahead()
-    assert not prepared(tmp_path, augmentation="trivial-augment")._parameters_alone()
+    assert training.feeding is Feeding.IN_TURN
+    training.parts.stored = mock.Mock()
+    assert Training(training.trial, training.parts, training.train, training.val, training.folder).feeding is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("other", [Feeding.ON_DEVICE, Feeding.BY_THREAD, Feeding.BY_PROCESSES])
+def test_on_a_gpu_every_way_gives_the_same_images(
+    other: Feeding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    for way in (Feeding.IN_TURN, other):
+        monkeypatch.setattr(loop, "choose_feeding", lambda *given, way=way: way)
+        training = prepared(tmp_path / way.name, device="cuda")
+        assert training.parts.normalize.device.type == "cuda"
+        shown.append([step.images.cpu() for step in drawn(training, 1)])
+    assert all(torch.equal(one, two) for one, two in zip(*shown, strict=True))
 
 
 def test_fixed_versions_are_few_and_their_revision_is_part_of_what_is_stored(tmp_path: Path) -> None:

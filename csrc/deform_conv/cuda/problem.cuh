@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "launch.h"
+#include "values.h"
 
 namespace flowers_bench {
 

@@ -6,10 +6,6 @@
 namespace flowers_bench::draw {
 namespace {
 
-constexpr int32_t kHalf = 1 << (kWeightBits - 1), kHalfColour = 1 << (kColourBits - 1);
-
-inline uint8_t clamped(int32_t value) { return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value); }
-
 // Counts the taps that weigh something or lie before one that does.
 int64_t used(const int16_t* weight, int64_t taps) {
   while (taps > 1 && weight[taps - 1] == 0) --taps;
@@ -32,7 +28,7 @@ void down_from(int64_t begin, const uint8_t* from, int64_t row, const int16_t* w
       const uint8_t* const pixels = from + i * row + begin;
       for (int64_t x = 0; x < count; ++x) sum[x] += static_cast<int16_t>(pixels[x]) * weight[i];
     }
-    for (int64_t x = 0; x < count; ++x) to[begin + x] = static_cast<uint8_t>(sum[x] >> kWeightBits);
+    for (int64_t x = 0; x < count; ++x) to[begin + x] = weighted(sum[x]);
   }
 }
 
@@ -51,7 +47,7 @@ void across(const uint8_t* from, const Line& line, const Pairs*, uint8_t* to, in
       for (int c = 0; c < 3; ++c) sum[c] += pixel[3 * i + c] * weight[i];
     }
     for (int c = 0; c < 3; ++c) {
-      to[3 * x + c] = static_cast<uint8_t>(sum[c] >> kWeightBits);
+      to[3 * x + c] = weighted(sum[c]);
       total[c] += to[3 * x + c];
     }
   }
@@ -61,11 +57,7 @@ void across(const uint8_t* from, const Line& line, const Pairs*, uint8_t* to, in
 void colour(const uint8_t* from, int64_t count, const int32_t (&matrix)[9], const int32_t (&added)[3], uint8_t* to) {
   for (int64_t i = 0; i < 3 * count; i += 3) {
     const int32_t red = from[i], green = from[i + 1], blue = from[i + 2];
-    for (int c = 0; c < 3; ++c) {
-      const int32_t* const factor = matrix + 3 * c;
-      const int32_t sum = factor[0] * red + factor[1] * green + factor[2] * blue + added[c] + kHalfColour;
-      to[i + c] = clamped(sum >> kColourBits);
-    }
+    for (int c = 0; c < 3; ++c) to[i + c] = coloured(matrix + 3 * c, red, green, blue, added[c]);
   }
 }
 

@@ -81,7 +81,8 @@ class ByParameters:
         return cls(images, parameters, side, numbers, views)
 
     def draw(self, rows: np.ndarray, epoch: int, times: np.ndarray | None = None) -> Tensor:
-        """Draw rows (N,) as an epoch shows them, uint8 (N, 3, S, S), channels-last; `times` as `times_before` counts them."""
+        """Draw rows (N,) as an epoch shows them, uint8 (N, 3, S, S), channels-last, on the images' device; `times` as `times_before`
+        counts them."""
         rows = np.asarray(rows, np.int64)
         given = [middle(self.images[row]) for row in (rows // self.views).tolist()]
         numbers = self.numbers.of(rows, epoch, np.zeros(len(rows), np.int64) if times is None else times)

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     import torch
 
 
-def environment(device: torch.device, devices: int | None = None, trained_in: str | None = None) -> Environment:
+def environment(
+    device: torch.device, devices: int | None = None, trained_in: str | None = None, drawn: str | None = None
+) -> Environment:
     """Describe this machine: processor, accelerator, threads, load, versions, and which deformable-convolution kernel.
 
     Args:
         devices: that a trial is divided among.
         trained_in: the precision that it was trained in.
+        drawn: what drew the training images.
     """
     import torch  # here, so that reading results needs none
 
@@ -37,6 +40,7 @@ def environment(device: torch.device, devices: int | None = None, trained_in: st
         kernel=kernel_in_use(),
         devices=devices,
         trained_in=trained_in,
+        drawn=drawn,
     )
 
 

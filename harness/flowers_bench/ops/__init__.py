@@ -7,6 +7,7 @@ from flowers_bench.ops._build import in_use as in_use
 from flowers_bench.ops._build import kernel
 from flowers_bench.ops._deform_conv import deform_conv2d
 from flowers_bench.ops._draw import draw
+from flowers_bench.ops._draw import draws_on as draws_on
 from flowers_bench.ops.modules import DeformConv2d, OffsetDeformConv2d
 
 __all__ = ["DeformConv2d", "OffsetDeformConv2d", "deform_conv2d", "draw", "kernel"]

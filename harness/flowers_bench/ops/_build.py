@@ -67,15 +67,15 @@ def source_root() -> Path:
 
 def dependencies(cuda: bool, part: int | None = None) -> list[Path]:
     """List every file that the library, or a `part` of it, is made of: what is compiled, and what that includes."""
-    folder = source_root() / {None: "", DRAW: "draw"}.get(part, "deform_conv")
-    found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
+    folders = {None: [""], DRAW: ["cuda", "draw"]}.get(part, ["cuda", "deform_conv"])
+    found = sorted(path for name in folders for path in (source_root() / name).rglob("*") if path.suffix in SUFFIXES)
     return [path for path in found if cuda or path.parent.name != "cuda"]
 
 
 def sources(cuda: bool, only: str | None = None, part: int | None = None, without: tuple[str, ...] = ()) -> list[Path]:
     """List the files to compile: those of every instruction set, or of `only` one; of everything, or of `part` of it; but those
     `without` which this processor does."""
-    drawing = sorted((source_root() / "draw" / "cpu").glob("*.cpp"))
+    drawing = [*sorted((source_root() / "draw/cpu").glob("*.cpp")), *_cuda_sources("draw", cuda)]
     if part == DRAW:
         return drawing
     kernel = source_root() / "deform_conv"
@@ -84,7 +84,11 @@ def sources(cuda: bool, only: str | None = None, part: int | None = None, withou
     left_out = tuple(f"_{name}" for name in (FOR_BFLOAT16 if part == DOUBLE else without))
     found = [path for path in found if not path.stem.endswith(left_out)]
     others = [] if part else drawing
-    return [kernel / "binding.cpp", *found, *(sorted((kernel / "cuda").glob("*.cu")) if cuda else []), *others]
+    return [kernel / "binding.cpp", *found, *_cuda_sources("deform_conv", cuda), *others]
+
+
+def _cuda_sources(operator: str, cuda: bool) -> list[Path]:
+    return sorted((source_root() / operator / "cuda").glob("*.cu")) if cuda else []
 
 
 def cuda_home() -> Path | None:
@@ -197,21 +201,36 @@ def _load_double() -> bool:
     return _load_part(DOUBLE, "kernel for float64", "it takes the slow PyTorch path for deformable convolution")
 
 
+def draw_operators(device: str) -> Any:
+    """Give the compiled operator `draw`, in its namespace of torch.ops, for images on this device type ("cpu" or "cuda"); None where
+    there is none. Compiles and loads it first."""
+    import torch
+
+    if not _load_draw():
+        return None
+    found = torch._C._dispatch_has_kernel_for_dispatch_key("flowers_bench_draw::draw", device.upper())
+    return torch.ops.flowers_bench_draw if found else None
+
+
 @cache
-def draw_operators() -> Any:
-    """Give the compiled operator `draw`, in its namespace of torch.ops; None where there is none. Compiles and loads it first."""
+def _load_draw() -> bool:
+    """Load the operator that draws; compile it if it is not there, for CUDA too where that is possible."""
     import torch
 
     if os.environ.get(KERNEL_VARIABLE) == "reference":
-        return None
+        return False
     if _prebuilt():  # it has this operator too, and a second library must not have it again
         _load()
-    found = torch.ops.flowers_bench_draw
-    otherwise = "PyTorch's draw the same, more slowly"
-    return found if hasattr(found, "draw") or _load_part(DRAW, "operator that draws images", otherwise) else None
+    if hasattr(torch.ops.flowers_bench_draw, "draw"):
+        return True
+    if wants_cuda(torch.cuda.is_available()) and _load_part(
+        DRAW, "CUDA kernel that draws images", "they are drawn on the processor", cuda=True
+    ):
+        return True
+    return _load_part(DRAW, "operator that draws images", "PyTorch's draw the same, more slowly")
 
 
-def _load_part(part: int, what: str, otherwise: str) -> bool:
+def _load_part(part: int, what: str, otherwise: str, cuda: bool = False) -> bool:
     """Load the library of a part alone; compile it if it is not there. Where that is impossible, say so, and what happens
     `otherwise`."""
     import torch
@@ -220,7 +239,7 @@ def _load_part(part: int, what: str, otherwise: str) -> bool:
         compiler = _compiler()
         if compiler is None:
             raise RuntimeError("no C++ compiler found")
-        torch.ops.load_library(str(_in_cache(compiler, cuda=False, part=part)))
+        torch.ops.load_library(str(_in_cache(compiler, cuda, part)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         _say(f"no compiled {what} ({_reason(error)}); {otherwise}")
         return False

@@ -24,7 +24,7 @@ LARGEST_FACTOR, LARGEST_ADDED = (2**15 - 1) / 2**COLOUR_BITS, 4096
 
 
 def draw(images: Sequence[Tensor], parameters: ImageParameters, side: int) -> Tensor:
-    """Draw N images, uint8 (3, H, W) each, to uint8 (N, 3, side, side), channels-last.
+    """Draw N images, uint8 (3, H, W) each, on one device, to uint8 (N, 3, side, side) there, channels-last.
 
     Raises:
         ValueError: an image is no such tensor, a box does not lie in its image, or a factor is too large.
@@ -32,11 +32,16 @@ def draw(images: Sequence[Tensor], parameters: ImageParameters, side: int) -> Te
     rows = _packed(parameters, len(images))
     given = [_interleaved(image) for image in images]
     _check(given, rows, side)
-    operators = _build.draw_operators()
+    operators = _build.draw_operators(given[0].device.type if given else "cpu")
     if operators is None:
         return draw_reference(given, rows, side)
     drawn: Tensor = operators.draw(given, torch.from_numpy(rows), side)
     return drawn
+
+
+def draws_on(device: str) -> bool:
+    """Say whether compiled code draws images that lie on this device type, "cpu" or "cuda"; compile it first where it is not."""
+    return _build.draw_operators(device) is not None
 
 
 def _packed(parameters: ImageParameters, count: int) -> np.ndarray:
@@ -85,18 +90,20 @@ def draw_reference(images: Sequence[Tensor], rows: np.ndarray, side: int) -> Ten
 def _drawn(image: Tensor, row: list[int], side: int) -> Tensor:
     top, left, height, width, mirrored = row[:5]
     # Sums of weighted pixels are below 2^24, which float32 holds, unless its products are allowed to be less exact.
-    exact = torch.float32 if torch.get_float32_matmul_precision() == "highest" else torch.float64
+    usual = image.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    exact = torch.float32 if usual else torch.float64
+    down, across = (_weights(size, side).to(image.device, exact) for size in (height, width))
     pixels = image[:, top : top + height, left : left + width].to(exact)
-    pixels = _rounded(_weights(height, side).to(exact) @ pixels, WEIGHT_BITS)
-    pixels = _rounded(pixels @ _weights(width, side).to(exact).T, WEIGHT_BITS).double()
+    pixels = _rounded(down @ pixels, WEIGHT_BITS)
+    pixels = _rounded(pixels @ across.T, WEIGHT_BITS).double()
     if mirrored:
         pixels = pixels.flip(2)
     channels = [int(total) for total in pixels.sum((1, 2))]
     grey = sum(share * total for share, total in zip(GREY, channels, strict=True))
     mean = (2 * grey // side**2 + 1) >> 1
     added = (mean * row[17] + (1 << (GREY_BITS - 1))) >> GREY_BITS
-    matrix = torch.tensor(row[5:14], dtype=torch.float64).reshape(3, 3)
-    offset = torch.tensor([value + added for value in row[14:17]], dtype=torch.float64)
+    matrix = pixels.new_tensor(row[5:14]).reshape(3, 3)
+    offset = pixels.new_tensor([value + added for value in row[14:17]])
     coloured = (matrix @ pixels.flatten(1)).add_(offset[:, None]).reshape(3, side, side)
     return _rounded(coloured, COLOUR_BITS).clamp_(0, 255).to(torch.uint8)
 

@@ -431,6 +431,7 @@ class Environment(Record):
 
     Attributes:
         trained_in: the precision that it was trained in, such as `tf32`; None where nothing was trained, and in older results.
+        drawn: what drew the training images (`training/feeding.py`); None on a CPU, where each step's are drawn in its turn.
     """
 
     processor: Name
@@ -445,6 +446,7 @@ class Environment(Record):
     kernel: Annotated[str | None, OrNull(Text(1000))]
     devices: Count | None = None
     trained_in: Name | None = None
+    drawn: Name | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,9 @@ from flowers_bench.contract.dataset import Images as Decoded
 from flowers_bench.contract.dataset import Split
 from flowers_bench.data.cache import Selection
 from flowers_bench.data.drawing import ByParameters, times_before
+from flowers_bench.data.on_device import OnDevice
 from flowers_bench.data.pixels import Augmented
+from flowers_bench.data.processes import in_order_by_processes
 from flowers_bench.data.samplers import SAMPLERS
 from flowers_bench.data.threads import in_order
 from flowers_bench.measure.energy import Meter, joules_of_all
@@ -35,24 +37,28 @@ from flowers_bench.training.build import Parts
 from flowers_bench.training.distributed import ALONE, Ranks
 from flowers_bench.training.epochs import begin_epoch, has_begin_epoch
 from flowers_bench.training.events import Emit, Resumed, Step
+from flowers_bench.training.feeding import Feeding, choose_feeding
 from flowers_bench.training.frozen_prefix import CachedActivations
 from flowers_bench.training.losses import Losses
 from flowers_bench.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
 from flowers_bench.training.precision import backward_pass, forward_pass
 from flowers_bench.training.probe import start_from_probe
-from flowers_bench.training.process import Interrupted
+from flowers_bench.training.process import Interrupted, with_threads
 from flowers_bench.training.steps import Images, Trained, TrainingBatch
 from flowers_bench.util.errors import TrialDisturbed
 from flowers_bench.util.files import write_atomically
+from flowers_bench.util.system import available_cores
 
 #: Clean training accuracy is measured each epoch on a fixed sample of at most this many training images, and of no more
 #: than validation has: it must not cost more than validating does.
 TRAIN_SAMPLE = 200
+#: How many of an epoch's steps a process draws at least: to start it takes as long as to draw some fifty images one by one.
+_STEPS_OF_A_PROCESS = 8
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The images of one batch, drawn and augmented.
+    """The images of one batch, drawn and augmented: on the CPU, or on the device where decoded images lie there.
 
     Attributes:
         images: augmented, uint8 (N, 3, S, S).
@@ -76,6 +82,23 @@ class Drawn:
                 if ranks.broadcast(getattr(self, field.name) is not None, by)
             }
         )
+
+    def pin_memory(self) -> Drawn:
+        """Copy the images to page-locked memory, from which a GPU fetches them while this process goes on."""
+        images = {name: tensor.pin_memory() for name, tensor in self._tensors().items() if name != "random_state"}
+        return replace(self, **images)
+
+    def __reduce__(self) -> tuple[Callable[..., Drawn], tuple[dict[str, np.ndarray]]]:
+        """Give arrays to be pickled: torch passes tensors between processes by shared memory, of which containers have little."""
+        return _of_arrays, ({name: tensor.numpy() for name, tensor in self._tensors().items()},)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _of_arrays(arrays: dict[str, np.ndarray]) -> Drawn:
+    return Drawn(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 @dataclass(frozen=True)
@@ -111,6 +134,7 @@ class Training:
         ranks: this process among those that train together. Only the main rank evaluates, emits and writes.
         unlabelled: images for steps that learn from them.
         history: every finished epoch.
+        feeding: what draws the images; None: it starts from stored activations, or trains nothing.
         best_epoch: the epoch chosen on validation, from 1; 0 before any.
     """
 
@@ -125,6 +149,7 @@ class Training:
     unlabelled: Decoded = ()
     history: list[Epoch] = field(default_factory=list)
     best_epoch: int = 0
+    feeding: Feeding | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         recipe, parts = self.trial.recipe, self.parts
@@ -137,10 +162,11 @@ class Training:
         averaged = recipe.ema_decay and self.ranks.is_main
         self._average = Average(self._model, recipe.ema_decay) if averaged else None
         self._best = (-1.0, -math.inf)
-        self._source = parts.augmented(self.train.images, recipe.image_size)
-        self._by_parameters = self._drawing(self.train.images, "augment") if parts.views is None else None
-        self._unlabelled_by_parameters = self._drawing(self.unlabelled, "augment unlabelled")
         self._second = Augmented(self.train.images, parts.second_transform) if parts.second_transform else None
+        pixels, unlabelled = self._where_drawn()
+        self._source = parts.augmented(pixels, recipe.image_size)
+        self._by_parameters = self._drawing(pixels, "augment") if parts.views is None else None
+        self._unlabelled_by_parameters = self._drawing(unlabelled, "augment unlabelled")
         stored = self.parts.stored
         self._forward = self._model if stored is None else stored.prefix.tail(self._model)
         if self._optimizer is not None:
@@ -167,6 +193,15 @@ class Training:
         if isinstance(self.train.images, CachedActivations):
             images = self.train.images.sample(images, chosen)
         self._sample = Split(images, self.train.labels[chosen], chosen.tolist())
+
+    def _where_drawn(self) -> tuple[Decoded, Decoded]:
+        """Choose what draws images; give training images and those without labels where they are drawn."""
+        images, device = (self.train.images, self.unlabelled), self.parts.normalize.device
+        if self.parts.stored is None and self._optimizer is not None:
+            self.feeding = choose_feeding(device, self.ranks, self._parameters_alone(), images)
+        if self.feeding is not Feeding.ON_DEVICE:
+            return images
+        return OnDevice.copied(images[0], device), OnDevice.copied(images[1], device)
 
     def _drawing(self, images: Decoded, purpose: str) -> ByParameters | None:
         """Make what draws images by parameters, where the augmentation states them."""
@@ -300,15 +335,22 @@ class Training:
         return list(map(Chosen, batches, times_before(batches), without, times_before(without)))
 
     def _draw_all(self, epoch: int, steps: Sequence[Chosen]) -> Iterator[Drawn]:
-        """Draw each step's images: while the steps before are taken, where that gains time and changes nothing."""
-        if self._draws_ahead():
-            return in_order(lambda step: self._draw(epoch, step, steps[step]), range(len(steps)), workers=1, ahead=2)
-        return self._draw_in_turn(epoch, steps)
+        """Draw each step's images, as `feeding` says."""
+        pin = self.parts.normalize.device.type == "cuda"
 
-    def _draws_ahead(self) -> bool:
-        """Say whether images are drawn by a thread. On a CPU the trials' threads keep all cores busy already; and what draws from torch's
-        global generator has to take its turn."""
-        return self._parameters_alone() and self.ranks.count == 1 and self.parts.normalize.device.type != "cpu"
+        def draw(step: int) -> Drawn:
+            return self._draw(epoch, step, steps[step])
+
+        if self.feeding is Feeding.ON_DEVICE:  # of several ranks, each draws all: that is less than to broadcast them
+            return map(draw, range(len(steps)))
+        if self.feeding is Feeding.BY_THREAD:
+            ready = (lambda step: draw(step).pin_memory()) if pin else draw
+            return in_order(ready, range(len(steps)), workers=1, ahead=2)
+        if self.feeding is Feeding.BY_PROCESSES:
+            most = math.ceil(len(steps) / _STEPS_OF_A_PROCESS)
+            workers = min(torch.get_num_threads(), available_cores(), most)
+            return in_order_by_processes(draw, len(steps), workers, pin)
+        return self._draw_in_turn(epoch, steps)
 
     def _draw_in_turn(self, epoch: int, steps: Sequence[Chosen]) -> Iterator[Drawn]:
         """Draw each step's images when it is taken. Of several ranks, each draws the images of one step in turn and broadcasts them: where
@@ -334,7 +376,9 @@ class Training:
         if self._parameters_alone():
             unlabelled = self._first_unlabelled(epoch, chosen) if len(chosen.unlabelled) else None
             return Drawn(self._first(epoch, chosen), unlabelled=unlabelled)
-        with torch.random.fork_rng(devices=()):
+        # Sums that torchvision takes over an image, such as its mean, depend on the threads: worker processes have one.
+        one_thread = with_threads(1) if self.parts.normalize.device.type == "cuda" else contextlib.nullcontext()
+        with one_thread, torch.random.fork_rng(devices=()):
             self._seed(epoch, step)
             images = self._first(epoch, chosen)
             state = torch.get_rng_state()

@@ -133,11 +133,19 @@ def run_trial(folder: TrialFolder, emit: Emit, ranks: Ranks = ALONE) -> None:
         weights_report=backbone.report.facts(),
         class_names=list(dataset.class_names),
         descriptions=list(described) or None,
-        hardware=environment(device, ranks.count, trial.recipe.precision if training.history else None),
+        hardware=environment(device, ranks.count, *how_trained(training)),
     )
     observers.draw(model, parts.normalize, dataset, folder.figures_path)
     observers.tell("trial_finished", result=result)
     folder.finish(result)
+
+
+def how_trained(training: Training) -> tuple[str | None, str | None]:
+    """Name the precision of a training, and what drew its images: None on a CPU, and each where there was nothing."""
+    if not training.history:
+        return None, None
+    drawn = training.feeding if training.parts.normalize.device.type != "cpu" else None
+    return training.trial.recipe.precision, drawn.value if drawn else None
 
 
 def _unheard(event: Event) -> None:
