@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -108,3 +110,32 @@ def test_trials_are_planned_there_too(tmp_path: Path) -> None:
     request = Request(["knn"], "petals", tmp_path, 2, settings={"data.species": "4"})
     jobs, planned = side_by_side(plan(discover(), request, []))
     assert jobs == min(len(planned), os.cpu_count() or 1)
+
+
+_CHURN = """
+import sys, resource
+import numpy as np
+from flowers_bench.util.system import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def churn():
+    for _ in range(50):
+        for array in [np.ones(2**17), np.ones(2**17)]: array + 1
+churn()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+churn()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_used_again() -> None:
+    def pages_cleared(how: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", _CHURN, how], capture_output=True, check=True).stdout)
+
+    assert pages_cleared("kept") < 256 < pages_cleared("given back")
+
+
+def test_other_c_libraries_know_no_such_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    system.keep_freed_memory()

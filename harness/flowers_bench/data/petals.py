@@ -33,6 +33,7 @@ from flowers_bench.data.options import PETALS_OPTIONS
 from flowers_bench.data.petal_words import describe
 from flowers_bench.data.threads import in_order
 from flowers_bench.util.errors import unknown_name
+from flowers_bench.util.system import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,9 +125,15 @@ def _rng(*axes: object) -> np.random.Generator:
 
 
 def _hsv(hue: float, saturation: float, value: float) -> Colour:
-    channels = [(5 + hue * 6) % 6, (3 + hue * 6) % 6, (1 + hue * 6) % 6]
-    r, g, b = (value - value * saturation * max(0.0, min(k, 4 - k, 1.0)) for k in channels)
+    r, g, b = _colours_of(np.array([hue]), saturation, np.array([value]))[0].tolist()
     return (r, g, b)
+
+
+def _colours_of(hues: NDArray[np.float64], saturation: float, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute colours (N, 3) in RGB from hues and values (N,)."""
+    k = (np.array([5, 3, 1]) + hues[:, None] * 6) % 6
+    pure = np.maximum(np.minimum(np.minimum(k, 4 - k), 1), 0)
+    return np.asarray(values[:, None] - values[:, None] * saturation * pure)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -288,11 +295,17 @@ def _stack(genes: Sequence[Species]) -> dict[str, Array]:
 def _power(base: Array, exponent: Array) -> Array:
     """Compute `base ** exponent` for bases from 0 on, by exp and log: NumPy has vector instructions for these, but
     not for powers."""
-    return np.asarray(np.exp(exponent * np.log(np.maximum(base, 1e-6))))
+    found: Array = np.maximum(base, 1e-6)
+    np.log(found, out=found)
+    found *= exponent
+    np.exp(found, out=found)
+    return found
 
 
 def _over(canvas: Array, colour: Array, cover: Array) -> None:
-    canvas += cover[:, None] * (colour - canvas)
+    change = colour - canvas
+    change *= cover[:, None]
+    canvas += change
 
 
 def _inside(distance: Array, softness: float = 1.0) -> Array:
@@ -304,7 +317,9 @@ def _inside(distance: Array, softness: float = 1.0) -> Array:
     slope = np.zeros_like(distance)
     slope[:, :, 1:] = np.abs(distance[:, :, 1:] - distance[:, :, :-1])
     slope[:, 1:] += np.abs(distance[:, 1:] - distance[:, :-1])
-    return np.clip(0.5 + distance / (softness * np.maximum(slope, 1e-4)), 0, 1)
+    found = distance / (softness * np.maximum(slope, 1e-4))
+    found += 0.5
+    return np.clip(found, 0, 1, out=found)
 
 
 class _Scene:
@@ -375,8 +390,8 @@ class _Scene:
             cover = np.clip((0.12 + 0.33 * width - distance) * 9, 0, 1)
             # Every second one has the hue of some flower, the others that of leaves.
             hue = (0.52 + 0.66 * tint) if k % 2 else 0.15 + 0.25 * tint
-            colour = [_hsv(float(h), 0.5, 0.35 + 0.6 * float(b)) for h, b in zip(hue.flat, bright.flat, strict=True)]
-            _over(canvas, np.array(colour, np.float32)[:, :, None, None], cover * self.factors["clutter"] * 0.75)
+            colour = _colours_of(hue.ravel().astype(float), 0.5, 0.35 + 0.6 * bright.ravel().astype(float))
+            _over(canvas, colour.astype(np.float32)[:, :, None, None], cover * self.factors["clutter"] * 0.75)
         return canvas
 
     def _leaves(self, canvas: Array) -> None:
@@ -405,11 +420,13 @@ class _Scene:
             # An inner layer throws a shadow on the one below.
             canvas *= (1 - 0.3 * np.clip(1 + distance * 9, 0, 1) * (layer < g["layers"]))[:, None]
         along = np.minimum(self.radius / length, 1)
-        colour = g["inner"] + (g["outer"] - g["inner"]) * _power(along, g["gradient"])[:, None]
+        colour = (g["outer"] - g["inner"]) * _power(along, g["gradient"])[:, None]
+        colour += g["inner"]
         _over(colour, g["marking_colour"], self._marking(a, along))
         # Each petal lies a little over its neighbour, and has a crease along its axis.
         shade = 0.94 - 0.22 * a * a + 0.1 * side - 0.2 * (1 - along) - 0.1 * np.maximum(1 - 6 * a, 0) + 0.06 * layer
-        _over(canvas, colour * shade[:, None], _inside(distance) * (layer < g["layers"]))
+        colour *= shade[:, None]
+        _over(canvas, colour, _inside(distance) * (layer < g["layers"]))
 
     def _wobble(self, which: NDArray[np.intp], layer: int) -> Array:
         """Draw a number in [0, 1) for each petal, at each of its pixels."""
@@ -596,6 +613,7 @@ def _step(size: int) -> int:
 def _rendered(plan: Sequence[tuple[str, int, int]], size: int, grammar_seed: int) -> Iterator[NDArray[np.uint8]]:
     """Render the images of `plan` (split, species, index), in order, each (S, S, 3)."""
     step = _step(size)
+    keep_freed_memory()
 
     def draw(start: int) -> list[NDArray[np.uint8]]:
         images: list[NDArray[np.uint8]] = []

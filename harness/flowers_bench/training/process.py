@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from flowers_bench.util.errors import UsageError, unknown_name
+from flowers_bench.util.system import keep_freed_memory
 
 #: What a trial may be asked to compute on.
 DEVICES = ("cpu", "cuda", "mps")
@@ -51,6 +52,7 @@ def prepare_process(threads: int | None, processes: int = 1, device: str | None 
     Raises:
         UsageError: that device is not there.
     """
+    keep_freed_memory()
     # Read at the first product on CUDA, which then computes sums in one order.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 #: Where Linux tells of its processes and devices.
 PROC, SYS = Path("/proc"), Path("/sys")
+#: Settings of glibc's `mallopt`, from its `malloc.h`.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def available_cores() -> int:
@@ -94,6 +96,24 @@ def unreserved_mapping() -> int:
     import mmap
 
     return int(getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0))
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what memory it frees for what it allocates next. Where the C library is not glibc, nothing
+    changes.
+
+    Arithmetic allocates and frees arrays of a megabyte all the time. By its defaults glibc gives each of them back to
+    the system, which clears every page before it gives it out again: that took half the time of drawing petals, and a
+    seventh of a small network's trial.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the most that every glibc takes
+    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class OtherLoad:
