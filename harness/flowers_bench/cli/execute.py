@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -131,9 +132,12 @@ def compile_kernels(planned: Sequence[TrialPlan]) -> None:
     from flowers_bench.data.drawing import compile_operator
     from flowers_bench.measure.hardware import kernel_in_use
 
-    kernel_in_use()
-    if any(item.draws for item in planned):
-        compile_operator()
+    with ThreadPoolExecutor() as pool:  # the compilers run side by side: each library alone leaves cores idle
+        compiled: list[Future[object]] = [pool.submit(kernel_in_use)]
+        if any(item.draws for item in planned):
+            compiled.append(pool.submit(compile_operator))
+    for one in compiled:
+        one.result()
 
 
 def run_shown(
