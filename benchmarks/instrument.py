@@ -11,15 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from rows import Rows, answer, columns, percent, points, read_rows
 from tables import RESULTS, Table
 
-from flowers_bench.measure.statistics import ALPHA, Interval, holm, paired_difference, paired_p_value
-from flowers_bench.report.aggregate import Finished, Row, build_row, by_configuration
-from flowers_bench.report.kept_trials import load_each
+from flowers_bench.measure.statistics import Interval, holm, paired_difference, paired_p_value
+from flowers_bench.report.aggregate import Finished, Row
 from flowers_bench.report.robustness import under_stress
-from flowers_bench.store.folder import Store
 
-Rows = Mapping[str, Row]
 FOLDER = RESULTS / "instrument"
 #: What only drawn flowers can be asked about their shape, by the words for it.
 SHAPE = {
@@ -53,12 +51,6 @@ def main() -> None:
         table(rows).write(FOLDER / f"{name}.csv")
 
 
-def read_rows(place: Path) -> Rows:
-    """Read the finished trials of a store; a row for each name, with its seeds."""
-    trials = load_each(Store(place).finished())
-    return {found.label: build_row(found.label, found) for found in by_configuration(trials)}
-
-
 def tilt(rows: Rows) -> Table:
     """Make the table of deformable convolutions against plain ones, by what changes a flower's shape."""
     found = under_stress(rows["deformation/deformable"], rows["deformation/plain"])
@@ -66,11 +58,11 @@ def tilt(rows: Rows) -> Table:
         raise SystemExit("these trials were not measured on changed images: flowers-bench run instrument --stress")
     kinds = [kind for kind in found.kinds if kind.kind in SHAPE]
     table = Table(
-        ["drawn again with", "from", "to", *_columns("difference"), *_columns("grows by"), "p (Holm)", "answer"]
+        ["drawn again with", "from", "to", *columns("difference"), *columns("grows by"), "p (Holm)", "answer"]
     )
     for kind, p in zip(kinds, holm([kind.p for kind in kinds]), strict=True):
-        growth = [*_points(kind.difference), *_points(kind.growth)]
-        table.add(SHAPE[kind.kind], kind.weakest, kind.strongest, *growth, f"{p:.2g}", _answer(kind.growth, p))
+        growth = [*points(kind.difference), *points(kind.growth)]
+        table.add(SHAPE[kind.kind], kind.weakest, kind.strongest, *growth, f"{p:.2g}", answer(kind.growth, p))
     return table
 
 
@@ -81,7 +73,7 @@ def twins(rows: Rows, question: str) -> Table:
     taken for a twin. So its difference is that of top-1 less that of the family.
     """
     pairs = [(rows[first], rows[second]) for first, second in PAIRS[question]]
-    table = Table(["row", "against", *_columns("top-1"), *_columns("family"), *_columns("twins"), "p (Holm)", "answer"])
+    table = Table(["row", "against", *columns("top-1"), *columns("family"), *columns("twins"), "p (Holm)", "answer"])
     told = [tuple(-_taken_for_a_twin(row) for row in pair) for pair in pairs]
     adjusted = holm([paired_p_value(*both) for both in told])
     for (first, second), both, p in zip(pairs, told, adjusted, strict=True):
@@ -90,18 +82,18 @@ def twins(rows: Rows, question: str) -> Table:
             paired_difference(_right_family(first), _right_family(second)),
             paired_difference(*both),
         ]
-        cells = [cell for interval in measured for cell in _points(interval)]
-        table.add(first.name, second.name, *cells, f"{p:.2g}", _answer(measured[-1], p))
+        cells = [cell for interval in measured for cell in points(interval)]
+        table.add(first.name, second.name, *cells, f"{p:.2g}", answer(measured[-1], p))
     return table
 
 
 def shots(rows: Rows) -> Table:
     """Make the table of accuracy by training images of each class."""
-    table = Table(["images of each class", *_columns("logistic regression"), *_columns("fine-tuned")])
+    table = Table(["images of each class", *columns("logistic regression"), *columns("fine-tuned")])
     names = {1: "1", 2: "2", 5: "5", 10: "10"}
     for count, text in names.items():
         tuned = rows["mixed/none" if count == 10 else f"shots/fine-tuned-{count}"]
-        table.add(text, *_percent(rows[f"shots/logistic-{count}"].top1), *_percent(tuned.top1))
+        table.add(text, *percent(rows[f"shots/logistic-{count}"].top1), *percent(tuned.top1))
     return table
 
 
@@ -116,9 +108,9 @@ def occlusion(rows: Rows) -> Table:
         seen.add(trials)
         ends = [np.stack([_outcome(trial, level) for trial in row.trials]) for level in (0, -1)]
         measured[row.name] = (ends, paired_difference(ends[1], ends[0]))
-    table = Table(["row", "open %", "covered %", *_columns("change")])
+    table = Table(["row", "open %", "covered %", *columns("change")])
     for name, (ends, change) in sorted(measured.items(), key=lambda item: -item[1][0][1].mean()):
-        table.add(name, *(f"{100 * end.mean():.1f}" for end in ends), *_points(change))
+        table.add(name, *(f"{100 * end.mean():.1f}" for end in ends), *points(change))
     return table
 
 
@@ -139,24 +131,6 @@ def _right_family(row: Row) -> np.ndarray:
 
 def _taken_for_a_twin(row: Row) -> np.ndarray:
     return _right_family(row) - row.correct
-
-
-def _columns(name: str) -> list[str]:
-    return [name, f"{name} low", f"{name} high"]
-
-
-def _points(found: Interval) -> list[str]:
-    return [f"{100 * value:+.1f}" for value in (found.value, found.low, found.high)]
-
-
-def _percent(found: Interval) -> list[str]:
-    return [f"{100 * value:.1f}" for value in (found.value, found.low, found.high)]
-
-
-def _answer(found: Interval, p: float) -> str:
-    if p >= ALPHA:
-        return "not decided"
-    return "yes, better" if found.value > 0 else "yes, worse"
 
 
 if __name__ == "__main__":
