@@ -27,7 +27,11 @@ def main() -> None:
 
 def defaults(rows: Rows) -> Table:
     """Make the table of rows against their baselines, best difference first; ValueError where one has more than one seed."""
-    pairs = [(row, rows[row.baseline]) for name, row in rows.items() if row.baseline in rows and row.baseline != name]
+    pairs = [
+        (row, rows[against])
+        for name, row in rows.items()
+        if (against := row.baseline) is not None and against in rows and against != name
+    ]
     if several := [row.name for row, _ in pairs if len(row.seeds) > 1]:
         raise ValueError(f"one seed each is what this table tells; there are more of: {', '.join(several)}")
     found = [paired_difference(row.correct, baseline.correct) for row, baseline in pairs]
