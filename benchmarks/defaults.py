@@ -51,9 +51,13 @@ def defaults(rows: Rows) -> Table:
     for (row, baseline), difference, p in sorted(
         zip(pairs, found, adjusted, strict=True), key=lambda entry: -entry[1].value
     ):
-        cells = [row.name, *percent(row.top1), baseline.name, *percent(baseline.top1), *points(difference), f"{p:.2g}"]
+        cells = [row.name, *percent(row.top1), baseline.name, *percent(baseline.top1), *points(difference), _p(p)]
         table.add(*cells, row.config.backbone, _place(difference.value, p))
     return table
+
+
+def _p(p: float) -> str:
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 
 def _place(difference: float, p: float) -> str:
