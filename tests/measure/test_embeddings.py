@@ -19,6 +19,7 @@ from flowers_bench.measure.episodic import episodic_accuracy, queries_per_class
 from flowers_bench.measure.quality import mixed_quality
 from flowers_bench.measure.retrieval import Retrieval, retrieval
 from flowers_bench.measure.statistics import image_mean
+from flowers_bench.models import logistic
 from flowers_bench.nn import Output, distance_scores
 from flowers_bench.store.records import Mixed, RetrievalMetrics
 from flowers_bench.training.evaluation import Evaluator
@@ -211,6 +212,16 @@ def test_logistic_regression_agrees_with_scikit_learn() -> None:
     found = fit_logistic(torch.from_numpy(points), torch.from_numpy(labels), 4, 0.05)(torch.from_numpy(queries))
     expected = peer.predict_proba(scaler.transform(queries))
     assert torch.softmax(found, 1).numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_logistic_regression_is_the_same_computed_for_some_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    points, labels = torch.randn(60, 6), torch.arange(60) % 4
+    whole = fit_logistic(points, labels, 4, 0.05)
+    monkeypatch.setattr(logistic, "_AT_ONCE", 4 * 7)  # 60 images are eight times seven, and four
+    some = fit_logistic(points, labels, 4, 0.05)
+    assert torch.allclose(some.weight, whole.weight, atol=1e-6)
+    assert torch.allclose(some.bias, whole.bias, atol=1e-6)
 
 
 def test_cosine_scores_are_cosines() -> None:

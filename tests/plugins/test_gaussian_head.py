@@ -56,6 +56,14 @@ def test_lda_of_a_given_shrinkage_is_scikit_learns(dim: int, share: float) -> No
     assert shares / shares.sum(1, keepdims=True) == pytest.approx(peer.predict_proba(queries), abs=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"shrinkage": 0.0}])
+def test_lda_of_one_image_a_class_finds_the_nearest(options: dict[str, float]) -> None:
+    x, labels, queries = drawn(12, counts=(1,) * CLASSES)
+    found, nearest = fitted("lda", x, labels, **options)(queries), fitted("nearest-mean", x, labels)(queries)
+    assert found.argmax(1).tolist() == nearest.argmax(1).tolist()
+    assert np.ptp(found, 1).min() > 0
+
+
 @pytest.mark.parametrize("dim", [3, 12, 40])
 def test_the_estimated_shrinkage_is_scikit_learns(dim: int) -> None:
     x, labels, queries = drawn(dim)

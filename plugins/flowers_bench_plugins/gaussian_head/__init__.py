@@ -18,6 +18,7 @@ mean. What differs between the variants is its covariance:
 
 With ten images of a class in hundreds of dimensions no covariance can be inverted as it is; a, and b, are what makes it
 possible. a is Ledoit and Wolf's estimate, which minimises the expected squared error of S, or a number (`--set shrinkage=`).
+Of one image a class W is zero; S is then the identity times the features' mean variance, and `lda` finds the nearest mean.
 
 What differs from the paper: Hayes shrinks by a constant, 1e-4. Ledoit and Wolf subtract one mean, here each image's class
 mean is subtracted first. Simple CNAPS adapts the network to each task, here it stays; and its b is 1, on features whose

@@ -22,6 +22,8 @@ def fit_lda(context: PredictorContext, features: Features) -> Callable[[Output, 
     within = x - means[labels]
     shrinkage = context.options.number("shrinkage")
     covariance = shrunk(within, ledoit_wolf(within) if shrinkage < 0 else shrinkage)
+    if not covariance.any():  # one image of each class says nothing of their spread
+        covariance = shrunk(x - x.mean(0), 1.0)
     # Where nothing is shrunk there may be no inverse: directions without any spread then count for nothing.
     weight = means @ torch.linalg.pinv(covariance, hermitian=True)
     prior = torch.bincount(labels, minlength=context.num_classes).double() / len(labels)
