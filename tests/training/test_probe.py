@@ -87,6 +87,18 @@ def test_a_model_without_a_linear_classifier_is_refused_in_planning(tmp_path: Pa
         planned(tmp_path, name, backbone=backbone, **PROBE)
 
 
+@pytest.mark.parametrize("name", ["test-time/flips", "test-time/ten-crops"])
+def test_a_predictor_of_several_views_changes_nothing_about_the_start(tmp_path: Path, name: str) -> None:
+    training = training_of(live(tmp_path, name, **PROBE))
+    alone = training_of(live(tmp_path, "test-time/one-view", **PROBE))
+    for each in (training, alone):
+        each.parts.model.load_state_dict(alone.parts.model.state_dict())
+        start_from_probe(each.parts.model, each.parts.evaluator, each.train, ALONE)
+    assert training.parts.evaluator.views is not None
+    found, expected = (linear_classifier(each.parts.model).weight for each in (training, alone))
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_classifier_without_a_bias_is_refused() -> None:
     class Backbone(nn.Module):
         def get_classifier(self) -> nn.Module:

@@ -23,6 +23,7 @@ from flowers_bench.plan.request import Loaded, Request
 from flowers_bench.plan.variants import ChosenParts
 from flowers_bench.store.folder import Store
 from flowers_bench.training.finished import TrialFinder
+from flowers_bench.training.probe import linear_classifier
 from flowers_bench.util.errors import UsageError, unknown_name
 
 #: Before a trial's id, in `--weights`.
@@ -187,8 +188,6 @@ def refuse_no_unlabelled(parts: ChosenParts, dataset: Dataset) -> None:
 
 def refuse_no_probe(parts: ChosenParts, recipe: Recipe, model: nn.Module) -> None:
     """Refuse a start from a linear probe of a model that has no linear classifier. Raises `UsageError`."""
-    from flowers_bench.training.probe import linear_classifier
-
     if recipe.classifier_start == "probe":
         try:
             linear_classifier(model)

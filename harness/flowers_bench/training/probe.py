@@ -6,10 +6,13 @@ logistic regression on the features of the training images, as the network start
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from flowers_bench.contract.dataset import Split
+from flowers_bench.contract.predictor import CLASSIFIER
 from flowers_bench.models.layers import Classifier
 from flowers_bench.models.logistic import fit_logistic
 from flowers_bench.training.distributed import Ranks
@@ -38,7 +41,8 @@ def start_from_probe(model: nn.Module, evaluator: Evaluator, train: Split, ranks
     classifier = linear_classifier(model)
     fitted = None
     if ranks.is_main:
-        features = evaluator.features(model, train)
+        # The classifier sees one view of each image, whatever the trial's predictor shows the model.
+        features = replace(evaluator, predictor=CLASSIFIER, views=None).features(model, train)
         probe = fit_logistic(features.output.embedding, features.labels, evaluator.context.num_classes, PENALTY, STEPS)
         fitted = [values.float() for values in probe.on_raw_features()]
     with torch.no_grad():
