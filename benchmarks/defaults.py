@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rows import Rows, columns, percent, points, read_rows
+from rows import Rows, answer, columns, percent, points, read_rows
 from tables import RESULTS, Table
 
-from flowers_bench.measure.statistics import ALPHA, holm, mcnemar, paired_difference
+from flowers_bench.measure.statistics import holm, mcnemar, paired_difference
 
 
 def main() -> None:
@@ -52,18 +52,12 @@ def defaults(rows: Rows) -> Table:
         zip(pairs, found, adjusted, strict=True), key=lambda entry: -entry[1].value
     ):
         cells = [row.name, *percent(row.top1), baseline.name, *percent(baseline.top1), *points(difference), _p(p)]
-        table.add(*cells, row.config.backbone, _place(difference.value, p))
+        table.add(*cells, row.config.backbone, answer(difference, p, "above", "below"))
     return table
 
 
 def _p(p: float) -> str:
     return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
-
-
-def _place(difference: float, p: float) -> str:
-    if p >= ALPHA:
-        return "not decided"
-    return "above" if difference > 0 else "below"
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def percent(found: Interval) -> list[str]:
     return [f"{100 * value:.1f}" for value in (found.value, found.low, found.high)]
 
 
-def answer(found: Interval, p: float) -> str:
-    """Say what a difference decides, at an adjusted p-value."""
+def answer(found: Interval, p: float, above: str = "yes, better", below: str = "yes, worse") -> str:
+    """Say what a difference decides, at an adjusted p-value, and in which words."""
     if p >= ALPHA:
         return "not decided"
-    return "yes, better" if found.value > 0 else "yes, worse"
+    return above if found.value > 0 else below
